@@ -1,0 +1,263 @@
+"""`params.yaml` -> strict typed configuration.
+
+Read once, at the edge: a stage script calls `load()` and hands typed values on. An unknown, missing or ill-typed key raises
+`ConfigError` with the key's full path. Derived numbers are methods here, never further keys.
+"""
+
+import dataclasses
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+T = TypeVar("T")
+
+GROUPS = ("vision", "embed_head", "lora", "proj", "fcs", "sam2_encoder", "sam2_decoder")
+"""Names of the module groups that a run may train. `lora` stands for the language model's linear layers."""
+
+Group = Literal["embed_head", "lora", "proj", "fcs", "sam2_decoder"]
+
+
+class ConfigError(ValueError):
+    """A key of `params.yaml` is unknown, missing, of the wrong type, or out of range. The message begins with its path."""
+
+
+@dataclass(frozen=True)
+class Paths:
+    root: str
+
+
+@dataclass(frozen=True)
+class Launch:
+    processes: int
+    machines: int
+    machine_rank: int
+    main_address: str
+    main_port: int
+
+    def __post_init__(self) -> None:
+        _require(self.processes >= 1, "launch.processes", "must be at least 1")
+        _require(self.machines >= 1, "launch.machines", "must be at least 1")
+        _require(0 <= self.machine_rank < self.machines, "launch.machine_rank", "must be below launch.machines")
+
+
+@dataclass(frozen=True)
+class World:
+    seed: int
+    train_images: int
+    val_images: int
+    test_images: int
+    sa1b_images: int
+    shift: float
+
+    def __post_init__(self) -> None:
+        for name in ("train_images", "val_images", "test_images", "sa1b_images"):
+            _require(getattr(self, name) >= 1, f"world.{name}", "must be at least 1")
+        _require(0.0 <= self.shift <= 1.0, "world.shift", "must lie in [0, 1]")
+
+
+@dataclass(frozen=True)
+class Index:
+    max_bad_fraction: float
+
+
+@dataclass(frozen=True)
+class SubsetSa1b:
+    images: int
+    order: Literal["name", "seed"]
+    seed: int
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    mask: float
+    dice: float
+    language: float
+    iou: float
+
+
+@dataclass(frozen=True)
+class Train:
+    seed: int
+    steps: int
+    groups: tuple[Group, ...]
+    loss: LossWeights
+    mask_points: int
+    beta: float
+    save_every: int
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 1, "train.steps", "must be at least 1")
+        _require(len(self.groups) >= 1, "train.groups", "names no group: nothing would be trained")
+        _require(len(set(self.groups)) == len(self.groups), "train.groups", "names a group twice")
+        _require(self.mask_points >= 0, "train.mask_points", "must be 0 (the whole mask) or a number of points")
+        _require(self.beta >= 0, "train.beta", "must not be negative")
+        _require(self.save_every >= 0, "train.save_every", "must be 0 (only the last) or a number of steps")
+
+
+@dataclass(frozen=True)
+class Convert:
+    source: str
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    seed: int
+    splits: tuple[str, ...]
+    max_samples: int | None
+    max_texts_per_image: int | None
+    max_new_tokens: int
+
+    def __post_init__(self) -> None:
+        _require(len(self.splits) >= 1, "evaluate.splits", "names no split")
+        _require(self.max_new_tokens >= 1, "evaluate.max_new_tokens", "must be at least 1")
+
+
+@dataclass(frozen=True)
+class Report:
+    seed: int
+    bootstrap: int
+    gallery: int
+
+
+@dataclass(frozen=True)
+class PresetWeights:
+    source: Literal["embedded", "hub", "url", "path"]
+    location: str
+    revision: str | None
+    sha256: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Lora:
+    rank: int
+    alpha: float
+    dropout: float
+
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True)
+class PresetTrain:
+    precision: Literal["float32", "bf16"]
+    batch: int
+    accumulation: int
+    lr: float
+    lr_sam2_scale: float
+    schedule: Literal["constant", "cosine"]
+    warmup: float
+    weight_decay: float
+    clip: float
+    lora: Lora
+    objects_per_image: int
+    objects_per_conversation: int
+    max_tiles: int
+    checkpoint_activations: bool
+
+    def effective_batch(self, processes: int) -> int:
+        """Images per optimizer step over all processes."""
+        return self.batch * self.accumulation * processes
+
+
+@dataclass(frozen=True)
+class PresetEvaluate:
+    precision: Literal["float32", "bf16"]
+    images_per_batch: int
+
+
+@dataclass(frozen=True)
+class Preset:
+    weights: PresetWeights
+    train: PresetTrain
+    evaluate: PresetEvaluate
+
+
+@dataclass(frozen=True)
+class Config:
+    preset: str
+    paths: Paths
+    launch: Launch
+    sources: dict[str, str]
+    variants: dict[str, tuple[Group, ...]]
+    world: World
+    index: Index
+    subset_sa1b: SubsetSa1b
+    train: Train
+    convert: Convert
+    evaluate: Evaluate
+    report: Report
+    presets: dict[str, Preset]
+
+    def __post_init__(self) -> None:
+        if self.preset not in self.presets:
+            raise ConfigError(f"preset: no preset named {self.preset!r}; there are {', '.join(sorted(self.presets))}")
+        _require(self.variants.get("base") == (), "variants.base", "must be there and be [] (the untouched base)")
+
+    @property
+    def chosen(self) -> Preset:
+        """The preset that `preset` names."""
+        return self.presets[self.preset]
+
+
+def load(path: str | Path = "params.yaml") -> Config:
+    """Read and check the whole file. Raises `ConfigError` naming the first offending key, `FileNotFoundError` without the file."""
+    with open(path, encoding="utf-8") as file:
+        values = yaml.safe_load(file)
+    return parse(Config, values)
+
+
+def parse(kind: type[T], values: Any, path: str = "") -> T:
+    """Build the dataclass `kind` from plain YAML values. `path` is the dotted prefix for messages. Raises `ConfigError`."""
+    return _parse(kind, values, path)
+
+
+def _require(condition: bool, path: str, message: str) -> None:
+    if not condition:
+        raise ConfigError(f"{path}: {message}")
+
+
+def _parse(kind: Any, value: Any, path: str) -> Any:
+    origin = typing.get_origin(kind)
+    where = path or "params.yaml"
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: expected a section, found {value!r}")
+        hints = typing.get_type_hints(kind)
+        names = [field.name for field in dataclasses.fields(kind)]
+        for key in value:
+            if key not in names:
+                raise ConfigError(f"{_join(path, key)}: unknown key; known here are {', '.join(names)}")
+        for name in names:
+            if name not in value:
+                raise ConfigError(f"{_join(path, name)}: missing")
+        return kind(**{name: _parse(hints[name], value[name], _join(path, name)) for name in names})
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ConfigError(f"{where}: expected a list, found {value!r}")
+        return tuple(_parse(typing.get_args(kind)[0], item, f"{path}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: expected a section, found {value!r}")
+        return {str(key): _parse(typing.get_args(kind)[1], item, _join(path, key)) for key, item in value.items()}
+    if origin is Literal:
+        if value not in typing.get_args(kind):
+            raise ConfigError(f"{where}: expected one of {', '.join(typing.get_args(kind))}, found {value!r}")
+        return value
+    if origin is UnionType:
+        if value is None:
+            return None
+        return _parse(next(arg for arg in typing.get_args(kind) if arg is not NoneType), value, path)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if kind is float and isinstance(value, str) else ""
+        raise ConfigError(f"{where}: expected {kind.__name__}, found {value!r}{hint}")
+    return value
+
+
+def _join(path: str, key: Any) -> str:
+    return f"{path}.{key}" if path else str(key)

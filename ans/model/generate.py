@@ -1,0 +1,93 @@
+"""Greedy generation: batched, over a prompt prefix that several rows share, keeping the hidden states of `[SEG]`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+
+@dataclass
+class Prefix:
+    """Keys and values of B prompt beginnings; `mask` (B, P) is 0 where one was padded on the left."""
+
+    cache: DynamicCache
+    mask: Tensor
+
+    def rows(self, index: Tensor) -> "Prefix":
+        """The prefix of every generated row: the n-th row continues beginning `index[n]`. Consumes this prefix."""
+        self.cache.batch_select_indices(index)
+        return Prefix(self.cache, self.mask[index])
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One row's answer: its token ids, and the last hidden state (n, D) of each `[SEG]` in it."""
+
+    ids: list[int]
+    seg_states: Tensor
+
+
+def pad_left(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Rows (L_i, D) -> (N, L, D) padded with zeros on the left, and the mask (N, L)."""
+    length = max(len(row) for row in rows)
+    padded = rows[0].new_zeros(len(rows), length, rows[0].shape[-1])
+    mask = torch.zeros(len(rows), length, dtype=torch.long, device=rows[0].device)
+    for number, row in enumerate(rows):
+        padded[number, length - len(row) :] = row
+        mask[number, length - len(row) :] = 1
+    return padded, mask
+
+
+@torch.no_grad()
+def prefill(language_model: nn.Module, beginnings: list[Tensor]) -> Prefix:
+    """Run prompt beginnings (P_i, D) once, so that every row that starts with one can continue from it."""
+    embeds, mask = pad_left(beginnings)
+    cache = DynamicCache(config=language_model.config)
+    _forward(language_model, embeds, mask, cache)
+    return Prefix(cache, mask)
+
+
+@torch.no_grad()
+def greedy(
+    language_model: nn.Module,
+    prefix: Prefix,
+    rows: list[Tensor],
+    ended: Callable[[list[int]], bool],
+    seg_token: int,
+    max_new_tokens: int,
+) -> list[Generated]:
+    """Continue `prefix` by `rows` (S_i, D) and decode greedily until `ended(ids)` holds for every row.
+
+    A `[SEG]` has its hidden state where it is the input, so one that is the very last token allowed has none and gives no mask,
+    as in the official code.
+    """
+    embeds, suffix_mask = pad_left(rows)
+    mask = torch.cat([prefix.mask, suffix_mask], dim=1)
+    ids: list[list[int]] = [[] for _ in rows]
+    states: list[list[Tensor]] = [[] for _ in rows]
+    running = [True] * len(rows)
+    for step in range(max_new_tokens):
+        hidden = _forward(language_model, embeds, mask, prefix.cache)[:, -1]
+        for number, row in enumerate(ids):
+            if step and running[number] and row[-1] == seg_token:
+                states[number].append(hidden[number])
+        tokens = language_model.lm_head(hidden).argmax(-1)
+        for number, token in enumerate(tokens.tolist()):
+            if running[number]:
+                ids[number].append(token)
+                running[number] = not ended(ids[number])
+        if not any(running):
+            break
+        embeds = language_model.get_input_embeddings()(tokens)[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+    empty = embeds.new_zeros(0, embeds.shape[-1])
+    return [Generated(row, torch.stack(found) if found else empty) for row, found in zip(ids, states, strict=True)]
+
+
+def _forward(language_model: nn.Module, embeds: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
+    return language_model.model(
+        inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+    ).last_hidden_state

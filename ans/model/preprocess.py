@@ -1,0 +1,44 @@
+"""Images to pixels: InternVL's dynamic tiles, and SAM2's direct resize. Both follow the official Sa2VA code in float32."""
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+def tile_grid(width: int, height: int, image_size: int, min_tiles: int, max_tiles: int) -> tuple[int, int]:
+    """(columns, rows) whose aspect ratio is nearest to the image's; a tie goes to more tiles if the image is large enough for
+    them (InternVL's rule: its area exceeds half of the tiles' area)."""
+    grids = {(i, n) for n in range(1, max_tiles + 1) for i in range(1, max_tiles + 1) if min_tiles <= i * n <= max_tiles}
+    best, best_difference = (1, 1), float("inf")
+    for columns, rows in sorted(grids, key=lambda grid: (grid[0] * grid[1], grid)):
+        difference = abs(width / height - columns / rows)
+        large_enough = width * height > 0.5 * image_size**2 * columns * rows
+        if difference < best_difference or (difference == best_difference and large_enough):
+            best, best_difference = (columns, rows), difference
+    return best
+
+
+def tiles(image: Image.Image, image_size: int, min_tiles: int, max_tiles: int, use_thumbnail: bool) -> list[Image.Image]:
+    """Cut an RGB image into `image_size` squares, row by row; with several, the whole image follows as a thumbnail."""
+    columns, rows = tile_grid(image.width, image.height, image_size, min_tiles, max_tiles)
+    resized = image.resize((columns * image_size, rows * image_size), Image.Resampling.BICUBIC)
+    boxes = [(c * image_size, r * image_size) for r in range(rows) for c in range(columns)]
+    cut = [resized.crop((x, y, x + image_size, y + image_size)) for x, y in boxes]
+    if use_thumbnail and len(cut) > 1:
+        cut.append(image.resize((image_size, image_size), Image.Resampling.BICUBIC))
+    return cut
+
+
+def sam_image(image: Image.Image, image_size: int) -> Image.Image:
+    """Resize to a square without keeping the aspect ratio, as Sa2VA feeds SAM2."""
+    return image.resize((image_size, image_size), Image.Resampling.BICUBIC)
+
+
+def normalise(images: list[Image.Image]) -> Tensor:
+    """RGB images of one size -> (B, 3, H, W) float32 with ImageNet's mean and standard deviation."""
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float() / 255
+    return (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)

@@ -1,0 +1,101 @@
+"""Chat templates and the texts that the released Sa2VA models were trained on, and their encoding into ids and labels.
+
+The texts are data of the official project (magic-research/Sa2VA): a model answers the prompts it was trained on.
+"""
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+IGNORE = -100
+IMAGE_TOKEN, IMAGE_START, IMAGE_END = "<IMG_CONTEXT>", "<img>", "</img>"
+SEG_TOKEN, REGION_START, REGION_END = "[SEG]", "<vp>", "</vp>"
+
+SEGMENT_PROMPT = " Please segment {} in this image."
+DESCRIBE_PROMPT = "Please give me a short description of the region in the picture marked by region1."
+
+_QUESTIONS = (
+    ("Can you segment the {} in this image", "?"),
+    ("Please segment {} in this image", "."),
+    ("What is {} in this image? Please respond with segmentation mask", "."),
+    ("What is {} in this image? Please output segmentation mask", "."),
+    ("Could you provide a segmentation mask for the {} in this image", "?"),
+    ("Please identify and segment the {} in this image", "."),
+    ("Where is the {} in this picture? Please respond with a segmentation mask", "."),
+    ("Can you highlight the {} in this image with a segmentation mask", "?"),
+)
+SEG_QUESTIONS = tuple(question + end for question, mark in _QUESTIONS for end in (mark, ""))
+SEG_ANSWERS = ("It is [SEG].", "Sure, [SEG].", "Sure, it is [SEG].", "Sure, the segmentation result is [SEG].", "[SEG].")
+
+
+@dataclass(frozen=True)
+class Template:
+    """A chat format. `instruction` wraps one user turn, `suffix` ends an answer (and is learnt), `separator` follows it (and is
+    not), `stop_words` end a generation."""
+
+    instruction: str
+    suffix: str = ""
+    separator: str = ""
+    stop_words: tuple[str, ...] = ()
+
+
+_CHATML = "<|im_start|>user\n{input}<|im_end|>\n<|im_start|>assistant\n"
+TEMPLATES = {
+    "phi3_chat": Template("<|user|>\n{input}<|end|>\n<|assistant|>\n", "<|end|>", "\n", ("<|end|>",)),
+    "qwen_chat": Template(_CHATML, "<|im_end|>", "\n", ("<|im_end|>", "<|endoftext|>")),
+    "internlm2_chat": Template(_CHATML, "<|im_end|>", "\n", ("<|im_end|>",)),
+    "vicuna": Template("USER: {input} ASSISTANT:", separator="\n"),
+    "llama3_chat": Template(
+        "<|start_header_id|>user<|end_header_id|>\n\n{input}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        "<|eot_id|>",
+        "",
+        ("<|eot_id|>",),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question with its answer. `separated` puts the template's separator behind the answer, without a label."""
+
+    question: str
+    answer: str
+    separated: bool = False
+
+
+def image_string(tokens: int) -> str:
+    """The placeholder of an image whose tiles give `tokens` image tokens."""
+    return f"{IMAGE_START}{IMAGE_TOKEN * tokens}{IMAGE_END}\n"
+
+
+def region_string(cells: list[int], end: str) -> str:
+    """The placeholder of several regions, the n-th of which covers `cells[n]` grid cells."""
+    regions = (f"region{i + 1}{REGION_START}{IMAGE_TOKEN * count}{REGION_END}" for i, count in enumerate(cells))
+    return f"There are {len(cells)} part regions in the picture: {', '.join(regions)}.{end}"
+
+
+def expression_text(raw: str) -> str:
+    """An expression as the training questions hold it: lower case, without the final full stop."""
+    text = raw.lower().strip()
+    return text[:-1] if text.endswith(".") else text
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, template: Template, text: str) -> list[int]:
+    """Ids of one user turn that awaits its answer."""
+    return tokenizer.encode(template.instruction.format(input=text))
+
+
+def encode_conversation(
+    tokenizer: PreTrainedTokenizerBase, template: Template, turns: list[Turn]
+) -> tuple[list[int], list[int]]:
+    """Ids and labels of a conversation; only answers and their suffix carry labels. The tokenizer's own start token, if it has
+    one, comes once, at the very beginning."""
+    ids: list[int] = []
+    labels: list[int] = []
+    for number, turn in enumerate(turns):
+        question = tokenizer.encode(template.instruction.format(input=turn.question), add_special_tokens=number == 0)
+        answer = tokenizer.encode(turn.answer + template.suffix, add_special_tokens=False)
+        separator = tokenizer.encode(template.separator, add_special_tokens=False) if turn.separated else []
+        ids += question + answer + separator
+        labels += [IGNORE] * len(question) + answer + [IGNORE] * len(separator)
+    return ids, labels

@@ -1,0 +1,261 @@
+"""Every intermediate of the official Sa2VA code, from pixels to masks. Sizes, texts and tokens all come from the golden case."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ans.model import prompts
+from ans.model.preprocess import normalise, sam_image, tile_grid, tiles
+from ans.model.segmenter import Conversations, Features, Segmenter
+from ans.model.visual_prompt import region_cells
+from tests.golden_case import FOLDER, GoldenCase, same_masks
+
+CASES = GoldenCase().cases
+SEGMENTED = GoldenCase().segmented
+GENERATED = sorted(GoldenCase().meta["generation"])
+VALUE = 1e-4
+LOGIT = 1e-3
+
+
+def close(ours: Tensor, golden: Tensor, tolerance: float = VALUE) -> None:
+    assert ours.shape == golden.shape
+    torch.testing.assert_close(ours.float(), golden.float(), rtol=0, atol=tolerance)
+
+
+def cut(golden: GoldenCase, model: Segmenter, case: str):
+    config = model.config
+    return tiles(golden.image(case), config.image_size, config.min_tiles, config.max_tiles, config.use_thumbnail)
+
+
+def features(golden: GoldenCase, model: Segmenter, case: str) -> Features:
+    return model.encode_images([golden.image(case)])
+
+
+def turns(golden: GoldenCase, model: Segmenter, case: str) -> list[prompts.Turn]:
+    text = golden.meta["text"][case]
+    if "conversation" in text:
+        image = prompts.image_string(text["n_tiles"] * model.config.tokens_per_tile)
+        parts = text["conversation"]
+        questions = [part["value"].replace("<image>\n", image) for part in parts[::2]]
+        return [prompts.Turn(q, a["value"]) for q, a in zip(questions, parts[1::2], strict=True)]
+    return [prompts.Turn(part["input"], part["output"], separated=True) for part in text["conversation_before_template"]]
+
+
+def conversations(golden: GoldenCase, model: Segmenter, case: str) -> Conversations:
+    ids, labels = golden[f"{case}/input_ids"], golden[f"{case}/labels"]
+    regions = golden[f"{case}/region_masks"] if f"{case}/region_masks" in golden.tensors else None
+    cells = None if regions is None else region_cells(regions, model.config.grid_side)
+    return Conversations(ids, labels, torch.ones_like(ids), [0], [cells])
+
+
+def test_tile_grid_table(golden: GoldenCase) -> None:
+    table = golden.meta["tile_grid_image_size_448"]
+    assert len(table) > 50
+    for width, height, *grids in table:
+        assert (*tile_grid(width, height, 448, 1, 12), *tile_grid(width, height, 448, 1, 6)) == tuple(grids), (width, height)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_tiles_and_pixels(golden: GoldenCase, golden_model: Segmenter, case: str) -> None:
+    parts = cut(golden, golden_model, case)
+    np.testing.assert_array_equal(np.stack([np.asarray(part) for part in parts]), golden[f"{case}/tiles"].numpy())
+    pixels = normalise(parts).double()
+    stats = golden[f"{case}/pixel_values_stats"]
+    ours = torch.stack([pixels.sum(), pixels.abs().sum(), (pixels**2).sum()])
+    torch.testing.assert_close(ours, stats, rtol=1e-5, atol=1e-3)
+    if f"{case}/pixel_values" in golden.tensors:
+        close(pixels, golden[f"{case}/pixel_values"], 1e-6)
+
+
+@pytest.mark.parametrize("case", SEGMENTED)
+def test_sam_pixels(golden: GoldenCase, golden_model: Segmenter, case: str) -> None:
+    image = sam_image(golden.image(case), golden_model.config.sam2.image_size)
+    np.testing.assert_array_equal(np.asarray(image), golden[f"{case}/g_image"].numpy())
+    if f"{case}/g_pixel_values_train" in golden.tensors:
+        close(normalise([image]), golden[f"{case}/g_pixel_values_train"], 1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_vision_features(golden: GoldenCase, golden_model: Segmenter, case: str) -> None:
+    pixels = normalise(cut(golden, golden_model, case))
+    with torch.no_grad():
+        if f"{case}/vit_embeddings" in golden.tensors:
+            vision = golden_model.vlm.vision_model
+            close(vision.embeddings(pixels), golden[f"{case}/vit_embeddings"])
+            close(vision(pixel_values=pixels).last_hidden_state, golden[f"{case}/vit_last_hidden_state"])
+        close(golden_model.vlm.project(golden_model.vlm.encode(pixels)), golden[f"{case}/vit_embeds"])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_token_ids_and_labels(golden: GoldenCase, golden_model: Segmenter, case: str) -> None:
+    ids, labels = prompts.encode_conversation(golden_model.tokenizer, golden_model.template, turns(golden, golden_model, case))
+    expected = golden.meta["text"][case]["template"]
+    assert ids == expected["input_ids"]
+    assert labels == expected["labels"]
+
+
+def test_texts_are_the_official_ones(golden: GoldenCase) -> None:
+    assert sorted(prompts.SEG_QUESTIONS) == sorted(q.replace("{class_name}", "{}") for q in golden.meta["seg_questions"])
+    assert list(prompts.SEG_ANSWERS) == golden.meta["answer_list"]
+    for name, official in golden.meta["templates"].items():
+        ours = prompts.TEMPLATES[name]
+        assert ours.instruction == official["INSTRUCTION"]
+        assert (ours.suffix, ours.separator) == (official.get("SUFFIX", ""), official.get("SEP", ""))
+        assert list(ours.stop_words) == official.get("STOP_WORDS", [])
+
+
+def test_region_cells(golden: GoldenCase, golden_model: Segmenter) -> None:
+    for case in CASES:
+        if f"{case}/region_masks" in golden.tensors:
+            ours = region_cells(golden[f"{case}/region_masks"], golden_model.config.grid_side)
+            np.testing.assert_array_equal(ours.numpy(), golden[f"{case}/prompt_masks_grid"].numpy().astype(bool))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_language_forward(golden: GoldenCase, golden_model: Segmenter, case: str) -> None:
+    batch = conversations(golden, golden_model, case)
+    with torch.no_grad():
+        out = golden_model(features(golden, golden_model, case), batch)
+        logits = golden_model.vlm.language_model.lm_head(out.hidden)[0]
+    close(out.hidden[0], golden[f"{case}/last_hidden_state"])
+    whole = f"{case}/logits" in golden.tensors
+    close(logits if whole else logits[-48:], golden[f"{case}/logits" if whole else f"{case}/logits_last48"])
+    close((out.language_loss / out.language_tokens)[None], golden[f"{case}/llm_loss"])
+    if case in SEGMENTED:
+        assert (batch.ids[0] == golden_model.seg_token).nonzero()[:, 0].tolist() == golden[f"{case}/seg_positions"].tolist()
+        close(out.seg_embeds, golden[f"{case}/seg_embeds"])
+
+
+@pytest.mark.parametrize("case", SEGMENTED)
+def test_sam2_features(golden: GoldenCase, golden_model: Segmenter, case: str) -> None:
+    found = features(golden, golden_model, case)
+    with torch.no_grad():
+        fine, middle, coarse = golden_model.sam.project(found.levels)
+    sizes = golden[f"{case}/sam/feat_sizes"].tolist()
+    assert [list(level.shape[-2:]) for level in (fine, middle, coarse)] == sizes
+    # The official lists hold the coarse map before `no_mem_embed` is added.
+    coarse = coarse - golden_model.sam.model.no_mem_embed.view(1, -1, 1, 1)
+    for number, level in enumerate((fine, middle, coarse)):
+        close(level.flatten(2).permute(2, 0, 1), golden[f"{case}/sam/current_vision_feats{number}"])
+    if f"{case}/sam/pix_feat_with_mem" in golden.tensors:
+        sparse, dense = golden_model.sam._padding_prompt(1)
+        close(sparse, golden[f"{case}/sam/sparse_embeddings_no_points"])
+        close(dense, golden[f"{case}/sam/dense_embeddings"])
+        close(golden_model.sam.model.sam_prompt_encoder.get_dense_pe(), golden[f"{case}/sam/image_pe"])
+        close(golden_model.sam.project(found.levels)[2], golden[f"{case}/sam/pix_feat_with_mem"])
+
+
+@pytest.mark.parametrize("case", SEGMENTED)
+def test_masks(golden: GoldenCase, golden_model: Segmenter, case: str) -> None:
+    embeds = golden[f"{case}/seg_embeds"]
+    image = golden.image(case)
+    with torch.no_grad():
+        out = golden_model.masks(features(golden, golden_model, case), torch.zeros(len(embeds), dtype=torch.long), embeds)
+        upscaled = golden_model.upscale(out.low_res, (image.height, image.width))
+    for number in range(len(embeds)):
+        key = f"{case}/train_pre/seg{number}"
+        close(out.candidates[number][None], golden[f"{key}/low_res_multimasks"], LOGIT)
+        close(out.ious[number][None], golden[f"{key}/ious"])
+        close(out.low_res[number][None, None], golden[f"{key}/low_res_masks"], LOGIT)
+        close(out.object_score[number][None], golden[f"{key}/object_score_logits"])
+        if f"{key}/mask_logits_image_size" in golden.tensors:
+            close(upscaled[number][None], golden[f"{key}/mask_logits_image_size"], LOGIT)
+        ours = (upscaled[number] > 0).numpy()
+        assert same_masks(ours, golden[f"{key}/mask_bool"][0].numpy().astype(bool), upscaled[number].numpy())
+    close(out.low_res[None], golden[f"{case}/train_path_low_res_masks"], LOGIT)
+
+
+def hf_pixels(pixels: Tensor) -> Tensor:
+    """SAM2 pixels as the official inference makes them: mean and standard deviation rounded to bf16 (`hf_pre`)."""
+    from ans.model.preprocess import MEAN, STD
+
+    def rounded(values: tuple[float, ...]) -> Tensor:
+        return torch.tensor(values).bfloat16().float().view(3, 1, 1)
+
+    raw = pixels * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+    return (raw - rounded(MEAN)) / rounded(STD)
+
+
+@pytest.mark.parametrize("key", GENERATED)
+def test_generation(golden: GoldenCase, golden_model: Segmenter, key: str) -> None:
+    entry = golden.meta["generation"][key]
+    case, text = entry["image"], entry["text"].removeprefix("<image>\n")
+    image = golden.image(case)
+    sam_pixels = hf_pixels(normalise([sam_image(image, golden_model.config.sam2.image_size)]))
+    found = golden_model.encode_pixels([normalise(cut(golden, golden_model, case))], sam_pixels, [(image.height, image.width)])
+    cells = None
+    if f"{case}/region_masks" in golden.tensors and prompts.REGION_START in golden_model.tokenizer.decode(entry["prompt_ids"]):
+        cells = _generation_cells(golden, golden_model, case, entry["prompt_ids"])
+        text = golden_model.region_question(cells, text)
+    whole = prompts.image_string(len(found.tiles[0].flatten(0, 1))) + text
+    assert prompts.encode_prompt(golden_model.tokenizer, golden_model.template, whole) == entry["prompt_ids"]
+    answer = golden_model._generate(found, [(0, text, cells)], entry["max_new_tokens"])[0]
+    assert answer.ids == entry["generated_ids"]
+    close(golden_model.seg_embed(answer.seg_states), golden[f"gen/{key}/seg_embeds"])
+    assert len(answer.seg_states) == entry["n_masks"]
+    if entry["n_masks"]:
+        with torch.no_grad():
+            index = torch.zeros(entry["n_masks"], dtype=torch.long)
+            low_res = golden_model.masks(found, index, golden_model.seg_embed(answer.seg_states)).low_res
+            logits = golden_model.upscale(low_res, (image.height, image.width)).numpy()
+        for number in range(entry["n_masks"]):
+            assert same_masks(logits[number] > 0, golden[f"gen/{key}/mask{number}"][0].numpy().astype(bool), logits[number])
+
+
+def _generation_cells(golden: GoldenCase, model: Segmenter, case: str, prompt_ids: list[int]) -> Tensor:
+    """The regions that this prompt holds: the first ones of the case."""
+    count = prompt_ids.count(model.tokenizer.convert_tokens_to_ids(prompts.REGION_START))
+    return region_cells(golden[f"{case}/region_masks"][:count], model.config.grid_side)
+
+
+def test_public_calls_agree_with_the_parts(golden: GoldenCase, golden_model: Segmenter) -> None:
+    """`segment` and `describe` on a batch give the golden answers; the batch changes no answer."""
+    refs = [(key, e) for key, e in golden.meta["generation"].items() if key.endswith(":ref")]
+    images = [golden.image(entry["image"]) for _, entry in refs]
+    prefix, suffix = prompts.SEGMENT_PROMPT.split("{}")
+    texts = [[e["text"].removeprefix("<image>\n").removeprefix(prefix).removesuffix(suffix)] for _, e in refs]
+    limit = refs[0][1]["max_new_tokens"]
+    results = golden_model.segment(images, texts, max_new_tokens=limit)
+    for (_, entry), row in zip(refs, results, strict=True):
+        assert row[0].answer == entry["prediction"].strip()
+        assert len(row[0].masks) == entry["n_masks"]
+    alone = [golden_model.segment([image], [text], max_new_tokens=limit)[0][0] for image, text in zip(images, texts, strict=True)]
+    assert [row[0].answer for row in results] == [one.answer for one in alone]
+
+
+def test_describe_asks_for_each_region_alone(golden: GoldenCase, golden_model: Segmenter) -> None:
+    for case in CASES:
+        if f"{case}/region_masks" in golden.tensors:
+            image, regions = golden.image(case), golden[f"{case}/region_masks"].numpy()
+            together = golden_model.describe([image, image], [regions, regions[:1]], max_new_tokens=6)
+            alone = [golden_model.describe([image], [regions[n : n + 1]], max_new_tokens=6)[0][0] for n in range(len(regions))]
+            assert together == [alone, alone[:1]]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vlm.vision_model.encoder.layer.0.attention.q_proj.weight",
+        "vlm.mlp1.1.weight",
+        "vlm.language_model.model.layers.0.mlp.up_proj.weight",
+        "text_hidden_fcs.0.weight",
+        "sam.model.image_encoder.trunk.blocks.0.attn.qkv.weight",
+        "sam.model.sam_mask_decoder.transformer.layers.0.self_attn.v_proj.weight",
+    ],
+)
+def test_a_perturbed_weight_is_seen(golden: GoldenCase, golden_folder, name: str) -> None:
+    """The comparisons above can fail: one changed tensor anywhere moves the masks or the logits out of tolerance."""
+    model = Segmenter.from_pretrained(golden_folder)
+    weight = model.get_parameter(name)
+    weight.data += 0.05 * weight.abs().mean() * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    with pytest.raises(AssertionError):
+        for case in SEGMENTED:
+            test_language_forward(golden, model, case)
+            test_sam2_features(golden, model, case)
+            test_masks(golden, model, case)
+
+
+def test_golden_folder_is_complete() -> None:
+    for name in ("meta.json", "goldens.safetensors", "hf_state.safetensors", "pth_train_state.safetensors", "tokenizer.json"):
+        assert (FOLDER / name).is_file(), f"{FOLDER / name} is missing"
