@@ -37,6 +37,7 @@ class Launch:
     machine_rank: int
     main_address: str
     main_port: int
+    workers: int
 
     def __post_init__(self) -> None:
         _require(self.processes >= 1, "launch.processes", "must be at least 1")

@@ -85,9 +85,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, template: Template, text: 
     return tokenizer.encode(template.instruction.format(input=text))
 
 
-def encode_conversation(
-    tokenizer: PreTrainedTokenizerBase, template: Template, turns: list[Turn]
-) -> tuple[list[int], list[int]]:
+def encode_conversation(tokenizer: PreTrainedTokenizerBase, template: Template, turns: list[Turn]) -> tuple[list[int], list[int]]:
     """Ids and labels of a conversation; only answers and their suffix carry labels. The tokenizer's own start token, if it has
     one, comes once, at the very beginning."""
     ids: list[int] = []

@@ -1,8 +1,8 @@
 """The segmenting vision-language model: InternVL and SAM2 joined by `[SEG]`. This is the public API.
 
-    model = Segmenter.from_pretrained("models/variants/full")
-    model.segment([image], [["the left cup", "the man in red"]])   # per image, per expression: answer and masks
-    model.describe([image], [masks])                               # per image, per region: a caption
+model = Segmenter.from_pretrained("models/variants/full")
+model.segment([image], [["the left cup", "the man in red"]])   # per image, per expression: answer and masks
+model.describe([image], [masks])                               # per image, per region: a caption
 """
 
 from collections.abc import Sequence
@@ -94,7 +94,9 @@ class Segmenter(nn.Module):
         self.text_hidden_fcs = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, config.sam2.d_model))
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> "Segmenter":
+    def from_pretrained(
+        cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> "Segmenter":
         """Load a folder in the official Hugging Face layout, strictly: a missing, unexpected or mis-shaped tensor is an error.
 
         With `dtype=torch.bfloat16` the vision-language model is held in bf16; SAM2 and `text_hidden_fcs` stay float32, as in
@@ -103,7 +105,9 @@ class Segmenter(nn.Module):
         folder = Path(folder)
         config = ModelConfig.from_folder(folder)
         if config.template not in prompts.TEMPLATES:
-            raise ValueError(f"{folder / 'config.json'}: template: {config.template!r} is unknown; there are {', '.join(prompts.TEMPLATES)}")
+            raise ValueError(
+                f"{folder / 'config.json'}: template: {config.template!r} is unknown; there are {', '.join(prompts.TEMPLATES)}"
+            )
         tokenizer = AutoTokenizer.from_pretrained(folder, config=config.language)
         with torch.device("meta"):  # no time or memory for random weights that the file replaces
             vlm = InternVL(config)

@@ -1,6 +1,5 @@
 """Region prompts: a mask becomes the cells of the image-token grid that it covers."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -4,7 +4,6 @@ Two halves that meet at `mlp1`: `encode` depends on nothing that is ever fine-tu
 shared; `project` is where the trained part begins.
 """
 
-import torch
 from torch import Tensor, nn
 from transformers import InternVLVisionModel, Qwen2ForCausalLM
 
@@ -39,7 +38,9 @@ class InternVL(nn.Module):
         embeds = self.language_model.get_input_embeddings()(ids)
         positions = ids == image_token
         if int(positions.sum()) != len(visual):
-            raise ValueError(f"the prompts hold {int(positions.sum())} image positions, the images and regions give {len(visual)}")
+            raise ValueError(
+                f"the prompts hold {int(positions.sum())} image positions, the images and regions give {len(visual)}"
+            )
         return embeds.masked_scatter(positions[..., None], visual.to(embeds.dtype))
 
     def hidden_states(self, embeds: Tensor, attention_mask: Tensor) -> Tensor:

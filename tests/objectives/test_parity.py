@@ -53,7 +53,11 @@ def trained_model(golden: GoldenCase, golden_folder) -> Segmenter:
 def joined(golden: GoldenCase, model: Segmenter) -> tuple[Features, Conversations]:
     images = [golden.image(case) for case in golden.meta["train"]["samples"]]
     batch = Conversations(
-        golden["train/input_ids"], golden["train/labels"], golden["train/attention_mask"].long(), list(range(len(images))), [None] * len(images)
+        golden["train/input_ids"],
+        golden["train/labels"],
+        golden["train/attention_mask"].long(),
+        list(range(len(images))),
+        [None] * len(images),
     )
     return model.encode_images(images), batch
 

@@ -1,0 +1,40 @@
+# Each target does all it needs on a fresh machine: the environment first, then the job.
+#   make repro         the whole pipeline (dvc repro)         make test    all tests
+#   make tiny-weights  make the embedded base weights anew    make quick   lint and the tests that take seconds
+# VENV=/some/where uses (and fills) a virtual environment elsewhere; PYTHON=python3.12 builds it with another interpreter.
+
+VENV   ?= .venv
+PYTHON ?= python3
+SAM2   := sam2==1.1.0
+
+# The stamp is named by what is installed, not dated: a new clone or a branch switch touches files without changing them.
+STAMP := $(VENV)/.installed-$(shell (echo $(SAM2); cat requirements.lock) | sha256sum | cut -c1-16)
+PIP   := $(VENV)/bin/python -m pip -qq --disable-pip-version-check --no-input install
+# DVC starts `python -m stages.x` from PATH.
+RUN   := PATH="$(abspath $(VENV))/bin:$$PATH"
+
+.PHONY: repro test quick tiny-weights env
+
+repro: env
+	@$(RUN) dvc repro
+
+test: env
+	@$(RUN) python -m pytest
+
+quick: env
+	@$(RUN) ruff check .
+	@$(RUN) python -m pytest -m "not slow"
+
+tiny-weights: env
+	@$(RUN) python -m stages.tiny_weights
+
+env: $(STAMP)
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, this is " + sys.version if sys.version_info < (3, 11) else 0)'
+	@echo "Installing the packages of requirements.lock into $(VENV): minutes, once."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) -r requirements.lock
+	@# sam2 asks for torchvision, which this project does not use and which has no build for every torch; hence --no-deps.
+	@SAM2_BUILD_CUDA=0 $(PIP) --no-deps --no-build-isolation $(SAM2)
+	@touch $@

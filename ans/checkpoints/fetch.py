@@ -1,0 +1,223 @@
+"""Base weights from where they lie to a local folder in the Hugging Face layout, every byte of the model pinned.
+
+Four sources (`presets.*.weights.source`): `embedded`, a folder of this repository with a SHA256SUMS file; `path`, any local
+folder; `url`, the base address of a folder of files; `hub`, a Hugging Face repository at one commit. Only data is taken
+(safetensors, JSON, tokenizer files), never code or pickles.
+"""
+
+import hashlib
+import http.client
+import json
+import os
+import re
+import shutil
+import ssl
+import time
+import urllib.error
+import urllib.request
+from fnmatch import fnmatch
+from pathlib import Path
+from urllib.parse import quote
+
+from tqdm import tqdm
+
+from ans.config import ConfigError, PresetWeights
+
+PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+"""The files that make up a model and its tokenizer."""
+
+ATTEMPTS = 5
+TIMEOUT = 60.0
+"""Seconds without a byte after which a connection counts as lost."""
+PAUSE = 1.0
+"""Seconds before the second attempt; doubled before each further one."""
+_CHUNK = 1 << 20
+
+
+class FetchError(RuntimeError):
+    """The source does not give the files that the preset pins. The message names the file."""
+
+
+class _Interrupted(Exception):
+    """A download ended before its end."""
+
+
+# Not OSError: a full disk is no reason to try again.
+_LOST = (_Interrupted, urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
+
+
+def fetch(weights: PresetWeights, out: Path) -> None:
+    """Bring the model that `weights` describes to the folder `out`, replacing it.
+
+    Every file with a checksum is verified; where checksums are given, a safetensors file without one is an error. `out`
+    appears complete or not at all. A failed download (`url`, `hub`) leaves a hidden folder beside `out`, from which the next
+    call goes on. Raises `ConfigError` naming the key of a bad parameter, `FetchError` naming the file that is missing or wrong.
+    """
+    out = Path(out)
+    checksums = _checksums(weights)
+    # Keyed by what is fetched, so that leftovers of another source are never taken for this one's.
+    key = hashlib.sha256(repr((weights.source, weights.location, weights.revision, sorted(checksums.items()))).encode())
+    staging = out.with_name(f".{out.name}.{key.hexdigest()[:12]}")
+    staging.mkdir(parents=True, exist_ok=True)
+    if weights.source == "url":
+        for name, expected in checksums.items():
+            _download(f"{weights.location.rstrip('/')}/{quote(name)}", staging / name, expected)
+    elif weights.source == "hub":
+        _snapshot(weights.location, str(weights.revision), staging)
+    else:
+        _copy(Path(weights.location), staging)
+    try:
+        _verify(staging, checksums, weights.location)
+    except FetchError:
+        shutil.rmtree(staging)  # all there and wrong: nothing to go on from
+        raise
+    if out.exists():
+        shutil.rmtree(out)
+    os.replace(staging, out)
+
+
+def read_sums(path: Path) -> dict[str, str]:
+    """Read a SHA256SUMS file as `sha256sum` writes it: name -> 64 hexadecimal digits. Raises `FetchError` naming the line."""
+    if not path.is_file():
+        raise FetchError(f"{path}: no such file; embedded weights come with their checksums (sha256sum * > SHA256SUMS)")
+    sums = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        match = re.fullmatch(r"([0-9a-f]{64}) [ *]([^/\\]+)", line)
+        if match is None:
+            raise FetchError(f"{path}: line {number}: expected `<64 hexadecimal digits>  <file name>`, found {line!r}")
+        sums[match[2]] = match[1]
+    return sums
+
+
+def _checksums(weights: PresetWeights) -> dict[str, str]:
+    """Check the parameters against each other; return name -> sha256 (empty: nothing is pinned)."""
+    source, location = weights.source, weights.location
+    if weights.revision is not None and source != "hub":
+        raise ConfigError(f"weights.revision: only source `hub` has revisions; must be null for `{source}`")
+    for name, digest in weights.sha256.items():
+        if name in (".", "..") or re.search(r"[/\\]", name):
+            raise ConfigError(f"weights.sha256: {name!r} is not a plain file name")
+        if not re.fullmatch(r"[0-9a-f]{64}", digest):
+            raise ConfigError(f"weights.sha256.{name}: expected 64 lower-case hexadecimal digits, found {digest!r}")
+    if source == "hub":
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", location):
+            raise ConfigError(f"weights.location: expected owner/name, found {location!r}")
+        if not re.fullmatch(r"[0-9a-f]{40}", weights.revision or ""):
+            raise ConfigError(
+                f"weights.revision: expected a commit (40 hexadecimal digits), found {weights.revision!r}; "
+                "a branch or tag can change under the same name"
+            )
+    elif source == "url":
+        if not location.startswith(("http://", "https://")):
+            raise ConfigError(f"weights.location: expected an http(s) address, found {location!r}")
+        if not weights.sha256:
+            raise ConfigError("weights.sha256: is empty; a url source needs it, its keys are the files to fetch")
+    else:
+        if source == "embedded" and (Path(location).is_absolute() or ".." in Path(location).parts):
+            raise ConfigError(f"weights.location: {location!r} is outside the repository; use source `path`")
+        if not Path(location).is_dir():
+            raise ConfigError(f"weights.location: no folder {location!r} (seen from {Path.cwd()})")
+        if source == "embedded" and not weights.sha256:
+            return read_sums(Path(location) / "SHA256SUMS")
+    return weights.sha256
+
+
+def _copy(folder: Path, staging: Path) -> None:
+    shutil.rmtree(staging)
+    staging.mkdir()
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and any(fnmatch(file.name, pattern) for pattern in PATTERNS):
+            shutil.copyfile(file, staging / file.name)
+
+
+def _snapshot(repository: str, commit: str, staging: Path) -> None:
+    from huggingface_hub import snapshot_download  # only this source pays for the import
+
+    # local_dir: real files, where the default cache would give links that DVC cannot own; it also resumes there.
+    snapshot_download(repository, revision=commit, local_dir=staging, allow_patterns=list(PATTERNS))
+    shutil.rmtree(staging / ".cache", ignore_errors=True)  # hub's own bookkeeping, not there for an empty repository
+
+
+def _download(url: str, target: Path, expected: str) -> None:
+    """Fetch one file, going on from `<target>.part` where an earlier attempt ended. Raises `FetchError`."""
+    if target.exists():
+        return  # by an earlier call; _verify reads it anyway
+    part = target.with_name(f"{target.name}.part")
+    pause = PAUSE
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            resumed, length = _receive(url, part)
+            found = _sha256(part)
+            if found == expected:
+                os.replace(part, target)
+                return
+            part.unlink()
+            if not resumed:
+                raise FetchError(f"{url}: expected sha256 {expected}, got {found} ({length} bytes); not the file that was pinned")
+            reason = "what was resumed did not match its sha256"  # the part was of an older file: one more try, from nothing
+        except urllib.error.HTTPError as error:
+            if error.code == 416 and part.exists():  # nothing lies after the part: it is the whole file, or none of this one
+                if _sha256(part) == expected:
+                    os.replace(part, target)
+                    return
+                part.unlink()
+            elif error.code < 500 and error.code not in (408, 429):
+                raise FetchError(f"{url}: the server answers {error.code} {error.reason}") from error
+            reason = f"the server answers {error.code} {error.reason}"
+        except _LOST as error:
+            reason = str(error) or type(error).__name__
+        if attempt < ATTEMPTS:
+            time.sleep(pause)
+            pause *= 2
+    there = part.stat().st_size if part.exists() else 0
+    raise FetchError(f"{url}: gave up after {ATTEMPTS} attempts: {reason}; {there} bytes are kept for the next run")
+
+
+def _receive(url: str, part: Path) -> tuple[bool, int]:
+    """Append what is missing to `part`. Returns whether earlier bytes were kept, and the length. Raises one of `_LOST`."""
+    start = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        resumed = response.status == 206
+        if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            raise _Interrupted(f"asked for bytes from {start}, got {response.headers.get('Content-Range')!r}")
+        if not resumed:
+            start = 0  # a server without ranges sends the whole file
+        announced = response.headers.get("Content-Length")
+        total = start + int(announced) if announced is not None else None
+        bar = tqdm(total=total, initial=start, desc=part.stem, unit="B", unit_scale=True, disable=None)
+        with open(part, "ab" if resumed else "wb") as file, bar:
+            while chunk := response.read(_CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+            length = file.tell()
+    if total is not None and length != total:
+        raise _Interrupted(f"ended at {length} of {total} bytes")
+    return resumed, length
+
+
+def _verify(folder: Path, checksums: dict[str, str], origin: str) -> None:
+    """Check every pinned file, that no safetensors file escapes the pins, and that the model is whole. Raises `FetchError`."""
+    names = {file.name for file in folder.iterdir()}
+    for name, expected in checksums.items():
+        if name not in names:
+            raise FetchError(f"{origin}: {name} has a checksum but is not there (or is none of {', '.join(PATTERNS)})")
+        found = _sha256(folder / name)
+        if found != expected:
+            raise FetchError(f"{origin}: {name}: expected sha256 {expected}, got {found}")
+    shards = {name for name in names if name.endswith(".safetensors")}
+    if checksums and shards - checksums.keys():
+        raise FetchError(f"{origin}: {min(shards - checksums.keys())} has no checksum, though others have")
+    wanted = {"config.json"}
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        wanted |= set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    if wanted - names:
+        raise FetchError(f"{origin}: {min(wanted - names)} is missing")
+    if not shards:
+        raise FetchError(f"{origin}: there is no *.safetensors file")
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,49 @@
+"""The record every reader produces: one image with its regions, and each region with its expressions."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Expression:
+    """One referring expression. `sent` is the cleaned text that evaluation uses, `raw` the text as it was typed."""
+
+    sent_id: int
+    sent: str
+    raw: str
+
+
+@dataclass(frozen=True)
+class Region:
+    """One object of an image.
+
+    `counts` is the compressed COCO RLE of its mask at the image's own size (height x width); `area` is in pixels and `bbox`
+    is (x, y, width, height) in pixels, both measured on that mask. `split` is the published split of this region ("" where
+    the data set has none) and `category` the published class name ("" where there is none).
+    """
+
+    region_id: int
+    split: str
+    category: str
+    area: int
+    bbox: tuple[float, float, float, float]
+    counts: str
+    expressions: tuple[Expression, ...] = ()
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image. `path` is relative to `paths.root`, with forward slashes; `width` and `height` are in pixels."""
+
+    image_id: int
+    path: str
+    width: int
+    height: int
+    regions: tuple[Region, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A record that a reader could not use: `key` names it within its source, `reason` says why (one wording per kind)."""
+
+    key: str
+    reason: str

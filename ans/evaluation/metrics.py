@@ -1,0 +1,135 @@
+"""Metrics of predicted masks, and their uncertainty: pure functions on numpy arrays.
+
+Names follow `ciou`: cumulative IoU (Sa2VA, LISA), `miou`: mean of per-expression IoU (LISA's gIoU), `box_giou`: generalised IoU
+against the enclosing box (Rezatofighi et al., CVPR 2019). The unit is one expression; one without a mask is scored as an empty
+mask, never skipped. Intervals are percentile bootstraps over images, because expressions of one image are not independent.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+THRESHOLDS = (50, 60, 70, 80, 90)
+"""Percent of IoU that an expression has to reach to count in `p50`..`p90`."""
+
+
+def intersection_union(pred: np.ndarray, gt: np.ndarray, ignore: np.ndarray | None = None) -> tuple[int, int]:
+    """Pixels of the intersection and of the union of two (height, width) masks, leaving out those marked in `ignore`.
+
+    Masks are bool or 0/1. Raises `ValueError` where the shapes differ.
+    """
+    pred, gt = _same_shape(pred, gt)
+    if ignore is not None:
+        ignore, _ = _same_shape(ignore, gt)
+        pred, gt = pred & ~ignore, gt & ~ignore
+    return int(np.count_nonzero(pred & gt)), int(np.count_nonzero(pred | gt))
+
+
+def iou(intersection: int, union: int) -> float:
+    """IoU in [0, 1] of one expression, or of sums over many; 1 where both masks are empty."""
+    return intersection / union if union else 1.0
+
+
+def box_giou(pred: np.ndarray, gt: np.ndarray) -> float:
+    """Generalised IoU of two (height, width) masks, in (-1, 1]: IoU - (box - union) / box, all in pixels.
+
+    IoU and union are those of the masks; the box is the smallest that encloses both. With one mask empty that is the other's box
+    and IoU is 0, so the value is 0 for a filled box and falls as the mask fills less of it. Both empty: 1.
+    Two equal masks give 1 only where they fill their box. Raises `ValueError` where the shapes differ.
+    """
+    pred, gt = _same_shape(pred, gt)
+    intersection, union = intersection_union(pred, gt)
+    if union == 0:
+        return 1.0
+    rows, columns = np.nonzero(pred | gt)
+    box = int(np.ptp(rows) + 1) * int(np.ptp(columns) + 1)
+    return intersection / union - (box - union) / box
+
+
+def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, float | int]:
+    """All metrics of one split, from one record per expression.
+
+    A record has `intersection` and `union` (pixels, of an empty mask where the answer had no `[SEG]`), `box_giou` and `has_seg`.
+    An expression counts in `p70` where its IoU is at least 0.7, compared in whole numbers. Raises `ValueError` without records.
+    """
+    if not records:
+        raise ValueError("summarise: no records, so there is nothing to average")
+    intersection = np.array([record["intersection"] for record in records], dtype=np.int64)
+    union = np.array([record["union"] for record in records], dtype=np.int64)
+    empty = union == 0
+    each = np.where(empty, 1.0, intersection / np.maximum(union, 1))
+    reached = {f"p{percent}": float(np.mean(100 * intersection >= percent * union)) for percent in THRESHOLDS}
+    return {
+        "ciou": iou(int(intersection.sum()), int(union.sum())),
+        "miou": float(each.mean()),
+        "box_giou": float(np.mean([record["box_giou"] for record in records])),
+        **reached,
+        "seg_rate": float(np.mean([bool(record["has_seg"]) for record in records])),
+        "n": len(records),
+    }
+
+
+def resample_counts(images: int, resamples: int, seed: int) -> np.ndarray:
+    """(resamples, images) float64: how often each image is drawn when as many as there are get drawn with replacement."""
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(images, np.full(images, 1 / images), size=resamples).astype(np.float64)
+
+
+def bootstrap_interval(
+    intersections: np.ndarray, unions: np.ndarray, resamples: int, seed: int, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval of cIoU over resampled images.
+
+    `intersections` and `unions` are sums of pixels per image, (images,) or, for the mean of the cIoU of several splits,
+    (images, splits) with zeros where a split lacks the image. Raises `ValueError` where shapes differ or nothing is given.
+    """
+    intersections, unions = _per_image(intersections, unions)
+    return _percentiles(_ciou(intersections, unions, resample_counts(len(unions), resamples, seed)), level)
+
+
+def paired_bootstrap(
+    first: tuple[np.ndarray, np.ndarray],
+    second: tuple[np.ndarray, np.ndarray],
+    resamples: int,
+    seed: int,
+    level: float = 0.95,
+) -> tuple[float, float, float]:
+    """cIoU of `first` minus that of `second`, and its percentile interval: (difference, low, high).
+
+    Each is (intersections, unions) as in `bootstrap_interval`, row i of both being the same image: both see the same resamples.
+    Raises `ValueError` where shapes differ.
+    """
+    first, second = _per_image(*first), _per_image(*second)
+    if first[0].shape != second[0].shape:
+        raise ValueError(f"paired_bootstrap: {first[0].shape} against {second[0].shape} images and splits; they must be the same")
+    images = len(first[0])
+    counts = resample_counts(images, resamples, seed)
+    whole = np.ones((1, images))
+    difference = _ciou(*first, whole)[0] - _ciou(*second, whole)[0]
+    return (float(difference), *_percentiles(_ciou(*first, counts) - _ciou(*second, counts), level))
+
+
+def _same_shape(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if first.shape != second.shape or first.ndim != 2:
+        raise ValueError(f"masks must be of one (height, width), found {first.shape} and {second.shape}")
+    return first.astype(bool), second.astype(bool)
+
+
+def _per_image(intersections: np.ndarray, unions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as (images, splits) float64: exact for pixel counts, and the matrix product is fast."""
+    if np.shape(intersections) != np.shape(unions) or np.size(unions) == 0:
+        raise ValueError(f"bootstrap: sums per image of shapes {np.shape(intersections)} and {np.shape(unions)}")
+    rows = np.shape(unions)[0]
+    return np.asarray(intersections, np.float64).reshape(rows, -1), np.asarray(unions, np.float64).reshape(rows, -1)
+
+
+def _ciou(intersections: np.ndarray, unions: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(resamples,) cIoU, averaged over splits, of (images, splits) sums under (resamples, images) counts."""
+    total = counts @ unions
+    return np.where(total > 0, counts @ intersections / np.maximum(total, 1), 1.0).mean(axis=1)
+
+
+def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,0 +1,103 @@
+"""What evaluation left on disk, read back: only the variants and splits that the configuration names."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pycocotools import mask as coco
+
+BASE = "base"
+"""The variant that all others are compared with."""
+
+METRICS = ("ciou", "miou", "p50", "p60", "p70", "p80", "p90", "seg_rate", "n")
+KEY = ["image_path", "region_id", "sent_id"]
+"""Columns that name one expression within a split."""
+
+
+class ResultsError(ValueError):
+    """A file of results is missing, or does not fit the others. The message names it."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """`metrics[variant, split]` is the flat JSON; `expressions[variant, split]` has one row per expression in the order of `KEY`,
+    with columns `KEY`, sent, iou, intersection, union and has_seg. Every variant has the same expressions in a split."""
+
+    variants: tuple[str, ...]
+    splits: tuple[str, ...]
+    metrics: dict[tuple[str, str], dict[str, Any]]
+    expressions: dict[tuple[str, str], pd.DataFrame]
+
+
+def read_results(reports: Path, data: Path, variants: Sequence[str], splits: Sequence[str]) -> Results:
+    """Read reports/eval/<variant>/<split>.json and data/eval/<variant>/<split>.parquet for all that are named.
+
+    Raises `ResultsError` naming the file that is missing, lacks a metric, or was made from other expressions than the rest.
+    """
+    metrics, expressions = {}, {}
+    for split in splits:
+        for variant in variants:
+            path = reports / "eval" / variant / f"{split}.json"
+            metrics[variant, split] = _read_metrics(path)
+            table = expressions_path(data, variant, split)
+            frame = _read_table(table, [*KEY, "sent", "iou", "intersection", "union", "has_seg"])
+            expressions[variant, split] = frame.sort_values(KEY, ignore_index=True)
+            if len(frame) != metrics[variant, split]["n"]:
+                raise ResultsError(f"{path}: n is {metrics[variant, split]['n']}, but {table} has {len(frame)} expressions")
+            if not expressions[variant, split][KEY].equals(expressions[variants[0], split][KEY]):
+                first = expressions_path(data, variants[0], split)
+                raise ResultsError(f"{table}: other expressions than {first}; evaluate both on the same data")
+    return Results(tuple(variants), tuple(splits), metrics, expressions)
+
+
+def expressions_path(data: Path, variant: str, split: str) -> Path:
+    """Where evaluation leaves its per-expression table."""
+    return data / "eval" / variant / f"{split}.parquet"
+
+
+def read_expression(data: Path, variant: str, split: str, key: Sequence[Any]) -> pd.Series:
+    """The whole row, masks included, of the expression with these values of `KEY`. Raises `ResultsError` if it is not there."""
+    path = expressions_path(data, variant, split)
+    rows = pd.read_parquet(path, filters=[(name, "==", value) for name, value in zip(KEY, key, strict=True)])
+    if len(rows) != 1:
+        raise ResultsError(f"{path}: {len(rows)} rows for {dict(zip(KEY, key, strict=True))}")
+    return rows.iloc[0]
+
+
+def decode(counts: str, height: int, width: int) -> np.ndarray:
+    """(height, width) bool mask of a compressed COCO RLE."""
+    return coco.decode({"size": [height, width], "counts": counts.encode()}).astype(bool)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; it takes the place of `path` at the end, and is removed on failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_metrics(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ResultsError(f"{path}: not there; the configuration names this variant and split, so evaluate it first")
+    values = json.loads(path.read_text(encoding="utf-8"))
+    for key in METRICS:
+        if key not in values:
+            raise ResultsError(f"{path}: has no key {key!r}")
+    return values
+
+
+def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
+    if not path.is_file():
+        raise ResultsError(f"{path}: not there; it is made together with the metrics, so evaluate this variant again")
+    return pd.read_parquet(path, columns=columns)

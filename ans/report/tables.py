@@ -1,0 +1,151 @@
+"""The two tables of a run: reports/summary.csv for programs, reports/summary.md for readers."""
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ans.evaluation.metrics import THRESHOLDS, bootstrap_interval, iou, paired_bootstrap
+from ans.report.results import BASE, METRICS, Results, replacing
+
+MEAN = "mean"
+"""Stands for the unweighted mean over all splits, where a split is named."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """cIoU of one variant on one split in [0, 1], its 95 % interval, and (difference to base, low, high)."""
+
+    ciou: float
+    interval: tuple[float, float]
+    difference: tuple[float, float, float]
+
+    @property
+    def differs(self) -> bool:
+        """Whether the interval of the difference to base excludes 0."""
+        return self.difference[1] > 0 or self.difference[2] < 0
+
+
+Scores = dict[tuple[str, str], Score]
+
+
+def score(results: Results, resamples: int, seed: int) -> Scores:
+    """`Score` for each (variant, split), and for each (variant, `MEAN`).
+
+    Images, not expressions, are resampled; for the mean, an image that several splits share is drawn for all of them at once.
+    """
+    scores = {}
+    for split in (*results.splits, MEAN):
+        splits = results.splits if split == MEAN else (split,)
+        base = _image_sums(results, BASE, splits)
+        for variant in results.variants:
+            sums = _image_sums(results, variant, splits)
+            scores[variant, split] = Score(
+                ciou=float(np.mean([iou(*total) for total in zip(*(values.sum(axis=0) for values in sums), strict=True)])),
+                interval=bootstrap_interval(*sums, resamples, seed),
+                difference=paired_bootstrap(sums, base, resamples, seed),
+            )
+    return scores
+
+
+def write_csv(results: Results, path: Path) -> None:
+    """One row per variant and split, in the order of the configuration; values as evaluation wrote them."""
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["variant", "split", *METRICS])
+        for variant in results.variants:
+            for split in results.splits:
+                writer.writerow([variant, split, *(results.metrics[variant, split][key] for key in METRICS)])
+
+
+def write_markdown(results: Results, scores: Scores, path: Path) -> None:
+    """The table with intervals, the differences to base, and the other metrics in the mean over splits."""
+    with replacing(path) as temporary:
+        temporary.write_text(markdown(results, scores), encoding="utf-8")
+
+
+def markdown(results: Results, scores: Scores) -> str:
+    """The text of reports/summary.md."""
+    others = [variant for variant in results.variants if variant != BASE]
+    images = {split: results.expressions[BASE, split]["image_path"].nunique() for split in results.splits}
+    counts = {split: results.metrics[BASE, split]["n"] for split in results.splits}
+    total = f"{sum(counts.values())} expressions in {len(results.splits)} splits"
+
+    def by_split(variants: list[str], cell: Callable[[Score], str]) -> list[str]:
+        rows = [
+            [split, f"{counts[split]} / {images[split]}", *(cell(scores[variant, split]) for variant in variants)]
+            for split in results.splits
+        ]
+        mean = [f"**{MEAN}**", "", *(cell(scores[variant, MEAN]) for variant in variants)]
+        return _table(["split", "n / images", *variants], [*rows, mean])
+
+    lines = [
+        "# Results",
+        "",
+        "cIoU in percent (sum of intersections / sum of unions over a split's expressions) under free greedy generation, "
+        f"n = {total}; an answer without `[SEG]` counts as an empty mask. "
+        "In brackets: 95 % bootstrap intervals over images; the last row is the unweighted mean over splits.",
+        "",
+        *by_split(list(results.variants), _ciou_cell),
+        "",
+    ]
+    if others:
+        lines += [
+            f"## Difference to {BASE}",
+            "",
+            f"cIoU of the variant minus that of `{BASE}`, in points, with paired bootstrap intervals over the same images; "
+            "**bold** where the interval excludes 0.",
+            "",
+            *by_split(others, _difference_cell),
+            "",
+        ]
+    shown = {"miou": "mIoU", **{f"p{percent}": f"P@0.{percent // 10}" for percent in THRESHOLDS}, "seg_rate": "says [SEG]"}
+    means = [[variant, *(_mean_over_splits(results, variant, key) for key in shown)] for variant in results.variants]
+    lines += [
+        "## Other metrics",
+        "",
+        "Mean over the splits, in percent; per split in [summary.csv](summary.csv).",
+        "",
+        *_table(["variant", *shown.values()], means),
+        "",
+        "## Pictures",
+        "",
+        "![cIoU of each variant on each split](figures/ciou.png)",
+        "",
+        "![Losses and IoU during training](figures/loss.png)",
+        "",
+        "![Masks of each variant over images](figures/gallery.png)",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _image_sums(results: Results, variant: str, splits: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """(images, splits) sums of intersections and of unions; 0 where a split does not have the image."""
+    sums = {split: results.expressions[variant, split].groupby("image_path")[["intersection", "union"]].sum() for split in splits}
+    joined = pd.concat(sums, axis=1).fillna(0).sort_index()
+    return tuple(joined.xs(column, axis=1, level=1)[list(splits)].to_numpy(np.int64) for column in ("intersection", "union"))
+
+
+def _mean_over_splits(results: Results, variant: str, key: str) -> str:
+    return f"{100 * np.mean([results.metrics[variant, split][key] for split in results.splits]):.1f}"
+
+
+def _ciou_cell(value: Score) -> str:
+    low, high = value.interval
+    return f"{100 * value.ciou:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _difference_cell(value: Score) -> str:
+    difference, low, high = (f"{100 * number:+.1f}" for number in value.difference)
+    mark = "**" if value.differs else ""
+    return f"{mark}{difference}{mark} ({low} to {high})"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """Markdown lines, the first column to the left and the others to the right."""
+    lines = [header, [":--", *["--:"] * (len(header) - 1)], *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]

@@ -1,0 +1,7 @@
+"""The process that `stages/train.py` starts under `accelerate launch`."""
+
+from ans.config import load
+from ans.training.loop import train
+
+if __name__ == "__main__":
+    train(load())

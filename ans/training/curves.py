@@ -1,0 +1,37 @@
+"""Metric curves as DVC reads them: one TSV per curve, and the last values as JSON."""
+
+import json
+import os
+from pathlib import Path
+
+
+class Curves:
+    """Rows in memory, written atomically at the end: `plots/<name>.tsv` (step, value) and `metrics.json`. With `folder` None (a
+    process that is not the first) nothing is written."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self.rows: dict[str, list[tuple[int, float]]] = {}
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.rows.setdefault(name, []).append((step, value))
+
+    def write_json(self, name: str, values: dict[str, object]) -> None:
+        self._write(name, json.dumps(values, indent=2) + "\n")
+
+    def finish(self) -> None:
+        """Write all curves, and as metrics the mean of the last tenth of each (one step alone is mostly noise)."""
+        metrics = {}
+        for name, rows in self.rows.items():
+            self._write(f"plots/{name}.tsv", f"step\t{name}\n" + "".join(f"{step}\t{value:.6g}\n" for step, value in rows))
+            tail = rows[-max(1, len(rows) // 10) :]
+            metrics[name] = sum(value for _, value in tail) / len(tail)
+        self.write_json("metrics.json", metrics)
+
+    def _write(self, name: str, text: str) -> None:
+        if self.folder is not None:
+            path = self.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_suffix(".tmp").write_text(text, encoding="utf-8")
+            os.replace(path.with_suffix(".tmp"), path)

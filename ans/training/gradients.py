@@ -1,0 +1,33 @@
+"""Gradients as one flat float32 vector over the trained tensors.
+
+No DDP wrapper: a loop may run several forwards per backward and leave heads unused. The vector is accumulated over micro-batches
+and reduced over processes once, before anything that is not linear is done to it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def flat_gradient(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
+    """The gradient of `loss` as one vector (P,), zero where a tensor took no part. Frees the graph."""
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return torch.cat(
+        [torch.zeros_like(p).flatten() if g is None else g.flatten().float() for p, g in zip(parameters, gradients, strict=True)]
+    )
+
+
+def clip(gradient: Tensor, limit: float) -> tuple[Tensor, float]:
+    """The vector, scaled down to norm `limit` where it is longer, and its norm before. Raises `FloatingPointError` for NaN or inf."""
+    norm = float(gradient.norm())
+    if not torch.isfinite(gradient).all():
+        raise FloatingPointError("the gradient holds NaN or infinity; lower presets.<preset>.train.lr, or look at the batch")
+    return (gradient * (limit / norm) if norm > limit else gradient), norm
+
+
+def assign(gradient: Tensor, parameters: Sequence[nn.Parameter]) -> None:
+    """Give each tensor its part of the vector as `.grad`, without a copy."""
+    parts = gradient.split([p.numel() for p in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.grad = part.view_as(parameter)

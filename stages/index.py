@@ -1,0 +1,30 @@
+"""Stage `index@<source>`: `python -m stages.index refcoco` -> data/index/refcoco.parquet and reports/data/refcoco.json."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ans import config
+from ans.data import index
+
+
+def write_report(report: dict[str, Any]) -> None:
+    path = Path("reports/data") / f"{report['source']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+    skipped = sum(reason["count"] for reason in report["skipped"].values())
+    print(f"{report['source']}: {report['images']} images, {skipped} records skipped")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", help="a key of `sources` in params.yaml")
+    write_report(index.build(parser.parse_args().source, config.load()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,13 @@
+"""Stage `subset_sa1b`: the chosen images of SA-1B -> data/index/sa1b_subset.parquet and reports/data/sa1b_subset.json."""
+
+from ans import config
+from ans.data.index import subset_sa1b
+from stages.index import write_report
+
+
+def main() -> None:
+    write_report(subset_sa1b(config.load()))
+
+
+if __name__ == "__main__":
+    main()

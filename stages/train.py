@@ -1,0 +1,12 @@
+"""Stage `train`: base, indexes -> models/checkpoint, and curves in reports/train."""
+
+from ans.config import load
+from ans.launch import launch
+
+
+def main() -> None:
+    launch("ans.training", load().launch)
+
+
+if __name__ == "__main__":
+    main()
