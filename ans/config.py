@@ -205,7 +205,7 @@ class Config:
 
 
 def load(path: str | Path = "params.yaml") -> Config:
-    """Read and check the whole file. Raises `ConfigError` naming the first offending key, `FileNotFoundError` without the file."""
+    """Read and check the whole file. Raises `ConfigError` naming the first offending key."""
     with open(path, encoding="utf-8") as file:
         values = yaml.safe_load(file)
     return parse(Config, values)

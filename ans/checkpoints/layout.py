@@ -1,7 +1,7 @@
 """One table of tensor names, read in both directions.
 
-Three layouts: `model` (the names inside `ans.model.Segmenter`: transformers' and sam2's own), `hf` (the official Sa2VA folder) and
-`pth` (the official training checkpoint: LoRA unmerged, prefix `mllm.model.`). Nothing here loads a model.
+Three layouts: `model` (the names inside `ans.model.Segmenter`: transformers' and sam2's own), `hf` (the official Sa2VA folder),
+and `pth` (the official training checkpoint: LoRA unmerged, prefix `mllm.model.`). Nothing here loads a model.
 """
 
 import re

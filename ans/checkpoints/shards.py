@@ -1,7 +1,7 @@
 """A model folder as shards by module group, so that a variant is a choice of files.
 
-`model-<group>-00001-of-00002.safetensors`, at most 2 GB each, and the usual `model.safetensors.index.json`. Imports no torch: reading
-a header and linking files needs none.
+`model-<group>-00001-of-00002.safetensors`, at most 2 GB each, and the usual index JSON. Imports no torch: reading a header
+and linking files needs none.
 """
 
 import json

@@ -29,8 +29,9 @@ TRAIN_SPLIT = "train"
 class Batch:
     """The images of one forward on one process, and conversations about them.
 
-    `ids`, `labels`, `mask`: (R, L), padded on the right. `image_index` (R,): image of each row. `targets` (N, S/4, S/4) soft masks in
-    [0, 1], in the order in which `[SEG]` comes in the rows. `uniform` (N, M, 2): point candidates, M 0 for whole-mask losses.
+    `ids`, `labels`, `mask`: (R, L), padded on the right. `image_index` (R,): image of each row. `targets` (N, S/4, S/4): soft
+    masks in [0, 1], in the order in which `[SEG]` comes in the rows. `uniform` (N, M, 2): point candidates; M is 0 for
+    whole-mask losses.
     """
 
     tile_pixels: list[Tensor]

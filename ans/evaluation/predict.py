@@ -43,8 +43,10 @@ class Item:
 
 
 def split_items(index_folder: Path, root: Path, split: str, max_samples: int | None, max_texts: int | None) -> list[Item]:
-    """The images of an evaluated split, such as `refcoco_testA`, in the index's order. Raises `ValueError` naming a split that the
-    index does not hold."""
+    """The images of an evaluated split, such as `refcoco_testA`, in the index's order.
+
+    Raises `ValueError` naming a split that the index does not hold.
+    """
     source, _, part = split.rpartition("_")
     path = index_folder / f"{source}.parquet"
     if not path.is_file():

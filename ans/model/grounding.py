@@ -66,7 +66,7 @@ class Sam2(nn.Module):
         return Masks(candidates[torch.arange(len(best), device=best.device), best], candidates, ious, object_score)
 
     def _padding_prompt(self, count: int) -> tuple[Tensor, Tensor]:
-        """Sparse (N, 2, D) and dense (N, D, S/16, S/16) embeddings of "no point": SAM2 pads once, its prompt encoder once more."""
+        """Sparse (N, 2, D) and dense (N, D, S/16, S/16) embeddings of "no point": SAM2 pads once, its encoder once more."""
         device = self.model.no_mem_embed.device
         points = torch.zeros(count, 1, 2, device=device), -torch.ones(count, 1, dtype=torch.int32, device=device)
         sparse, dense = self.model.sam_prompt_encoder(points=points, boxes=None, masks=None)

@@ -34,9 +34,9 @@ def supervised(
     objects: int,
     tokens: int,
 ) -> Losses:
-    """One batch's share of the loss. `objects` and `tokens` count the whole step over all processes and micro-batches, so that the
-    shares add up to the loss of one large batch. `targets` (N, S/4, S/4) in the order of the `[SEG]` tokens; `uniform` (N, M, 2)
-    point candidates, read when `mask_points` > 0.
+    """One batch's share of the loss. `objects` and `tokens` count the whole step over all processes and micro-batches, so that
+    the shares add up to the loss of one large batch. `targets` (N, S/4, S/4) in the order of the `[SEG]` tokens; `uniform`
+    (N, M, 2) point candidates, read when `mask_points` > 0.
     """
     out = model(features, batch)
     logits = model.masks(features, out.seg_image, out.seg_embeds).low_res.float()

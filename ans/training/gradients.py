@@ -19,7 +19,10 @@ def flat_gradient(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
 
 
 def clip(gradient: Tensor, limit: float) -> tuple[Tensor, float]:
-    """The vector, scaled down to norm `limit` where it is longer, and its norm before. Raises `FloatingPointError` for NaN or inf."""
+    """The vector, scaled down to norm `limit` where it is longer, and its norm before.
+
+    Raises `FloatingPointError` for NaN or infinity.
+    """
     norm = float(gradient.norm())
     if not torch.isfinite(gradient).all():
         raise FloatingPointError("the gradient holds NaN or infinity; lower presets.<preset>.train.lr, or look at the batch")

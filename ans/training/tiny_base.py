@@ -1,7 +1,7 @@
 """The recipe of the tiny base weights: a model of 3 M parameters from nothing, on the synthetic world, on two CPU cores.
 
-From nothing and jointly, the supervised recipe stays at "everything is foreground". So it is staged: (a) SAM2 alone, told which object
-by a sum of word vectors; (b) the vision-language model alone, on region captions; (c) both together, where the `[SEG]` vector is
+From nothing and jointly, the supervised recipe stays at "everything is foreground". So it is staged: (a) SAM2 alone, told which
+object by a sum of word vectors; (b) the vision-language model alone, on region captions; (c) both together, the `[SEG]` vector
 first drawn towards (a)'s word vectors. (a) and (b) run side by side. Every stage saves its state and resumes.
 """
 
@@ -41,7 +41,7 @@ from ans.training.schedule import lr_factor
 WORLD = World(seed=2024, train_images=4000, val_images=256, test_images=1, sa1b_images=1, shift=0.0)
 SOURCES = {"refcoco": "ref_seg/refcoco", "refcoco_plus": "ref_seg/refcoco+", "refcocog": "ref_seg/refcocog"}
 SEED = 17
-STEPS = {"sam2": 2200, "vlm": 2200, "joint": 2400}
+STEPS = {"sam2": 2200, "vlm": 2200, "joint": 1800}
 LR = 1e-3
 SAM2_LR_SCALE = 0.2  # at the full rate the decoder unlearns while the `[SEG]` vectors are still noise
 ALIGN_SHARE = 0.25  # of the joint steps in which the `[SEG]` vector is drawn towards the word vectors, ever less
@@ -291,7 +291,7 @@ def run_stage(
     folder: Path,
     save_every: int = 200,
 ) -> None:
-    """Train `groups` for `STEPS[name]` steps; leave `folder/<name>.pt` with the modules' weights. Resumes from it when it is there."""
+    """Train `groups` for `STEPS[name]` steps; leave the modules' weights in `folder/<name>.pt`. Resumes from it."""
     steps, path = STEPS[name], folder / f"{name}.pt"
     optimizer = torch.optim.AdamW(groups, lr=LR, weight_decay=0.01)
     rates = [group["lr"] for group in optimizer.param_groups]

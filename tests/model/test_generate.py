@@ -1,0 +1,56 @@
+"""Own greedy generation against transformers' `generate`, and batches against single rows."""
+
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from ans.model.generate import greedy, prefill
+
+END, SEG = 5, 7
+
+
+def model() -> Qwen2ForCausalLM:
+    torch.manual_seed(3)
+    config = Qwen2Config(
+        vocab_size=40, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+    )
+    return Qwen2ForCausalLM(config).eval()
+
+
+def prompts(seed: int, lengths: list[int]) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(8, 40, (length,), generator=generator) for length in lengths]
+
+
+def test_equals_transformers_with_a_shared_prefix() -> None:
+    llm = model()
+    beginnings, endings, owner = prompts(0, [9, 4]), prompts(1, [3, 6, 1, 2]), [0, 1, 1, 0]
+    embed = llm.get_input_embeddings()
+    prefix = prefill(llm, [embed(ids) for ids in beginnings]).rows(torch.tensor(owner))
+    answers = greedy(llm, prefix, [embed(ids) for ids in endings], lambda ids: ids[-1] == END, SEG, 12)
+    for answer, ending, beginning in zip(answers, endings, owner, strict=True):
+        whole = torch.cat([beginnings[beginning], ending])[None]
+        expected = llm.generate(
+            whole, attention_mask=torch.ones_like(whole), max_new_tokens=12, do_sample=False, eos_token_id=END, pad_token_id=0
+        )
+        assert answer.ids == expected[0, whole.shape[1] :].tolist()
+
+
+def test_seg_states_are_those_of_a_full_forward() -> None:
+    llm = model()
+    # A head that prefers [SEG] every so often: its row is the mean of the others plus a push.
+    with torch.no_grad():
+        llm.lm_head.weight[SEG] = llm.lm_head.weight.mean(0) + 0.05 * torch.randn(32, generator=torch.Generator().manual_seed(1))
+        llm.lm_head.weight[SEG] *= 6
+    embed = llm.get_input_embeddings()
+    rows = prompts(5, [4, 7, 2])
+    prefix = prefill(llm, [embed(row[:1]) for row in rows]).rows(torch.arange(3))
+    answers = greedy(llm, prefix, [embed(row[1:]) for row in rows], lambda ids: False, SEG, 10)
+    said = 0
+    for row, answer in zip(rows, answers, strict=True):
+        whole = torch.cat([row, torch.tensor(answer.ids)])
+        with torch.no_grad():
+            hidden = llm.model(whole[None]).last_hidden_state[0]
+        positions = [len(row) + i for i, token in enumerate(answer.ids[:-1]) if token == SEG]
+        torch.testing.assert_close(answer.seg_states, hidden[positions], atol=1e-5, rtol=0)
+        said += len(positions)
+    assert said > 0

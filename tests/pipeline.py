@@ -1,0 +1,84 @@
+"""The heart of the pipeline on a small world, for tests: world, indexes, base in shards."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from ans.checkpoints.convert import shard
+from ans.config import Config, World, parse
+from ans.data.index import build
+from ans.data.world import write_world
+
+REPOSITORY = Path(__file__).parent.parent
+SOURCES = ("refcoco", "refcoco_plus", "refcocog")
+
+
+def small_values(root: Path, **changes: object) -> dict:
+    """`params.yaml` with a data root outside the repository and a short run; `changes` are dotted keys with `__` for a dot."""
+    values = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+    values["paths"]["root"] = str(root)
+    values["train"]["steps"] = 3
+    values["presets"]["tiny"]["train"]["batch"] = 4
+    values["presets"]["tiny"]["evaluate"]["images_per_batch"] = 3
+    values["evaluate"]["splits"] = ["refcoco_val", "refcoco_plus_testA", "refcocog_test"]
+    for key, value in changes.items():
+        *parents, last = key.split("__")
+        node = values
+        for parent in parents:
+            node = node[parent]
+        node[last] = value
+    return values
+
+
+def prepare(folder: Path) -> Path:
+    """World, indexes and base; returns the folder that a run works in. The world lies beside it, not in it."""
+    root, work = folder / "world", folder / "work"
+    config = parse(Config, small_values(root))
+    world = World(seed=5, train_images=16, val_images=6, test_images=4, sa1b_images=2, shift=1.0)
+    write_world(root, dataclasses.replace(world))
+    for name in SOURCES:
+        build(name, config, work / "data" / "index")
+    shard(REPOSITORY / "weights" / "tiny", work / "models" / "base")
+    return work
+
+
+def write_params(work: Path, values: dict) -> Config:
+    (work / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    return parse(Config, values)
+
+
+def run(work: Path, stage: str, *arguments: str) -> subprocess.CompletedProcess:
+    """`python -m stages.<stage>` in `work`, as DVC runs it. Raises on failure, with its output."""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", f"stages.{stage}", *arguments],
+        cwd=work,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise AssertionError(f"{stage} failed:\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+def train_to_evaluation(work: Path, values: dict, variant: str = "full") -> None:
+    """train, convert, filter and evaluate one variant, from scratch."""
+    for made in ("models/checkpoint", "models/hf", "models/variants", "reports", "data/eval"):
+        shutil.rmtree(work / made, ignore_errors=True)
+    write_params(work, values)
+    run(work, "train")
+    run(work, "convert")
+    run(work, "filter", variant)
+    run(work, "evaluate", variant)
+
+
+def metrics(work: Path, variant: str, split: str) -> dict[str, float]:
+    return json.loads((work / "reports" / "eval" / variant / f"{split}.json").read_text(encoding="utf-8"))

@@ -1,0 +1,85 @@
+"""`params.yaml` is read strictly: every mistake is named by its path."""
+
+import copy
+import re
+
+import pytest
+import yaml
+
+from ans.config import Config, ConfigError, load, parse
+
+
+@pytest.fixture
+def values():
+    with open("params.yaml", encoding="utf-8") as file:
+        return yaml.safe_load(file)
+
+
+def test_the_committed_file_is_valid() -> None:
+    config = load()
+    assert set(config.presets) == {"tiny", "sa2va-1b", "sa2va-4b"}
+    assert config.variants["base"] == ()
+    assert config.presets["sa2va-4b"].train.effective_batch(processes=8) == 64
+    assert config.presets["sa2va-4b"].train.lora.scale() == 2.0
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("train.stepz", 3, "train.stepz: unknown key"),
+        ("train.steps", "many", "train.steps: expected int, found 'many'"),
+        ("train.steps", True, "train.steps: expected int, found True"),
+        ("train.steps", 0, "train.steps: must be at least 1"),
+        ("train.beta", -1, "train.beta: must not be negative"),
+        ("train.groups", ["vision"], "train.groups[0]: expected one of"),
+        ("train.groups", [], "train.groups: names no group"),
+        ("presets.tiny.train.lr", "1e-4", "presets.tiny.train.lr: expected float, found '1e-4' (YAML reads 1e-4 as text"),
+        ("presets.tiny.train.lora.rank", 1.5, "presets.tiny.train.lora.rank: expected int"),
+        ("presets.tiny.train.schedule", "step", "presets.tiny.train.schedule: expected one of constant, cosine"),
+        ("preset", "huge", "preset: no preset named 'huge'; there are sa2va-1b, sa2va-4b, tiny"),
+        ("variants.full", ["lora", "nothing"], "variants.full[1]: expected one of"),
+        ("variants.base", ["lora"], "variants.base: must be there and be []"),
+        ("launch.machine_rank", 3, "launch.machine_rank: must be below"),
+        ("evaluate.splits", "refcoco_val", "evaluate.splits: expected a list"),
+        ("paths", None, "paths: expected a section"),
+    ],
+)
+def test_mistakes_are_named(values, path, value, message) -> None:
+    node = values
+    *parents, key = path.split(".")
+    for parent in parents:
+        node = node[parent]
+    node[key] = value
+    with pytest.raises(ConfigError, match="^" + re.escape(message)):
+        parse(Config, values)
+
+
+def test_every_missing_key_is_named(values) -> None:
+    """Each key of each section, removed alone, is named by its path."""
+
+    def paths(node, prefix=()):
+        for key, child in node.items():
+            free = prefix and prefix[0] in ("sources", "variants") or prefix[-1:] == ("presets",) or prefix[-1:] == ("sha256",)
+            if not free:
+                yield (*prefix, key)
+            if isinstance(child, dict):
+                yield from paths(child, (*prefix, key))
+
+    for path in paths(values):
+        broken = copy.deepcopy(values)
+        node = broken
+        for key in path[:-1]:
+            node = node[key]
+        del node[path[-1]]
+        with pytest.raises(ConfigError, match="^" + re.escape(f"{'.'.join(path)}: missing")):
+            parse(Config, broken)
+
+
+def test_the_pipeline_tracks_every_section(values) -> None:
+    """What a stage reads is declared in dvc.yaml, so that a change re-runs it; `launch` alone is left out, on purpose."""
+    with open("dvc.yaml", encoding="utf-8") as file:
+        stages = yaml.safe_load(file)["stages"]
+    declared = {param for stage in stages.values() for param in (stage.get("do") or stage).get("params", [])}
+    for section in set(values) - {"launch", "presets", "sources"}:
+        assert any(param.split(".")[0] == section for param in declared), section
+    assert {"presets.${preset}.weights", "presets.${preset}.train", "presets.${preset}.evaluate"} <= declared

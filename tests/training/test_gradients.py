@@ -1,0 +1,47 @@
+"""Flat gradients and schedules against autograd, optimizers and hand-computed values."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ans.training.gradients import assign, clip, flat_gradient
+from ans.training.schedule import lr_factor
+
+
+def test_flat_gradient_equals_backward() -> None:
+    torch.manual_seed(0)
+    net, unused = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)), nn.Linear(2, 2)
+    x = torch.randn(5, 4)
+    parameters = [*net.parameters(), *unused.parameters()]
+    flat = flat_gradient(net(x).square().sum(), parameters)
+    net(x).square().sum().backward()
+    torch.testing.assert_close(
+        flat, torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters])
+    )
+    assign(2 * flat, parameters)
+    torch.testing.assert_close(parameters[0].grad.flatten(), 2 * flat[:12])
+
+
+def test_clip_equals_torch() -> None:
+    p = nn.Parameter(torch.zeros(7))
+    p.grad = torch.arange(7.0)
+    clipped, norm = clip(p.grad.clone(), 1.5)
+    assert norm == pytest.approx(float(nn.utils.clip_grad_norm_([p], 1.5)))
+    torch.testing.assert_close(clipped, p.grad, atol=1e-5, rtol=1e-5)
+    short = torch.tensor([0.3, 0.4])
+    assert clip(short, 1.0)[0] is short
+
+
+def test_clip_refuses_nan() -> None:
+    with pytest.raises(FloatingPointError, match="train.lr"):
+        clip(torch.tensor([1.0, math.nan]), 1.0)
+
+
+def test_schedule_by_hand() -> None:
+    cosine = [lr_factor(step, 100, 0.1, "cosine") for step in range(100)]
+    assert cosine[0] == pytest.approx(0.1) and cosine[9] == cosine[10] == 1.0
+    assert cosine[55] == pytest.approx(0.5)
+    assert cosine[99] == pytest.approx(0.5 * (1 + math.cos(math.pi * 89 / 90)))
+    assert [lr_factor(step, 10, 0.0, "constant") for step in range(10)] == [1.0] * 10
