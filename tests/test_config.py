@@ -83,3 +83,17 @@ def test_the_pipeline_tracks_every_section(values) -> None:
     for section in set(values) - {"launch", "presets", "sources"}:
         assert any(param.split(".")[0] == section for param in declared), section
     assert {"presets.${preset}.weights", "presets.${preset}.train", "presets.${preset}.evaluate"} <= declared
+
+
+def test_a_change_reruns_only_what_reads_it() -> None:
+    """`train:` is read by `train` alone, `evaluate:` by evaluation and report; `launch:` by nothing that DVC tracks."""
+    with open("dvc.yaml", encoding="utf-8") as file:
+        stages = yaml.safe_load(file)["stages"]
+    readers: dict[str, set[str]] = {}
+    for name, stage in stages.items():
+        for param in (stage.get("do") or stage).get("params", []):
+            readers.setdefault(param.split(".")[0], set()).add(name)
+    assert readers["train"] == {"train"}
+    assert readers["evaluate"] == {"evaluate", "report"}
+    assert readers["world"] == {"world"}
+    assert "launch" not in readers

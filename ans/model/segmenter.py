@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ans.checkpoints.layout import hf_to_model
 from ans.model import prompts
@@ -108,7 +108,7 @@ class Segmenter(nn.Module):
             raise ValueError(
                 f"{folder / 'config.json'}: template: {config.template!r} is unknown; there are {', '.join(prompts.TEMPLATES)}"
             )
-        tokenizer = AutoTokenizer.from_pretrained(folder, config=config.language)
+        tokenizer = load_tokenizer(folder, config)
         with torch.device("meta"):  # no time or memory for random weights that the file replaces
             vlm = InternVL(config)
         model = cls(config, tokenizer, vlm)
@@ -277,6 +277,16 @@ class Segmenter(nn.Module):
             for word in self.template.stop_words:
                 text = text.removesuffix(word)
         return text.strip()
+
+
+def load_tokenizer(folder: Path, config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The folder's tokenizer, exactly as `tokenizer.json` has it; a folder without one is read by the class that it names.
+
+    `AutoTokenizer` would rebuild a `tokenizer.json` by the rules of the language model's own class, and split words otherwise.
+    """
+    if (folder / "tokenizer.json").is_file():
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, config=config.language)
 
 
 def _region_tokens(visual: Tensor, cells: Tensor) -> Tensor:

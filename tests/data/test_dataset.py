@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 from ans.data.dataset import ReferringDataset, pad_right, region_mask, soft_target, training_rows
 from ans.data.index import read_index
 from ans.model import prompts
 from ans.model.config import ModelConfig
+from ans.model.segmenter import load_tokenizer
 from tests import pipeline
 
 TINY = pipeline.REPOSITORY / "weights" / "tiny"
@@ -35,7 +35,7 @@ def dataset(parts, **changes) -> ReferringDataset:
         "mask_points": 0,
     }
     config = ModelConfig.from_dict(json.loads((TINY / "config.json").read_text()))
-    tokenizer = AutoTokenizer.from_pretrained(TINY, config=config.language)
+    tokenizer = load_tokenizer(TINY, config)
     return ReferringDataset(indexes, rows, root, config, tokenizer, **(settings | changes))
 
 

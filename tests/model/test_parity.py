@@ -1,13 +1,17 @@
 """Every intermediate of the official Sa2VA code, from pixels to masks. Sizes, texts and tokens all come from the golden case."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from ans.model import prompts
+from ans.model.config import ModelConfig
 from ans.model.preprocess import normalise, sam_image, tile_grid, tiles
-from ans.model.segmenter import Conversations, Features, Segmenter
+from ans.model.segmenter import Conversations, Features, Segmenter, load_tokenizer
 from ans.model.visual_prompt import region_cells
 from tests.golden_case import FOLDER, GoldenCase, same_masks
 
@@ -93,6 +97,18 @@ def test_token_ids_and_labels(golden: GoldenCase, golden_model: Segmenter, case:
     expected = golden.meta["text"][case]["template"]
     assert ids == expected["input_ids"]
     assert labels == expected["labels"]
+
+
+@pytest.mark.parametrize("folder", [FOLDER, Path("weights/tiny")], ids=["golden", "tiny"])
+def test_the_tokenizer_is_that_of_its_file(golden_folder, folder: Path) -> None:
+    """Loaded from a model folder, the tokenizer splits words as its file says, not as some class's rules would have it."""
+    model_folder = golden_folder if folder == FOLDER else folder
+    loaded = load_tokenizer(model_folder, ModelConfig.from_folder(model_folder))
+    original = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    template = prompts.TEMPLATES[ModelConfig.from_folder(model_folder).template]
+    for question in prompts.SEG_QUESTIONS:
+        text = template.instruction.format(input=prompts.image_string(2) + question.format("the small red circle on the left"))
+        assert loaded.encode(text) == original.encode(text).ids
 
 
 def test_texts_are_the_official_ones(golden: GoldenCase) -> None:
