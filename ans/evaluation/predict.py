@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from pycocotools import mask as coco
 from tqdm import tqdm
@@ -23,6 +22,7 @@ from ans.data.records import Expression, ImageRecord, Region
 from ans.evaluation.metrics import box_giou, intersection_union, iou, summarise
 from ans.model import prompts
 from ans.model.segmenter import Segmenter
+from ans.processes import connect
 from ans.report.results import replacing
 
 
@@ -69,7 +69,7 @@ def evaluate(config: Config, variant: str, folder: Path, index_folder: Path, rep
     Batches are planned from the data alone and handed out whole, so any number of processes gives the same numbers.
     """
     settings, preset, root = config.evaluate, config.chosen.evaluate, Path(config.paths.root)
-    accelerator = Accelerator()
+    accelerator = connect(preset.precision)
     torch.manual_seed(settings.seed)
     dtype = torch.bfloat16 if preset.precision == "bf16" else torch.float32
     model = Segmenter.from_pretrained(folder, accelerator.device, dtype)
@@ -90,7 +90,7 @@ def evaluate(config: Config, variant: str, folder: Path, index_folder: Path, rep
         quiet = None if accelerator.is_main_process else True
         rows = []
         for number, batch in tqdm(mine, desc=f"{variant} {split}", disable=quiet, mininterval=1):
-            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=preset.precision == "bf16"):
+            with accelerator.autocast():
                 rows += [(number, row) for row in predict(model, root, batch, settings.max_new_tokens)]
         rows = [row for _, row in sorted(gather_object(rows), key=lambda numbered: numbered[0])]
         if accelerator.is_main_process:

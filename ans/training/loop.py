@@ -20,6 +20,7 @@ from ans.data.index import check_listing, read_index
 from ans.model.adapters import add_lora, group_of_parameter, select_trained
 from ans.model.segmenter import Conversations, Segmenter
 from ans.objectives.supervised import supervised
+from ans.processes import connect
 from ans.training.curves import Curves
 from ans.training.gradients import assign, clip, flat_gradient
 from ans.training.schedule import lr_factor
@@ -44,7 +45,7 @@ def train(config: Config, run: Run = Run()) -> None:
     global batch. Raises `FloatingPointError` at a loss or gradient that is not finite.
     """
     settings, preset = config.train, config.chosen.train
-    accelerator = Accelerator(mixed_precision="bf16" if preset.precision == "bf16" else "no")
+    accelerator = connect(preset.precision)
     torch.manual_seed(settings.seed + accelerator.process_index)  # dropout only; everything else is keyed
     model, trained = load_model(config, run, accelerator)
     frozen_before = checksum(model, trained)
