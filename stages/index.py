@@ -8,6 +8,7 @@ from typing import Any
 
 from ans import config
 from ans.data import index
+from ans.errors import run
 
 
 def write_report(report: dict[str, Any]) -> None:
@@ -27,4 +28,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -2,6 +2,7 @@
 
 from ans import config
 from ans.data.index import subset_sa1b
+from ans.errors import run
 from stages.index import write_report
 
 
@@ -10,4 +11,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

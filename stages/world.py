@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ans import config
 from ans.data.world import checksum, write_world
+from ans.errors import run
 
 ROOT = Path("data/world")
 
@@ -20,4 +21,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

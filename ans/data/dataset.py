@@ -1,14 +1,19 @@
-"""Index -> training samples. Which image comes when, and every random choice in it, is a pure function of seeds and positions, so
-any number of processes, and a resumed run, see the same.
+"""Index -> training samples: micro-batches of one process.
+
+Every random choice is keyed by the seed and the sample's position, so any number of processes, and a resumed run, see the same.
+
+`item` is the number of a micro-batch, the same on all processes; process p of P takes the p-th of P slices of it.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from pycocotools import mask as coco
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -16,43 +21,33 @@ from transformers import PreTrainedTokenizerBase
 
 from ans.data.images import open_image
 from ans.data.index import Index
+from ans.data.mixing import Pool, interleaved, keyed_rng
 from ans.data.records import ImageRecord, Region
 from ans.model import prompts
 from ans.model.config import ModelConfig
 from ans.model.preprocess import normalise, sam_image, tiles
+from ans.model.visual_prompt import region_cells
+from ans.objectives.batches import CaptionBatch, Images, MaskBatch, ReferringBatch, Targets, pad_right
 from ans.objectives.mask import point_candidates
 
 TRAIN_SPLIT = "train"
+REFERRING, MASKS, CAPTIONS = 0, 1, 2
+"""Streams of samples: the second part of every key."""
 
 
 @dataclass(frozen=True)
-class Batch:
-    """The images of one forward on one process, and conversations about them.
+class Sampling:
+    """How samples are drawn; see `params.yaml`. Lengths in tokens."""
 
-    `ids`, `labels`, `mask`: (R, L), padded on the right. `image_index` (R,): image of each row. `targets` (N, S/4, S/4): soft
-    masks in [0, 1], in the order in which `[SEG]` comes in the rows. `uniform` (N, M, 2): point candidates; M is 0 for
-    whole-mask losses.
-    """
-
-    tile_pixels: list[Tensor]
-    sam_pixels: Tensor
-    sizes: list[tuple[int, int]]
-    ids: Tensor
-    labels: Tensor
-    mask: Tensor
-    image_index: list[int]
-    targets: Tensor
-    uniform: Tensor
-
-    @property
-    def language_tokens(self) -> int:
-        """Labels that the language loss counts (the first position predicts nothing)."""
-        return int((self.labels[:, 1:] != prompts.IGNORE).sum())
-
-
-def keyed_rng(*key: int) -> np.random.Generator:
-    """A generator that depends on its key alone: (seed, step, sample, purpose)."""
-    return np.random.default_rng(list(key))
+    seed: int
+    batch: int
+    max_tiles: int
+    mask_points: int
+    objects_per_image: int
+    objects_per_conversation: int
+    caption_len: int
+    top_k: int
+    description_prompts: int
 
 
 def training_rows(indexes: Sequence[Index]) -> tuple[list[tuple[int, int]], int]:
@@ -81,96 +76,218 @@ def soft_target(mask: np.ndarray, side: int) -> Tensor:
     return F.interpolate(torch.from_numpy(mask)[None, None].float(), size=(side, side), mode="area")[0, 0]
 
 
-class ReferringDataset(Dataset):
-    """Item `i` is the i-th micro-batch of this process: images in a seeded order, each with objects drawn from it.
+@dataclass(frozen=True)
+class Referring:
+    """Images with expressions: (index, row) of each, as `training_rows` gives them. One sample is one image."""
 
-    `batch` images per micro-batch and process; `process` of `processes` takes its slice of each global micro-batch.
+    indexes: Sequence[Index]
+    rows: Sequence[tuple[int, int]]
+
+
+class Regions:
+    """Regions of one source. One sample is one region; `max_samples` keeps the first in the index's order."""
+
+    def __init__(self, name: str, index: Index, max_samples: int | None) -> None:
+        self.name, self.index = name, index
+        self.ends = np.cumsum(index.region_counts())
+        self.count = min(int(self.ends[-1]) if len(self.ends) else 0, max_samples or int(1e18))
+
+    def sample(self, i: int) -> tuple[ImageRecord, Region]:
+        row = int(np.searchsorted(self.ends, i, side="right"))
+        record = self.index.record(row)
+        return record, record.regions[i - (int(self.ends[row - 1]) if row else 0)]
+
+
+class TrainingData(Dataset):
+    """Item i is the i-th micro-batch of this process: what loop 1 or the supervised objective reads, and what loop 2 does.
+
+    `masks` with their `repeats` make up loop 1, `captions` loop 2; either may be absent. Steps (of `accumulation` items) on
+    referring images are spread among the others in proportion to the numbers of samples, and the very first is one.
     """
 
     def __init__(
         self,
-        indexes: Sequence[Index],
-        rows: Sequence[tuple[int, int]],
+        referring: Referring,
+        masks: Sequence[Regions],
+        repeats: Sequence[float],
+        captions: Regions | None,
         root: Path,
         config: ModelConfig,
         tokenizer: PreTrainedTokenizerBase,
+        sampling: Sampling,
         *,
-        seed: int,
-        batches: int,
-        batch: int,
-        objects_per_image: int,
-        objects_per_conversation: int,
-        max_tiles: int,
-        mask_points: int,
+        items: int,
+        accumulation: int = 1,
         process: int = 0,
         processes: int = 1,
     ) -> None:
-        if not rows:
+        if not referring.rows:
             raise ValueError(f"no image to train on: none of the indexed sources below {root} has a `{TRAIN_SPLIT}` region")
-        self.indexes, self.rows, self.root, self.config, self.tokenizer = indexes, rows, root, config, tokenizer
+        self.referring, self.masks, self.captions = referring, masks, captions
+        self.root, self.config, self.tokenizer, self.sampling = root, config, tokenizer, sampling
         self.template = prompts.TEMPLATES[config.template]
-        self.seed, self.batches, self.batch = seed, batches, batch
-        self.objects_per_image, self.objects_per_conversation = objects_per_image, objects_per_conversation
-        self.max_tiles, self.mask_points = min(max_tiles, config.max_tiles), mask_points
-        self.process, self.processes = process, processes
+        self.items, self.accumulation, self.process, self.processes = items, accumulation, process, processes
+        self.referring_pool = Pool([len(referring.rows)], [1.0], sampling.seed, REFERRING)
+        self.mask_pool = Pool([s.count for s in masks], repeats, sampling.seed, MASKS) if masks else None
+        self.caption_pool = Pool([captions.count], [1.0], sampling.seed, CAPTIONS) if captions else None
+        whole = len(self.referring_pool) + (len(self.mask_pool) if self.mask_pool else 0)
+        self.referring_share = len(self.referring_pool) / whole
 
     def __len__(self) -> int:
-        return self.batches
+        return self.items
 
-    def __getitem__(self, item: int) -> Batch:
-        if not 0 <= item < self.batches:
+    def sizes(self) -> dict[str, int]:
+        """Samples of each source, before repeats."""
+        sizes = {"referring images": len(self.referring.rows)} | {source.name: source.count for source in self.masks}
+        return sizes | ({self.captions.name: self.captions.count} if self.captions else {})
+
+    def is_referring(self, step: int) -> bool:
+        """Whether loop 1's place is taken by the supervised objective in this step."""
+        return interleaved(step, self.referring_share)
+
+    def __getitem__(self, item: int) -> tuple[ReferringBatch | MaskBatch, CaptionBatch | None]:
+        if not 0 <= item < self.items:
             raise IndexError(item)
-        first = (item * self.processes + self.process) * self.batch
-        positions = range(first, first + self.batch)
-        return self._collate([(self._row(position), position) for position in positions])
+        step, micro = divmod(item, self.accumulation)
+        before = ceil(step * self.referring_share)  # steps on referring images
+        if self.is_referring(step):
+            first = self._referring(self._positions(before * self.accumulation + micro))
+        else:
+            first = self._masks(self._positions((step - before) * self.accumulation + micro))
+        return first, self._captions(self._positions(item)) if self.captions else None
 
-    def _row(self, position: int) -> tuple[int, int]:
-        epoch, offset = divmod(position, len(self.rows))
-        return self.rows[keyed_rng(self.seed, epoch).permutation(len(self.rows))[offset]]
+    def _positions(self, number: int) -> range:
+        first = (number * self.processes + self.process) * self.sampling.batch
+        return range(first, first + self.sampling.batch)
 
-    def _collate(self, chosen: list[tuple[tuple[int, int], int]]) -> Batch:
-        config, side = self.config, self.config.sam2.image_size // 4
-        tile_pixels, sam_pixels, sizes, encoded, image_index, targets, uniform = [], [], [], [], [], [], []
-        for place, ((number, row), position) in enumerate(chosen):
-            record = self.indexes[number].record(row)
-            image = open_image(self.root, record.path)
-            parts = tiles(image, config.image_size, config.min_tiles, self.max_tiles, config.use_thumbnail)
-            tile_pixels.append(normalise(parts))
-            sam_pixels.append(sam_image(image, config.sam2.image_size))
-            sizes.append((image.height, image.width))
-            rng = keyed_rng(self.seed, position, 1)
+    def _rng(self, stream: int, position: int) -> np.random.Generator:
+        return keyed_rng(self.sampling.seed, stream, position, 1)
+
+    # ------------------------------------------------------------------------------------------ the three kinds
+
+    def _referring(self, positions: range) -> ReferringBatch:
+        sampling = self.sampling
+        images, encoded, image_index, targets, uniform = _Loader(self, sampling.max_tiles), [], [], [], []
+        for place, position in enumerate(positions):
+            number, row = self.referring.rows[self.referring_pool.at(position)[1]]
+            record = self.referring.indexes[number].record(row)
+            tokens = images.add(record.path) * self.config.tokens_per_tile
+            rng = self._rng(REFERRING, position)
             regions = [region for region in record.regions if region.split == TRAIN_SPLIT and region.expressions]
-            picked = [regions[i] for i in rng.permutation(len(regions))[: self.objects_per_image]]
-            targets += [soft_target(region_mask(record, region), side) for region in picked]
+            picked = [regions[i] for i in rng.permutation(len(regions))[: sampling.objects_per_image]]
+            targets += [self._soft(record, region.counts) for region in picked]
             uniform += [self._points(rng) for _ in picked]
-            for start in range(0, len(picked), self.objects_per_conversation):
-                turns = self._turns(picked[start : start + self.objects_per_conversation], len(parts), rng)
+            for start in range(0, len(picked), sampling.objects_per_conversation):
+                turns = self._turns(picked[start : start + sampling.objects_per_conversation], tokens, rng)
                 encoded.append(prompts.encode_conversation(self.tokenizer, self.template, turns))
                 image_index.append(place)
         ids, labels, mask = pad_right(encoded)
-        return Batch(
-            tile_pixels, normalise(sam_pixels), sizes, ids, labels, mask, image_index, torch.stack(targets), torch.stack(uniform)
-        )
+        return ReferringBatch(images.pack(), ids, labels, mask, image_index, Targets(torch.stack(targets), torch.stack(uniform)))
 
-    def _turns(self, regions: Sequence[Region], tile_count: int, rng: np.random.Generator) -> list[prompts.Turn]:
+    def _masks(self, positions: range) -> MaskBatch:
+        sampling, side = self.sampling, self.config.grid_side
+        images, described = _Loader(self, max_tiles=1), []
+        cells, questions, corruption, noise, targets, uniform, where = [], [], [], [], [], [], []
+        for place, position in enumerate(positions):
+            source, number = self.mask_pool.at(position)
+            record, region = self.masks[source].sample(number)
+            rng = self._rng(MASKS, position)
+            two_views = bool(record.second and region.second_counts)
+            images.add(record.second if two_views else record.path)
+            described.append(record.path if two_views else place)
+            cells.append(region_cells(torch.from_numpy(region_mask(record, region))[None], side)[0])
+            targets.append(self._soft(record, region.second_counts if two_views else region.counts))
+            uniform.append(self._points(rng))
+            questions.append(self._questions(rng))
+            corruption.append(rng.random((sampling.caption_len, 2), dtype=np.float32))
+            noise.append(rng.gumbel(size=(sampling.caption_len, sampling.top_k)).astype(np.float32))
+            where.append((record.second if two_views else record.path, self.masks[source].name))
+        # frames that are only described come behind those that are segmented
+        index = [entry if isinstance(entry, int) else images.add_described(entry) for entry in described]
+        describe, ask, answers = (list(column) for column in zip(*questions, strict=True))
+        return MaskBatch(
+            images.pack(), index, list(range(len(positions))), torch.stack(cells), describe, ask, answers,
+            self._answer_tokens(answers), torch.from_numpy(np.stack(corruption)), torch.from_numpy(np.stack(noise)),
+            Targets(torch.stack(targets), torch.stack(uniform)), where,
+        )  # fmt: skip
+
+    def _captions(self, positions: range) -> CaptionBatch:
+        images, learnt, texts, questions, targets, uniform = _Loader(self, max_tiles=1), [], [], [], [], []
+        for position in positions:
+            record, region = self.captions.sample(self.caption_pool.at(position)[1])
+            rng = self._rng(CAPTIONS, position)
+            images.add(record.path)
+            caption = region.expressions[rng.integers(len(region.expressions))].sent
+            ids = self.tokenizer.encode(caption + self.template.suffix, add_special_tokens=False)
+            learnt.append(ids[: self.sampling.caption_len])
+            texts.append(prompts.expression_text(caption))
+            targets.append(self._soft(record, region.counts))
+            uniform.append(self._points(rng))
+            questions.append(self._questions(rng))
+        describe, ask, answers = (list(column) for column in zip(*questions, strict=True))
+        return CaptionBatch(
+            images.pack(), learnt, texts, describe, ask, answers, self._answer_tokens(answers),
+            Targets(torch.stack(targets), torch.stack(uniform)),
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------------------------------------ their parts
+
+    def _turns(self, regions: Sequence[Region], image_tokens: int, rng: np.random.Generator) -> list[prompts.Turn]:
         turns = []
         for region in regions:
             expression = region.expressions[rng.integers(len(region.expressions))]
             question = prompts.SEG_QUESTIONS[rng.integers(len(prompts.SEG_QUESTIONS))]
             text = question.format(prompts.expression_text(expression.sent))
-            image = "" if turns else prompts.image_string(tile_count * self.config.tokens_per_tile)
+            image = "" if turns else prompts.image_string(image_tokens)
             turns.append(prompts.Turn(image + text, prompts.SEG_ANSWERS[rng.integers(len(prompts.SEG_ANSWERS))]))
         return turns
 
+    def _questions(self, rng: np.random.Generator) -> tuple[str, str, str]:
+        """A description question, a segmentation question with `{}`, and its answer."""
+        describe = prompts.DESCRIBE_PROMPTS[rng.integers(self.sampling.description_prompts)]
+        question = prompts.SEG_QUESTIONS[rng.integers(len(prompts.SEG_QUESTIONS))]
+        return describe, question, prompts.SEG_ANSWERS[rng.integers(len(prompts.SEG_ANSWERS))]
+
+    def _answer_tokens(self, answers: Sequence[str]) -> int:
+        return sum(len(self.tokenizer.encode(a + self.template.suffix, add_special_tokens=False)) for a in answers)
+
+    def _soft(self, record: ImageRecord, counts: str) -> Tensor:
+        mask = coco.decode({"size": [record.height, record.width], "counts": counts.encode()})
+        return soft_target(mask, self.config.sam2.image_size // 4)
+
     def _points(self, rng: np.random.Generator) -> Tensor:
-        count = point_candidates(self.mask_points) if self.mask_points else 0
+        count = point_candidates(self.sampling.mask_points) if self.sampling.mask_points else 0
         return torch.from_numpy(rng.random((count, 2), dtype=np.float32))
 
 
-def pad_right(encoded: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor, Tensor]:
-    """(ids, labels) lists -> ids, labels and mask, each (R, L)."""
-    length = max(len(ids) for ids, _ in encoded)
-    ids = torch.tensor([row + [0] * (length - len(row)) for row, _ in encoded])
-    labels = torch.tensor([row + [prompts.IGNORE] * (length - len(row)) for _, row in encoded])
-    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row, _ in encoded])
-    return ids, labels, mask
+class _Loader:
+    """Collects the images of one micro-batch."""
+
+    def __init__(self, data: TrainingData, max_tiles: int) -> None:
+        self.data, self.max_tiles = data, min(max_tiles, data.config.max_tiles)
+        self.tiles: list[Tensor] = []
+        self.sam: list[Image.Image] = []
+        self.sizes: list[tuple[int, int]] = []
+
+    def add(self, path: str) -> int:
+        """Open an image that is segmented and return its number of tiles."""
+        image = open_image(self.data.root, path)
+        self.sam.append(sam_image(image, self.data.config.sam2.image_size))
+        return self._cut(image)
+
+    def add_described(self, path: str) -> int:
+        """Open an image that is only described and return its number among the images."""
+        self._cut(open_image(self.data.root, path))
+        return len(self.tiles) - 1
+
+    def pack(self) -> Images:
+        return Images(self.tiles, normalise(self.sam), self.sizes)
+
+    def _cut(self, image: Image.Image) -> int:
+        config = self.data.config
+        several = self.max_tiles > 1
+        limits = (config.min_tiles, self.max_tiles) if several else (1, 1)
+        parts = tiles(image, config.image_size, *limits, config.use_thumbnail and several)
+        self.tiles.append(normalise(parts))
+        self.sizes.append((image.height, image.width))
+        return len(parts)

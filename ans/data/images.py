@@ -1,45 +1,143 @@
-"""Reading files below `paths.root`: plain ones, and members of tar shards.
+"""Reading files below `paths.root`: plain ones, members of tar shards, and arrays in npz files.
 
-A locator is a path relative to the root; a tar's member is `<path of the tar>::<offset>:<size>`, in bytes, so that it is read
-without opening the archive.
+A locator is a path relative to the root, with forward slashes. A tar's member is `<path of the tar>::<offset>:<size>`, in bytes,
+so that it is read without opening the archive; an array is `<path of the npz>::<name>`.
 """
 
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+import numpy as np
 from PIL import Image, ImageOps
 
-MEMBER = "::"
+SEPARATOR = "::"
+BROKEN_NPZ = (OSError, EOFError, ValueError, SyntaxError, TypeError, struct.error, tokenize.TokenError, zlib.error)
+BROKEN_NPZ += (zipfile.BadZipFile, NotImplementedError, RuntimeError, RecursionError, MemoryError)
+"""What zipfile and numpy raise on damaged files."""
+
+BROKEN_IMAGE = (OSError, SyntaxError, ValueError, TypeError, IndexError, struct.error, zlib.error, Image.DecompressionBombError)
+"""What Pillow raises on damaged files."""
+
+TURNED = (5, 6, 7, 8)
+"""EXIF orientations that swap width and height."""
 
 
 def member(tar: str, offset: int, size: int) -> str:
     """Locator of `size` bytes from `offset` on of a tar."""
-    return f"{tar}{MEMBER}{offset}:{size}"
+    return f"{tar}{SEPARATOR}{offset}:{size}"
+
+
+def array(npz: str, name: str) -> str:
+    """Locator of an array of an npz file."""
+    return f"{npz}{SEPARATOR}{name}"
+
+
+def below(root: str | Path, path: str) -> Path:
+    """`root`/`path`. Raises `ValueError` for a path that leaves the root."""
+    parts = PurePosixPath(path)
+    if parts.is_absolute() or ".." in parts.parts:
+        raise ValueError(f"{path}: leaves paths.root ({root}); refused")
+    return Path(root) / parts
 
 
 def read_bytes(root: str | Path, locator: str) -> bytes:
-    """The bytes that a locator names. Raises `FileNotFoundError`, or `ValueError` for a tar that ends too early."""
-    path, _, part = locator.partition(MEMBER)
+    """The bytes of a file or a tar's member. Raises `FileNotFoundError`, or `ValueError` for a tar that ends too early."""
+    path, _, part = locator.partition(SEPARATOR)
+    file_path = below(root, path)
     if not part:
-        return (Path(root) / path).read_bytes()
+        return file_path.read_bytes()
     offset, size = (int(number) for number in part.split(":"))
-    with open(Path(root) / path, "rb") as file:
+    with open(file_path, "rb") as file:
         file.seek(offset)
         content = file.read(size)
     if len(content) != size:
-        raise ValueError(f"{Path(root) / path}: ends before byte {offset + size}; is the download complete?")
+        raise ValueError(f"{file_path}: ends before byte {offset + size}; is the download complete?")
     return content
 
 
-def open_image(root: str | Path, path: str) -> Image.Image:
+def read_array(path: Path, name: str) -> np.ndarray:
+    """The array `name` of an npz; nothing in it is unpickled. Raises `FileNotFoundError`, or `ValueError` naming the file."""
+    with _npz_errors(path), zipfile.ZipFile(path) as archive:
+        if f"{name}.npy" not in archive.namelist():
+            raise ValueError(f"it has no array {name!r}")
+        content = archive.read(f"{name}.npy")  # whole, since its checksum is tested at its end
+        _header(BytesIO(content), len(content))
+        return np.lib.format.read_array(BytesIO(content), allow_pickle=False)
+
+
+def array_shapes(path: Path, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of those of `names` that an npz has; their values are not read. Raises as `read_array`."""
+    shapes = {}
+    with _npz_errors(path), zipfile.ZipFile(path) as archive:
+        for name in names:
+            if f"{name}.npy" in archive.namelist():
+                with archive.open(f"{name}.npy") as file:
+                    shapes[name] = _header(file, archive.getinfo(f"{name}.npy").file_size)
+    return shapes
+
+
+@contextmanager
+def _npz_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except BROKEN_NPZ as error:
+        raise ValueError(f"{path}: not a readable npz: {error}") from error
+
+
+def _header(file: BytesIO | zipfile.ZipExtFile, size: int) -> tuple[int, ...]:
+    """The shape of an npy file of `size` bytes. Raises `ValueError` when they do not hold it: numpy would ask for the memory."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, kind = read(file)
+    if file.tell() + int(np.prod(shape, dtype=object)) * kind.itemsize != size:
+        raise ValueError(f"{size} bytes do not hold {kind} of shape {shape}")
+    return shape
+
+
+def open_image(root: str | Path, locator: str) -> Image.Image:
     """The image of an `ImageRecord.path`, upright (EXIF orientation applied) and RGB.
 
     Raises `FileNotFoundError` or `ValueError`, both naming the file.
     """
-    try:
-        with Image.open(BytesIO(read_bytes(root, path))) as image:
+    path, _, part = locator.partition(SEPARATOR)
+    with _image_errors(root, locator):
+        if part and ":" not in part:
+            return _from_array(read_array(below(root, path), part))
+        with Image.open(BytesIO(read_bytes(root, locator))) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def image_size(root: str | Path, locator: str) -> tuple[int, int]:
+    """(width, height) in pixels of what `open_image` returns for a JPEG or PNG, without decoding it. Raises as `open_image`."""
+    with _image_errors(root, locator), Image.open(BytesIO(read_bytes(root, locator))) as image:
+        width, height = image.size
+        return (height, width) if image.getexif().get(0x0112) in TURNED else (width, height)
+
+
+@contextmanager
+def _image_errors(root: str | Path, locator: str) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{Path(root) / path}: no such image (paths.root is {root})") from error
-    except (OSError, SyntaxError) as error:  # what Pillow raises on broken files
-        raise ValueError(f"{Path(root) / path}: not a readable image: {error}") from error
+        raise FileNotFoundError(f"{Path(root) / locator}: no such image (paths.root is {root})") from error
+    except BROKEN_IMAGE as error:
+        raise ValueError(f"{Path(root) / locator}: not a readable image: {error}") from error
+
+
+def _from_array(pixels: np.ndarray) -> Image.Image:
+    """(height, width, 3), uint8 or float in 0..255 or 0..1, to an image. Black in 0..1 and in 0..255 is the same."""
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0 or pixels.dtype.kind not in "uf":
+        raise ValueError(f"a frame is (height, width, 3) of uint8 or float, found {pixels.shape} of {pixels.dtype}")
+    if pixels.dtype.kind == "f":
+        pixels = np.rint(pixels * 255 if pixels.max() <= 1 else pixels)
+    if not (pixels.min() >= 0 and pixels.max() <= 255):  # also for a NaN
+        raise ValueError(f"a frame's values lie in 0..255 or 0..1, found {pixels.min()} to {pixels.max()}")
+    return Image.fromarray(pixels.astype(np.uint8))

@@ -1,7 +1,7 @@
 """Records -> parquet, one row per image, and back.
 
 Three kinds of file, each with the metadata `source`, `folder` and `root_listing` (a fingerprint of the listing it was made from):
-`<source>.parquet` of a referring set and `sa1b_subset.parquet` hold image records; `sa1b.parquet` holds names and locators only.
+`<source>.parquet` and `sa1b_subset.parquet` hold image records; `sa1b.parquet` alone holds names and locators only.
 """
 
 import hashlib
@@ -16,18 +16,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ans.config import Config, ConfigError, SubsetSa1b
 from ans.data.records import Expression, ImageRecord, Region, Skipped
-from ans.data.sources import refcoco, sa1b
+from ans.data.sources import describe_anything, open_images, refcoco, sa1b, sav
 
 FOLDER = Path("data/index")
 ROWS_PER_GROUP = 64
 """A row group is what reading one record decodes; small, because training reads records in random order."""
 
 EXAMPLES = 5
+
+READERS = {**dict.fromkeys(refcoco.REFS, refcoco), "sav": sav, "openimages": open_images, "describe": describe_anything}
+"""Source name -> module with `read` and `fingerprint`; SA-1B is apart, since its listing is not its records."""
 
 EXPRESSION = pa.struct([("sent_id", pa.int64()), ("sent", pa.string()), ("raw", pa.string())])
 REGION = pa.struct(
@@ -39,6 +43,7 @@ REGION = pa.struct(
         ("bbox", pa.list_(pa.float64(), 4)),
         ("counts", pa.string()),
         ("expressions", pa.list_(EXPRESSION)),
+        ("second_counts", pa.string()),
     ]
 )
 RECORD = pa.schema(
@@ -48,6 +53,7 @@ RECORD = pa.schema(
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("regions", pa.list_(REGION)),
+        ("second", pa.string()),
     ]
 )
 ENTRY = pa.schema([("name", pa.string()), ("image", pa.string()), ("annotation", pa.string())])
@@ -67,7 +73,9 @@ class Index:
         self._file = pq.ParquetFile(self.path)
         metadata = self._file.schema_arrow.metadata or {}
         if not self._file.schema_arrow.equals(RECORD) or b"root_listing" not in metadata:
-            raise ValueError(f"{self.path}: not an index of image records")
+            raise ValueError(
+                f"{self.path}: not an index of image records, or of an older version; `python -m stages.index SOURCE` makes it"
+            )
         self.source, self.folder, self.root_listing = (metadata[key].decode() for key in (b"source", b"folder", b"root_listing"))
         groups = self._file.metadata
         self._starts = np.cumsum([0] + [groups.row_group(i).num_rows for i in range(groups.num_row_groups)])
@@ -86,6 +94,11 @@ class Index:
         group = int(np.searchsorted(self._starts, i, side="right")) - 1
         row = self._group(group).slice(i - int(self._starts[group]), 1).to_pylist()[0]
         return _to_record(row)
+
+    def region_counts(self) -> np.ndarray:
+        """(rows,) number of regions of every row, without reading the regions themselves."""
+        column = self._file.read(columns=["regions.list.element.region_id"])["regions"]
+        return pc.list_value_length(column).to_numpy()
 
     def records(self) -> Iterator[ImageRecord]:
         """All rows, in order."""
@@ -112,8 +125,8 @@ def build(name: str, config: Config, folder: Path = FOLDER) -> dict[str, Any]:
     """
     if name not in config.sources:
         raise ConfigError(f"sources.{name}: missing; there are {', '.join(config.sources)}")
-    if name != "sa1b" and name not in refcoco.REFS:
-        raise ConfigError(f"sources.{name}: no reader of that name; there are {', '.join((*refcoco.REFS, 'sa1b'))}")
+    if name != "sa1b" and name not in READERS:
+        raise ConfigError(f"sources.{name}: no reader of that name; there are {', '.join((*READERS, 'sa1b'))}")
     root, source_folder = Path(config.paths.root), config.sources[name]
     metadata = {"source": name, "folder": source_folder, "root_listing": fingerprint(root, source_folder, name)}
     skipped = _SkipLog()
@@ -125,7 +138,7 @@ def build(name: str, config: Config, folder: Path = FOLDER) -> dict[str, Any]:
         _write(path, ENTRY, [pa.Table.from_pylist(entries, ENTRY).sort_by("name")], metadata)
     else:
         counts = _SplitCounts()
-        records = counts.count(skipped.drop(_progress(refcoco.read(root, source_folder, name), name)))
+        records = counts.count(skipped.drop(_progress(READERS[name].read(root, source_folder, name), name)))
         write_records(path, skipped.checked(records, name, config.index.max_bad_fraction), metadata)
         report = {"source": name, **counts.report()}
     return report | skipped.report()
@@ -150,11 +163,8 @@ def subset_sa1b(config: Config, folder: Path = FOLDER) -> dict[str, Any]:
 
 
 def fingerprint(root: Path, folder: str, name: str) -> str:
-    """Cheap fingerprint of a source's listing: names and sizes of its listing files, or the number of files per SA-1B folder."""
-    if name == "sa1b":
-        lines = sa1b.fingerprint(root, folder)
-    else:
-        lines = [f"{path.name}: {path.stat().st_size} bytes" for path in refcoco.listing(root, folder, name)]
+    """Cheap fingerprint of a source's listing: names and sizes of its listing files, or the number of files per folder."""
+    lines = sa1b.fingerprint(root, folder) if name == "sa1b" else READERS[name].fingerprint(root, folder, name)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -223,7 +233,7 @@ class _SkipLog:
     def checked(self, records: Iterable[ImageRecord], name: str, limit: float) -> Iterator[ImageRecord]:
         """Pass records on; raise at their end, before the file gets its name, when too many were bad.
 
-        What counts as one record is what the reader skips one by one: an object of a referring set, an image of SA-1B.
+        What counts as one record is what the reader skips one by one: an image of SA-1B, an object of the other sets.
         """
         good = 0
         for record in records:

@@ -3,10 +3,14 @@
 Several polygons of one object are united (OR): summing them, as some loaders do, counts overlaps twice.
 """
 
+import math
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco
+
+MAX_SIDE = 65535
+"""Of a JPEG; pycocotools counts pixels in 32 bits."""
 
 
 def from_segmentation(segmentation: Any, height: int, width: int) -> str:
@@ -14,6 +18,8 @@ def from_segmentation(segmentation: Any, height: int, width: int) -> str:
 
     Raises `ValueError` with one short reason when there is nothing to draw or the run lengths do not fill height x width.
     """
+    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+        raise ValueError("image of a size that no image has")
     if isinstance(segmentation, dict):
         return _from_rle(segmentation, height, width)
     if not isinstance(segmentation, list) or not segmentation:
@@ -21,8 +27,10 @@ def from_segmentation(segmentation: Any, height: int, width: int) -> str:
     for polygon in segmentation:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             raise ValueError("polygon of fewer than three points")
-        if not np.isfinite(np.asarray(polygon, float)).all():
+        if not all(isinstance(coordinate, int | float) and math.isfinite(coordinate) for coordinate in polygon):
             raise ValueError("polygon with a coordinate that is no number")
+        if max(map(abs, polygon)) > 2 * MAX_SIDE:  # pycocotools asks for memory by the length of an edge
+            raise ValueError("polygon far outside the image")
     return coco.merge(coco.frPyObjects(segmentation, height, width))["counts"].decode("ascii")
 
 
@@ -31,11 +39,16 @@ def _from_rle(rle: dict[str, Any], height: int, width: int) -> str:
     if size != [height, width]:
         raise ValueError("RLE of another size than the image")
     runs = np.asarray(counts) if isinstance(counts, list) else run_lengths(counts)
-    if runs.dtype.kind != "i" or not len(runs) or runs.min() < 0 or runs.sum() != height * width:
+    if runs.dtype.kind != "i" or runs.ndim != 1 or not len(runs) or runs.min() < 0 or runs.sum() != height * width:
         raise ValueError("RLE that does not fill the image")
     if isinstance(counts, list):
         return coco.frPyObjects({"counts": counts, "size": size}, height, width)["counts"].decode("ascii")
     return counts
+
+
+def from_array(mask: np.ndarray) -> str:
+    """(height, width), zero outside the object -> compressed RLE `counts`."""
+    return coco.encode(np.asfortranarray(mask > 0, np.uint8))["counts"].decode("ascii")
 
 
 def run_lengths(counts: Any) -> np.ndarray:

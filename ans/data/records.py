@@ -18,7 +18,8 @@ class Region:
 
     `counts` is the compressed COCO RLE of its mask at the image's own size (height x width); `area` is in pixels and `bbox`
     is (x, y, width, height) in pixels, both measured on that mask. `split` is the published split of this region ("" where
-    the data set has none) and `category` the published class name ("" where there is none).
+    the data set has none) and `category` the published class name ("" where there is none). `second_counts` is the mask of the
+    same object in the image's second frame ("" where there is none).
     """
 
     region_id: int
@@ -28,17 +29,22 @@ class Region:
     bbox: tuple[float, float, float, float]
     counts: str
     expressions: tuple[Expression, ...] = ()
+    second_counts: str = ""
 
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One image. `path` is relative to `paths.root`, with forward slashes; `width` and `height` are in pixels."""
+    """One image. `path` is its locator below `paths.root` (see `images.py`); `width` and `height` are in pixels.
+
+    `second` is the locator of another frame of the same size that shows the same objects ("" where there is none).
+    """
 
     image_id: int
     path: str
     width: int
     height: int
     regions: tuple[Region, ...] = field(default=())
+    second: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,79 +1,153 @@
 """Training samples: the same whatever the number of processes, and each `[SEG]` beside its own mask."""
 
+import dataclasses
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from pycocotools import mask as coco
 
-from ans.data.dataset import ReferringDataset, pad_right, region_mask, soft_target, training_rows
+from ans.data.dataset import Referring, Regions, Sampling, TrainingData, region_mask, soft_target, training_rows
 from ans.data.index import read_index
+from ans.data.mixing import Pool, interleaved
 from ans.model import prompts
 from ans.model.config import ModelConfig
 from ans.model.segmenter import load_tokenizer
+from ans.model.visual_prompt import region_cells
+from ans.objectives.batches import MaskBatch, ReferringBatch, pad_right
 from tests import pipeline
 
 TINY = pipeline.REPOSITORY / "weights" / "tiny"
+SAMPLING = Sampling(
+    seed=1, batch=4, max_tiles=1, mask_points=0, objects_per_image=3, objects_per_conversation=2, caption_len=12, top_k=5,
+    description_prompts=2,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    work = pipeline.prepare(tmp_path_factory.mktemp("dataset"))
-    indexes = [read_index(work / "data" / "index" / f"{name}.parquet") for name in pipeline.SOURCES]
+def work(tmp_path_factory):
+    return pipeline.prepare(tmp_path_factory.mktemp("dataset"))
+
+
+@pytest.fixture(scope="module")
+def parts(work):
+    indexes = [read_index(work / "data" / "index" / f"{name}.parquet") for name in pipeline.REFERRING]
     return indexes, training_rows(indexes)[0], work.parent / "world"
 
 
-def dataset(parts, **changes) -> ReferringDataset:
+def dataset(parts, masks=(), captions=None, process=0, processes=1, **changes) -> TrainingData:
     indexes, rows, root = parts
-    settings = {
-        "seed": 1,
-        "batches": 6,
-        "batch": 4,
-        "objects_per_image": 3,
-        "objects_per_conversation": 2,
-        "max_tiles": 1,
-        "mask_points": 0,
-    }
     config = ModelConfig.from_dict(json.loads((TINY / "config.json").read_text()))
-    tokenizer = load_tokenizer(TINY, config)
-    return ReferringDataset(indexes, rows, root, config, tokenizer, **(settings | changes))
+    sampling = dataclasses.replace(SAMPLING, **changes)
+    return TrainingData(
+        Referring(indexes, rows), masks, [1.0] * len(masks), captions, root, config, load_tokenizer(TINY, config), sampling,
+        items=6, process=process, processes=processes,
+    )  # fmt: skip
 
 
-def test_processes_share_one_global_batch(parts) -> None:
-    whole = dataset(parts)
-    halves = [dataset(parts, batch=2, process=process, processes=2) for process in range(2)]
-    for step in range(3):
-        one, (first, second) = whole[step], (half[step] for half in halves)
-        torch.testing.assert_close(one.sam_pixels, torch.cat([first.sam_pixels, second.sam_pixels]), rtol=0, atol=0)
-        torch.testing.assert_close(one.targets, torch.cat([first.targets, second.targets]), rtol=0, atol=0)
-        assert one.language_tokens == first.language_tokens + second.language_tokens
-        assert one.image_index == first.image_index + [2 + i for i in second.image_index]
+def sources(work) -> tuple[list[Regions], Regions]:
+    masks = [Regions(n, read_index(work / "data" / "index" / f"{n}.parquet"), None) for n in ("sav", "sa1b_subset", "openimages")]
+    return masks, Regions("describe", read_index(work / "data" / "index" / "describe.parquet"), None)
+
+
+def test_processes_share_one_global_batch(parts, work) -> None:
+    """Of all three kinds: two processes with half the batch each see what one sees."""
+    masks, captions = sources(work)
+    whole = dataset(parts, masks, captions)
+    halves = [dataset(parts, masks, captions, process, 2, batch=2) for process in range(2)]
+    kinds = set()
+    for item in range(6):
+        one, two = whole[item], [half[item] for half in halves]
+        kinds.add(type(one[0]))
+        for together, apart in zip(one, zip(*two, strict=True), strict=True):
+            assert torch.equal(together.images.sam, torch.cat([batch.images.sam for batch in apart]))
+            assert torch.equal(together.targets.soft, torch.cat([batch.targets.soft for batch in apart]))
+            assert together.counts == tuple(sum(values) for values in zip(*(batch.counts for batch in apart), strict=True))
+        if isinstance(one[0], MaskBatch):
+            for name in ("cells", "corruption", "noise"):
+                assert torch.equal(getattr(one[0], name), torch.cat([getattr(pair[0], name) for pair in two])), name
+            assert one[0].questions == two[0][0].questions + two[1][0].questions
+        assert one[1].captions == two[0][1].captions + two[1][1].captions
+    assert kinds == {MaskBatch, ReferringBatch}
+
+
+def test_the_very_first_step_is_referring_and_the_others_are_spread() -> None:
+    chosen = [interleaved(step, 0.3) for step in range(100)]
+    assert chosen[0] and sum(chosen) == 30
+    gaps = np.diff(np.flatnonzero(chosen))
+    assert set(gaps) <= {3, 4}
+    assert [interleaved(step, 1.0) for step in range(5)] == [True] * 5
+
+
+def test_a_pool_gives_every_sample_its_share() -> None:
+    pool = Pool([5, 4], [1.0, 2.0], seed=3, stream=1)
+    epochs = [[pool.at(epoch * 13 + i) for i in range(13)] for epoch in range(2)]
+    for epoch in epochs:
+        assert Counter(epoch) == {**{(0, i): 1 for i in range(5)}, **{(1, i): 2 for i in range(4)}}
+    assert epochs[0] != epochs[1]
+    half = Pool([10], [0.5], seed=3, stream=1)
+    assert {half.at(i)[1] for i in range(10)} == set(range(10)), "the second epoch has what the first left out"
+    with pytest.raises(ValueError, match="no sample"):
+        Pool([3], [0.0], seed=0, stream=0)
 
 
 def test_an_epoch_sees_every_image_once(parts) -> None:
     rows = len(parts[1])
-    seen = [dataset(parts)._row(position) for position in range(2 * rows)]
-    assert sorted(seen[:rows]) == sorted(seen[rows:]) == sorted(parts[1])
+    pool = dataset(parts).referring_pool
+    seen = [pool.at(position)[1] for position in range(2 * rows)]
+    assert sorted(seen[:rows]) == sorted(seen[rows:]) == list(range(rows))
     assert seen[:rows] != seen[rows:]
-    assert seen[:rows] != [dataset(parts, seed=2)._row(position) for position in range(rows)]
+
+
+def test_two_views_of_one_object(work, parts) -> None:
+    """SAV: described on the first frame, segmented on the second; elsewhere both are one image."""
+    masks, _ = sources(work)
+    for source in masks:
+        data = dataset(parts, [source])
+        batch = data._masks(range(4))
+        side = data.config.sam2.image_size // 4
+        for n in range(4):
+            record, region = source.sample(data.mask_pool.at(n)[1])
+            seen = record.second if record.second and region.second_counts else record.path
+            assert batch.where[n] == (seen, source.name) and batch.segment_index[n] == n
+            assert (batch.describe_index[n] == n) == (seen == record.path)
+            cells = region_cells(torch.from_numpy(region_mask(record, region))[None], data.config.grid_side)[0]
+            assert torch.equal(batch.cells[n], cells)
+            counts = region.second_counts if seen == record.second else region.counts
+            truth = coco.decode({"size": [record.height, record.width], "counts": counts.encode()})
+            assert torch.equal(batch.targets.soft[n], soft_target(truth, side))
+        assert len(batch.images.sam) == 4
+        assert len(batch.images.tiles) == 4 + sum(d >= 4 for d in batch.describe_index)
+
+
+def test_captions_are_learnt_with_their_end(work, parts) -> None:
+    data = dataset(parts, captions=sources(work)[1])
+    end = data.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    batch = data._captions(range(4))
+    assert all(ids[-1] == end for ids in batch.captions)
+    short = dataset(parts, captions=sources(work)[1], caption_len=2)._captions(range(4))
+    assert all(len(ids) == 2 and end not in ids for ids in short.captions)
 
 
 def test_one_target_for_each_seg_in_order(parts) -> None:
     data = dataset(parts)
-    batch = data[0]
+    batch = data[0][0]
+    soft = batch.targets.soft
     seg = data.tokenizer.convert_tokens_to_ids(prompts.SEG_TOKEN)
-    assert int((batch.ids == seg).sum()) == len(batch.targets) == len(batch.uniform)
-    assert ((batch.targets >= 0) & (batch.targets <= 1)).all() and (batch.targets.flatten(1).max(1).values > 0.5).all()
+    assert int((batch.ids == seg).sum()) == len(soft) == len(batch.targets.uniform)
+    assert ((soft >= 0) & (soft <= 1)).all() and (soft.flatten(1).max(1).values > 0.5).all()
     assert (batch.ids[batch.mask == 0] == 0).all() and (batch.labels[batch.mask == 0] == prompts.IGNORE).all()
     image = data.tokenizer.convert_tokens_to_ids(prompts.IMAGE_TOKEN)
     assert ((batch.ids == image).sum(1) == data.config.tokens_per_tile).all()
     answered = batch.labels[batch.labels != prompts.IGNORE]
-    assert int((answered == seg).sum()) == len(batch.targets)
+    assert int((answered == seg).sum()) == len(soft)
 
 
 def test_points_are_drawn_when_asked(parts) -> None:
-    assert dataset(parts)[0].uniform.shape[1:] == (0, 2)
-    assert dataset(parts, mask_points=8)[0].uniform.shape[1:] == (8 * 3 + 2, 2)
+    assert dataset(parts)[0][0].targets.uniform.shape[1:] == (0, 2)
+    assert dataset(parts, mask_points=8)[0][0].targets.uniform.shape[1:] == (8 * 3 + 2, 2)
 
 
 def test_soft_target_is_the_share_of_a_cell() -> None:

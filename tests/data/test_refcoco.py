@@ -86,7 +86,14 @@ def test_bad_records_are_skipped_with_a_reason_and_the_others_kept(tmp_path: Pat
     square = [box(2, 2, 6, 6)]
     rows = [annotation(1, square), annotation(2, []), annotation(3, square, image_id=8), annotation(4, [[1, 1, 4, 4]])]
     rows += [annotation(5, {"size": [10, 20], "counts": "not counts"}), annotation(6, {"size": [10, 20], "counts": [5, 5]})]
+    rows += [
+        annotation(7, {"size": [20, 10], "counts": [200]}),
+        annotation(8, [[1, 1, 4, 4, 1, 1e9]]),
+        annotation(9, [[1, 1, 2, 2, 3, "x"]]),
+    ]
+    rows += [annotation(10, None), annotation(11, {"size": [10, 20], "counts": [200]}), annotation(12, square, image_id=9)]
     refs = [ref(0, 1), ref(1, 2), ref(2, 99), ref(3, 3, image_id=8), ref(4, 4), ref(5, 1, image_id=55), ref(6, 5), ref(7, 6)]
+    refs += [ref(number + 1, number) for number in range(7, 13)]
     publish(tmp_path, refs, rows, missing=(8,))
     found = read(tmp_path)
     assert [len(record.regions) for record in found if isinstance(record, ImageRecord)] == [1]
@@ -98,7 +105,28 @@ def test_bad_records_are_skipped_with_a_reason_and_the_others_kept(tmp_path: Pat
         "ref 5": "image not in instances.json",
         "ref 6": "RLE counts that cannot be decoded",
         "ref 7": "RLE that does not fill the image",
+        "ref 8": "RLE of another size than the image",
+        "ref 9": "polygon far outside the image",
+        "ref 10": "polygon with a coordinate that is no number",
+        "ref 11": "empty segmentation",
+        "ref 12": "mask without a pixel",
+        "ref 13": "annotation of another image",
     }
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    (
+        ("sentences", "text", "sentences is 'text', expected list"),
+        ("sentences", [{"sent_id": 0, "raw": "x"}], "no 'sent'"),
+        ("image_id", "7", "image_id is '7', expected int"),
+        ("split", 3, "split is 3, expected str"),
+    ),
+)
+def test_refs_of_another_form_name_the_file_and_the_field(tmp_path: Path, key: str, value: Any, message: str) -> None:
+    publish(tmp_path, [ref(0, 1, **{key: value})], [annotation(1, [box(2, 2, 6, 6)])])
+    with pytest.raises(ValueError, match=r"refs\(unc\).p: .*" + message):
+        read(tmp_path)
 
 
 def test_refs_of_one_object_are_joined(tmp_path: Path) -> None:
@@ -146,7 +174,7 @@ def test_a_hostile_pickle_is_refused_unexecuted(tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "pwned").exists()
 
 
-@pytest.mark.parametrize("content", (b"", b"garbage", b"(lp1\n", b"Pid\n.", b"I1\n.", b"(lI1\na."))
+@pytest.mark.parametrize("content", (b"", b"garbage", b"(lp1\n", b"Pid\n.", b"I1\n.", b"(lI1\na.", b"(lp99999999999\n"))
 def test_what_is_no_list_of_refs_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "refs.p"
     path.write_bytes(content)

@@ -10,11 +10,12 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from ans.config import World
-from ans.data import masks, world
+from ans.data import masks, scenes, world
+from ans.data.scenes import Description
 from ans.data.sources.refcoco import load_refs
-from ans.data.world import Description
 
-SIZE = World(seed=3, train_images=50, val_images=12, test_images=8, sa1b_images=6, shift=1.0)
+LOOPS = {"sa1b_images": 6, "sav_pairs": 52, "openimages_images": 8, "describe_images": 16}
+SIZE = World(seed=3, train_images=50, val_images=12, test_images=8, **LOOPS, shift=1.0)
 REFS = {"refcoco": "refs(unc).p", "refcoco+": "refs(unc).p", "refcocog": "refs(umd).p"}
 
 
@@ -30,7 +31,7 @@ def digest(root: Path) -> dict[str, str]:
     return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def scenes() -> dict[int, tuple[str, int]]:
+def scene_of() -> dict[int, tuple[str, int]]:
     """image_id -> split and index of its scene, by the order in which they are written."""
     return {1009 + 37 * number: scene for number, scene in enumerate(world._scenes(SIZE))}
 
@@ -44,8 +45,8 @@ def parse(text: str) -> Description:
             head, tail = text.split(f" {joint} the ")
             relation, landmark, words = name, parse(tail), head.split()
     slots: dict[str, str] = {}
-    kinds = {"size": world.RADII, "texture": world.TEXTURES, "colour": world.COLOURS, "shape": world.SHAPES}
-    kinds["place"] = (*world.SIDES, *world.EXTREMES)
+    kinds = {"size": scenes.RADII, "texture": scenes.TEXTURES, "colour": scenes.COLOURS, "shape": world.SHAPES}
+    kinds["place"] = (*scenes.SIDES, *scenes.EXTREMES)
     for word in words:
         for kind, values in kinds.items():
             if word in values:
@@ -57,7 +58,7 @@ def parse(text: str) -> Description:
 def test_one_seed_gives_the_same_bytes_and_another_seed_others(root: Path, tmp_path: Path) -> None:
     world.write_world(tmp_path / "again", SIZE)
     assert digest(tmp_path / "again") == digest(root)
-    small = World(seed=4, train_images=1, val_images=1, test_images=1, sa1b_images=1, shift=1.0)
+    small = World(seed=4, train_images=1, val_images=1, test_images=1, **dict.fromkeys(LOOPS, 1), shift=1.0)
     world.write_world(tmp_path / "other", small)
     name = "coco2014/train2014/COCO_train2014_000000001009.jpg"
     assert digest(tmp_path / "other")[name] != digest(root)[name]
@@ -70,13 +71,13 @@ def test_refuses_a_folder_with_content(root: Path) -> None:
 
 @pytest.mark.parametrize("name", REFS)
 def test_every_expression_means_exactly_its_object(root: Path, name: str) -> None:
-    by_image = scenes()
+    by_image = scene_of()
     for ref in load_refs(root / "ref_seg" / name / REFS[name]):
-        scene, _ = world.make_scene(SIZE.seed, *by_image[ref["image_id"]], SIZE.shift)
+        scene, _ = scenes.make_scene(SIZE.seed, *by_image[ref["image_id"]], SIZE.shift)
         target = int(ref["file_name"].removesuffix(".jpg").rsplit("_", 1)[1])
         for sentence in ref["sentences"]:
-            assert world.matches(scene, parse(sentence["sent"])) == [target], sentence["sent"]
-            assert world.refers(scene, parse(sentence["sent"])) == target, sentence["sent"]
+            assert scenes.matches(scene, parse(sentence["sent"])) == [target], sentence["sent"]
+            assert scenes.refers(scene, parse(sentence["sent"])) == target, sentence["sent"]
             assert set(sentence["tokens"]) <= set(world.VOCABULARY)
             assert sentence["raw"] != sentence["sent"] and sentence["tokens"] == sentence["sent"].split()
         texts = [sentence["sent"] for sentence in ref["sentences"]]
@@ -128,13 +129,13 @@ def test_sets_overlap_as_the_real_ones_do(root: Path) -> None:
 def test_polygons_rasterise_to_the_drawn_masks(root: Path) -> None:
     instances = json.loads((root / "ref_seg/refcocog/instances.json").read_text())
     images = {image["id"]: image for image in instances["images"]}
-    by_image, parts = scenes(), 0
+    by_image, parts = scene_of(), 0
     for annotation in instances["annotations"]:
         image = images[annotation["image_id"]]
         size = [image["height"], image["width"]]
         read = coco.decode({"size": size, "counts": masks.from_segmentation(annotation["segmentation"], *size)})
-        scene, rng = world.make_scene(SIZE.seed, *by_image[image["id"]], SIZE.shift)
-        drawn = world.render(scene, SIZE.shift, rng)[1]
+        scene, rng = scenes.make_scene(SIZE.seed, *by_image[image["id"]], SIZE.shift)
+        drawn = scenes.render(scene, SIZE.shift, rng)[1]
         assert drawn.sum(0).max() == 1, "objects overlap"
         if annotation["iscrowd"]:
             assert (read == drawn.any(0)).all()
@@ -156,10 +157,10 @@ def test_pickles_are_of_both_kinds(root: Path) -> None:
 
 def test_masks_lie_on_objects_of_their_colour() -> None:
     for index in range(10):
-        scene, rng = world.make_scene(1, "train", index, 0.0)
-        image, drawn = world.render(scene, 0.0, rng)
+        scene, rng = scenes.make_scene(1, "train", index, 0.0)
+        image, drawn = scenes.render(scene, 0.0, rng)
         for shape, mask in zip(scene.shapes, drawn, strict=True):
-            colour = np.asarray(world.COLOURS[shape.colour]) + shape.tint
+            colour = np.asarray(scenes.COLOURS[shape.colour]) + shape.tint
             middle = np.median(image[mask], axis=0) if shape.texture == "plain" else np.percentile(image[mask], 90, axis=0)
             assert np.abs(middle - colour).max() < 8
             assert shape.radius >= 0.11 * min(scene.width, scene.height)
@@ -167,22 +168,22 @@ def test_masks_lie_on_objects_of_their_colour() -> None:
 
 def test_shift_changes_the_pixels_of_the_file(root: Path) -> None:
     pixels = np.asarray(Image.open(root / "coco2014/train2014/COCO_train2014_000000001009.jpg"), float)
-    scene, rng = world.make_scene(SIZE.seed, "train", 0, SIZE.shift)
-    plain, _ = world.render(scene, 0.0, rng)
+    scene, rng = scenes.make_scene(SIZE.seed, "train", 0, SIZE.shift)
+    plain, _ = scenes.render(scene, 0.0, rng)
     assert np.abs(pixels - plain).mean() > 10
 
 
 def test_comparisons_of_positions_need_a_clear_margin() -> None:
-    def scene(x: float) -> world.Scene:
-        star = world.Shape("small", "plain", "red", "star", x=x, y=50)
-        circle = world.Shape("small", "plain", "red", "circle", x=30, y=50)
-        return world.Scene(100, 100, (star, circle), (0.0, 0.0, 0.0))
+    def scene(x: float) -> scenes.Scene:
+        star = scenes.Shape("small", "plain", "red", "star", x=x, y=50)
+        circle = scenes.Shape("small", "plain", "red", "circle", x=30, y=50)
+        return scenes.Scene(100, 100, (star, circle), (0.0, 0.0, 0.0))
 
     for x, expected in ((60, 1), (33, None), (10, 0)):
-        assert world.refers(scene(x), Description(place="leftmost")) == expected
-    assert world.refers(scene(53), Description(place="left")) is None
-    assert world.refers(scene(60), Description(place="left")) == 1
+        assert scenes.refers(scene(x), Description(place="leftmost")) == expected
+    assert scenes.refers(scene(53), Description(place="left")) is None
+    assert scenes.refers(scene(60), Description(place="left")) == 1
     beside = Description(relation="right of", landmark=Description(shape="circle"))
-    assert world.refers(scene(60), beside) == 0
-    assert world.refers(scene(33), beside) is None
-    assert world.refers(scene(60), Description(colour="red")) is None
+    assert scenes.refers(scene(60), beside) == 0
+    assert scenes.refers(scene(33), beside) is None
+    assert scenes.refers(scene(60), Description(colour="red")) is None

@@ -7,6 +7,7 @@ ignored.
 import json
 import os
 import pickle
+import struct
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +15,21 @@ from typing import Any
 
 from ans.data import masks
 from ans.data.records import Expression, ImageRecord, Region, Skipped
+from ans.data.sources.common import field
 
 REFS = {"refcoco": "refs(unc).p", "refcoco_plus": "refs(unc).p", "refcocog": "refs(umd).p"}
 """Source name -> file of its refs, in the split that evaluations use."""
 
+BROKEN_PICKLE = (pickle.UnpicklingError, EOFError, ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError)
+BROKEN_PICKLE += (TypeError, ValueError, struct.error)
+"""What the unpickler raises on damaged files."""
 
-class _ListingUnpickler(pickle.Unpickler):
-    """Lists, dicts, text and numbers need no import; a pickle that asks for one is no listing of refs."""
+
+class _ListingUnpickler(pickle._Unpickler):
+    """Lists, dicts, text and numbers need no import; a pickle that asks for one is no listing of refs.
+
+    In Python (10 s more for the largest set), because the one in C allocates whatever memory a damaged number asks for.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"asks for {module}.{name}, which no listing of refs needs; refused")
@@ -35,7 +44,7 @@ def load_refs(path: Path) -> list[dict[str, Any]]:
         try:
             # latin1 holds every byte: the published files are Python 2's, with byte strings
             refs = _ListingUnpickler(file, encoding="latin1").load()
-        except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
+        except BROKEN_PICKLE as error:
             raise ValueError(f"{path}: not a pickled list of refs: {error}") from error
     if not isinstance(refs, list) or not all(isinstance(ref, dict) for ref in refs):
         raise ValueError(f"{path}: expected a list of dicts")
@@ -63,6 +72,11 @@ def listing(root: Path, folder: str, name: str) -> list[Path]:
     return paths
 
 
+def fingerprint(root: Path, folder: str, name: str) -> list[str]:
+    """Names and sizes of the listing."""
+    return [f"{path.name}: {path.stat().st_size} bytes" for path in listing(root, folder, name)]
+
+
 def read(root: Path, folder: str, name: str) -> Iterator[ImageRecord | Skipped]:
     """Every image with refs, in order of image id, with its referred regions; and for what cannot be used one `Skipped` per ref.
 
@@ -78,17 +92,17 @@ def read(root: Path, folder: str, name: str) -> Iterator[ImageRecord | Skipped]:
     images, annotations, categories = _read_instances(instances_path)
     by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for ref in load_refs(refs_path):
-        by_image[_field(ref, "image_id", refs_path)].append(ref)
+        by_image[_field(ref, "image_id", int, refs_path)].append(ref)
     for image_id in sorted(by_image):
         refs = by_image[image_id]
         image = images.get(image_id)
         if image is None or image["file_name"] not in present:
             reason = "image not in instances.json" if image is None else f"image file not in {images_at}"
-            yield from (Skipped(f"ref {ref['ref_id']}", reason) for ref in refs)
+            yield from (Skipped(f"ref {_field(ref, 'ref_id', int, refs_path)}", reason) for ref in refs)
             continue
         regions: dict[tuple[int, str], Region] = {}
         for ref in refs:
-            outcome = _region(ref, annotations.get(_field(ref, "ann_id", refs_path)), image, categories, refs_path)
+            outcome = _region(ref, annotations.get(_field(ref, "ann_id", int, refs_path)), image, categories, refs_path)
             if isinstance(outcome, Skipped):
                 yield outcome
                 continue
@@ -102,28 +116,28 @@ def read(root: Path, folder: str, name: str) -> Iterator[ImageRecord | Skipped]:
 def _read_instances(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, Any]], dict[int, str]]:
     try:
         instances = json.loads(path.read_bytes())
-        images = {image["id"]: image for image in instances["images"]}
-        annotations = {annotation["id"]: annotation for annotation in instances["annotations"]}
-        categories = {category["id"]: category["name"] for category in instances["categories"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a COCO listing: {error!r}") from error
-    for image in images.values():
-        for key, kind in (("file_name", str), ("width", int), ("height", int)):
-            if not isinstance(image.get(key), kind):
-                raise ValueError(f"{path}: image {image['id']}: {key} is {image.get(key)!r}")
+        images = {field(image, "id", int): image for image in field(instances, "images", list)}
+        annotations = {field(annotation, "id", int): annotation for annotation in field(instances, "annotations", list)}
+        categories = {field(entry, "id", int): field(entry, "name", str) for entry in field(instances, "categories", list)}
+        for image in images.values():
+            for key, kind in (("file_name", str), ("width", int), ("height", int)):
+                field(image, key, kind)
+    except (ValueError, RecursionError) as error:  # a RecursionError: json, on brackets without end
+        raise ValueError(f"{path}: not a COCO listing: {error}") from error
     return images, annotations, categories
 
 
-def _field(ref: dict[str, Any], key: str, path: Path) -> Any:
-    if key not in ref:
-        raise ValueError(f"{path}: a ref has no {key!r}: {ref!r:.200}")
-    return ref[key]
+def _field(record: Any, key: str, kind: type, path: Path) -> Any:
+    try:
+        return field(record, key, kind)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _region(
     ref: dict[str, Any], annotation: dict[str, Any] | None, image: dict[str, Any], categories: dict[int, str], path: Path
 ) -> Region | Skipped:
-    key = f"ref {_field(ref, 'ref_id', path)}"
+    key = f"ref {_field(ref, 'ref_id', int, path)}"
     if annotation is None:
         return Skipped(key, "annotation not in instances.json")
     if annotation.get("image_id") != image["id"]:
@@ -137,11 +151,11 @@ def _region(
     if area == 0:
         return Skipped(key, "mask without a pixel")
     sentences = [
-        Expression(_field(sentence, "sent_id", path), _field(sentence, "sent", path), _field(sentence, "raw", path))
-        for sentence in _field(ref, "sentences", path)
+        Expression(*(_field(sentence, key, kind, path) for key, kind in (("sent_id", int), ("sent", str), ("raw", str))))
+        for sentence in _field(ref, "sentences", list, path)
     ]
     category = categories.get(annotation.get("category_id"), "")
-    return Region(annotation["id"], _field(ref, "split", path), category, area, bbox, counts, tuple(sentences))
+    return Region(annotation["id"], _field(ref, "split", str, path), category, area, bbox, counts, tuple(sentences))
 
 
 def _joined(first: Region, second: Region) -> Region:

@@ -7,17 +7,18 @@ Listing opens no JSON: the whole set has 11 million.
 import json
 import os
 import re
-import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ans.data import masks
-from ans.data.images import member, read_bytes
+from ans.data.images import read_bytes
 from ans.data.records import ImageRecord, Region, Skipped
+from ans.data.sources.common import field, source_folder, tar_members
 
 SUBFOLDER = re.compile(r"sa_\d{6}")
+SUFFIXES = (".jpg", ".json")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def list_entries(root: Path, folder: str) -> Iterator[Entry | Skipped]:
 
     Raises `FileNotFoundError` without the folder, `ValueError` naming a tar that cannot be read.
     """
-    base = _base(root, folder)
+    base = source_folder(root, folder, "sa1b")
     yield from _pair(_files(root, base))
     if (base / "img").is_dir() and (base / "js").is_dir():
         yield from _pair([*_files(root, base / "img"), *_files(root, base / "js")])
@@ -42,12 +43,12 @@ def list_entries(root: Path, folder: str) -> Iterator[Entry | Skipped]:
         if path.is_dir() and SUBFOLDER.fullmatch(path.name):
             yield from _pair(_files(root, path))
         elif path.suffix == ".tar" and path.is_file():
-            yield from _pair(_members(root, path))
+            yield from _pair(tar_members(root, path, SUFFIXES))
 
 
 def fingerprint(root: Path, folder: str) -> list[str]:
     """What changes when the listing does: the number of images and of JSONs per folder, name and size of every tar."""
-    base = _base(root, folder)
+    base = source_folder(root, folder, "sa1b")
     lines = []
     for path in [base, *sorted(path for path in base.iterdir() if path.is_dir())]:
         suffixes = [os.path.splitext(entry.name)[1] for entry in os.scandir(path)]
@@ -60,26 +61,21 @@ def read_image(root: Path, entry: Entry) -> ImageRecord:
     """Open one JSON: its masks, without expressions. Raises `ValueError` naming the file when it is not as published."""
     try:
         content = json.loads(read_bytes(root, entry.annotation))
-        image = content["image"]
-        regions = (_region(annotation, image) for annotation in content["annotations"])
+        image = field(content, "image", dict)
+        image_id, width, height = (field(image, key, int) for key in ("image_id", "width", "height"))
+        regions = (_region(annotation, width, height) for annotation in field(content, "annotations", list))
         drawn = tuple(region for region in regions if region.area > 0)  # as SAM 2's own loader
-        return ImageRecord(image["image_id"], entry.image, image["width"], image["height"], drawn)
-    except (ValueError, KeyError, TypeError) as error:
-        detail = f"no {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"{entry.annotation}: not an SA-1B annotation: {detail}") from error
+        if not drawn:
+            raise ValueError("no mask with a pixel")
+        return ImageRecord(image_id, entry.image, width, height, drawn)
+    except (ValueError, RecursionError) as error:  # a RecursionError: json, on brackets without end
+        raise ValueError(f"{entry.annotation}: not an SA-1B annotation: {error}") from error
 
 
-def _region(annotation: dict[str, Any], image: dict[str, Any]) -> Region:
-    counts = masks.from_segmentation(annotation["segmentation"], image["height"], image["width"])
-    area, bbox = masks.measure(counts, image["height"], image["width"])
-    return Region(annotation["id"], "", "", area, bbox, counts)
-
-
-def _base(root: Path, folder: str) -> Path:
-    base = root / folder
-    if not base.is_dir():
-        raise FileNotFoundError(f"{base}: not found; it is looked for below paths.root ({root}), in sources.sa1b ({folder})")
-    return base
+def _region(annotation: Any, width: int, height: int) -> Region:
+    counts = masks.from_segmentation(field(annotation, "segmentation", dict), height, width)
+    area, bbox = masks.measure(counts, height, width)
+    return Region(field(annotation, "id", int), "", "", area, bbox, counts)
 
 
 def _files(root: Path, folder: Path) -> Iterator[tuple[str, str, str]]:
@@ -87,21 +83,8 @@ def _files(root: Path, folder: Path) -> Iterator[tuple[str, str, str]]:
     below = folder.relative_to(root).as_posix()
     for entry in os.scandir(folder):
         stem, suffix = os.path.splitext(entry.name)
-        if suffix in (".jpg", ".json"):
+        if suffix in SUFFIXES:
             yield stem, suffix, f"{below}/{entry.name}"
-
-
-def _members(root: Path, tar: Path) -> Iterator[tuple[str, str, str]]:
-    below = tar.relative_to(root).as_posix()
-    try:
-        with tarfile.open(tar, "r:") as shard:
-            for info in shard:
-                stem, suffix = os.path.splitext(os.path.basename(info.name))
-                if info.isfile() and suffix in (".jpg", ".json"):
-                    yield stem, suffix, member(below, info.offset_data, info.size)
-                shard.members = []  # tarfile keeps every header otherwise
-    except tarfile.TarError as error:
-        raise ValueError(f"{tar}: not a readable tar: {error}") from error
 
 
 def _pair(files: Iterable[tuple[str, str, str]]) -> Iterator[Entry | Skipped]:

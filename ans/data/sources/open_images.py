@@ -1,0 +1,138 @@
+"""Open Images' instance segmentation: a CSV of masks, PNGs of another size than the images, class names in a second CSV.
+
+    train-annotations-object-segmentation.csv    images/train/<ImageID>.jpg
+    oidv7-class-descriptions.csv                 masks/train/<MaskPath>
+
+Masks were drawn on larger copies of the images (long side 1600), so each side is off by up to a pixel after scaling; a mask is
+brought to its image's own size here, by the nearest pixel. There are no expressions.
+"""
+
+import csv
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ans.data import masks
+from ans.data.images import BROKEN_IMAGE, image_size
+from ans.data.records import ImageRecord, Region, Skipped
+from ans.data.sources.common import source_folder
+
+SPLIT = "train"
+ANNOTATIONS = "train-annotations-object-segmentation.csv"
+CLASSES = "oidv7-class-descriptions.csv"
+COLUMNS = ("ImageID", "MaskPath", "LabelName", "BoxID")
+IMAGE_ID = re.compile(r"[0-9a-f]{16}")
+BOX_ID = re.compile(r"[0-9a-f]{1,15}")
+MASK_PATH = re.compile(r"\w[\w.-]*\.png", re.ASCII)  # a plain name: no path leaves the folder
+CLASS_CODE = re.compile(r"/[a-z]/")
+
+
+def read(root: Path, folder: str, name: str) -> Iterator[ImageRecord | Skipped]:
+    """Every image with masks, in order of ImageID, and one `Skipped` per mask that cannot be used.
+
+    `image_id` is the ImageID as a signed 64-bit number, `region_id` the BoxID as a number. Raises `FileNotFoundError` without
+    the listing or the folders, `ValueError` naming a CSV that cannot be read.
+    """
+    annotations_path, classes_path = _listing(root, folder, name)
+    for kind in ("images", "masks"):
+        source_folder(root, f"{folder}/{kind}/{SPLIT}", name)
+    classes = _read_classes(classes_path)
+    by_image: dict[str, list[tuple[str, str, str]]] = defaultdict(list)  # rows of one image need not be neighbours
+    for image_id, *mask in _read_rows(annotations_path):
+        by_image[image_id].append(tuple(mask))
+    for image_id in sorted(by_image):
+        yield from _image(root, folder, image_id, by_image[image_id], classes)
+
+
+def fingerprint(root: Path, folder: str, name: str) -> list[str]:
+    """Names and sizes of the two CSVs."""
+    return [f"{path.name}: {path.stat().st_size} bytes" for path in _listing(root, folder, name)]
+
+
+def _listing(root: Path, folder: str, name: str) -> list[Path]:
+    base = source_folder(root, folder, name)
+    for path in (base / ANNOTATIONS, base / CLASSES):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: not found; sources.{name} ({folder}) needs it")
+    return [base / ANNOTATIONS, base / CLASSES]
+
+
+def _csv_rows(path: Path) -> Iterator[list[str]]:
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            yield from csv.reader(file, strict=True)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a readable CSV: {error}") from error
+
+
+def _read_rows(path: Path) -> Iterator[list[str]]:
+    """`COLUMNS` of every row, empty where a row is too short."""
+    rows = _csv_rows(path)
+    header = next(rows, [])
+    missing = [column for column in COLUMNS if column not in header]
+    if missing:
+        raise ValueError(f"{path}: no column {', '.join(missing)} in its first line {header!r:.200}")
+    positions = [header.index(column) for column in COLUMNS]
+    for row in rows:
+        yield [row[position] if position < len(row) else "" for position in positions]
+
+
+def _read_classes(path: Path) -> dict[str, str]:
+    """Code -> name. Some releases of the file begin with a header, others with the first class."""
+    return {row[0]: row[1] for row in _csv_rows(path) if len(row) == 2 and CLASS_CODE.match(row[0])}
+
+
+def _image(
+    root: Path, folder: str, image_id: str, rows: list[tuple[str, str, str]], classes: dict[str, str]
+) -> Iterator[ImageRecord | Skipped]:
+    path = f"{folder}/images/{SPLIT}/{image_id}.jpg"
+    reason = "" if IMAGE_ID.fullmatch(image_id) else "ImageID that is not 16 hexadecimal digits"
+    if not reason:
+        try:
+            width, height = image_size(root, path)
+        except FileNotFoundError:
+            reason = f"image file not in images/{SPLIT}"
+        except ValueError:
+            reason = "image that cannot be read"
+    if reason:
+        yield from (Skipped(mask_path, reason) for mask_path, _, _ in rows)
+        return
+    regions = []
+    for mask_path, label, box_id in rows:
+        if not MASK_PATH.fullmatch(mask_path) or not BOX_ID.fullmatch(box_id):
+            yield Skipped(mask_path, "row without a mask's file name and a BoxID")
+            continue
+        try:
+            counts = masks.from_array(_read_mask(root / folder / "masks" / SPLIT / mask_path, width, height))
+        except FileNotFoundError:
+            yield Skipped(mask_path, f"mask file not in masks/{SPLIT}")
+        except ValueError as error:
+            yield Skipped(mask_path, str(error))
+        else:
+            area, bbox = masks.measure(counts, height, width)
+            regions.append(Region(int(box_id, 16), SPLIT, classes.get(label, ""), area, bbox, counts))
+    if regions:
+        number = int.from_bytes(bytes.fromhex(image_id), signed=True)
+        yield ImageRecord(number, path, width, height, tuple(regions))
+
+
+def _read_mask(path: Path, width: int, height: int) -> np.ndarray:
+    """(height, width) uint8, not zero on the object. Raises `ValueError` with one short reason, `FileNotFoundError`."""
+    try:
+        with Image.open(path) as image:
+            stored = image.convert("L")
+    except FileNotFoundError:
+        raise
+    except BROKEN_IMAGE as error:
+        raise ValueError("mask that cannot be read") from error
+    wide, high = stored.size
+    if abs(wide * height - high * width) > wide + high + width + height:  # every side may have been rounded by a pixel
+        raise ValueError("mask of another aspect than the image")
+    mask = np.asarray(stored.resize((width, height), Image.Resampling.NEAREST))
+    if not mask.any():
+        raise ValueError("mask without a pixel")
+    return mask
