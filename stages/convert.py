@@ -4,12 +4,12 @@ from pathlib import Path
 
 from ans.checkpoints.convert import convert
 from ans.config import load
+from ans.errors import run
 
 
 def main() -> None:
-    config = load()
-    convert(Path(config.convert.source), Path("models/base"), Path("models/hf"), config.chosen.train.lora.scale())
+    convert(load().convert, Path("models/base"), Path("models/hf"))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

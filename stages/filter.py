@@ -3,15 +3,16 @@
 import sys
 from pathlib import Path
 
-from ans.checkpoints.shards import SHARD_OF_GROUP, make_variant
+from ans.checkpoints.shards import groups_of, make_variant
 from ans.config import load
+from ans.errors import run
 
 
 def main() -> None:
     name = sys.argv[1]
-    groups = {SHARD_OF_GROUP[group]: group for group in load().variants[name]}
-    make_variant(Path("models/base"), Path("models/hf"), groups, Path("models/variants") / name)
+    groups = groups_of(load().variants[name])
+    make_variant(Path("models/base"), Path("models/hf"), groups, Path("models/variants") / name, whole=name == "full")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

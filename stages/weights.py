@@ -1,20 +1,26 @@
 """Stage `weights`: the chosen preset's base weights -> models/base, in shards by module group."""
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from ans.checkpoints.convert import shard
-from ans.checkpoints.fetch import fetch
+from ans.checkpoints.fetch import fetch, fetch_sam2
+from ans.checkpoints.shards import shard, working_folder
 from ans.config import load
+from ans.errors import run
 
 
 def main() -> None:
-    Path("models").mkdir(exist_ok=True)
-    with TemporaryDirectory(dir="models", prefix=".fetched-") as folder:
-        fetched = Path(folder) / "base"
-        fetch(load().chosen.weights, fetched)
-        shard(fetched, Path("models/base"))
+    weights = load().chosen.weights
+    with working_folder(Path("models/.fetched")) as folder:
+        fetch(weights, folder / "base")
+        if weights.sam2 is None:
+            shard(folder / "base", Path("models/base"))
+        else:
+            from ans.checkpoints.assemble import assemble
+
+            fetch_sam2(weights.sam2, folder / "sam2.pt")
+            assemble(folder / "base", folder / "sam2.pt", folder / "assembled")
+            shard(folder / "assembled", Path("models/base"))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,116 +1,241 @@
-"""Training checkpoints to the official Hugging Face layout, shard by shard, LoRA merged in float32."""
+"""Training checkpoints to the official Hugging Face layout, tensor by tensor, LoRA merged in float32.
 
+`python -m ans.checkpoints.convert SOURCE BASE OUT [--rank R --alpha A] [--groups ...]` converts a `.pth` by itself, for instance
+to make a base of it.
+"""
+
+import argparse
 import json
-import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+from tqdm import tqdm
 
 from ans.checkpoints import shards
-from ans.checkpoints.layout import SHARD_GROUPS, group_of, lora_pairs, pth_to_hf_name
+from ans.checkpoints.layout import (
+    LORA_WEIGHT,
+    MAY_BE_LEFT_OUT,
+    MAY_BE_MISSING,
+    SHARD_GROUPS,
+    checkpoint_to_hf_name,
+    group_of,
+    lora_pairs,
+)
+from ans.checkpoints.pth import Checkpoint, digest, read_pth, tensor_bytes
+from ans.checkpoints.shards import SHARD_OF_GROUP, Entry
+from ans.config import Convert, LoraSize
 
-SHARD_BYTES = 2 * 10**9
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_TARGETS = {"float32": ("F32", torch.float32), "bf16": ("BF16", torch.bfloat16)}
+_HEAD, _EMBED = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
 
 
-def shard(source: Path, out: Path) -> None:
-    """Write a model folder's tensors as shards by module group. Values and types stay as they are."""
-    where = {key: path for path in shards.files(source) for key in shards.keys(path)}
-    with shards.folder_at_once(out) as folder:
-        for group in SHARD_GROUPS:
-            _write_group(folder, group, ((key, _read(where[key], key)) for key in sorted(where) if group_of(key) == group))
-        shards.copy_side_files(source, folder)
-        shards.write_index(folder)
+class _Overlay:
+    """A checkpoint read against a base: which HF tensors it brings, and their values. Every mismatch raises `ValueError`."""
+
+    def __init__(self, checkpoint: Checkpoint, base: dict[str, Entry], tied: bool) -> None:
+        self.path, self.state, self.meta, self.base = checkpoint.path, checkpoint.state, checkpoint.meta, base
+        try:
+            self.pairs = lora_pairs(self.state)
+            keys = [key for key in self.state if ".lora_" not in key]
+            plain = [(checkpoint_to_hf_name(key), key) for key in keys]
+        except KeyError as error:
+            raise ValueError(f"{self.path}: {error.args[0]}; convert.source must be a Sa2VA checkpoint") from error
+        self.plain = {name: key for name, key in plain if not MAY_BE_LEFT_OUT.match(name)}
+        if len(set(name for name, _ in plain)) < len(plain):
+            twice = next(name for name, key in plain if self.plain.get(name, key) != key)
+            raise ValueError(f"{self.path}: {twice} is there under two names")
+        if tied and _HEAD in self.plain and _HEAD not in base:
+            if _EMBED not in self.plain or not torch.equal(self.state[self.plain[_HEAD]], self.state[self.plain[_EMBED]]):
+                raise ValueError(f"{self.path}: {_HEAD} differs from the embedding, but the base's config ties the two")
+            del self.plain[_HEAD]
+        self._check_shapes()
+
+    def _check_shapes(self) -> None:
+        for name in [*self.plain, *self.pairs]:
+            if name not in self.base:
+                raise ValueError(f"{self.path}: {name} is no tensor of the base")
+        for name, key in self.plain.items():
+            found, wanted = tuple(self.state[key].shape), self.base[name].shape
+            if found != wanted:
+                raise ValueError(f"{self.path}: {key} is {found}, the base has {wanted}; is it a checkpoint of another model?")
+        for name, pair in self.pairs.items():
+            if set(pair) != {"A", "B"}:
+                raise ValueError(f"{self.path}: LoRA of {name} has only matrix {next(iter(pair))}")
+            a, b = (tuple(self.state[pair[side]].shape) for side in "AB")
+            if len(a) != 2 or len(b) != 2 or a[0] != b[1] or (b[0], a[1]) != self.base[name].shape:
+                raise ValueError(f"{self.path}: LoRA of {name} is {a} and {b}, the base has {self.base[name].shape}")
+
+    @property
+    def held(self) -> set[str]:
+        """Trained groups of which it holds a tensor; `llm` where it brings the language model's own weights."""
+        return {group_of(name) for name in self.plain} | ({"lora"} if self.pairs else set())
+
+    def check_groups(self, given: Iterable[str] | None) -> None:
+        """Each group that it should hold is whole, and nothing that it holds would be dropped."""
+        train = self.meta.get("train")
+        stored = train.get("groups") if isinstance(train, dict) else None
+        whole = all(name in self.plain or name in self.pairs or MAY_BE_MISSING.match(name) for name in self.base)
+        listed = set(given or stored or (self.held if whole else ()))
+        found = ", ".join(sorted(self.held))
+        if not listed:
+            raise ValueError(
+                f"{self.path}: does not say what was trained; it holds {found}: if that is all, set convert.groups: [{found}]"
+            )
+        if self.held - listed:
+            dropped = ", ".join(sorted(self.held - listed))
+            raise ValueError(f"{self.path}: holds {dropped}, which the export would drop; add it to convert.groups")
+        for group in sorted(listed):
+            for name in self.base:
+                wanted = LORA_WEIGHT.match(name) if group == "lora" else group_of(name) == group
+                there = self.pairs if group == "lora" else self.plain
+                if wanted and name not in there and not MAY_BE_MISSING.match(name):
+                    what = "LoRA of " if group == "lora" else ""
+                    raise ValueError(f"{self.path}: {what}{name} is missing, though group {group} was trained (convert.groups)")
+
+    def lora_scale(self, given: LoraSize | None) -> float:
+        """alpha / rank, as stored by our runs (`meta.preset.lora`) or as given."""
+        if not self.pairs:
+            return 0.0
+        preset = self.meta.get("preset")
+        stored = preset.get("lora") if isinstance(preset, dict) else None
+        size = LoraSize(stored["rank"], float(stored["alpha"])) if stored else given
+        if size is None:
+            raise ValueError(
+                f"{self.path}: holds LoRA but not its alpha; set convert.lora: {{rank: ..., alpha: ...}} as it was trained"
+            )
+        if given is not None and given != size:
+            raise ValueError(f"{self.path}: was trained with {size}, convert.lora says {given}; set convert.lora: null")
+        for name, pair in self.pairs.items():
+            rank = self.state[pair["A"]].shape[0]
+            if rank != size.rank:
+                raise ValueError(f"{self.path}: LoRA of {name} has rank {rank}, convert.lora says {size.rank}")
+        return size.alpha / size.rank
+
+    def value(self, name: str) -> Tensor | None:
+        """Its own tensor of that name, or None."""
+        return self.state[self.plain[name]] if name in self.plain else None
+
+    def delta(self, name: str, scale: float) -> Tensor | None:
+        """scale * B A in float32, or None where no LoRA is."""
+        if name not in self.pairs:
+            return None
+        a, b = (self.state[self.pairs[name][side]].float() for side in "AB")
+        return (b @ a).mul_(scale)
 
 
-def convert(checkpoint: Path, base: Path, out: Path, lora_scale: float) -> None:
-    """Put a training `.pth` (`state_dict` of trained tensors, official key names) on top of `base`, in HF layout.
+def convert(settings: Convert, base: Path, out: Path) -> None:
+    """Put a `.pth` (`settings.source`, see `read_pth`) on top of `base`, in HF layout, as the folder `out`.
 
-    Shards that hold a trained tensor are rewritten in float32; the others are links to the base's. `lora_scale` is alpha / rank.
-    Strict: a tensor that the base does not have, of another shape, or half of a LoRA pair raises `ValueError` with its name.
+    Shards that hold a trained tensor are rewritten in `settings.precision`; the others are links to the base's. One tensor is in
+    memory at a time. Strict: an unexpected, missing, mis-shaped or not finite tensor raises `ValueError` with its name.
     """
-    state = read_checkpoint(checkpoint)
-    pairs = lora_pairs(state)
-    plain = {pth_to_hf_name(key): key for key in state if ".lora_" not in key}
-    where = {key: path for path in shards.files(base) for key in shards.keys(path)}
-    for name in [*plain, *pairs]:
-        if name not in where:
-            raise ValueError(f"{checkpoint}: {name} is no tensor of the base {base}")
-    for name, pair in pairs.items():
-        if set(pair) != {"A", "B"}:
-            raise ValueError(f"{checkpoint}: LoRA of {name} has only matrix {next(iter(pair))}")
-    changed = {group_of(name) for name in [*plain, *pairs]}
+    where = shards.entries(base)
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    tied = bool(config.get("llm_config", {}).get("tie_word_embeddings") or config.get("tie_word_embeddings"))
+    source = _Overlay(read_pth(Path(settings.source)), where, tied)
+    source.check_groups(settings.groups)
+    scale = source.lora_scale(settings.lora)
+    below = None if settings.under is None else _Overlay(read_pth(Path(settings.under)), where, tied)
+    if below is not None and below.pairs:
+        raise ValueError(f"{below.path}: convert.under holds LoRA that is not merged; convert it by itself first")
+    trained = {group_of(name) for name in [*source.plain, *source.pairs]}
+    moved = (
+        set() if below is None else {group_of(n) for n in below.plain if not torch.equal(below.value(n).float(), _read(where[n]))}
+    )
+    target, dtype = _TARGETS[settings.precision]
 
-    def merged(name: str) -> Tensor:
-        tensor = _read(where[name], name).float()
-        if name in plain:
-            trained = state[plain[name]].float()
-            if trained.shape != tensor.shape:
-                raise ValueError(f"{checkpoint}: {plain[name]} is {tuple(trained.shape)}, the base has {tuple(tensor.shape)}")
-            return trained
-        if name in pairs:
-            a, b = (state[pairs[name][side]].float() for side in "AB")
-            if (b.shape[0], a.shape[1]) != tensor.shape:
-                raise ValueError(
-                    f"{checkpoint}: LoRA of {name} is for {(b.shape[0], a.shape[1])}, the base has {tuple(tensor.shape)}"
-                )
-            return tensor + lora_scale * (b @ a)
-        return tensor
+    def data(name: str) -> memoryview:
+        own = source.value(name)
+        if own is None and below is not None:
+            own = below.value(name)
+        tensor = _read(where[name]) if own is None else own.float()
+        delta = source.delta(name, scale)
+        if delta is not None:
+            tensor = delta.add_(tensor)  # W + sBA
+        extremes = tensor.aminmax() if tensor.numel() else ()  # NaN goes through; no mask of the tensor's size in memory
+        if not all(torch.isfinite(value) for value in extremes):
+            raise ValueError(f"{settings.source}: {name} is not finite; the run that made it diverged, use an earlier checkpoint")
+        return tensor_bytes(tensor.to(dtype))
 
     with shards.folder_at_once(out) as folder:
-        for group in SHARD_GROUPS:
-            if group in changed:
-                _write_group(folder, group, ((key, merged(key)) for key in sorted(where) if group_of(key) == group))
+        sums = {}
+        for group in tqdm(SHARD_GROUPS, desc="convert", disable=None):
+            if group in trained | moved:
+                tensors = {key: (target, entry.shape) for key, entry in where.items() if group_of(key) == group}
+                sums |= shards.write_group(folder, group, tensors, data)
+        known = shards.read_sums(base)
         for path in shards.files(base):
-            if shards.group_in_name(path) not in changed:
+            if shards.group_in_name(path) not in trained | moved:
                 shards.link(path, folder / path.name)
+                sums[path.name] = known[path.name]
         shards.copy_side_files(base, folder)
-        shards.write_index(folder)
-        (folder / "trained.json").write_text(json.dumps({"shards": sorted(changed)}) + "\n", encoding="utf-8")
+        _write_configs(folder, config, settings.code)
+        shards.write_index(folder, sums)
+        record = {
+            "shards": sorted(trained),
+            "groups": sorted(name for name, shard in SHARD_OF_GROUP.items() if shard in trained),
+            "under": sorted(moved),
+            "precision": settings.precision,
+            "lora_scale": scale,
+            "step": source.meta.get("step"),
+            "checkpoint_sha256": source.meta.get("sha256") or digest(source.state),
+            "parent_sha256": shards.fingerprint(base),
+        }
+        (folder / "trained.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def read_checkpoint(path: Path) -> Mapping[str, Tensor]:
-    """The `state_dict` of a training checkpoint; nothing in the file is executed. `path` may be the folder of a run.
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors of a training checkpoint, see `read_pth`."""
+    return read_pth(path).state
 
-    Raises `FileNotFoundError`, or `ValueError` naming the file when it holds no such dict.
+
+def _read(entry: Entry) -> Tensor:
+    """A base tensor in float32."""
+    if entry.dtype not in _DTYPES:
+        raise ValueError(f"{entry.path}: holds {entry.dtype}; weights are floating point")
+    return torch.frombuffer(entry.read(), dtype=_DTYPES[entry.dtype]).reshape(entry.shape).float()
+
+
+def _write_configs(folder: Path, config: dict[str, Any], code: str) -> None:
+    """What the official remote code and `ans` both need to load the folder.
+
+    `auto_map` names the classes in the repository `code`, since the folder brings no code of its own.
     """
-    file = path / "last.pth" if path.is_dir() else path
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such checkpoint (convert.source)")
-    content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    state = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not state:
-        raise ValueError(f"{file}: holds no `state_dict` of trained tensors")
-    return state
+    values = config | {
+        "architectures": ["Sa2VAChatModel"],
+        "auto_map": {
+            "AutoConfig": f"{code}--configuration_sa2va_chat.Sa2VAChatConfig",
+            "AutoModel": f"{code}--modeling_sa2va_chat.Sa2VAChatModel",
+            "AutoModelForCausalLM": f"{code}--modeling_sa2va_chat.Sa2VAChatModel",
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    if not (folder / "generation_config.json").exists():
+        (folder / "generation_config.json").write_text('{\n  "_from_model_config": true\n}\n', encoding="utf-8")
 
 
-def _read(path: Path, key: str) -> Tensor:
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor(key)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source")
+    parser.add_argument("base", type=Path, help="a model folder in shards, as stage `weights` leaves it")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--under", help="a base .pth to put on BASE first")
+    parser.add_argument("--groups", nargs="+", help="what SOURCE holds, where it does not say so itself")
+    parser.add_argument("--rank", type=int)
+    parser.add_argument("--alpha", type=float)
+    parser.add_argument("--precision", choices=sorted(_TARGETS), default="float32")
+    parser.add_argument("--code", default="ByteDance/Sa2VA-4B", help="hub repository whose code reads the folder")
+    args = parser.parse_args()
+    if (args.rank is None) != (args.alpha is None):
+        parser.error("--rank and --alpha come together")
+    lora = None if args.rank is None else LoraSize(args.rank, args.alpha)
+    groups = tuple(args.groups) if args.groups else None
+    convert(Convert(args.source, args.under, groups, lora, args.precision, args.code), args.base, args.out)
 
 
-def _write_group(folder: Path, group: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Write one group's tensors in shards of at most 2 GB; one shard is in memory at a time."""
-    written: list[Path] = []
-    pending: dict[str, Tensor] = {}
-
-    def flush() -> None:
-        written.append(folder / f"part-{len(written)}")
-        save_file(pending, written[-1], metadata={"format": "pt"})
-        pending.clear()
-
-    size = 0
-    for key, tensor in tensors:
-        nbytes = tensor.numel() * tensor.element_size()
-        if pending and size + nbytes > SHARD_BYTES:
-            flush()
-            size = 0
-        pending[key] = tensor.contiguous()
-        size += nbytes
-    if pending:
-        flush()
-    for number, path in enumerate(written):
-        shutil.move(path, folder / shards.shard_name(group, number + 1, len(written)))
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,6 @@ folder; `url`, the base address of a folder of files; `hub`, a Hugging Face repo
 
 import hashlib
 import http.client
-import json
 import os
 import re
 import shutil
@@ -21,7 +20,9 @@ from urllib.parse import quote
 
 from tqdm import tqdm
 
-from ans.config import ConfigError, PresetWeights
+from ans.checkpoints.shards import INDEX, link, read_index, refuse_link
+from ans.checkpoints.shards import sha256 as _sha256
+from ans.config import UNSUPPORTED, ConfigError, PresetWeights, Sam2Weights
 
 PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 """The files that make up a model and its tokenizer."""
@@ -44,6 +45,25 @@ class _Interrupted(Exception):
 
 # Not OSError: a full disk is no reason to try again.
 _LOST = (_Interrupted, urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
+
+
+def fetch_sam2(sam2: Sam2Weights, out: Path) -> None:
+    """Bring SAM2's released `.pt` (an http address or a path) to the file `out`, verified by its sha256.
+
+    Raises `ConfigError` naming the key, `FetchError` naming the file.
+    """
+    if not re.fullmatch(r"[0-9a-f]{64}", sam2.sha256):
+        raise ConfigError(f"weights.sam2.sha256: expected 64 lower-case hexadecimal digits, found {sam2.sha256!r}")
+    out.unlink(missing_ok=True)  # of an earlier call, perhaps for another file
+    if sam2.location.startswith(("http://", "https://")):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return _download(sam2.location, out, sam2.sha256)
+    if not Path(sam2.location).is_file():
+        raise ConfigError(f"weights.sam2.location: no file {sam2.location!r} (seen from {Path.cwd()})")
+    found = _sha256(Path(sam2.location))
+    if found != sam2.sha256:
+        raise FetchError(f"{sam2.location}: expected sha256 {sam2.sha256}, got {found}")
+    link(Path(sam2.location).resolve(), out)
 
 
 def fetch(weights: PresetWeights, out: Path) -> None:
@@ -100,6 +120,11 @@ def _checksums(weights: PresetWeights) -> dict[str, str]:
         if not re.fullmatch(r"[0-9a-f]{64}", digest):
             raise ConfigError(f"weights.sha256.{name}: expected 64 lower-case hexadecimal digits, found {digest!r}")
     if source == "hub":
+        name = location.rpartition("/")[2]
+        if name in UNSUPPORTED:
+            raise ConfigError(
+                f"weights.location: {location} is not supported yet: {UNSUPPORTED[name]}; Sa2VA-1B and Sa2VA-4B are"
+            )
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", location):
             raise ConfigError(f"weights.location: expected owner/name, found {location!r}")
         if not re.fullmatch(r"[0-9a-f]{40}", weights.revision or ""):
@@ -126,8 +151,13 @@ def _copy(folder: Path, staging: Path) -> None:
     shutil.rmtree(staging)
     staging.mkdir()
     for file in sorted(folder.iterdir()):
-        if file.is_file() and any(fnmatch(file.name, pattern) for pattern in PATTERNS):
-            shutil.copyfile(file, staging / file.name)
+        if any(fnmatch(file.name, pattern) for pattern in PATTERNS):
+            try:
+                refuse_link(file)
+            except ValueError as error:
+                raise FetchError(str(error)) from error
+            if file.is_file():
+                link(file, staging / file.name)  # no second copy of the weights, where the file system can
 
 
 def _snapshot(repository: str, commit: str, staging: Path) -> None:
@@ -209,15 +239,12 @@ def _verify(folder: Path, checksums: dict[str, str], origin: str) -> None:
     if checksums and shards - checksums.keys():
         raise FetchError(f"{origin}: {min(shards - checksums.keys())} has no checksum, though others have")
     wanted = {"config.json"}
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        wanted |= set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    if (folder / INDEX).exists():
+        try:
+            wanted |= set(read_index(folder / INDEX)["weight_map"].values())
+        except ValueError as error:
+            raise FetchError(f"{origin}: {error}") from error
     if wanted - names:
         raise FetchError(f"{origin}: {min(wanted - names)} is missing")
     if not shards:
         raise FetchError(f"{origin}: there is no *.safetensors file")
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,30 +1,114 @@
 """A model folder as shards by module group, so that a variant is a choice of files.
 
-`model-<group>-00001-of-00002.safetensors`, at most 2 GB each, and the usual index JSON. Imports no torch: reading a header
-and linking files needs none.
+`model-<group>-00001-of-00002.safetensors`, at most 2 GB each, and the usual index JSON, which also keeps each shard's sha256.
+Imports no torch: headers and bytes need none. A file that somebody else made is read with distrust: what its header says is
+checked against the file before anything is believed.
 """
 
+import errno
+import hashlib
 import json
+import math
 import os
 import shutil
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
+
+from ans.checkpoints.layout import SHARD_GROUPS, group_of
 
 INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 2 * 10**9
+SIDE_FILES = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""What a model folder holds beside its weights: config and tokenizer."""
+
+_ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_MAX_HEADER = 100 * 10**6
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def keys(path: Path) -> list[str]:
-    """Names of the tensors in a safetensors file, from its header. Raises `ValueError` naming a file that is none."""
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a safetensors file. `start`, `stop`: its bytes, counted from the beginning of the file."""
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    def read(self) -> bytearray:
+        """The tensor's bytes."""
+        data = bytearray(self.stop - self.start)
+        with open(self.path, "rb") as file:
+            file.seek(self.start)
+            if file.readinto(data) != len(data):
+                raise ValueError(f"{self.path}: ends too early")
+        return data
+
+
+def header(path: Path) -> dict[str, Entry]:
+    """The tensors that a safetensors file holds, by name.
+
+    Raises `ValueError` naming the file and the reason when its header does not describe exactly the bytes that follow it.
+    """
     try:
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-    except (struct.error, ValueError, MemoryError) as error:
-        raise ValueError(f"{path}: not a whole safetensors file ({error})") from error
-    return [key for key in header if key != "__metadata__"]
+        return _header(path)
+    except (struct.error, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({error}); fetch or write it again") from error
+
+
+def _header(path: Path) -> dict[str, Entry]:
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > min(size - 8, _MAX_HEADER):
+            raise ValueError(f"its header claims {length} bytes, the file has {size}")
+        values = json.loads(file.read(length), object_pairs_hook=_unique)
+    if not isinstance(values, dict):
+        raise ValueError("its header is no JSON object")
+    values.pop("__metadata__", None)
+    entries = {}
+    for name, value in values.items():
+        dtype, shape, (start, stop) = value["dtype"], value["shape"], value["data_offsets"]
+        numbers = [*shape, start, stop]
+        if dtype not in _ITEM_BYTES or any(type(number) is not int or number < 0 for number in numbers):
+            raise ValueError(f"tensor {name} has dtype {dtype}, shape {shape}, offsets {start}:{stop}")
+        if math.prod(shape) * _ITEM_BYTES[dtype] != stop - start:
+            raise ValueError(f"tensor {name} {dtype}{shape} does not take the {stop - start} bytes that its offsets claim")
+        entries[name] = Entry(path, dtype, tuple(shape), 8 + length + start, 8 + length + stop)
+    end = 8 + length
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if entry.start != end:
+            raise ValueError(f"tensor {name} overlaps another, or bytes before it belong to none")
+        end = entry.stop
+    if end != size:
+        raise ValueError(f"its tensors end at byte {end}, the file at {size}")
+    return entries
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a name occurs twice in its header")
+    return values
 
 
 def files(folder: Path) -> list[Path]:
@@ -33,6 +117,50 @@ def files(folder: Path) -> list[Path]:
     if not found:
         raise FileNotFoundError(f"{folder}: no *.safetensors file here; run the stage that makes this folder")
     return found
+
+
+def entries(folder: Path) -> dict[str, Entry]:
+    """Every tensor of a model folder, by name.
+
+    Raises `ValueError` naming file and reason: a link, a damaged file, a tensor in two files, an index that says otherwise.
+    """
+    found: dict[str, Entry] = {}
+    for path in files(folder):
+        refuse_link(path)
+        for name, entry in header(path).items():
+            if name in found:
+                raise ValueError(f"{path}: tensor {name} is also in {found[name].path.name}; remove the file that is too many")
+            found[name] = entry
+    if (folder / INDEX).exists():
+        weight_map = read_index(folder / INDEX)["weight_map"]
+        actual = {name: entry.path.name for name, entry in found.items()}
+        for name in sorted(weight_map.keys() | actual.keys()):
+            if weight_map.get(name) != actual.get(name):
+                raise ValueError(
+                    f"{folder / INDEX}: tensor {name} should lie in {weight_map.get(name, 'no file')}, "
+                    f"it lies in {actual.get(name, 'none')}; fetch the folder again"
+                )
+    return found
+
+
+def read_index(path: Path) -> dict[str, Any]:
+    """An index JSON, `{"metadata", "weight_map"}`. Raises `ValueError` when it is none or points out of its folder."""
+    refuse_link(path)
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        names = set(index["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not an index of shards ({error})") from error
+    for name in names:
+        if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+            raise ValueError(f"{path}: weight_map points to {name!r}; only plain names of files beside it are read")
+    return index
+
+
+def refuse_link(path: Path) -> None:
+    """Raise `ValueError` for a symbolic link: its target may lie anywhere and change under a checked name."""
+    if path.is_symlink():
+        raise ValueError(f"{path}: a symbolic link (to {os.readlink(path)}); copy the folder with `cp -rL` and give the copy")
 
 
 def group_in_name(path: Path) -> str:
@@ -44,32 +172,129 @@ def shard_name(group: str, number: int, count: int) -> str:
     return f"model-{group}-{number:05d}-of-{count:05d}.safetensors"
 
 
-def write_index(folder: Path) -> None:
-    """Write the index of the shards that lie in `folder`."""
-    weight_map = {key: path.name for path in files(folder) for key in keys(path)}
-    size = sum(path.stat().st_size for path in files(folder))
-    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
+def write_group(
+    folder: Path, group: str, tensors: Mapping[str, tuple[str, tuple[int, ...]]], data: Callable[[str], Any]
+) -> dict[str, str]:
+    """Write one group as shards of at most 2 GB (a larger tensor has one of its own); one tensor is in memory at a time.
+
+    `tensors`: name -> (dtype, shape); `data(name)`: its bytes. Returns file name -> sha256.
+    """
+    # Widest first, as safetensors itself orders them: so every tensor lies at a multiple of its item size.
+    order = sorted(tensors, key=lambda name: (-_ITEM_BYTES[tensors[name][0]], name))
+    shards: list[list[str]] = []
+    size = 0
+    for name in order:
+        nbytes = _nbytes(tensors[name])
+        if not shards or size + nbytes > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += nbytes
+    written = {}
+    for number, names in enumerate(shards, 1):
+        path = folder / shard_name(group, number, len(shards))
+        written[path.name] = _write(path, {name: tensors[name] for name in names}, data)
+    return written
+
+
+def _write(path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]], data: Callable[[str], Any]) -> str:
+    values: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        start, end = end, end + _nbytes((dtype, shape))
+        values[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    head = json.dumps(values, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+        for part in (struct.pack("<Q", len(head)), head):
+            file.write(part)
+            digest.update(part)
+        for name in tensors:
+            part = data(name)
+            if len(part) != _nbytes(tensors[name]):
+                raise ValueError(f"{name}: {len(part)} bytes do not fill {tensors[name]}")
+            file.write(part)
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _nbytes(tensor: tuple[str, tuple[int, ...]]) -> int:
+    return math.prod(tensor[1]) * _ITEM_BYTES[tensor[0]]
+
+
+def shard(source: Path, out: Path) -> None:
+    """Write a model folder's tensors as shards by module group. Values and types stay as they are.
+
+    Raises `ValueError` naming a file that is damaged or not to be trusted, `KeyError` naming a tensor of no known part.
+    """
+    where = entries(source)
+    for key in where:
+        group_of(key)
+    with folder_at_once(out) as folder:
+        sums = {}
+        for group in SHARD_GROUPS:
+            tensors = {key: (entry.dtype, entry.shape) for key, entry in where.items() if group_of(key) == group}
+            sums |= write_group(folder, group, tensors, lambda key: where[key].read())
+        copy_side_files(source, folder)
+        write_index(folder, sums)
+
+
+def write_index(folder: Path, sha256: Mapping[str, str]) -> None:
+    """Write the index of the shards that lie in `folder`; `sha256`: file name -> checksum, of every shard."""
+    weight_map = {key: path.name for path in files(folder) for key in header(path)}
+    metadata = {
+        "total_size": sum(entry.stop - entry.start for path in files(folder) for entry in header(path).values()),
+        "sha256": {path.name: sha256[path.name] for path in files(folder)},
+    }
+    index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def link(source: Path, target: Path) -> None:
-    """A hard link, or a copy where the file system has none."""
+def read_sums(folder: Path) -> dict[str, str]:
+    """File name -> sha256 of a folder's shards, from its index. Raises `ValueError` for a folder that `ans` did not shard."""
+    sums = read_index(folder / INDEX)["metadata"].get("sha256", {})
+    for path in files(folder):
+        if path.name not in sums:
+            raise ValueError(f"{folder / INDEX}: no sha256 of {path.name}; make the folder again by its stage")
+    return sums
+
+
+def fingerprint(folder: Path) -> str:
+    """One sha256 for all weights of a sharded folder, from its index: the parent's checksum in a training checkpoint."""
+    lines = [f"{digest}  {name}\n" for name, digest in sorted(read_sums(folder).items())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def link(source: Path, target: Path) -> bool:
+    """A hard link, or a copy where the file system has none. Returns whether it is a link."""
     try:
         os.link(source, target)
+        return True
     except OSError:
         shutil.copyfile(source, target)
+        return False
 
 
 def copy_side_files(source: Path, target: Path) -> None:
-    """Config and tokenizer: every JSON and text file beside the weights, but the index."""
-    for path in sorted(source.iterdir()):
-        if path.suffix in (".json", ".txt", ".jinja") and path.name != INDEX:
-            shutil.copyfile(path, target / path.name)
+    """Config and tokenizer, as they are."""
+    for name in SIDE_FILES:
+        if (source / name).exists():
+            refuse_link(source / name)
+            shutil.copyfile(source / name, target / name)
 
 
 @contextmanager
 def folder_at_once(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that takes its place at the end; on failure nothing is left under either name."""
+    """A temporary folder beside `out` that takes its place at the end; on failure `out` is as it was, and nothing else is left.
+
+    Raises `OSError` naming `out` when the disk is full.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
@@ -78,27 +303,86 @@ def folder_at_once(out: Path) -> Iterator[Path]:
             shutil.rmtree(out)
         temporary.chmod(0o755)
         os.replace(temporary, out)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise OSError(
+            error.errno, f"{out} could not be written: {error.strerror}; free space; what was there is untouched"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def make_variant(base: Path, trained: Path, groups: Mapping[str, str], out: Path) -> None:
+@contextmanager
+def working_folder(path: Path) -> Iterator[Path]:
+    """A folder that goes away at the end; on failure it stays, so that the next run goes on from what was fetched."""
+    path.mkdir(parents=True, exist_ok=True)
+    yield path
+    shutil.rmtree(path)
+
+
+# ---------------------------------------------------------------- variants
+
+
+def make_variant(base: Path, trained: Path, groups: Mapping[str, str], out: Path, whole: bool = False) -> None:
     """The base with some groups' shards from `trained`. `groups`: shard group -> the trained group that brings it.
 
-    Raises `ValueError` when `trained` did not train such a group.
+    Shards are hard links (copies where the file system has none), and what they hold is checked, not their names: the variant
+    has the base's tensors in the base's shapes, each in a shard of its own group, and a copy has the sha256 of its source.
+    `whole`: the variant must take every group that was trained. Raises `ValueError` naming the group or the file.
     """
-    changed = json.loads((trained / "trained.json").read_text(encoding="utf-8"))["shards"]
-    for shard, group in groups.items():
-        if shard not in changed:
+    record = json.loads((trained / "trained.json").read_text(encoding="utf-8"))
+    for name, group in groups.items():
+        if name not in record["shards"]:
             raise ValueError(f"{trained}: group {group} was not trained in this run, so a variant cannot take it")
+    dropped = sorted(set(record["shards"]) - set(groups))
+    if whole and dropped:
+        raise ValueError(
+            f"variants.full: would drop what was trained in {', '.join(dropped)}; add the group, or train without it"
+        )
+    mixed = sorted(set(record["under"]) - set(groups))
+    if groups and mixed:
+        raise ValueError(
+            f"{trained}: was put on convert.under, which differs from {base} in {', '.join(mixed)}, so this variant would mix "
+            f"two bases; convert that file (python -m ans.checkpoints.convert), then name its folder in presets.<preset>.weights"
+        )
+    before = entries(base)
+    sums = {True: read_sums(trained), False: read_sums(base)}
+    chosen = {}
     with folder_at_once(out) as folder:
         for source, wanted in ((base, False), (trained, True)):
             for path in files(source):
+                held = {group_of(key) for key in header(path)}
+                if held != {group_in_name(path)}:
+                    raise ValueError(f"{path}: holds tensors of {', '.join(sorted(held))}; make {source} again by its stage")
                 if (group_in_name(path) in groups) == wanted:
-                    link(path, folder / path.name)
-        copy_side_files(base, folder)
-        write_index(folder)
+                    chosen[path.name] = sums[wanted][path.name]
+                    if not link(path, folder / path.name) and sha256(folder / path.name) != chosen[path.name]:
+                        raise ValueError(
+                            f"{path}: does not have the sha256 that its index records; make {source} again by its stage"
+                        )
+        copy_side_files(trained if groups else base, folder)
+        write_index(folder, chosen)
+        after = entries(folder)
+        for key in sorted(before.keys() | after.keys()):
+            if key not in before or key not in after or before[key].shape != after[key].shape:
+                raise ValueError(f"{out}: tensor {key} is not what the base has; make {trained} again by `convert`")
+        variant = {"groups": sorted(groups.values()), "trained": record if groups else None}
+        (folder / "variant.json").write_text(json.dumps(variant, indent=2) + "\n", encoding="utf-8")
 
 
-SHARD_OF_GROUP = {"lora": "llm", "proj": "proj", "fcs": "fcs", "sam2_decoder": "sam2_decoder", "embed_head": "embed_head"}
+SHARD_OF_GROUP = {
+    "vision": "vision",
+    "embed_head": "embed_head",
+    "lora": "llm",
+    "proj": "proj",
+    "fcs": "fcs",
+    "sam2_encoder": "sam2_encoder",
+    "sam2_decoder": "sam2_decoder",
+}
 """Trained group -> the shard that its export changes."""
+
+
+def groups_of(wanted: Sequence[str]) -> dict[str, str]:
+    """A variant's trained groups, as `make_variant` reads them."""
+    return {SHARD_OF_GROUP[group]: group for group in wanted}

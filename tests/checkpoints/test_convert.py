@@ -1,116 +1,441 @@
 """Conversion against the official one: the golden .pth on the golden base gives the golden Hugging Face weights."""
 
+import dataclasses
 import json
+import os
 import re
+import resource
+import shutil
+import subprocess
+import sys
+from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from ans.checkpoints import shards
-from ans.checkpoints.convert import convert, read_checkpoint, shard
-from ans.checkpoints.layout import SHARD_GROUPS, group_of, hf_to_model, model_to_hf
+from ans.checkpoints.convert import convert, read_checkpoint
+from ans.checkpoints.layout import SHARD_GROUPS, from_hf, group_of, model_to_pth_name
+from ans.checkpoints.pth import digest
+from ans.checkpoints.save import save_trained
+from ans.checkpoints.shards import groups_of, make_variant, shard
+from ans.config import Convert, LoraSize
 from tests.golden_case import GoldenCase
 
+TRAINED = ("embed_head", "lora", "proj", "fcs", "sam2_decoder")
+PTH_LLM = "mllm.model.language_model.base_model.model."
 
-def read_all(folder):
+
+def read_all(folder: Path) -> dict[str, Tensor]:
     return {key: tensor for path in shards.files(folder) for key, tensor in load_file(path).items()}
 
 
+def settings(source: Path, **changes: object) -> Convert:
+    given = Convert(str(source), None, TRAINED, LoraSize(4, 8.0), "float32", "ByteDance/Sa2VA-4B")
+    return dataclasses.replace(given, **changes)  # type: ignore[arg-type]
+
+
+def same(ours: dict[str, Tensor], expected: dict[str, Tensor], atol: float = 0.0) -> None:
+    assert ours.keys() == expected.keys()
+    for key, tensor in expected.items():
+        torch.testing.assert_close(ours[key].float(), tensor.float(), rtol=0, atol=atol, msg=key)
+
+
 @pytest.fixture(scope="module")
-def official(golden: GoldenCase, golden_folder, tmp_path_factory):
-    """(base folder in shards, checkpoint file, LoRA scale): what the official training run started from and left."""
+def base(golden: GoldenCase, golden_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the official training run started from."""
     folder = tmp_path_factory.mktemp("convert")
-    state, changed = golden.state("hf_state"), golden.state("base_internvl_changed")
-    for key, tensor in changed.items():
+    state = golden.state("hf_state")
+    for key, tensor in golden.state("base_internvl_changed").items():
         state[key] = tensor if tensor.shape == state[key].shape else torch.zeros_like(state[key])
     plain = folder / "plain"
     plain.mkdir()
     save_file(state, plain / "model.safetensors")
     shards.copy_side_files(golden_folder, plain)
     shard(plain, folder / "base")
-    torch.save({"state_dict": golden.state("pth_train_state")}, folder / "last.pth")
-    return folder / "base", folder / "last.pth", 2.0
+    return folder / "base"
 
 
-def test_names_round_trip(golden: GoldenCase) -> None:
-    state = golden.state("hf_state")
-    back = model_to_hf(hf_to_model(state))
-    assert back.keys() == state.keys()
-    assert all(torch.equal(back[key], state[key]) for key in state)
+@pytest.fixture(scope="module")
+def trained(golden: GoldenCase) -> dict[str, Tensor]:
+    """What the official training run left: its `.pth`'s tensors."""
+    return golden.state("pth_train_state")
 
 
-def test_every_tensor_has_a_group(golden: GoldenCase) -> None:
-    assert {group_of(key) for key in golden.state("hf_state")} == set(SHARD_GROUPS)
-    with pytest.raises(KeyError, match="other_model.weight"):
-        group_of("other_model.weight")
+@pytest.fixture(scope="module")
+def checkpoint(trained: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pth") / "last.pth"
+    torch.save({"state_dict": trained}, path)
+    return path
 
 
-def test_convert_gives_the_official_weights(golden: GoldenCase, official, tmp_path) -> None:
-    base, checkpoint, scale = official
-    convert(checkpoint, base, tmp_path / "hf", scale)
-    ours, expected = read_all(tmp_path / "hf"), golden.state("hf_state")
-    assert ours.keys() == expected.keys()
-    for key, tensor in expected.items():
-        torch.testing.assert_close(ours[key], tensor, rtol=0, atol=1e-6, msg=key)
-    trained = json.loads((tmp_path / "hf" / "trained.json").read_text())["shards"]
-    assert trained == ["embed_head", "fcs", "llm", "proj", "sam2_decoder"]
-    untouched = [path for path in shards.files(tmp_path / "hf") if shards.group_in_name(path) == "vision"]
+@pytest.fixture(scope="module")
+def converted(base: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("converted") / "hf"
+    convert(settings(checkpoint), base, out)
+    return out
+
+
+# ---------------------------------------------------------------- values
+
+
+def test_convert_gives_the_official_weights(golden: GoldenCase, base: Path, converted: Path) -> None:
+    same(read_all(converted), golden.state("hf_state"), atol=1e-6)
+    assert json.loads((converted / "trained.json").read_text())["shards"] == ["embed_head", "fcs", "llm", "proj", "sam2_decoder"]
+    untouched = [path for path in shards.files(converted) if shards.group_in_name(path) == "vision"]
     assert untouched and all(path.samefile(base / path.name) for path in untouched)
 
 
-def test_variants_take_only_their_groups(official, tmp_path) -> None:
-    base, checkpoint, scale = official
-    convert(checkpoint, base, tmp_path / "hf", scale)
-    before, after = read_all(base), read_all(tmp_path / "hf")
-    shards.make_variant(base, tmp_path / "hf", {"llm": "lora", "fcs": "fcs"}, tmp_path / "variant")
-    variant = read_all(tmp_path / "variant")
-    assert variant.keys() == before.keys()
-    for key, tensor in variant.items():
-        source = after if group_of(key) in ("llm", "fcs") else before
-        assert torch.equal(tensor, source[key]), key
-    shards.make_variant(base, tmp_path / "hf", {}, tmp_path / "base")
-    assert all(path.samefile(base / path.name) for path in shards.files(tmp_path / "base"))
-    index = json.loads((tmp_path / "variant" / shards.INDEX).read_text())["weight_map"]
-    assert index.keys() == before.keys()
+def test_merged_weights_are_bit_equal_to_w_plus_sba(base: Path, trained: dict[str, Tensor], converted: Path) -> None:
+    before, after = read_all(base), read_all(converted)
+    adapted = [key.removesuffix(".lora_A.default.weight") for key in trained if ".lora_A." in key]
+    assert len(adapted) == 3 * 7
+    for key in adapted:
+        name = key.removeprefix("mllm.model.").replace("base_model.model.", "", 1) + ".weight"
+        a, b = trained[f"{key}.lora_A.default.weight"], trained[f"{key}.lora_B.default.weight"]
+        assert torch.equal(after[name], before[name].float() + 2.0 * (b @ a)), name
+    assert {tensor.dtype for key, tensor in after.items() if group_of(key) == "llm"} == {torch.float32}
 
 
-def test_a_group_that_was_not_trained_is_an_error(official, tmp_path) -> None:
-    base, _, _ = official
-    convert_only_fcs = {"state_dict": {"text_hidden_fcs.0.bias": read_all(base)["text_hidden_fcs.0.bias"] + 1}}
-    torch.save(convert_only_fcs, tmp_path / "some.pth")
-    convert(tmp_path / "some.pth", base, tmp_path / "hf", 1.0)
-    with pytest.raises(ValueError, match="group lora was not trained"):
-        shards.make_variant(base, tmp_path / "hf", {"llm": "lora"}, tmp_path / "variant")
-    assert not (tmp_path / "variant").exists()
+def test_bf16_on_request(base: Path, checkpoint: Path, converted: Path, tmp_path: Path) -> None:
+    convert(settings(checkpoint, precision="bf16"), base, tmp_path / "hf")
+    exact = read_all(converted)
+    for key, tensor in read_all(tmp_path / "hf").items():
+        if group_of(key) in ("llm", "fcs"):
+            assert tensor.dtype == torch.bfloat16 and torch.equal(tensor, exact[key].bfloat16()), key
+
+
+def test_it_is_whole_without_remote_code_and_with_it(converted: Path) -> None:
+    config = json.loads((converted / "config.json").read_text())
+    assert config["auto_map"]["AutoModel"] == "ByteDance/Sa2VA-4B--modeling_sa2va_chat.Sa2VAChatModel"
+    assert config["architectures"] == ["Sa2VAChatModel"] and config["model_type"] == "sa2va_chat"
+    assert {"tokenizer.json", "tokenizer_config.json", "generation_config.json"} <= {p.name for p in converted.iterdir()}
+    from ans.model.segmenter import Segmenter
+
+    loaded = Segmenter.from_pretrained(converted).state_dict()
+    expected = from_hf(read_all(converted), "model")
+    assert all(torch.equal(tensor, expected[name].float()) for name, tensor in loaded.items())
+
+
+# ---------------------------------------------------------------- every form of a .pth
+
+
+def _sharded(folder: Path, state: dict[str, Tensor]) -> None:
+    folder.mkdir()
+    names = sorted(state)
+    parts = {"pytorch_model-1.bin": names[::2], "pytorch_model-2.bin": names[1::2]}
+    for name, keys in parts.items():
+        torch.save({key: state[key].clone() for key in keys}, folder / name)
+    weight_map = {key: name for name, keys in parts.items() for key in keys}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def _folder(folder: Path, state: dict[str, Tensor]) -> None:
+    folder.mkdir()
+    torch.save(state, folder / "pytorch_model.bin")
+
+
+FORMS = {
+    "bare": lambda path, state: torch.save(state, path),
+    "ordered": lambda path, state: torch.save(OrderedDict(state), path),
+    "state_dict": lambda path, state: torch.save({"state_dict": state}, path),
+    "meta": lambda path, state: torch.save({"meta": {"cfg": "text", "epoch": 1}, "state_dict": state}, path),
+    "model": lambda path, state: torch.save({"model": state, "optimizer": None}, path),
+    "module prefix": lambda path, state: torch.save({"state_dict": {f"module.{key}": t for key, t in state.items()}}, path),
+    "adapter names": lambda path, state: torch.save({key.replace(".default", ""): t for key, t in state.items()}, path),
+    "folder": _folder,
+    "sharded folder": _sharded,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same(form: str, base: Path, trained: dict[str, Tensor], converted: Path, tmp_path: Path) -> None:
+    FORMS[form](tmp_path / "user.pth", trained)
+    convert(settings(tmp_path / "user.pth"), base, tmp_path / "hf")
+    same(read_all(tmp_path / "hf"), read_all(converted))
+
+
+def test_full_model_of_the_research_code(golden: GoldenCase, base: Path, tmp_path: Path) -> None:
+    state = from_hf(golden.state("hf_state"), "research")
+    assert "mlp1.0.weight" in state and "mllm.model.language_model.model.norm.weight" in state
+    torch.save({"meta": {}, "state_dict": state}, tmp_path / "full.pth")
+    convert(settings(tmp_path / "full.pth", groups=None, lora=None), base, tmp_path / "hf")
+    same(read_all(tmp_path / "hf"), golden.state("hf_state"))
+
+
+def test_full_and_not_merged(golden: GoldenCase, base: Path, trained: dict[str, Tensor], converted: Path, tmp_path: Path) -> None:
+    """PEFT's own names: an adapted layer keeps its weight as `base_layer`."""
+    full = {}
+    for key, tensor in read_all(base).items():
+        name = (
+            model_to_pth_name(next(iter(from_hf({key: tensor}, "model")))) if group_of(key) != "vision" else "mllm.model." + key
+        )
+        full[re.sub(r"((?:q|k|v|o|gate|up|down)_proj)\.", r"\1.base_layer.", name) if "language_model" in name else name] = tensor
+    torch.save({**full, **trained}, tmp_path / "full.pth")
+    convert(settings(tmp_path / "full.pth", groups=None), base, tmp_path / "hf")
+    same(read_all(tmp_path / "hf"), read_all(converted))
+
+
+def test_a_base_pth_underneath(golden: GoldenCase, base: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """The base .pth moves the ViT and a norm of the language model; the trained tensors go on top of both."""
+    below = {key: t.clone() for key, t in read_all(base).items() if group_of(key) in ("vision", "llm")}
+    norm, vit = "language_model.model.norm.weight", "vision_model.encoder.layers.0.ls1"
+    below[norm] += 1
+    below[vit] += 1
+    torch.save(from_hf(below, "research"), tmp_path / "below.pth")
+    convert(settings(checkpoint, under=str(tmp_path / "below.pth")), base, tmp_path / "hf")
+    expected = golden.state("hf_state")
+    expected[norm] += 1
+    expected[vit] += 1
+    same(read_all(tmp_path / "hf"), expected, atol=1e-6)
+    with pytest.raises(ValueError, match="would mix two bases"):
+        make_variant(base, tmp_path / "hf", groups_of(["fcs"]), tmp_path / "variant")
+    make_variant(base, tmp_path / "hf", {}, tmp_path / "base")
+    convert(settings(checkpoint, under=None), base, tmp_path / "hf")
+    with pytest.raises(ValueError, match="LoRA that is not merged"):
+        convert(settings(checkpoint, under=str(checkpoint)), base, tmp_path / "other")
+
+
+def test_our_own_checkpoint_says_everything_itself(
+    base: Path, trained: dict[str, Tensor], converted: Path, tmp_path: Path
+) -> None:
+    meta = {"train": {"groups": list(TRAINED)}, "preset": {"lora": {"rank": 4, "alpha": 8.0, "dropout": 0.0}}, "step": 7}
+    ours = {_model_name(key): tensor for key, tensor in trained.items()}
+    save_trained(tmp_path / "run" / "last.pth", ours, meta)
+    convert(settings(tmp_path / "run", groups=None, lora=None), base, tmp_path / "hf")
+    same(read_all(tmp_path / "hf"), read_all(converted))
+    record = json.loads((tmp_path / "hf" / "trained.json").read_text())
+    assert record["step"] == 7 and record["parent_sha256"] == shards.fingerprint(base)
+    assert record["checkpoint_sha256"] == digest(trained) and record["groups"] == sorted(TRAINED)
+    with pytest.raises(ValueError, match=r"convert\.lora says .*alpha=4"):
+        convert(settings(tmp_path / "run", lora=LoraSize(4, 4.0)), base, tmp_path / "other")
+
+
+def _model_name(pth: str) -> str:
+    if pth.startswith(PTH_LLM):
+        return "vlm.language_model." + pth.removeprefix(PTH_LLM)
+    return pth.replace("mllm.model.", "vlm.").replace("grounding_encoder.sam2_model.", "sam.model.")
+
+
+# ---------------------------------------------------------------- strictness
+
+
+Q = PTH_LLM + "model.layers.0.self_attn.q_proj"
 
 
 @pytest.mark.parametrize(
-    ("state", "message"),
+    ("change", "message"),
     [
-        ({"mllm.model.mlp1.9.weight": torch.zeros(2)}, r"mlp1\.9\.weight is no tensor of the base"),
-        ({"text_hidden_fcs.0.bias": torch.zeros(3)}, r"text_hidden_fcs\.0\.bias is \(3,\), the base has"),
+        (lambda s: s | {"mllm.model.mlp1.9.weight": torch.zeros(2)}, r"mlp1\.9\.weight is no tensor of the base"),
+        (lambda s: s | {"text_hidden_fcs.0.bias": torch.zeros(3)}, r"text_hidden_fcs\.0\.bias is \(3,\), the base has \(64,\)"),
+        (lambda s: s | {"some.other.weight": torch.zeros(3)}, r"some\.other\.weight: no such name"),
+        (lambda s: s | {"mlp1.0.bias": torch.zeros(192)}, r"mlp1\.0\.bias is there under two names"),
+        (lambda s: s | {"text_hidden_fcs.0.bias": torch.full((64,), torch.nan)}, r"text_hidden_fcs\.0\.bias is not finite"),
         (
-            {
-                "mllm.model.language_model.base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight": torch.zeros(
-                    4, 64
-                )
-            },
-            "has only matrix A",
+            lambda s: s | {f"{Q}.lora_A.default.weight": torch.zeros(3, 64)},
+            r"LoRA of language_model\..* is \(3, 64\) and \(64, 4\)",
         ),
+        (lambda s: {k: t for k, t in s.items() if k != f"{Q}.lora_B.default.weight"}, "has only matrix A"),
+        (lambda s: {k: t for k, t in s.items() if not k.startswith(Q)}, r"LoRA of language_model\..*q_proj\.weight is missing"),
+        (lambda s: {k: t for k, t in s.items() if k != "text_hidden_fcs.2.bias"}, r"text_hidden_fcs\.2\.bias is missing"),
+        (lambda s: {k: t for k, t in s.items() if "lm_head" not in k}, r"lm_head\.weight is missing, though group embed_head"),
     ],
 )
-def test_bad_checkpoints_name_the_tensor(official, tmp_path, state, message) -> None:
-    base, _, _ = official
-    torch.save({"state_dict": state}, tmp_path / "bad.pth")
+def test_a_bad_tensor_is_named(base: Path, trained: dict[str, Tensor], tmp_path: Path, change, message: str) -> None:
+    torch.save({"state_dict": change(trained)}, tmp_path / "bad.pth")
     with pytest.raises(ValueError, match=message):
-        convert(tmp_path / "bad.pth", base, tmp_path / "hf", 1.0)
+        convert(settings(tmp_path / "bad.pth"), base, tmp_path / "hf")
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.pth"]
+
+
+def test_what_may_be_missing_is_listed(base: Path, trained: dict[str, Tensor], converted: Path, tmp_path: Path) -> None:
+    """The two heads that no loss reaches; nothing else."""
+    heads = {key for key in trained if "iou_prediction_head" in key or "pred_obj_score_head" in key}
+    torch.save({key: tensor for key, tensor in trained.items() if key not in heads}, tmp_path / "some.pth")
+    convert(settings(tmp_path / "some.pth"), base, tmp_path / "hf")
+    ours, before, after = read_all(tmp_path / "hf"), read_all(base), read_all(converted)
+    for key, tensor in ours.items():
+        assert torch.equal(tensor.float(), (before if key in heads else after)[key].float()), key
+
+
+def test_nothing_is_inferred(base: Path, checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="set convert.groups: .embed_head, fcs, lora, proj, sam2_decoder."):
+        convert(settings(checkpoint, groups=None), base, tmp_path / "hf")
+    with pytest.raises(ValueError, match="holds embed_head, which the export would drop"):
+        convert(settings(checkpoint, groups=TRAINED[1:]), base, tmp_path / "hf")
+    with pytest.raises(ValueError, match="not its alpha; set convert.lora"):
+        convert(settings(checkpoint, lora=None), base, tmp_path / "hf")
+    with pytest.raises(ValueError, match="has rank 4, convert.lora says 8"):
+        convert(settings(checkpoint, lora=LoraSize(8, 16.0)), base, tmp_path / "hf")
+    with pytest.raises(ValueError, match=r"vision_model\..* is missing, though group vision"):
+        convert(settings(checkpoint, groups=(*TRAINED, "vision")), base, tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
 
 
-def test_checkpoints_without_state(tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match="convert.source"):
+def test_a_head_that_the_config_ties(base: Path, trained: dict[str, Tensor], tmp_path: Path) -> None:
+    """transformers#45127: a tied config with two different tensors loses one of them on reload."""
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    state = {key: tensor for key, tensor in read_all(base).items() if "lm_head" not in key}
+    save_file(state, plain / "model.safetensors")
+    config = json.loads((base / "config.json").read_text())
+    config["llm_config"]["tie_word_embeddings"] = True
+    (plain / "config.json").write_text(json.dumps(config))
+    shard(plain, tmp_path / "tied")
+    torch.save(trained, tmp_path / "differs.pth")
+    with pytest.raises(ValueError, match=r"lm_head\.weight differs from the embedding"):
+        convert(settings(tmp_path / "differs.pth"), tmp_path / "tied", tmp_path / "hf")
+    torch.save(trained | {PTH_LLM + "lm_head.weight": trained[PTH_LLM + "model.embed_tokens.weight"]}, tmp_path / "same.pth")
+    convert(settings(tmp_path / "same.pth"), tmp_path / "tied", tmp_path / "hf")
+    assert read_all(tmp_path / "hf").keys() == state.keys()
+
+
+def test_checkpoints_without_state(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.pth: no such checkpoint"):
         read_checkpoint(tmp_path / "none.pth")
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(ValueError, match=re.escape("list.pth")):
+    with pytest.raises(ValueError, match=re.escape("list.pth: holds list")):
         read_checkpoint(tmp_path / "list.pth")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "step_000004.pth").touch()
+    with pytest.raises(FileNotFoundError, match=r"neither last\.pth .* but step_000004\.pth; name one"):
+        read_checkpoint(tmp_path / "run")
+
+
+# ---------------------------------------------------------------- variants
+
+
+def test_variants_take_only_their_groups(base: Path, converted: Path, tmp_path: Path) -> None:
+    before, after = read_all(base), read_all(converted)
+    make_variant(base, converted, groups_of(["lora", "fcs"]), tmp_path / "variant")
+    variant = read_all(tmp_path / "variant")
+    assert variant.keys() == before.keys()
+    for key, tensor in variant.items():
+        assert torch.equal(tensor, (after if group_of(key) in ("llm", "fcs") else before)[key]), key
+    index = shards.read_index(tmp_path / "variant" / shards.INDEX)
+    assert index["weight_map"].keys() == before.keys()
+    assert index["metadata"]["sha256"] == {path.name: shards.sha256(path) for path in shards.files(tmp_path / "variant")}
+    assert json.loads((tmp_path / "variant" / "variant.json").read_text())["groups"] == ["fcs", "lora"]
+
+
+def test_variants_cost_no_disk(base: Path, converted: Path, tmp_path: Path) -> None:
+    """n + m: every shard of every variant is an inode that base or export already has."""
+    there = {path.stat().st_ino for folder in (base, converted) for path in shards.files(folder)}
+    for name, groups in {"base": (), "full": TRAINED, "proj": ("proj",), "sam2_fcs": ("fcs", "sam2_decoder")}.items():
+        make_variant(base, converted, groups_of(groups), tmp_path / name)
+        assert {path.stat().st_ino for path in shards.files(tmp_path / name)} <= there, name
+
+
+def test_the_base_variant_does_not_depend_on_the_training(base: Path, converted: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """So that its evaluation is not repeated after each training."""
+    convert(settings(checkpoint, precision="bf16"), base, tmp_path / "other")
+    make_variant(base, converted, {}, tmp_path / "one")
+    make_variant(base, tmp_path / "other", {}, tmp_path / "two")
+    contents = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two")]
+    assert contents[0] == contents[1]
+
+
+def test_a_file_system_without_links_gets_verified_copies(base: Path, converted: Path, tmp_path: Path, monkeypatch) -> None:
+    def no_links(source: Path, target: Path) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", no_links)
+    make_variant(base, converted, groups_of(["fcs"]), tmp_path / "variant")
+    shutil.copytree(converted, tmp_path / "damaged")
+    path = next(path for path in shards.files(tmp_path / "damaged") if "-fcs-" in path.name)
+    path.write_bytes(path.read_bytes()[:-1] + b"\x07")
+    with pytest.raises(ValueError, match=r"model-fcs-.*does not have the sha256 that its index records"):
+        make_variant(base, tmp_path / "damaged", groups_of(["fcs"]), tmp_path / "variant")
+
+
+def test_content_counts_not_names(base: Path, converted: Path, tmp_path: Path) -> None:
+    shutil.copytree(converted, tmp_path / "swapped")
+    one, two = (tmp_path / "swapped" / shards.shard_name(group, 1, 1) for group in ("fcs", "proj"))
+    content = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model-fcs-.*holds tensors of proj"):
+        make_variant(base, tmp_path / "swapped", groups_of(["fcs"]), tmp_path / "variant")
+    assert not (tmp_path / "variant").exists()
+
+
+def test_a_group_that_was_not_trained_or_would_be_lost_is_an_error(base: Path, converted: Path, tmp_path: Path) -> None:
+    fcs = {key: tensor for key, tensor in read_all(converted).items() if group_of(key) == "fcs"}
+    torch.save(fcs, tmp_path / "some.pth")
+    convert(settings(tmp_path / "some.pth", groups=("fcs",)), base, tmp_path / "hf")
+    with pytest.raises(ValueError, match="group lora was not trained"):
+        make_variant(base, tmp_path / "hf", groups_of(["lora"]), tmp_path / "variant")
+    with pytest.raises(ValueError, match=r"variants\.full: would drop what was trained in embed_head"):
+        make_variant(base, converted, groups_of(TRAINED[1:]), tmp_path / "variant", whole=True)
+    assert not (tmp_path / "variant").exists()
+
+
+def test_filter_takes_less_than_a_second(base: Path, converted: Path, tmp_path: Path) -> None:
+    """As DVC starts it: with interpreter and configuration; without torch (see test_architecture). Of CPU: others may be busy."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "base").symlink_to(base)
+    (tmp_path / "models" / "hf").symlink_to(converted)
+    root = Path(__file__).parents[2]
+    shutil.copyfile(root / "params.yaml", tmp_path / "params.yaml")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(
+        [sys.executable, "-m", "stages.filter", "proj"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(root)}, check=True
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+    assert len(shards.files(tmp_path / "models" / "variants" / "proj")) == len(SHARD_GROUPS)
+
+
+# ---------------------------------------------------------------- saving
+
+
+def test_a_checkpoint_is_whole_and_checked(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "last.pth"
+    state = {"text_hidden_fcs.0.bias": torch.randn(5), "vlm.mlp1.0.weight": torch.randn(2, 3)[:, 1:]}
+    save_trained(path, state, {"step": 3})
+    assert [entry.name for entry in path.parent.iterdir()] == ["last.pth"]
+    content = torch.load(path, weights_only=True)
+    assert content["meta"]["step"] == 3 and content["meta"]["sha256"] == digest(content["state_dict"])
+    assert torch.equal(read_checkpoint(path)["mllm.model.mlp1.0.weight"], state["vlm.mlp1.0.weight"])
+    data = path.read_bytes()
+    where = data.index(state["text_hidden_fcs.0.bias"].numpy().tobytes())
+    path.write_bytes(data[:where] + bytes([data[where] ^ 1]) + data[where + 1 :])
+    with pytest.raises(ValueError, match=r"last\.pth: its tensors do not have the sha256"):
+        read_checkpoint(path)
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+    """A limit on the size of a file stands in for a full disk; it is set in a child, where it ends with it."""
+    path = tmp_path / "last.pth"
+    save_trained(path, {"text_hidden_fcs.0.bias": torch.zeros(5)}, {"step": 1})
+    before = path.read_bytes()
+    code = (
+        "import resource, signal, sys, torch; from pathlib import Path; from ans.checkpoints.save import save_trained;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
+        "save_trained(Path(sys.argv[1]), {'text_hidden_fcs.0.bias': torch.zeros(1_000_000)}, {'step': 2})"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert re.search(r"OSError: .*last\.pth could not be saved: .*; free space", done.stderr.splitlines()[-1]), done.stderr
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last.pth"] and path.read_bytes() == before
+
+
+def test_a_full_disk_during_convert_leaves_the_old_export(base: Path, checkpoint: Path, tmp_path: Path) -> None:
+    convert(settings(checkpoint), base, tmp_path / "hf")
+    before = read_all(tmp_path / "hf")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    import signal
+
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"hf could not be written: .*what was there is untouched"):
+            convert(settings(checkpoint), base, tmp_path / "hf")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, old)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["hf"]
+    same(read_all(tmp_path / "hf"), before)

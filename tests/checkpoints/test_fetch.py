@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from ans.checkpoints import fetch as module
-from ans.checkpoints.fetch import FetchError, fetch, read_sums
-from ans.config import ConfigError, PresetWeights
+from ans.checkpoints.fetch import FetchError, fetch, fetch_sam2, read_sums
+from ans.config import ConfigError, PresetWeights, Sam2Weights
 
 MODEL = {
     "config.json": b"{}",
@@ -41,7 +41,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def pinned(source: str, location: str, revision: str | None = None, sha256: dict[str, str] | None = None) -> PresetWeights:
-    return PresetWeights(source, location, revision, sha256 or {})  # type: ignore[arg-type]
+    return PresetWeights(source, location, revision, sha256 or {}, None)  # type: ignore[arg-type]
 
 
 # --- local folders
@@ -119,6 +119,21 @@ def test_a_bad_line_of_sums_is_named(tmp_path: Path) -> None:
         read_sums(tmp_path / "SHA256SUMS")
 
 
+def test_a_folder_is_not_copied_but_linked(tmp_path: Path) -> None:
+    """16 GB that lie there already are not written a second time before they are sharded."""
+    source = write(tmp_path / "given", MODEL)
+    fetch(pinned("path", str(source)), tmp_path / "base")
+    assert all(path.samefile(source / path.name) for path in (tmp_path / "base").iterdir())
+
+
+def test_an_index_that_points_out_of_its_folder_is_refused(tmp_path: Path) -> None:
+    index = json.dumps({"weight_map": {"x": "/etc/passwd"}}).encode()
+    source = write(tmp_path / "given", {**MODEL, "model.safetensors.index.json": index})
+    with pytest.raises(FetchError, match="weight_map points to '/etc/passwd'; only plain names"):
+        fetch(pinned("path", str(source)), tmp_path / "base")
+    assert not (tmp_path / "base").exists()
+
+
 # --- parameters
 
 
@@ -135,6 +150,10 @@ def test_a_bad_line_of_sums_is_named(tmp_path: Path) -> None:
         (pinned("url", "http://127.0.0.1:9/m", sha256={"../a": "0" * 64}), r"weights\.sha256: '\.\./a' is not a plain file name"),
         (pinned("url", "http://127.0.0.1:9/m", sha256={"a": "00"}), r"weights\.sha256\.a: expected 64"),
         (pinned("path", "/no/such/folder"), r"weights\.location: no folder '/no/such/folder'"),
+        (
+            pinned("hub", "ByteDance/Sa2VA-8B", COMMIT),
+            r"weights\.location: ByteDance/Sa2VA-8B is not supported yet: .* InternLM2",
+        ),
         (pinned("embedded", "../elsewhere"), r"weights\.location: .* outside the repository"),
     ],
 )
@@ -335,3 +354,41 @@ def test_another_pin_does_not_reuse_the_leftovers(tmp_path: Path, server: Server
     fetch(dataclasses.replace(weights, sha256=others), tmp_path / "base")
     assert server.ranges[-1] is None
     assert "tokenizer.json" not in files_of(tmp_path / "base")
+
+
+# --- SAM2's own file, beside a released InternVL
+
+
+def sam2_at(server: Server, name: str = "model-a.safetensors") -> Sam2Weights:
+    return Sam2Weights(f"http://127.0.0.1:{server.server_port}/m/{name}", sums(MODEL)[name])
+
+
+@pytest.mark.parametrize("fault", ["", "drops", "no ranges", "busy"])
+def test_sam2_comes_by_address(tmp_path: Path, server: Server, fault: str) -> None:
+    server.fault = fault
+    fetch_sam2(sam2_at(server), tmp_path / "sam2.pt")
+    assert (tmp_path / "sam2.pt").read_bytes() == MODEL["model-a.safetensors"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["sam2.pt"]
+
+
+def test_sam2_of_an_earlier_call_is_not_trusted(tmp_path: Path, server: Server) -> None:
+    (tmp_path / "sam2.pt").write_bytes(b"another file")
+    fetch_sam2(sam2_at(server), tmp_path / "sam2.pt")
+    assert (tmp_path / "sam2.pt").read_bytes() == MODEL["model-a.safetensors"]
+
+
+def test_sam2_comes_from_a_path_and_is_verified(tmp_path: Path, server: Server) -> None:
+    given = tmp_path / "given.pt"
+    given.write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    fetch_sam2(Sam2Weights(str(given), digest), tmp_path / "sam2.pt")
+    assert (tmp_path / "sam2.pt").read_bytes() == b"weights"
+    with pytest.raises(FetchError, match=r"given\.pt: expected sha256 0{64}, got"):
+        fetch_sam2(Sam2Weights(str(given), "0" * 64), tmp_path / "sam2.pt")
+    with pytest.raises(ConfigError, match=r"weights\.sam2\.sha256: expected 64"):
+        fetch_sam2(Sam2Weights(str(given), ""), tmp_path / "sam2.pt")
+    with pytest.raises(ConfigError, match=r"weights\.sam2\.location: no file"):
+        fetch_sam2(Sam2Weights(str(tmp_path / "none.pt"), digest), tmp_path / "sam2.pt")
+    server.fault = "other file"
+    with pytest.raises(FetchError, match=r"not the file that was pinned"):
+        fetch_sam2(sam2_at(server), tmp_path / "sam2.pt")

@@ -1,0 +1,48 @@
+"""Stage `weights` as DVC runs it: a preset that puts a base together, and a download that goes on in the next run."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ans.checkpoints import shards
+from ans.config import ConfigError, load
+from ans.model.segmenter import Segmenter
+from tests import pipeline
+from tests.checkpoints.test_assemble import released as released  # a fixture
+from tests.checkpoints.test_fetch import MODEL, Server, sums
+from tests.checkpoints.test_fetch import server as server  # a fixture
+
+
+def write_weights(work: Path, **weights: object) -> None:
+    values = yaml.safe_load((pipeline.REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+    values["presets"]["tiny"]["weights"] |= weights
+    work.mkdir(exist_ok=True)
+    (work / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+
+
+def test_a_base_put_together(released: tuple[Path, Path], tmp_path: Path) -> None:
+    internvl, sam2 = released
+    write_weights(tmp_path, source="path", location=str(internvl), sam2={"location": str(sam2), "sha256": shards.sha256(sam2)})
+    pipeline.run(tmp_path, "weights")
+    Segmenter.from_pretrained(tmp_path / "models" / "base")
+    assert [entry.name for entry in (tmp_path / "models").iterdir()] == ["base"]
+
+
+def test_a_download_goes_on_in_the_next_run(server: Server, tmp_path: Path) -> None:
+    """Not of a whole model: the stage fails on what it then finds, but asks for each finished file once."""
+    server.fault = "gone"
+    location = f"http://127.0.0.1:{server.server_port}/m"
+    write_weights(tmp_path, source="url", location=location, sha256=sums(MODEL))
+    for fault in ("gone", ""):
+        server.fault = fault
+        with pytest.raises(AssertionError, match="404" if fault else "not a whole safetensors file"):
+            pipeline.run(tmp_path, "weights")
+    assert server.asked["config.json"] == 1 and server.asked["model-a.safetensors"] == 2
+
+
+def test_an_unsupported_release_says_so(tmp_path: Path) -> None:
+    text = (pipeline.REPOSITORY / "params.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(text.replace("preset: tiny ", "preset: sa2va-26b ", 1), encoding="utf-8")
+    with pytest.raises(ConfigError, match="preset: Sa2VA-26B is not supported yet .* InternLM2.5"):
+        load(tmp_path / "params.yaml")
