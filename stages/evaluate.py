@@ -3,6 +3,7 @@
 import sys
 
 from ans.config import load
+from ans.errors import run
 from ans.launch import launch
 
 
@@ -11,4 +12,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

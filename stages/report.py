@@ -3,13 +3,15 @@
 from pathlib import Path
 
 from ans.config import load
+from ans.errors import run
 from ans.report.build import build
 
 
 def main() -> None:
     config = load()
-    build(tuple(config.variants), config.evaluate.splits, config.report, Path(config.paths.root), Path("reports"), Path("data"))
+    results = config.evaluate.split_results(), config.evaluate.caption_results()
+    build(tuple(config.variants), *results, config.report, Path(config.paths.root), Path("reports"), Path("data"))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -4,15 +4,14 @@ import sys
 from pathlib import Path
 
 from ans.config import load
+from ans.errors import run
 from ans.evaluation.predict import evaluate
 
+
+def main(variant: str) -> None:
+    reports, data = Path("reports/eval") / variant, Path("data/eval") / variant
+    evaluate(load(), variant, Path("models/variants") / variant, Path("data/index"), reports, data)
+
+
 if __name__ == "__main__":
-    variant = sys.argv[1]
-    evaluate(
-        load(),
-        variant,
-        Path("models/variants") / variant,
-        Path("data/index"),
-        Path("reports/eval") / variant,
-        Path("data/eval") / variant,
-    )
+    run(main, sys.argv[1])

@@ -2,10 +2,11 @@
 
 Names follow `ciou`: cumulative IoU (Sa2VA, LISA), `miou`: mean of per-expression IoU (LISA's gIoU), `box_giou`: generalised IoU
 against the enclosing box (Rezatofighi et al., CVPR 2019). The unit is one expression; one without a mask is scored as an empty
-mask, never skipped. Intervals are percentile bootstraps over images, because expressions of one image are not independent.
+mask, never skipped. LISA, ReLA and others add 1e-5 to each union; here the division is exact,
+which differs by less than 1e-5. Intervals are percentile bootstraps over images: expressions of one image are not independent.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -47,27 +48,97 @@ def box_giou(pred: np.ndarray, gt: np.ndarray) -> float:
     return intersection / union - (box - union) / box
 
 
-def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, float | int]:
-    """All metrics of one split, from one record per expression.
+class Totals:
+    """Running sums over the expressions of one split, so that no number of them takes more memory.
 
-    A record has `intersection` and `union` (pixels, of an empty mask where the answer had no `[SEG]`), `box_giou` and `has_seg`.
-    An expression counts in `p70` where its IoU is at least 0.7, compared in whole numbers. Raises `ValueError` without records.
+    A record has `intersection` and `union` (pixels, of an empty mask where the answer had no `[SEG]`), `forced_intersection` and
+    `forced_union` of the mask of a teacher-forced answer, `box_giou` and `has_seg`.
     """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = dict.fromkeys(("iou", "box_giou", "has_seg", *(f"p{t}" for t in THRESHOLDS)), 0)
+        self._pixels = dict.fromkeys(("intersection", "union", "forced_intersection", "forced_union"), 0)
+        self.n = 0
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Count one expression. It counts in `p70` where its IoU is at least 0.7, compared in whole numbers."""
+        intersection, union = int(record["intersection"]), int(record["union"])
+        self.n += 1
+        for name in self._pixels:
+            self._pixels[name] += int(record[name])
+        self._sums["iou"] += iou(intersection, union)
+        self._sums["box_giou"] += record["box_giou"]
+        self._sums["has_seg"] += bool(record["has_seg"])
+        for percent in THRESHOLDS:
+            self._sums[f"p{percent}"] += 100 * intersection >= percent * union
+
+    def summary(self) -> dict[str, float | int]:
+        """All metrics of the split. Raises `ValueError` when nothing was added."""
+        if not self.n:
+            raise ValueError("summary: no records, so there is nothing to average")
+        mean = {name: value / self.n for name, value in self._sums.items()}
+        return {
+            "ciou": iou(self._pixels["intersection"], self._pixels["union"]),
+            "miou": mean["iou"],
+            "box_giou": mean["box_giou"],
+            **{f"p{percent}": mean[f"p{percent}"] for percent in THRESHOLDS},
+            "seg_rate": mean["has_seg"],
+            "ciou_forced": iou(self._pixels["forced_intersection"], self._pixels["forced_union"]),
+            "n": self.n,
+        }
+
+
+def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, float | int]:
+    """All metrics of one split, from one record per expression as `Totals` takes them. Raises `ValueError` without records."""
+    totals = Totals()
+    for record in records:
+        totals.add(record)
+    return totals.summary()
+
+
+def summarise_grefcoco(records: Iterable[Mapping[str, Any]]) -> dict[str, float | int]:
+    """Metrics of gRefCOCO, where an expression may mean several objects (one united mask) or none.
+
+    A record has `intersection`, `union` (pixels) and the booleans `no_target` (nothing is meant) and `said_nothing` (the answer
+    holds no pixel). `ciou`, and `giou`, which is our `miou`: without target, no prediction is IoU 1 and adds nothing to cIoU, any
+    prediction is IoU 0 and adds its pixels to the union. `n_acc`: share of expressions without target that are answered by
+    nothing. `t_acc`: share of those with a target that are answered by something. `p70`..`p90`: over expressions with a target.
+    A share of no expressions at all is left out. Rules: GRES, CVPR 2023, `refer_evaluation.py` of henghuiding/ReLA.
+    Raises `ValueError` without records, or for one without target whose union is not what was predicted.
+    """
+    records = list(records)
     if not records:
-        raise ValueError("summarise: no records, so there is nothing to average")
-    intersection = np.array([record["intersection"] for record in records], dtype=np.int64)
-    union = np.array([record["union"] for record in records], dtype=np.int64)
-    empty = union == 0
-    each = np.where(empty, 1.0, intersection / np.maximum(union, 1))
-    reached = {f"p{percent}": float(np.mean(100 * intersection >= percent * union)) for percent in THRESHOLDS}
-    return {
-        "ciou": iou(int(intersection.sum()), int(union.sum())),
-        "miou": float(each.mean()),
-        "box_giou": float(np.mean([record["box_giou"] for record in records])),
-        **reached,
-        "seg_rate": float(np.mean([bool(record["has_seg"]) for record in records])),
-        "n": len(records),
+        raise ValueError("summarise_grefcoco: no records, so there is nothing to average")
+    for record in records:
+        if record["no_target"] and (record["intersection"] or bool(record["union"]) == bool(record["said_nothing"])):
+            raise ValueError(f"summarise_grefcoco: without a target, the union is the prediction; found {dict(record)}")
+    absent = [record for record in records if record["no_target"]]
+    present = [record for record in records if not record["no_target"]]
+    summary: dict[str, float | int] = {
+        "ciou": iou(sum(record["intersection"] for record in records), sum(record["union"] for record in records)),
+        "giou": sum(iou(record["intersection"], record["union"]) for record in records) / len(records),
     }
+    if absent:
+        summary["n_acc"] = sum(bool(record["said_nothing"]) for record in absent) / len(absent)
+    if present:
+        summary["t_acc"] = sum(not record["said_nothing"] for record in present) / len(present)
+        for percent in (70, 80, 90):
+            reached = sum(100 * record["intersection"] >= percent * record["union"] for record in present)
+            summary[f"p{percent}"] = reached / len(present)
+    return summary | {"n": len(records)}
+
+
+def reasonseg_masks(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(target, ignore) bool masks of a ReasonSeg drawing (height, width) of 0 background, 1 target, 255 ignore.
+
+    Pixels to ignore count neither in the intersection nor in the union, whatever was predicted there (dvlab-research/LISA,
+    `intersectionAndUnionGPU` with `ignore_index=255`): hand the second to `intersection_union`. Raises `ValueError` for another
+    value.
+    """
+    other = np.setdiff1d(labels, (0, 1, 255))
+    if len(other):
+        raise ValueError(f"a ReasonSeg drawing holds 0, 1 and 255; found {other[0]}")
+    return labels == 1, labels == 255
 
 
 def resample_counts(images: int, resamples: int, seed: int) -> np.ndarray:

@@ -1,169 +1,157 @@
-"""Evaluate one variant on all its splits by free greedy generation, each image encoded once for all its expressions."""
+"""Evaluate one variant on all its splits by free greedy generation, each image read once for all that is asked about it."""
 
-import hashlib
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
-from accelerate.utils import gather_object
 from pycocotools import mask as coco
 from tqdm import tqdm
 
-from ans.checkpoints.shards import files
 from ans.config import Config
 from ans.data.dataset import region_mask
 from ans.data.images import open_image
-from ans.data.index import check_listing, read_index
-from ans.data.records import Expression, ImageRecord, Region
-from ans.evaluation.metrics import box_giou, intersection_union, iou, summarise
-from ans.model import prompts
-from ans.model.segmenter import Segmenter
+from ans.data.records import ImageRecord
+from ans.evaluation import captions
+from ans.evaluation.kept import Kept, Row
+from ans.evaluation.metrics import box_giou, intersection_union, iou
+from ans.evaluation.plan import Item, Question, make_plan
+from ans.evaluation.protocol import GIVEN_ANSWER, fingerprint, make_protocol, protocol_text
+from ans.evaluation.tables import CaptionTable, ExpressionTable, write_json
+from ans.model.config import ModelConfig
+from ans.model.preprocess import tile_grid
+from ans.model.segmenter import Segmentation, Segmenter
 from ans.processes import connect
-from ans.report.results import replacing
 
-
-@dataclass(frozen=True)
-class Question:
-    """One expression of one region of one image, as a split asks it."""
-
-    region: Region
-    expression: Expression
-
-
-@dataclass(frozen=True)
-class Item:
-    """One image with all that a split asks about it."""
-
-    record: ImageRecord
-    questions: tuple[Question, ...]
-
-
-def split_items(index_folder: Path, root: Path, split: str, max_samples: int | None, max_texts: int | None) -> list[Item]:
-    """The images of an evaluated split, such as `refcoco_testA`, in the index's order.
-
-    Raises `ValueError` naming a split that the index does not hold.
-    """
-    source, _, part = split.rpartition("_")
-    path = index_folder / f"{source}.parquet"
-    if not path.is_file():
-        raise ValueError(f"evaluate.splits: {split}: there is no index {path}; a split is <source>_<part>, e.g. refcoco_val")
-    index = read_index(path)
-    check_listing(index, root)
-    items = []
-    for record in index.records():
-        questions = tuple(Question(r, e) for r in record.regions if r.split == part for e in r.expressions)[:max_texts]
-        if questions:
-            items.append(Item(record, questions))
-    if not items:
-        raise ValueError(f"evaluate.splits: {split}: {path} has no region of split {part!r}")
-    return items[:max_samples]
+TEXT_TOKENS = 32
+"""What a question takes beside the image, for the token budget."""
 
 
 def evaluate(config: Config, variant: str, folder: Path, index_folder: Path, reports: Path, data: Path) -> None:
-    """Write `reports/<split>.json` and `data/<split>.parquet` for every split, and `data/protocol.json`.
+    """Write `reports/<result>.json` and `data/<result>.parquet` for every split and captioning, and `data/protocol.json`.
 
-    Batches are planned from the data alone and handed out whole, so any number of processes gives the same numbers.
+    Batches are planned from the data alone and handed out whole, so any number of processes gives the same numbers. Each is kept
+    when it is done; a run that was killed, started again, does the others. Raises what `make_plan` and `open_image` raise.
     """
     settings, preset, root = config.evaluate, config.chosen.evaluate, Path(config.paths.root)
     accelerator = connect(preset.precision)
     torch.manual_seed(settings.seed)
-    dtype = torch.bfloat16 if preset.precision == "bf16" else torch.float32
-    model = Segmenter.from_pretrained(folder, accelerator.device, dtype)
-    protocol = {
-        "variant": variant,
-        "prompt": prompts.SEGMENT_PROMPT,
-        "generation": "greedy, free; an answer without [SEG] is an empty mask; several masks are united",
-        "precision": preset.precision,
-        "weights_sha256": weights_checksum(folder),
-        **{name: getattr(settings, name) for name in ("max_samples", "max_texts_per_image", "max_new_tokens")},
-        "splits": {},
-    }
-    for split in settings.splits:
-        items = split_items(index_folder, root, split, settings.max_samples, settings.max_texts_per_image)
-        protocol["splits"][split] = split_checksum(items)
-        batches = list(enumerate(plan(items, preset.images_per_batch)))
-        mine = batches[accelerator.process_index :: accelerator.num_processes]
-        quiet = None if accelerator.is_main_process else True
-        rows = []
-        for number, batch in tqdm(mine, desc=f"{variant} {split}", disable=quiet, mininterval=1):
-            with accelerator.autocast():
-                rows += [(number, row) for row in predict(model, root, batch, settings.max_new_tokens)]
-        rows = [row for _, row in sorted(gather_object(rows), key=lambda numbered: numbered[0])]
-        if accelerator.is_main_process:
-            _write(rows, reports / f"{split}.json", data / f"{split}.parquet")
+    plan = make_plan(settings, index_folder, root)
+    sizes = ModelConfig.from_folder(folder)
+    batches = plan.batches(lambda *size: row_tokens(sizes, *size) + settings.max_new_tokens, preset.tokens_per_batch)
+    protocol = make_protocol(config, variant, folder, accelerator.device.type, plan)
+    kept = Kept(variant, fingerprint(protocol))
+    mine = range(accelerator.process_index, len(batches), accelerator.num_processes)
+    todo = [number for number in mine if not kept.has(number)]
     if accelerator.is_main_process:
-        with replacing(data / "protocol.json") as path:
-            path.write_text(json.dumps(protocol, indent=2) + "\n", encoding="utf-8")
+        print(protocol_text(protocol), flush=True)
+        if done := sum(map(kept.has, range(len(batches)))):
+            print(f"continuing {kept.folder}: {done} of {len(batches)} batches are done", flush=True)
+    if todo:
+        dtype = torch.bfloat16 if preset.precision == "bf16" else torch.float32
+        model = Segmenter.from_pretrained(folder, accelerator.device, dtype)
+        quiet = None if accelerator.is_main_process else True
+        for number in tqdm(todo, desc=f"evaluate {variant}", unit="batch", disable=quiet, mininterval=1):
+            items = [plan.item(image) for image in batches[number]]
+            with accelerator.autocast():
+                kept.write(number, predict(model, root, items, settings.max_new_tokens))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        with ExitStack() as stack:
+            tables = {name: ExpressionTable(data / f"{name}.parquet", protocol) for name in settings.split_results()}
+            tables |= {name: CaptionTable(data / f"{name}.parquet", protocol) for name in settings.caption_results()}
+            for table in tables.values():
+                stack.enter_context(table)
+            for number in range(len(batches)):
+                for row in kept.read(number):
+                    tables[row.pop("result")].add(row)
+        for name, table in tables.items():
+            write_json(
+                reports / f"{name}.json",
+                table.summary() | {"images": plan.counts[name]["images"], "capped": int(settings.capped)},
+            )
+        write_json(data / "protocol.json", protocol)
+        kept.remove()
 
 
-def plan(items: list[Item], images_per_batch: int) -> Iterator[list[Item]]:
-    """Consecutive images in batches: a pure function of the data, not of the number of processes."""
-    for start in range(0, len(items), images_per_batch):
-        yield items[start : start + images_per_batch]
+def row_tokens(sizes: ModelConfig, height: int, width: int) -> int:
+    """About how many tokens a question about an image of this size has."""
+    columns, rows = tile_grid(width, height, sizes.image_size, sizes.min_tiles, sizes.max_tiles)
+    thumbnail = sizes.use_thumbnail and columns * rows > 1
+    return (columns * rows + thumbnail) * sizes.tokens_per_tile + TEXT_TOKENS
 
 
-def predict(model: Segmenter, root: Path, items: list[Item], max_new_tokens: int) -> list[dict[str, object]]:
-    """One row per expression of a batch of images."""
-    images = [open_image(root, item.record.path) for item in items]
-    texts = [[question.expression.sent for question in item.questions] for item in items]
-    answers = model.segment(images, texts, max_new_tokens)
+def predict(model: Segmenter, root: Path, items: Sequence[Item], max_new_tokens: int) -> list[Row]:
+    """One row per question of a batch of images; `result` in it says where it belongs."""
+    read = model.read([open_image(root, item.record.path) for item in items])
+    asked = [[question for question in item.questions if question.expression] for item in items]
+    texts = [[question.expression.sent for question in questions] for questions in asked]
+    free = model.segment(read, texts, max_new_tokens)
+    given = model.segment_given(read, texts, GIVEN_ANSWER)
     rows = []
-    for item, found in zip(items, answers, strict=True):
-        for question, answer in zip(item.questions, found, strict=True):
-            rows.append(_row(item.record, question, answer.answer, answer.mask, len(answer.masks) > 0))
+    for item, questions, answers, forced in zip(items, asked, free, given, strict=True):
+        for question, answer, other in zip(questions, answers, forced, strict=True):
+            rows.append(_expression_row(item.record, question, answer, other))
+    described = [[question for question in item.questions if not question.expression] for item in items]
+    if not any(described):
+        return rows
+    truths = [
+        [region_mask(item.record, question.region).astype(bool) for question in questions]
+        for item, questions in zip(items, described, strict=True)
+    ]
+    said = model.describe(read, truths, max_new_tokens)
+    found = model.segment(read, said, max_new_tokens)
+    for item, questions, *answers in zip(items, described, said, found, truths, strict=True):
+        for question, caption, back, truth in zip(questions, *answers, strict=True):
+            rows.append(_caption_row(item.record, question, caption, back, truth))
     return rows
 
 
-def _row(record: ImageRecord, question: Question, answer: str, mask: np.ndarray, has_seg: bool) -> dict[str, object]:
+def _expression_row(record: ImageRecord, question: Question, answer: Segmentation, given: Segmentation) -> Row:
     truth = region_mask(record, question.region).astype(bool)
-    intersection, union = intersection_union(mask, truth)
-    rle = coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
-    return {
-        "image_path": record.path,
-        "image_id": record.image_id,
-        "region_id": question.region.region_id,
+    intersection, union = intersection_union(answer.mask, truth)
+    forced_intersection, forced_union = intersection_union(given.mask, truth)
+    return _about(record, question, answer.mask) | {
         "sent_id": question.expression.sent_id,
         "sent": question.expression.sent,
         "iou": iou(intersection, union),
         "intersection": intersection,
         "union": union,
-        "has_seg": has_seg,
-        "box_giou": box_giou(mask, truth),
-        "counts": rle.decode(),
-        "height": record.height,
-        "width": record.width,
-        "answer": answer,
-        "gt_counts": question.region.counts,
+        "forced_intersection": forced_intersection,
+        "forced_union": forced_union,
+        "has_seg": len(answer.masks) > 0,
+        "box_giou": box_giou(answer.mask, truth),
+        "answer": answer.answer,
     }
 
 
-def _write(rows: list[dict[str, object]], metrics_path: Path, table_path: Path) -> None:
-    metrics = summarise(rows) | {"images": len({row["image_path"] for row in rows})}
-    with replacing(table_path) as path:
-        pd.DataFrame(rows).to_parquet(path, index=False)
-    with replacing(metrics_path) as path:
-        path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+def _caption_row(record: ImageRecord, question: Question, caption: str, back: Segmentation, truth: np.ndarray) -> Row:
+    references = [expression.sent for expression in question.region.expressions]
+    intersection, union = intersection_union(back.mask, truth)
+    right, total = captions.token_accuracy(caption, references)
+    return _about(record, question, back.mask) | {
+        "caption": caption,
+        "references": references,
+        "exact": captions.exact(caption, references),
+        "words_right": right,
+        "words": total,
+        "iou": iou(intersection, union),
+        "intersection": intersection,
+        "union": union,
+        "has_seg": len(back.masks) > 0,
+    }
 
 
-def weights_checksum(folder: Path) -> str:
-    """sha256 over the shards' names and contents."""
-    digest = hashlib.sha256()
-    for path in files(folder):
-        digest.update(path.name.encode())
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-def split_checksum(items: list[Item]) -> str:
-    """sha256 over what a split asks: images, regions, sentences and true masks."""
-    digest = hashlib.sha256()
-    for item in items:
-        for question in item.questions:
-            key = (item.record.path, question.region.region_id, question.expression.sent, question.region.counts)
-            digest.update(repr(key).encode())
-    return digest.hexdigest()
+def _about(record: ImageRecord, question: Question, mask: np.ndarray) -> Row:
+    counts = coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
+    return {
+        "result": question.result,
+        "image_path": record.path,
+        "image_id": record.image_id,
+        "region_id": question.region.region_id,
+        "counts": counts,
+        "gt_counts": question.region.counts,
+        "height": record.height,
+        "width": record.width,
+    }

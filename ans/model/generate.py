@@ -1,6 +1,7 @@
-"""Greedy generation: batched, over a prompt prefix that several rows share, keeping the hidden states of `[SEG]`."""
+"""Generation over a prompt prefix that several rows share, keeping the hidden states of `[SEG]`: greedy, or of a given answer."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 
-@dataclass
+@dataclass(frozen=True)
 class Prefix:
     """Keys and values of B prompt beginnings; `mask` (B, P) is 0 where one was padded on the left."""
 
@@ -16,9 +17,11 @@ class Prefix:
     mask: Tensor
 
     def rows(self, index: Tensor) -> "Prefix":
-        """The prefix of every generated row: the n-th row continues beginning `index[n]`. Consumes this prefix."""
-        self.cache.batch_select_indices(index)
-        return Prefix(self.cache, self.mask[index])
+        """A prefix of its own for every row: the n-th continues beginning `index[n]`. This one stays as it is."""
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]  # selecting puts new tensors in place of the old
+        cache.batch_select_indices(index)
+        return Prefix(cache, self.mask[index])
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Generated:
     seg_states: Tensor
 
 
-def pad_left(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+def pad_left(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Rows (L_i, D) -> (N, L, D) padded with zeros on the left, and the mask (N, L)."""
     length = max(len(row) for row in rows)
     padded = rows[0].new_zeros(len(rows), length, rows[0].shape[-1])
@@ -41,7 +44,7 @@ def pad_left(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def prefill(language_model: nn.Module, beginnings: list[Tensor]) -> Prefix:
+def prefill(language_model: nn.Module, beginnings: Sequence[Tensor]) -> Prefix:
     """Run prompt beginnings (P_i, D) once, so that every row that starts with one can continue from it."""
     embeds, mask = pad_left(beginnings)
     cache = DynamicCache(config=language_model.config)
@@ -53,13 +56,14 @@ def prefill(language_model: nn.Module, beginnings: list[Tensor]) -> Prefix:
 def greedy(
     language_model: nn.Module,
     prefix: Prefix,
-    rows: list[Tensor],
+    rows: Sequence[Tensor],
     ended: Callable[[list[int]], bool],
     seg_token: int,
     max_new_tokens: int,
 ) -> list[Generated]:
-    """Continue `prefix` by `rows` (S_i, D) and decode greedily until `ended(ids)` holds for every row.
+    """Continue `prefix`, which is used up, by `rows` (S_i, D) and decode greedily until `ended(ids)` holds for every row.
 
+    Rows that have ended leave the batch once they are half of it: sooner, copying the others' cache costs more than it saves.
     A `[SEG]` has its hidden state where it is the input, so one that is the very last token allowed has none and gives no mask,
     as in the official code.
     """
@@ -68,22 +72,37 @@ def greedy(
     ids: list[list[int]] = [[] for _ in rows]
     states: list[list[Tensor]] = [[] for _ in rows]
     running = [True] * len(rows)
-    for step in range(max_new_tokens):
+    batch = list(range(len(rows)))  # the row at each place of the batch
+    for _ in range(max_new_tokens):
         hidden = _forward(language_model, embeds, mask, prefix.cache)[:, -1]
-        for number, row in enumerate(ids):
-            if step and running[number] and row[-1] == seg_token:
-                states[number].append(hidden[number])
         tokens = language_model.lm_head(hidden).argmax(-1)
-        for number, token in enumerate(tokens.tolist()):
+        for place, (number, token) in enumerate(zip(batch, tokens.tolist(), strict=True)):
             if running[number]:
+                if ids[number] and ids[number][-1] == seg_token:
+                    states[number].append(hidden[place])
                 ids[number].append(token)
                 running[number] = not ended(ids[number])
-        if not any(running):
+        places = [place for place, number in enumerate(batch) if running[number]]
+        if not places:
             break
+        if 2 * len(places) <= len(batch):
+            index = torch.tensor(places, device=tokens.device)
+            prefix.cache.batch_select_indices(index)
+            tokens, mask, batch = tokens[index], mask[index], [batch[place] for place in places]
         embeds = language_model.get_input_embeddings()(tokens)[:, None]
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+        mask = torch.cat([mask, mask.new_ones(len(batch), 1)], dim=1)
     empty = embeds.new_zeros(0, embeds.shape[-1])
     return [Generated(row, torch.stack(found) if found else empty) for row, found in zip(ids, states, strict=True)]
+
+
+@torch.no_grad()
+def forced(language_model: nn.Module, prefix: Prefix, rows: Sequence[Tensor], answer: Tensor) -> Tensor:
+    """(N, A, D) last hidden states over one `answer` (A, D), teacher-forced after each of the N `rows` (S_i, D).
+
+    Like `greedy` it uses `prefix` up.
+    """
+    embeds, mask = pad_left([torch.cat([row, answer]) for row in rows])
+    return _forward(language_model, embeds, torch.cat([prefix.mask, mask], dim=1), prefix.cache)[:, -len(answer) :]
 
 
 def _forward(language_model: nn.Module, embeds: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:

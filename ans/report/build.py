@@ -10,13 +10,21 @@ from ans.report.results import read_results
 from ans.report.tables import score, write_csv, write_markdown
 
 
-def build(variants: Sequence[str], splits: Sequence[str], settings: Report, root: Path, reports: Path, data: Path) -> None:
+def build(
+    variants: Sequence[str],
+    splits: Sequence[str],
+    captions: Sequence[str],
+    settings: Report,
+    root: Path,
+    reports: Path,
+    data: Path,
+) -> None:
     """Write summary.csv, summary.md and figures/*.png below `reports`.
 
     Reads eval/ and train/plots/ below `reports`, eval/ below `data`, and the gallery's images below `root`.
     Raises `ResultsError` naming the first file that is missing or does not fit.
     """
-    results = read_results(reports, data, variants, splits)
+    results = read_results(reports, data, variants, splits, captions)
     scores = score(results, settings.bootstrap, settings.seed)
     write_csv(results, reports / "summary.csv")
     write_markdown(results, scores, reports / "summary.md")

@@ -15,7 +15,8 @@ from pycocotools import mask as coco
 BASE = "base"
 """The variant that all others are compared with."""
 
-METRICS = ("ciou", "miou", "p50", "p60", "p70", "p80", "p90", "seg_rate", "n")
+METRICS = ("ciou", "miou", "p50", "p60", "p70", "p80", "p90", "seg_rate", "ciou_forced", "n")
+CAPTION_METRICS = ("cider", "token_accuracy", "exact", "cycle_ciou", "cycle_miou", "n", "images")
 KEY = ["image_path", "region_id", "sent_id"]
 """Columns that name one expression within a split."""
 
@@ -26,17 +27,24 @@ class ResultsError(ValueError):
 
 @dataclass(frozen=True)
 class Results:
-    """`metrics[variant, split]` is the flat JSON; `expressions[variant, split]` has one row per expression in the order of `KEY`,
-    with columns `KEY`, sent, iou, intersection, union and has_seg. Every variant has the same expressions in a split."""
+    """`metrics[variant, split]` is the flat JSON, `captions[variant, result]` that of captioning.
+
+    `expressions[variant, split]` has one row per expression in the order of `KEY`, with columns `KEY`, sent, iou, intersection,
+    union and has_seg. Every variant has the same expressions in a split.
+    """
 
     variants: tuple[str, ...]
     splits: tuple[str, ...]
     metrics: dict[tuple[str, str], dict[str, Any]]
+    captions: dict[tuple[str, str], dict[str, Any]]
     expressions: dict[tuple[str, str], pd.DataFrame]
 
 
-def read_results(reports: Path, data: Path, variants: Sequence[str], splits: Sequence[str]) -> Results:
-    """Read reports/eval/<variant>/<split>.json and data/eval/<variant>/<split>.parquet for all that are named.
+def read_results(
+    reports: Path, data: Path, variants: Sequence[str], splits: Sequence[str], captions: Sequence[str] = ()
+) -> Results:
+    """Read reports/eval/<variant>/<split>.json and data/eval/<variant>/<split>.parquet for all that are named, and the JSON of
+    each captioning.
 
     Raises `ResultsError` naming the file that is missing, lacks a metric, or was made from other expressions than the rest.
     """
@@ -44,7 +52,7 @@ def read_results(reports: Path, data: Path, variants: Sequence[str], splits: Seq
     for split in splits:
         for variant in variants:
             path = reports / "eval" / variant / f"{split}.json"
-            metrics[variant, split] = _read_metrics(path)
+            metrics[variant, split] = _read_metrics(path, METRICS)
             table = expressions_path(data, variant, split)
             frame = _read_table(table, [*KEY, "sent", "iou", "intersection", "union", "has_seg"])
             expressions[variant, split] = frame.sort_values(KEY, ignore_index=True)
@@ -53,7 +61,12 @@ def read_results(reports: Path, data: Path, variants: Sequence[str], splits: Seq
             if not expressions[variant, split][KEY].equals(expressions[variants[0], split][KEY]):
                 first = expressions_path(data, variants[0], split)
                 raise ResultsError(f"{table}: other expressions than {first}; evaluate both on the same data")
-    return Results(tuple(variants), tuple(splits), metrics, expressions)
+    described = {
+        (variant, name): _read_metrics(reports / "eval" / variant / f"{name}.json", CAPTION_METRICS)
+        for variant in variants
+        for name in captions
+    }
+    return Results(tuple(variants), tuple(splits), metrics, described, expressions)
 
 
 def expressions_path(data: Path, variant: str, split: str) -> Path:
@@ -87,11 +100,11 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _read_metrics(path: Path) -> dict[str, Any]:
+def _read_metrics(path: Path, keys: Sequence[str]) -> dict[str, Any]:
     if not path.is_file():
         raise ResultsError(f"{path}: not there; the configuration names this variant and split, so evaluate it first")
     values = json.loads(path.read_text(encoding="utf-8"))
-    for key in METRICS:
+    for key in keys:
         if key not in values:
             raise ResultsError(f"{path}: has no key {key!r}")
     return values

@@ -103,14 +103,17 @@ def markdown(results: Results, scores: Scores) -> str:
             "",
         ]
     shown = {"miou": "mIoU", **{f"p{percent}": f"P@0.{percent // 10}" for percent in THRESHOLDS}, "seg_rate": "says [SEG]"}
+    shown["ciou_forced"] = "cIoU, [SEG] given"
     means = [[variant, *(_mean_over_splits(results, variant, key) for key in shown)] for variant in results.variants]
     lines += [
         "## Other metrics",
         "",
-        "Mean over the splits, in percent; per split in [summary.csv](summary.csv).",
+        "Mean over the splits, in percent; per split in [summary.csv](summary.csv). The last column is no result: it is the cIoU "
+        "had every answer been a given one with `[SEG]`, and shows what saying it costs.",
         "",
         *_table(["variant", *shown.values()], means),
         "",
+        *_captions(results),
         "## Pictures",
         "",
         "![cIoU of each variant on each split](figures/ciou.png)",
@@ -121,6 +124,27 @@ def markdown(results: Results, scores: Scores) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _captions(results: Results) -> list[str]:
+    """The section about describing regions, if any result is."""
+    if not results.captions:
+        return []
+    shown = {"cider": ("CIDEr-D", 1), "token_accuracy": ("words right", 100), "exact": ("exact", 100)}
+    shown |= {"cycle_ciou": ("cycle cIoU", 100), "cycle_miou": ("cycle mIoU", 100)}
+    rows = [
+        [name, variant, *(f"{scale * values[key]:.{1 if scale > 1 else 2}f}" for key, (_, scale) in shown.items())]
+        for (variant, name), values in sorted(results.captions.items(), key=lambda entry: entry[0][1])
+    ]
+    return [
+        "## Describing regions",
+        "",
+        "Free greedy captions of the true regions: CIDEr-D in 0 to 10, the rest in percent. The cycle: a mask is described, "
+        "and found again by that description alone.",
+        "",
+        *_table(["result", "variant", *(title for title, _ in shown.values())], rows),
+        "",
+    ]
 
 
 def _image_sums(results: Results, variant: str, splits: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:

@@ -18,8 +18,10 @@ from ans.evaluation.metrics import (
     intersection_union,
     iou,
     paired_bootstrap,
+    reasonseg_masks,
     resample_counts,
     summarise,
+    summarise_grefcoco,
 )
 
 GOLDEN = Path(os.environ.get("ANS_GOLDEN", Path(__file__).parents[1] / "golden" / "sa2va"))
@@ -94,7 +96,8 @@ def test_box_giou_equals_iou_where_the_union_fills_its_box(height: int, width: i
 
 
 def record(intersection: int, union: int, giou: float = 0.0, has_seg: bool = True) -> dict[str, float]:
-    return {"intersection": intersection, "union": union, "box_giou": giou, "has_seg": has_seg}
+    forced = {"forced_intersection": intersection + 1, "forced_union": union + 1}
+    return {"intersection": intersection, "union": union, "box_giou": giou, "has_seg": has_seg, **forced}
 
 
 def test_summarise_by_hand() -> None:
@@ -109,6 +112,7 @@ def test_summarise_by_hand() -> None:
         "p80": 0.5,
         "p90": 0.5,
         "seg_rate": 0.75,
+        "ciou_forced": 20 / 44,
         "n": 4,
     }
     with pytest.raises(ValueError, match="no records"):
@@ -118,6 +122,55 @@ def test_summarise_by_hand() -> None:
 def test_only_empty_masks_predicted_as_empty_are_all_right() -> None:
     result = summarise([record(0, 0, 1.0)])
     assert result["ciou"] == result["miou"] == result["p90"] == 1.0
+
+
+def grefcoco(intersection: int, union: int, no_target: bool = False, said_nothing: bool = False) -> dict[str, int | bool]:
+    return {"intersection": intersection, "union": union, "no_target": no_target, "said_nothing": said_nothing}
+
+
+def test_grefcoco_by_hand() -> None:
+    """Two objects well found, one badly, one missed; nothing meant and nothing said twice, nothing meant but 30 pixels said."""
+    records = [grefcoco(80, 100), grefcoco(10, 50), grefcoco(0, 20, said_nothing=True)]
+    records += [grefcoco(0, 0, True, True), grefcoco(0, 0, True, True), grefcoco(0, 30, True, False)]
+    assert summarise_grefcoco(records) == {
+        "ciou": 90 / 200,
+        "giou": pytest.approx((0.8 + 0.2 + 0 + 1 + 1 + 0) / 6),
+        "n_acc": 2 / 3,
+        "t_acc": 2 / 3,
+        "p70": 1 / 3,
+        "p80": 1 / 3,
+        "p90": 0.0,
+        "n": 6,
+    }
+    assert "n_acc" not in summarise_grefcoco(records[:3]) and "t_acc" not in summarise_grefcoco(records[3:])
+    with pytest.raises(ValueError, match="no records"):
+        summarise_grefcoco([])
+    for wrong in (grefcoco(5, 9, True), grefcoco(0, 9, True, True), grefcoco(0, 0, True, False)):
+        with pytest.raises(ValueError, match="without a target"):
+            summarise_grefcoco([wrong])
+
+
+def lisa_areas(pred: np.ndarray, labels: np.ndarray) -> tuple[int, int]:
+    """Foreground intersection and union by LISA's `intersectionAndUnionGPU`, written out: three histograms."""
+    pred = np.where(labels == 255, 255, pred.astype(int))
+    inside, of_pred, of_labels = (np.histogram(x, bins=[0, 1, 2])[0] for x in (pred[pred == labels], pred, labels))
+    return int(inside[1]), int((of_pred + of_labels - inside)[1])
+
+
+def test_reasonseg_by_hand() -> None:
+    labels = np.array([[1, 1, 255, 255], [0, 0, 0, 255]], np.uint8)
+    target, ignore = reasonseg_masks(labels)
+    assert intersection_union(mask(".###", "...."), target, ignore) == (1, 2)  # what covers the ignored pixels is free
+    assert intersection_union(mask("####", "###."), target, ignore) == (2, 5)
+    assert iou(*intersection_union(mask("..##", "...#"), *reasonseg_masks(np.where(labels == 1, 0, labels)))) == 1.0
+    with pytest.raises(ValueError, match="found 2"):
+        reasonseg_masks(np.array([[0, 2]]))
+
+
+@given(shapes.flatmap(lambda s: st.tuples(hnp.arrays(bool, s), hnp.arrays(np.uint8, s, elements=st.sampled_from([0, 1, 255])))))
+def test_reasonseg_is_lisas(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    pred, labels = pair
+    assert intersection_union(pred, *reasonseg_masks(labels)) == lisa_areas(pred, labels)
 
 
 def golden_predictions() -> list[tuple[str, np.ndarray | None, np.ndarray]]:

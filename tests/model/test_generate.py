@@ -3,7 +3,7 @@
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from ans.model.generate import greedy, prefill
+from ans.model.generate import forced, greedy, prefill
 
 END, SEG = 5, 7
 
@@ -54,3 +54,41 @@ def test_seg_states_are_those_of_a_full_forward() -> None:
         torch.testing.assert_close(answer.seg_states, hidden[positions], atol=1e-5, rtol=0)
         said += len(positions)
     assert said > 0
+
+
+def test_a_prefix_serves_again_and_ended_rows_leave() -> None:
+    """Rows that end at different steps, so that the batch shrinks: each row's answer is the one it gives alone."""
+    llm = model()
+    beginnings, endings, owner = prompts(0, [9, 4]), prompts(1, [3, 6, 1, 2, 5, 4]), [0, 1, 1, 0, 0, 1]
+    embed = llm.get_input_embeddings()
+    lengths = {0: 12, 1: 2, 2: 7, 3: 1, 4: 3, 5: 5}
+    shared = prefill(llm, [embed(ids) for ids in beginnings])
+
+    def stops(rows: list[int]):
+        """`ended` is asked once per running row and step, in the rows' order; here row n ends after `lengths[n]` tokens."""
+        asked = [n for step in range(1, 13) for n in rows if lengths[n] >= step]
+        turns = iter(asked)
+        return lambda ids: lengths[next(turns)] == len(ids)
+
+    sizes = []
+    hook = llm.model.register_forward_hook(lambda module, args, kwargs, out: sizes.append(len(out[0])), with_kwargs=True)
+    together = greedy(llm, shared.rows(torch.tensor(owner)), [embed(ids) for ids in endings], stops(list(range(6))), SEG, 12)
+    hook.remove()
+    assert [len(answer.ids) for answer in together] == list(lengths.values())
+    assert sizes == [6, 6, 6, 3, 3, 3, 3, 1, 1, 1, 1, 1], "ended rows leave once they are half of the batch"
+    for n, answer in enumerate(together):
+        alone = greedy(llm, shared.rows(torch.tensor([owner[n]])), [embed(endings[n])], stops([n]), SEG, 12)
+        assert alone[0].ids == answer.ids
+
+
+def test_forced_states_are_those_of_a_full_forward() -> None:
+    llm = model()
+    beginnings, endings, owner, answer = prompts(0, [9, 4]), prompts(1, [3, 6, 1]), [0, 1, 0], prompts(2, [4])[0]
+    embed = llm.get_input_embeddings()
+    shared = prefill(llm, [embed(ids) for ids in beginnings])
+    for _ in range(2):  # the prefix is as good the second time
+        states = forced(llm, shared.rows(torch.tensor(owner)), [embed(ids) for ids in endings], embed(answer))
+        for state, ending, beginning in zip(states, endings, owner, strict=True):
+            with torch.no_grad():
+                whole = llm.model(torch.cat([beginnings[beginning], ending, answer])[None]).last_hidden_state[0]
+            torch.testing.assert_close(state, whole[-len(answer) :], atol=1e-5, rtol=0)

@@ -23,6 +23,7 @@ VARIANTS = ("base", "full", "lora", "proj")
 SHRINK = {"base": 5, "full": 1, "lora": 2, "proj": 5}
 """Pixels by which a variant's masks are smaller than the truth on each side: `proj` equals the base."""
 SPLITS = ("refcoco_val", "refcocog_test")
+CAPTIONS = ("refcoco_val_captions",)
 SETTINGS = Report(seed=0, bootstrap=300, gallery=5)
 SIDE = 48
 
@@ -62,6 +63,7 @@ def make_tree(tmp_path: Path) -> Path:
                 has_seg = not (variant == "base" and number == 0)
                 mask = answer(truth, SHRINK[variant]) if has_seg else np.zeros_like(truth)
                 intersection, union = intersection_union(mask, truth)
+                inside = int(answer(truth, SHRINK[variant]).sum())
                 for sent in range(2):
                     rows.append(
                         {
@@ -73,6 +75,8 @@ def make_tree(tmp_path: Path) -> Path:
                             "iou": iou(intersection, union),
                             "intersection": intersection,
                             "union": union,
+                            "forced_intersection": inside,
+                            "forced_union": int(truth.sum()),
                             "has_seg": has_seg,
                             "box_giou": box_giou(mask, truth),
                             "counts": rle(mask),
@@ -86,6 +90,8 @@ def make_tree(tmp_path: Path) -> Path:
             metrics = tmp_path / "reports" / "eval" / variant / f"{split}.json"
             for path in (table, metrics):
                 path.parent.mkdir(parents=True, exist_ok=True)
+            described = {"cider": 1.25, "token_accuracy": 0.5, "exact": 0.25, "cycle_ciou": 0.75, "cycle_miou": 0.125}
+            metrics.with_name(f"{split}_captions.json").write_text(json.dumps({**described, "n": 8, "images": 8}))
             pd.DataFrame(rows).sample(frac=1, random_state=1).to_parquet(table)  # order must not matter
             metrics.write_text(json.dumps({**summarise(rows), "images": 8, "protocol": {}}))
     plots = tmp_path / "reports" / "train" / "plots"
@@ -111,7 +117,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(tree: Path, variants: tuple[str, ...] = VARIANTS, splits: tuple[str, ...] = SPLITS) -> Path:
-    build(variants, splits, SETTINGS, tree / "root", tree / "reports", tree / "data")
+    build(variants, splits, CAPTIONS, SETTINGS, tree / "root", tree / "reports", tree / "data")
     return tree / "reports"
 
 
@@ -119,7 +125,7 @@ def test_everything_is_written(built: Path) -> None:
     reports = built / "reports"
     with open(reports / "summary.csv", newline="") as file:
         rows = list(csv.reader(file))
-    assert rows[0] == "variant split ciou miou p50 p60 p70 p80 p90 seg_rate n".split()
+    assert rows[0] == "variant split ciou miou p50 p60 p70 p80 p90 seg_rate ciou_forced n".split()
     assert [row[:2] for row in rows[1:]] == [[variant, split] for variant in VARIANTS for split in SPLITS]
     for row in rows[1:]:
         truths = [scene(row[1], number)[1] for number in range(8)]
@@ -127,13 +133,18 @@ def test_everything_is_written(built: Path) -> None:
         if row[0] == "base":
             inside[0] = 0
         assert float(row[2]) == pytest.approx(sum(inside) / sum(int(truth.sum()) for truth in truths))
-        assert row[-2:] == ["0.875" if row[0] == "base" else "1.0", "16"]
+        assert (row[-3], row[-1]) == ("0.875" if row[0] == "base" else "1.0", "16")
+        whole = sum(int(answer(truth, SHRINK[row[0]]).sum()) for truth in truths)
+        assert float(row[-2]) == pytest.approx(whole / sum(int(truth.sum()) for truth in truths))
 
     text = (reports / "summary.md").read_text()
     assert "`[SEG]` counts as an empty mask" in text and "n = 32 expressions in 2 splits" in text
     header = next(line for line in text.splitlines() if line.startswith("| split"))
     assert header == "| split | n / images | base | full | lora | proj |"
     assert "| refcoco_val | 16 / 8 |" in text and "| **mean** |" in text
+
+    assert "| refcoco_val_captions | base | 1.25 | 50.0 | 25.0 | 75.0 | 12.5 |" in text
+    assert text.count("| refcoco_val_captions |") == len(VARIANTS) and "cIoU, [SEG] given |" in text
 
     for name, size in (("loss", 500), ("ciou", 300), ("gallery", 500)):
         with Image.open(reports / "figures" / f"{name}.png") as picture:

@@ -1,0 +1,42 @@
+"""Finished batches of an evaluation, kept on disk until all are done: a killed run continues behind the last of them."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ans.report.results import replacing
+
+Row = dict[str, Any]
+
+
+class Kept:
+    """One JSON file of rows per batch in `${ANS_RUNS:-runs}/evaluate-<variant>-<fingerprint>/`.
+
+    A file has its name only when it is whole, and JSON gives every number back exactly, so that what is read of an earlier run
+    is what this one would have computed. Processes write different batches and need no lock.
+    """
+
+    def __init__(self, variant: str, fingerprint: str) -> None:
+        self.folder = Path(os.environ.get("ANS_RUNS", "runs")) / f"evaluate-{variant}-{fingerprint}"
+
+    def has(self, batch: int) -> bool:
+        return self._path(batch).is_file()
+
+    def write(self, batch: int, rows: list[Row]) -> None:
+        with replacing(self._path(batch)) as path:
+            path.write_text(json.dumps(rows), encoding="utf-8")
+
+    def read(self, batch: int) -> list[Row]:
+        """Raises `FileNotFoundError` for a batch that no process has left where this one looks."""
+        path = self._path(batch)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: not there; all processes must see one folder (set ANS_RUNS to a shared one)")
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder)
+
+    def _path(self, batch: int) -> Path:
+        return self.folder / f"{batch:06d}.json"

@@ -1,0 +1,135 @@
+"""The files of one result: a table with a row per question, and the metrics over them. Rows are written as they come."""
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ans.evaluation.captions import cider
+from ans.evaluation.kept import Row
+from ans.evaluation.metrics import Totals, iou
+from ans.report.results import replacing
+
+ROWS_PER_GROUP = 1024
+
+_ABOUT = [
+    ("image_path", pa.string()),
+    ("image_id", pa.int64()),
+    ("region_id", pa.int64()),
+    ("counts", pa.string()),
+    ("gt_counts", pa.string()),
+    ("height", pa.int64()),
+    ("width", pa.int64()),
+]
+_FOUND = [("iou", pa.float64()), ("intersection", pa.int64()), ("union", pa.int64()), ("has_seg", pa.bool_())]
+EXPRESSIONS = pa.schema(
+    [
+        *_ABOUT,
+        ("sent_id", pa.int64()),
+        ("sent", pa.string()),
+        *_FOUND,
+        ("forced_intersection", pa.int64()),
+        ("forced_union", pa.int64()),
+        ("box_giou", pa.float64()),
+        ("answer", pa.string()),
+    ]
+)
+"""One row per expression. `counts` and `gt_counts`: compressed COCO RLE of the predicted and the true mask, height x width."""
+
+CAPTIONS = pa.schema(
+    [
+        *_ABOUT,
+        ("caption", pa.string()),
+        ("references", pa.list_(pa.string())),
+        ("exact", pa.bool_()),
+        ("words_right", pa.int64()),
+        ("words", pa.int64()),
+        *_FOUND,
+    ]
+)
+"""One row per described region. `counts`, `iou` and the like are of the mask that the model found by its own caption."""
+
+
+class _Table:
+    """A Parquet file that appears under its name, whole, when the context ends; its metadata holds the protocol."""
+
+    schema: pa.Schema
+
+    def __init__(self, path: Path, protocol: dict[str, Any]) -> None:
+        self._replacing = replacing(path)
+        self._protocol = json.dumps(protocol)
+        self._rows: list[Row] = []
+
+    def __enter__(self) -> "_Table":
+        schema = self.schema.with_metadata({"protocol": self._protocol})
+        self._writer = pq.ParquetWriter(self._replacing.__enter__(), schema, compression="zstd")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None:
+            self._flush()
+        self._writer.close()
+        self._replacing.__exit__(kind, error, trace)
+
+    def add(self, row: Row) -> None:
+        self._count(row)
+        self._rows.append(row)
+        if len(self._rows) == ROWS_PER_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._writer.write_table(pa.Table.from_pylist(self._rows, self._writer.schema))
+        self._rows = []
+
+
+class ExpressionTable(_Table):
+    schema = EXPRESSIONS
+
+    def __init__(self, path: Path, protocol: dict[str, Any]) -> None:
+        super().__init__(path, protocol)
+        self._totals = Totals()
+
+    def _count(self, row: Row) -> None:
+        self._totals.add(row)
+
+    def summary(self) -> dict[str, float | int]:
+        """See `Totals.summary`."""
+        return self._totals.summary()
+
+
+class CaptionTable(_Table):
+    schema = CAPTIONS
+
+    def __init__(self, path: Path, protocol: dict[str, Any]) -> None:
+        super().__init__(path, protocol)
+        self._sums = dict.fromkeys(("exact", "words_right", "words", "iou", "intersection", "union", "has_seg"), 0)
+        self._captions: list[str] = []
+        self._references: list[list[str]] = []
+
+    def _count(self, row: Row) -> None:
+        for name in self._sums:
+            self._sums[name] += row[name]
+        self._captions.append(row["caption"])
+        self._references.append(row["references"])
+
+    def summary(self) -> dict[str, float | int]:
+        """Metrics of the captions, and of the way back (`cycle_`): mask -> caption -> mask' and its IoU with the mask."""
+        sums, n = self._sums, len(self._captions)
+        return {
+            "cider": sum(cider(self._captions, self._references)) / n,
+            "exact": sums["exact"] / n,
+            "token_accuracy": sums["words_right"] / sums["words"],
+            "cycle_ciou": iou(sums["intersection"], sums["union"]),
+            "cycle_miou": sums["iou"] / n,
+            "cycle_seg_rate": sums["has_seg"] / n,
+            "n": n,
+        }
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write `values` in place of `path`."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,205 @@
+"""Evaluation against evaluation one by one: `python -m tests.bench.evaluation [--quick]`.
+
+Tiny weights on the synthetic world's val images, one run, the same threads, and `predict`, which is all that evaluation does for
+a question, on both sides. One by one: a call of its own for each expression, so that its image is encoded each time. Batched: as
+`evaluate` does it, by the plan and the preset's token budget. In the table times are milliseconds per expression.
+
+seven_over_single, one_over_single: speed-up with 7 expressions an image, and with 1.
+seven_over_ideal: the former over 7 (E + P + D) / (E + P + 7 D), where one by one E is reading and encoding the image, P running
+the shared beginning of the prompt, D the rest.
+n_masks_differ, worst_logit: masks of the two that are not the same, and the largest |logit| of a pixel that differs.
+peak_over_quarter: peak of anonymous memory above the loaded model, evaluating all images over evaluating a quarter of them.
+"""
+
+import argparse
+import dataclasses
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ans.config import Config, load
+from ans.data.images import open_image
+from ans.data.index import build
+from ans.data.world import write_world
+from ans.evaluation.kept import Row
+from ans.evaluation.plan import Item, Plan, make_plan
+from ans.evaluation.predict import predict, row_tokens
+from ans.model import prompts
+from ans.model.generate import forced
+from ans.model.segmenter import Segmenter
+from ans.report.results import decode
+
+EXPRESSIONS = 7
+NEW_TOKENS = 16
+WEIGHTS = Path(__file__).parents[2] / "weights" / "tiny"
+
+
+def make_data(folder: Path, images: int) -> tuple[Config, Plan]:
+    """A world below `folder` with `images` val scenes, and the plan of RefCOCO's and RefCOCO+'s val splits, which share them."""
+    config = load(WEIGHTS.parents[1] / "params.yaml")
+    few = {f.name: 1 for f in dataclasses.fields(config.world) if f.name not in ("seed", "shift")}
+    write_world(folder, dataclasses.replace(config.world, **few | {"val_images": images}))
+    config = dataclasses.replace(config, paths=dataclasses.replace(config.paths, root=str(folder)))
+    for source in ("refcoco", "refcoco_plus"):
+        build(source, config, folder / "index")
+    settings = dataclasses.replace(
+        config.evaluate, splits=("refcoco_val", "refcoco_plus_val"), captions=(), max_samples=None, max_texts_per_image=None
+    )
+    return config, make_plan(settings, folder / "index", folder)
+
+
+def batches(plan: Plan, model: Segmenter, budget: int, expressions: int) -> list[list[Item]]:
+    """The plan's batches, had each image `expressions` of them; images with fewer are left out."""
+    images = [dataclasses.replace(image, expressions=expressions) for image in plan.images if image.expressions >= expressions]
+    cut = dataclasses.replace(plan, images=tuple(images))
+    planned = cut.batches(lambda *size: row_tokens(model.config, *size) + NEW_TOKENS, budget)
+    items = [[plan.item(image) for image in batch] for batch in planned]
+    return [[Item(item.record, item.questions[:expressions]) for item in batch] for batch in items]
+
+
+def one_by_one(model: Segmenter, root: Path, items: list[Item]) -> list[Row]:
+    return [
+        row
+        for item in items
+        for question in item.questions
+        for row in predict(model, root, [Item(item.record, (question,))], NEW_TOKENS)
+    ]
+
+
+def differences(model: Segmenter, root: Path, single: list[Row], batched: list[Row]) -> tuple[int, float]:
+    """(masks that differ, largest |logit| of one by one where they do)."""
+    count, worst = 0, 0.0
+    for one, other in zip(single, batched, strict=True):
+        if one["counts"] != other["counts"]:
+            count += 1
+            masks = [decode(row["counts"], row["height"], row["width"]) for row in (one, other)]
+            worst = max(worst, float(np.abs(mask_logits(model, root, one)[masks[0] != masks[1]]).max()))
+    return count, worst
+
+
+@torch.no_grad()
+def mask_logits(model: Segmenter, root: Path, row: Row) -> np.ndarray:
+    """(height, width) logits of a row's united mask, computed alone."""
+    read = model.read([open_image(root, row["image_path"])])
+    answer = model._generate(read, [(0, prompts.SEGMENT_PROMPT.format(row["sent"]), None)], NEW_TOKENS)[0]
+    index = torch.zeros(len(answer.seg_states), dtype=torch.long)
+    low_res = model.sam.decode(read.levels, index, model.seg_embed(answer.seg_states)).low_res
+    return model.upscale(low_res, read.sizes[0]).amax(0).numpy()
+
+
+@torch.no_grad()
+def smallest_margin(model: Segmenter, root: Path, row: Row) -> float:
+    """The least distance between the best and the second-best logit in a row's answer, computed alone."""
+    read = model.read([open_image(root, row["image_path"])])
+    rows = [(0, prompts.SEGMENT_PROMPT.format(row["sent"]), None)]
+    ids = model._generate(read, rows, NEW_TOKENS)[0].ids
+    prefix, (suffix,) = model._continued(read, rows)
+    answer = torch.cat([suffix[-1:], model._embed(ids[:-1], suffix[:0])])
+    hidden = forced(model.vlm.language_model, prefix, [suffix[:-1]], answer)[0]
+    best: Tensor = model.vlm.language_model.lm_head(hidden).topk(2).values
+    return float((best[:, 0] - best[:, 1]).min())
+
+
+def seconds(work: Callable[[], object], repeats: int) -> float:
+    """The quickest of several runs: what others do on the machine only ever adds."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def peak_anonymous(work: Callable[[], object]) -> int:
+    """Bytes of anonymous memory of this process at their peak during `work`."""
+    peak, done = 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, _anonymous())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        work()
+    finally:
+        done.set()
+        watcher.join()
+    return max(peak, _anonymous())
+
+
+def _anonymous() -> int:
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith("RssAnon"))
+
+
+def measure(images: int, repeats: int) -> dict[str, float | int]:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        config, plan = make_data(root, images)
+        model = Segmenter.from_pretrained(WEIGHTS)
+        budget = config.presets["tiny"].evaluate.tokens_per_batch
+        seven, one = (batches(plan, model, budget, number) for number in (EXPRESSIONS, 1))
+        items, firsts = ([item for batch in several for item in batch] for several in (seven, one))
+        pixels = [open_image(root, item.record.path) for item in items]
+
+        def batched(several: list[list[Item]]) -> list[Row]:
+            return [row for batch in several for row in predict(model, root, batch, NEW_TOKENS)]
+
+        def evaluated(several: list[list[Item]]) -> None:
+            for batch in several:  # like `evaluate`, which keeps no rows in memory
+                predict(model, root, batch, NEW_TOKENS)
+
+        # First of all, because memory that was freed stays with the process and would hide what is needed. Warm-up, too.
+        loaded = _anonymous()
+        small = batches(plan, model, budget // 4, EXPRESSIONS)
+        quarter = peak_anonymous(lambda: evaluated(small[: len(small) // 4])) - loaded
+        whole = peak_anonymous(lambda: evaluated(small)) - loaded
+        rows = []
+        single = seconds(lambda: rows.append(one_by_one(model, root, items)), repeats) / len(rows[0])
+        single_first = seconds(lambda: one_by_one(model, root, firsts), repeats) / len(firsts)
+        together = seconds(lambda: batched(seven), repeats) / len(rows[0])
+        together_first = seconds(lambda: batched(one), repeats) / len(firsts)
+        opening = seconds(lambda: [open_image(root, item.record.path) for item in items], repeats) / len(items)
+        encode = opening + seconds(lambda: [model.encode_images([image]) for image in pixels], repeats) / len(items)
+        prefix = opening + seconds(lambda: [model.read([image]) for image in pixels], repeats) / len(items) - encode
+        rest = single - encode - prefix
+        ideal = EXPRESSIONS * single / (encode + prefix + EXPRESSIONS * rest)
+        differ, worst = differences(model, root, rows[0], batched(seven))
+    print(f"{len(items)} images with {EXPRESSIONS} expressions, {len(firsts)} with 1; {torch.get_num_threads()} threads; ms each")
+    for name, value in (
+        ("E  open and encode", encode),
+        ("P  prompt beginning", prefix),
+        ("D  rest, one by one", rest),
+        ("one by one", single),
+        ("batched, 7 an image", together),
+        ("one by one, 1 an image", single_first),
+        ("batched, 1 an image", together_first),
+    ):
+        print(f"{name:<24}{1000 * value:>8.2f}")
+    print(f"{'ideal speed-up':<24}{ideal:>8.2f}")
+    return {
+        "seven_over_ideal": single / together / ideal,
+        "seven_over_single": single / together,
+        "one_over_single": single_first / together_first,
+        "n_masks_differ": differ,
+        "worst_logit": worst,
+        "n_masks": len(rows[0]),
+        "peak_bytes": whole,
+        "peak_over_quarter": whole / quarter,
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer images: under 50 s on 2 cores")
+    chosen = parser.parse_args()
+    print(json.dumps(measure(*((24, 1) if chosen.quick else (80, 3)))))

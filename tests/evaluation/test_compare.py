@@ -1,0 +1,88 @@
+"""The paired comparison on a table whose numbers are computed here by hand."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from pycocotools import mask as coco
+
+from ans.evaluation.compare import compare, groups, read, splits, text
+from ans.report.results import ResultsError
+
+SENTS = ("red cup", "the cup on the left", "a cup that stands behind the red plate")
+SIDES = (10, 25, 50)
+"""Sides of square objects in images of 100 x 100: 1 %, 6.25 % and 25 %."""
+
+
+def tables(shift: int) -> pd.DataFrame:
+    """12 images, in each of them three objects; the intersection is half of the object, and `shift` pixels more."""
+    rows = []
+    for image in range(12):
+        for number, (sent, side) in enumerate(zip(SENTS, SIDES, strict=True)):
+            truth = np.zeros((100, 100), np.uint8, order="F")
+            truth[:side, :side] = 1
+            rows.append(
+                {
+                    "image_path": f"{image}.png",
+                    "region_id": number,
+                    "sent_id": 10 * image + number,
+                    "sent": sent,
+                    "intersection": side * side // 2 + shift,
+                    "union": side * side,
+                    "gt_counts": coco.encode(truth)["counts"].decode(),
+                    "height": 100,
+                    "width": 100,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    for name, shift in (("one", 0), ("two", 10)):
+        (tmp_path / name).mkdir()
+        tables(shift).sample(frac=1, random_state=shift).to_parquet(tmp_path / name / "refcoco_val.parquet")
+        tables(shift).to_parquet(tmp_path / name / "refcoco_val_captions.parquet")
+    return tmp_path / "one", tmp_path / "two"
+
+
+def test_groups_by_hand(folders: tuple[Path, Path]) -> None:
+    table = read(str(folders[0]), "refcoco_val").sort_values("sent_id", ignore_index=True)
+    assert table["area"].tolist() == [100, 625, 2500] * 12
+    members = {name: [bool(x) for x in chosen[:3]] for name, chosen in groups(table)}
+    one, two, three = [True, False, False], [False, True, False], [False, False, True]
+    assert list(members.values()) == [[True] * 3, one, two, three, one, two, three, [False, True, True], one]
+
+
+def test_differences_by_hand(folders: tuple[Path, Path]) -> None:
+    assert splits(*map(str, folders)) == ["refcoco_val"]
+    first, second = (read(str(folder), "refcoco_val") for folder in folders)
+    table = compare(first, second, resamples=100).set_index("group")
+    halves = [50 + 312 + 1250, 50 + 312 + 1250 + 30]
+    assert table.loc["all", ["n", "images", "first", "second"]].tolist() == pytest.approx([36, 12, *(h / 3225 for h in halves)])
+    assert table.loc["small, < 3 % of the image", ["difference", "low", "high"]].tolist() == pytest.approx([0.1] * 3)
+    assert table.loc["large, > 10 %", "difference"] == pytest.approx(10 / 2500)
+    assert (compare(first, first, resamples=100)["difference"] == 0).all()
+    shown = text(compare(first, second, resamples=100), "refcoco_val", "one", "two")
+    assert "| small, < 3 % of the image | 12 / 12 | 50.0 | 60.0 | **+10.0** (+10.0 to +10.0) |" in shown
+    few = first[first["image_path"] < "2.png"]
+    assert "too few images" in text(compare(few, few, resamples=10), "x", "one", "two")
+
+
+def test_other_expressions_are_an_error(folders: tuple[Path, Path]) -> None:
+    first = read(str(folders[0]), "refcoco_val")
+    with pytest.raises(ValueError, match="same expressions"):
+        compare(first, first.assign(sent_id=first["sent_id"] + 1))
+    with pytest.raises(ResultsError, match="one/refcoco_testA.parquet: not there"):
+        read(str(folders[0]), "refcoco_testA")
+
+
+def test_the_command(folders: tuple[Path, Path]) -> None:
+    command = [sys.executable, "-m", "ans.evaluation.compare", *map(str, folders)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "## refcoco_val: two - one" in done.stdout and "| all | 36 / 12 |" in done.stdout
+    done = subprocess.run([*command, "--split", "nothing"], capture_output=True, text=True, check=False)
+    assert done.returncode and done.stderr.startswith("error: ") and "nothing.parquet: not there" in done.stderr

@@ -1,0 +1,186 @@
+"""A whole evaluation in this process: killed and continued, batched against one by one, and what it leaves."""
+
+import copy
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from ans.config import Config, parse
+from ans.evaluation import predict as module
+from ans.evaluation.metrics import intersection_union, iou, summarise
+from ans.evaluation.plan import Item
+from ans.evaluation.predict import evaluate, predict
+from ans.evaluation.protocol import code_checksum, weights_checksum
+from ans.model.segmenter import Segmenter
+from ans.report.results import decode
+from tests import pipeline
+from tests.bench.evaluation import differences, make_data, one_by_one, smallest_margin
+
+TINY = pipeline.REPOSITORY / "weights" / "tiny"
+NEAR_ZERO, MARGIN = 1e-3, 1e-3
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pipeline.prepare(tmp_path_factory.mktemp("evaluation"))
+
+
+@pytest.fixture(scope="module")
+def config(work: Path) -> Config:
+    changes = {"evaluate__splits": ["refcoco_val", "refcoco_plus_val", "refcocog_test"], "evaluate__captions": ["refcocog_val"]}
+    return parse(Config, pipeline.small_values(work.parent / "world", **changes))
+
+
+def run(work: Path, config: Config, out: Path) -> dict[str, bytes]:
+    """Evaluate the tiny base; every file that is left, by name."""
+    evaluate(config, "base", work / "models" / "base", work / "data" / "index", out / "reports", out / "data")
+    return {path.name: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(work: Path, config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+    out = tmp_path_factory.mktemp("uninterrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANS_RUNS", str(out / "runs"))
+        files = run(work, config, out)
+        assert not list((out / "runs").iterdir()), "kept batches are removed at the end"
+    return out, files
+
+
+def test_a_killed_evaluation_continues(work: Path, config: Config, uninterrupted, tmp_path: Path, monkeypatch) -> None:
+    """Stopped in several batches, once with a file half written: the same bytes, and no batch is computed twice."""
+    monkeypatch.setenv("ANS_RUNS", str(tmp_path / "runs"))
+    calls = []
+
+    def dies_in_the_third(*arguments: object) -> list:
+        calls.append(arguments)
+        if len(calls) % 3 == 0:
+            raise KeyboardInterrupt
+        return predict(*arguments)
+
+    monkeypatch.setattr(module, "predict", dies_in_the_third)
+    deaths = 0
+    while True:
+        try:
+            files = run(work, config, tmp_path / "out")
+            break
+        except KeyboardInterrupt:
+            deaths += 1
+            (kept,) = (tmp_path / "runs").iterdir()
+            (kept / ".1.000099.json").write_text('[{"half": ')
+            assert not (tmp_path / "out").exists(), "no result before all is done"
+    assert deaths >= 2 and files == uninterrupted[1]
+    batches = len(calls) - deaths
+    calls.clear()
+    monkeypatch.setattr(module, "predict", lambda *arguments: calls.append(arguments) or predict(*arguments))
+    assert run(work, config, tmp_path / "out") == files and len(calls) == batches
+
+
+def test_other_settings_or_code_do_not_continue(work: Path, config: Config, tmp_path: Path, monkeypatch) -> None:
+    """What was kept under another protocol is left alone."""
+    monkeypatch.setenv("ANS_RUNS", str(tmp_path / "runs"))
+
+    def dies(*arguments: object) -> list:
+        raise KeyboardInterrupt
+
+    seen = []
+    changed = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, max_new_tokens=9))
+    for settings, code in ((config, "a"), (changed, "a"), (config, "b"), (config, "a")):
+        monkeypatch.setattr("ans.evaluation.protocol.code_checksum", lambda code=code: code)
+        monkeypatch.setattr(module, "predict", lambda *arguments: [])
+        monkeypatch.setattr("ans.evaluation.kept.Kept.remove", lambda self: seen.append(self.folder) or dies())
+        with pytest.raises((KeyboardInterrupt, ValueError)):
+            run(work, settings, tmp_path / "out")
+        seen.append(sorted(path.name for path in (tmp_path / "runs").iterdir()))
+    assert [len(names) for names in seen] == [1, 2, 3, 3]
+
+
+def test_what_is_left(work: Path, config: Config, uninterrupted) -> None:
+    out, files = uninterrupted
+    names = (*config.evaluate.split_results(), "refcocog_val_captions")
+    assert set(files) == {"protocol.json", *(f"{name}.json" for name in names), *(f"{name}.parquet" for name in names)}
+    protocol = json.loads(files["protocol.json"])
+    assert protocol["prompt"] == " Please segment {} in this image."
+    assert protocol["weights_sha256"] == weights_checksum(work / "models" / "base") and protocol["code_sha256"] == code_checksum()
+    assert protocol["precision"] == "float32" and protocol["capped"] is False
+    for name in config.evaluate.split_results():
+        metrics, table = json.loads(files[f"{name}.json"]), pd.read_parquet(out / "data" / f"{name}.parquet")
+        expected = summarise(table.to_dict("records")) | {"images": table["image_path"].nunique(), "capped": 0}
+        assert metrics == expected and metrics["n"] == protocol["splits"][name]["n"] == len(table)
+        assert not table.duplicated(["region_id", "sent_id"]).any()
+        assert json.loads(pq.read_schema(out / "data" / f"{name}.parquet").metadata[b"protocol"]) == protocol
+        for row in table.itertuples():
+            masks = [decode(counts, row.height, row.width) for counts in (row.counts, row.gt_counts)]
+            assert (row.intersection, row.union) == intersection_union(*masks) and row.iou == iou(row.intersection, row.union)
+
+
+def test_captions_and_the_way_back(work: Path, config: Config, uninterrupted) -> None:
+    out, files = uninterrupted
+    metrics = json.loads(files["refcocog_val_captions.json"])
+    table = pd.read_parquet(out / "data" / "refcocog_val_captions.parquet")
+    assert metrics["n"] == len(table) > 3 and 0 <= metrics["token_accuracy"] <= 1 and 0 <= metrics["cider"] <= 10
+    assert metrics["cycle_ciou"] == table["intersection"].sum() / table["union"].sum()
+    model = Segmenter.from_pretrained(TINY)
+    row = table.iloc[2]
+    image = module.open_image(work.parent / "world", row["image_path"])
+    truth = decode(row["gt_counts"], row["height"], row["width"])
+    caption = model.describe([image], [truth[None]], config.evaluate.max_new_tokens)[0][0]
+    back = model.segment([image], [[caption]], config.evaluate.max_new_tokens)[0][0].mask
+    assert caption == row["caption"]
+    assert np.count_nonzero(back != decode(row["counts"], row["height"], row["width"])) <= 1
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Item]]:
+    root = tmp_path_factory.mktemp("asked")
+    _, plan = make_data(root, 5)
+    return root, [plan.item(image) for image in plan.images]
+
+
+def test_batched_is_one_by_one(asked: tuple[Path, list[Item]]) -> None:
+    """The rule of `design/README.md`: ids where the margin is clear, pixels away from zero, few masks, the same cIoU."""
+    root, items = asked
+    model = Segmenter.from_pretrained(TINY)
+    single, batched = one_by_one(model, root, items), predict(model, root, items, 16)
+    assert len(single) == len(batched) > 30
+    clear = [a["answer"] == b["answer"] or smallest_margin(model, root, a) < MARGIN for a, b in zip(single, batched, strict=True)]
+    assert all(clear)
+    differ, worst = differences(model, root, single, batched)
+    assert differ <= 0.05 * len(single) and worst < NEAR_ZERO
+    before, after = summarise(single), summarise(batched)
+    assert abs(before["ciou"] - after["ciou"]) < 1e-5 and abs(before["ciou_forced"] - after["ciou_forced"]) < 1e-5
+
+
+def test_in_float64_masks_are_identical(asked: tuple[Path, list[Item]]) -> None:
+    root, items = asked
+    model = Segmenter.from_pretrained(TINY).double()
+    positions = model.sam.model.sam_prompt_encoder.pe_layer  # the only part of sam2 that makes float32 of its own
+    encode = positions._pe_encoding
+    positions._pe_encoding = lambda coords: encode(coords.double())
+    single, batched = one_by_one(model, root, items[:2]), predict(model, root, items[:2], 16)
+    assert [row["counts"] for row in single] == [row["counts"] for row in batched]
+    assert [row["answer"] for row in single] == [row["answer"] for row in batched]
+    assert {row["counts"] for row in single} != {single[0]["counts"]}
+
+
+def test_a_missing_seg_is_an_empty_mask(asked: tuple[Path, list[Item]]) -> None:
+    """A model that never says [SEG] free keeps a score for the answer that it is given."""
+    root, items = asked
+    model = copy.deepcopy(Segmenter.from_pretrained(TINY))
+    said = predict(model, root, items[:2], 16)
+    with torch.no_grad():
+        weight = model.vlm.language_model.lm_head.weight
+        weight[model.seg_token] = weight.mean(0)
+    rows = predict(model, root, items[:2], 16)
+    assert len(rows) == len(said) and all(not row["has_seg"] and row["intersection"] == 0 < row["union"] for row in rows)
+    for name in ("forced_intersection", "forced_union"):
+        assert [row[name] for row in rows] == [row[name] for row in said]
+    assert summarise(rows)["ciou"] == 0 < summarise(rows)["ciou_forced"]
+    with pytest.raises(ValueError, match="has no \\[SEG\\]"):
+        model.segment_given([module.open_image(root, items[0].record.path)], [["cup"]], "Sure.")
