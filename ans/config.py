@@ -38,6 +38,7 @@ class Launch:
     main_address: str
     main_port: int
     workers: int
+    save_state_seconds: float
 
     def __post_init__(self) -> None:
         _require(self.processes >= 1, "launch.processes", "must be at least 1")
@@ -52,10 +53,14 @@ class World:
     val_images: int
     test_images: int
     sa1b_images: int
+    sav_pairs: int
+    openimages_images: int
+    describe_images: int
     shift: float
 
     def __post_init__(self) -> None:
-        for name in ("train_images", "val_images", "test_images", "sa1b_images"):
+        counts = ("train_images", "val_images", "test_images", "sa1b_images", "sav_pairs", "openimages_images", "describe_images")
+        for name in counts:
             _require(getattr(self, name) >= 1, f"world.{name}", "must be at least 1")
         _require(0.0 <= self.shift <= 1.0, "world.shift", "must lie in [0, 1]")
 
@@ -81,6 +86,60 @@ class LossWeights:
 
 
 @dataclass(frozen=True)
+class MaskSource:
+    repeats: float
+    max_samples: int | None
+
+
+@dataclass(frozen=True)
+class Loop1:
+    enabled: bool
+    sources: dict[str, MaskSource]
+    bridge: Literal["gumbel", "hard", "discrete"]
+    rescored: Literal["all", "corrupted"]
+    tau: float
+    tau_end: float
+    top_k: int
+    mask_ratio: float
+    description_prompts: int
+    denoising: float
+    distillation: float
+    reward: float
+
+    def __post_init__(self) -> None:
+        _require(bool(self.sources), "train.loop1.sources", "names no source; to leave loop 1 out set train.loop1.enabled=false")
+        for name, source in self.sources.items():
+            _require(source.repeats >= 0, f"train.loop1.sources.{name}.repeats", "must not be negative")
+        _require(min(self.tau, self.tau_end) > 0, "train.loop1.tau", "must be positive, tau_end too")
+        _require(self.top_k >= 1, "train.loop1.top_k", "must be at least 1")
+        _require(0 <= self.mask_ratio <= 1, "train.loop1.mask_ratio", "must lie in [0, 1]")
+        _require(1 <= self.description_prompts <= 4, "train.loop1.description_prompts", "must lie in 1..4")
+        _require(not self.reward or self.bridge == "gumbel", "train.loop1.reward", "needs train.loop1.bridge=gumbel")
+
+    def tau_at(self, step: int, steps: int) -> float:
+        """The Gumbel temperature of a step, on a line from `tau` to `tau_end`."""
+        return self.tau + (self.tau_end - self.tau) * step / max(1, steps - 1)
+
+
+@dataclass(frozen=True)
+class Loop2:
+    enabled: bool
+    source: str
+    max_samples: int | None
+    soft_region: bool
+    mask_supervision: float
+
+
+@dataclass(frozen=True)
+class Ema:
+    decay: float
+    warmup: bool
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.decay < 1, "train.ema.decay", "must lie in [0, 1)")
+
+
+@dataclass(frozen=True)
 class Train:
     seed: int
     steps: int
@@ -88,9 +147,18 @@ class Train:
     loss: LossWeights
     mask_points: int
     beta: float
+    surgery: Literal["orthogonal", "pcgrad", "none"]
+    ema: Ema
+    loop1: Loop1
+    loop2: Loop2
+    min_seg_rate: float
+    gallery: int
     save_every: int
+    keep: int | None
 
     def __post_init__(self) -> None:
+        _require(self.gallery >= 0, "train.gallery", "must be 0 (none) or how many times chains are kept to be looked at")
+        _require(self.keep is None or self.keep >= 1, "train.keep", "must be null (all) or at least 1")
         _require(self.steps >= 1, "train.steps", "must be at least 1")
         _require(len(self.groups) >= 1, "train.groups", "names no group: nothing would be trained")
         _require(len(set(self.groups)) == len(self.groups), "train.groups", "names a group twice")
@@ -100,21 +168,63 @@ class Train:
 
 
 @dataclass(frozen=True)
+class LoraSize:
+    """A checkpoint's LoRA, where the checkpoint does not say it itself."""
+
+    rank: int
+    alpha: float
+
+    def __post_init__(self) -> None:
+        _require(self.rank >= 1, "convert.lora.rank", "must be at least 1")
+
+
+@dataclass(frozen=True)
 class Convert:
     source: str
+    under: str | None
+    groups: tuple[Literal["vision", "embed_head", "llm", "lora", "proj", "fcs", "sam2_encoder", "sam2_decoder"], ...] | None
+    lora: LoraSize | None
+    precision: Literal["float32", "bf16"]
+    code: str
+
+    def __post_init__(self) -> None:
+        _require(self.groups != (), "convert.groups", "is empty; null lets the checkpoint say what it holds")
+        _require(self.code.count("/") == 1, "convert.code", "must be owner/name of a hub repository")
 
 
 @dataclass(frozen=True)
 class Evaluate:
     seed: int
     splits: tuple[str, ...]
+    captions: tuple[str, ...]
     max_samples: int | None
     max_texts_per_image: int | None
     max_new_tokens: int
 
     def __post_init__(self) -> None:
         _require(len(self.splits) >= 1, "evaluate.splits", "names no split")
+        for name in ("splits", "captions"):
+            _require(len(set(getattr(self, name))) == len(getattr(self, name)), f"evaluate.{name}", "names a split twice")
+        for name in ("max_samples", "max_texts_per_image"):
+            _require(getattr(self, name) is None or getattr(self, name) >= 1, f"evaluate.{name}", "must be null or at least 1")
         _require(self.max_new_tokens >= 1, "evaluate.max_new_tokens", "must be at least 1")
+
+    @property
+    def capped(self) -> bool:
+        """Whether only a part of each split is evaluated."""
+        return self.max_samples is not None or self.max_texts_per_image is not None
+
+    def split_results(self) -> tuple[str, ...]:
+        """The names under which the results of `splits` are kept. Those of a part of a split have its size in them
+        (images x expressions per image), so that they never stand in the place of a full result."""
+        return tuple(self._name(split) for split in self.splits)
+
+    def caption_results(self) -> tuple[str, ...]:
+        """The names under which the captioning results of `captions` are kept; see `split_results`."""
+        return tuple(self._name(f"{split}_captions") for split in self.captions)
+
+    def _name(self, split: str) -> str:
+        return f"{split}_capped_{self.max_samples or 'all'}x{self.max_texts_per_image or 'all'}" if self.capped else split
 
 
 @dataclass(frozen=True)
@@ -125,11 +235,35 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Sam2Weights:
+    """SAM2's released `.pt` (an address or a path), to put a new base together with InternVL2.5."""
+
+    location: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class PresetWeights:
+    """Where a base lies. With `sam2` the location is a released InternVL2.5, and the base is made of the two."""
+
     source: Literal["embedded", "hub", "url", "path"]
     location: str
     revision: str | None
     sha256: dict[str, str]
+    sam2: Sam2Weights | None
+
+
+UNSUPPORTED = {
+    "Sa2VA-8B": "its language model is InternLM2.5",
+    "Sa2VA-26B": "its language model is InternLM2.5 and its vision transformer InternViT-6B",
+    "Sa2VA-Qwen2_5-VL-3B": "it is built on Qwen2.5-VL",
+    "Sa2VA-Qwen2_5-VL-7B": "it is built on Qwen2.5-VL",
+    "Sa2VA-Qwen3-VL-4B": "it is built on Qwen3-VL",
+    "Sa2VA-InternVL3-2B": "it is built on InternVL3, which is not tried yet",
+    "Sa2VA-InternVL3-8B": "it is built on InternVL3, which is not tried yet",
+    "Sa2VA-InternVL3-14B": "it is built on InternVL3, which is not tried yet",
+}
+"""Official releases that `ans` cannot load yet, and why. Sa2VA-1B and Sa2VA-4B (InternVL2.5 with Qwen2.5) are supported."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +291,7 @@ class PresetTrain:
     objects_per_image: int
     objects_per_conversation: int
     max_tiles: int
+    caption_len: int
     checkpoint_activations: bool
 
     def effective_batch(self, processes: int) -> int:
@@ -167,7 +302,10 @@ class PresetTrain:
 @dataclass(frozen=True)
 class PresetEvaluate:
     precision: Literal["float32", "bf16"]
-    images_per_batch: int
+    tokens_per_batch: int
+
+    def __post_init__(self) -> None:
+        _require(self.tokens_per_batch >= 1, "presets.<preset>.evaluate.tokens_per_batch", "must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -194,6 +332,9 @@ class Config:
     presets: dict[str, Preset]
 
     def __post_init__(self) -> None:
+        for name, reason in UNSUPPORTED.items():
+            if self.preset.lower() == name.lower() and self.preset not in self.presets:
+                raise ConfigError(f"preset: {name} is not supported yet ({reason}); Sa2VA-1B and Sa2VA-4B are")
         if self.preset not in self.presets:
             raise ConfigError(f"preset: no preset named {self.preset!r}; there are {', '.join(sorted(self.presets))}")
         _require(self.variants.get("base") == (), "variants.base", "must be there and be [] (the untouched base)")

@@ -1,6 +1,7 @@
 """Stage `train`: base, indexes -> models/checkpoint, and curves in reports/train."""
 
 from ans.config import load
+from ans.errors import run
 from ans.launch import launch
 
 
@@ -9,4 +10,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import yaml
 
-from ans.checkpoints.convert import shard
+from ans.checkpoints.shards import shard
 from ans.config import Config, World, parse
-from ans.data.index import build
+from ans.data.index import build, subset_sa1b
 from ans.data.world import write_world
 
 REPOSITORY = Path(__file__).parent.parent
-SOURCES = ("refcoco", "refcoco_plus", "refcocog")
+REFERRING = ("refcoco", "refcoco_plus", "refcocog")
 
 
 def small_values(root: Path, **changes: object) -> dict:
@@ -24,8 +24,10 @@ def small_values(root: Path, **changes: object) -> dict:
     values = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
     values["paths"]["root"] = str(root)
     values["train"]["steps"] = 3
+    values["train"]["min_seg_rate"] = 0.0
+    values["subset_sa1b"]["images"] = 5
     values["presets"]["tiny"]["train"]["batch"] = 4
-    values["presets"]["tiny"]["evaluate"]["images_per_batch"] = 3
+    values["presets"]["tiny"]["evaluate"]["tokens_per_batch"] = 1000
     values["evaluate"]["splits"] = ["refcoco_val", "refcoco_plus_testA", "refcocog_test"]
     for key, value in changes.items():
         *parents, last = key.split("__")
@@ -40,10 +42,12 @@ def prepare(folder: Path) -> Path:
     """World, indexes and base; returns the folder that a run works in. The world lies beside it, not in it."""
     root, work = folder / "world", folder / "work"
     config = parse(Config, small_values(root))
-    world = World(seed=5, train_images=16, val_images=6, test_images=4, sa1b_images=2, shift=1.0)
+    loops = {"sa1b_images": 6, "sav_pairs": 8, "openimages_images": 4, "describe_images": 8}
+    world = World(seed=5, train_images=16, val_images=6, test_images=4, **loops, shift=1.0)
     write_world(root, dataclasses.replace(world))
-    for name in SOURCES:
+    for name in config.sources:
         build(name, config, work / "data" / "index")
+    subset_sa1b(config, work / "data" / "index")
     shard(REPOSITORY / "weights" / "tiny", work / "models" / "base")
     return work
 

@@ -8,11 +8,19 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 IGNORE = -100
+_GAP = "\0"
 IMAGE_TOKEN, IMAGE_START, IMAGE_END = "<IMG_CONTEXT>", "<img>", "</img>"
 SEG_TOKEN, REGION_START, REGION_END = "[SEG]", "<vp>", "</vp>"
 
 SEGMENT_PROMPT = " Please segment {} in this image."
 DESCRIBE_PROMPT = "Please give me a short description of the region in the picture marked by region1."
+DESCRIBE_PROMPTS = (
+    DESCRIBE_PROMPT,
+    "Please describe the region1 in the picture.",
+    "What is in the region1 of this image?",
+    "Please give me a description of region1 in this image.",
+)
+"""The first is what evaluation asks; the others vary it in training."""
 
 _QUESTIONS = (
     ("Can you segment the {} in this image", "?"),
@@ -83,6 +91,14 @@ def expression_text(raw: str) -> str:
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, template: Template, text: str) -> list[int]:
     """Ids of one user turn that awaits its answer."""
     return tokenizer.encode(template.instruction.format(input=text))
+
+
+def encode_gap(tokenizer: PreTrainedTokenizerBase, template: Template, text: str) -> tuple[list[int], list[int]]:
+    """Ids before and after the `{}` of one user turn, to be filled by embeddings. Raises `ValueError` without exactly one."""
+    before, *rest = template.instruction.replace("{input}", text.replace("{}", _GAP)).split(_GAP)
+    if len(rest) != 1:
+        raise ValueError(f"{text!r} must hold {{}} once")
+    return tokenizer.encode(before), tokenizer.encode(rest[0], add_special_tokens=False)
 
 
 def encode_conversation(tokenizer: PreTrainedTokenizerBase, template: Template, turns: list[Turn]) -> tuple[list[int], list[int]]:

@@ -5,8 +5,11 @@ model.segment([image], [["the left cup", "the man in red"]])   # per image, per 
 model.describe([image], [masks])                               # per image, per region: a caption
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +23,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from ans.checkpoints.layout import hf_to_model
 from ans.model import prompts
 from ans.model.config import ModelConfig
-from ans.model.generate import Generated, greedy, prefill
+from ans.model.generate import Generated, Prefix, forced, greedy, prefill
 from ans.model.grounding import Masks, Sam2
 from ans.model.preprocess import normalise, sam_image, tiles
 from ans.model.visual_prompt import region_cells
@@ -41,6 +44,24 @@ class Features:
 
 
 @dataclass(frozen=True)
+class Read:
+    """What the model keeps of B images that it has read. `visual`: per image (T_i, G*G, D) image tokens. `levels`: what the mask
+    decoder reads. `sizes`: (height, width) in pixels. `prefix`: the language model's keys and values up to each image's end."""
+
+    visual: list[Tensor]
+    levels: tuple[Tensor, Tensor, Tensor]
+    sizes: list[tuple[int, int]]
+    prefix: Prefix
+
+
+Row = tuple[int, str, Tensor | None]
+"""One question: the number of its image, its text, and the grid cells (n, G, G) of its regions."""
+
+IMAGES_AT_ONCE, MASKS_AT_ONCE = 16, 32
+"""Encoded, and decoded, in one go: so much that the machine is busy, so little that large batches fit into memory."""
+
+
+@dataclass(frozen=True)
 class Segmentation:
     """The answer to one expression. `masks` (n, h, w) bool, one per `[SEG]` that the answer holds, at the image's size; `mask` is
     their union, empty where no `[SEG]` was said."""
@@ -56,25 +77,33 @@ class Segmentation:
 @dataclass(frozen=True)
 class Conversations:
     """A right-padded batch for the training forward. `ids`, `labels`, `mask`: (B, L). `image_index` (B,): the image of each row.
-    `regions`: per row None, or (n, G, G) bool grid cells of its region prompts."""
+    `regions`: per row None, or (n, G, G) grid cells of its region prompts: bool, or float with zero outside, and then the cells'
+    tokens are multiplied by it. `embeds` (N, D), if given, take the places that `embeds_at` (B, L) marks, in order."""
 
     ids: Tensor
     labels: Tensor
     mask: Tensor
     image_index: list[int]
     regions: list[Tensor | None]
+    embeds: Tensor | None = None
+    embeds_at: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Forward:
-    """`hidden` (B, L, D); `language_loss` summed over `language_tokens` labels; `seg_embeds` (N, 256) of every `[SEG]` in row
-    order, on image `seg_image[n]`."""
+    """`hidden` (B, L, D). Of the M labelled positions in row order: `labels` (M,) and the `logits` (M, V) that predict them.
+    `seg_embeds` (N, 256) of every `[SEG]` in row order, on image `seg_image[n]`."""
 
     hidden: Tensor
-    language_loss: Tensor
-    language_tokens: int
+    logits: Tensor
+    labels: Tensor
     seg_embeds: Tensor
     seg_image: Tensor
+
+    @property
+    def language_loss(self) -> Tensor:
+        """Next-token cross-entropy, summed over the labels."""
+        return F.cross_entropy(self.logits.float(), self.labels, reduction="sum")
 
 
 class Segmenter(nn.Module):
@@ -128,6 +157,23 @@ class Segmenter(nn.Module):
             raise ValueError(f"the tokenizer has no token {text}; a Sa2VA tokenizer knows it as one token")
         return token
 
+    @cached_property
+    def text_tokens(self) -> Tensor:
+        """Ids (n,) of the tokens that stand for text: none that is special or was added to the vocabulary."""
+        special = {*self.tokenizer.all_special_ids, *self.tokenizer.get_added_vocab().values()}
+        return torch.tensor([number for number in range(len(self.tokenizer)) if number not in special])
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within, no dropout and no gradients; afterwards the mode is as it was."""
+        training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.train(training)
+
     # ---------------------------------------------------------------- images
 
     @property
@@ -151,7 +197,7 @@ class Segmenter(nn.Module):
         """As `encode_images`, from normalised pixels: per image (T_i, 3, S, S), and (B, 3, 1024, 1024) for SAM2."""
         dtype = self.vlm.vision_model.embeddings.cls_token.dtype
         features = self.vlm.encode(torch.cat(list(tile_pixels)).to(self.device, dtype))
-        levels = self.sam.encode(sam_pixels.to(self.device))
+        levels = self.sam.encode(sam_pixels.to(self.device, self.sam.model.no_mem_embed.dtype))
         return Features(list(features.split([len(pixels) for pixels in tile_pixels])), levels, sizes)
 
     # ---------------------------------------------------------------- training
@@ -161,14 +207,15 @@ class Segmenter(nn.Module):
         visual = self._visual_tokens(features)
         per_row = [_with_regions(visual[i], cells) for i, cells in zip(batch.image_index, batch.regions, strict=True)]
         embeds = self.vlm.embed(batch.ids, torch.cat(per_row), self.image_token)
+        if batch.embeds is not None:
+            embeds = embeds.masked_scatter(batch.embeds_at[..., None], batch.embeds.to(embeds.dtype))
         hidden = self.vlm.hidden_states(embeds, batch.mask)
         shifted = F.pad(batch.labels[:, 1:], (0, 1), value=prompts.IGNORE)
         labelled = shifted != prompts.IGNORE
         logits = self.vlm.language_model.lm_head(hidden[labelled])
-        loss = F.cross_entropy(logits.float(), shifted[labelled], reduction="sum")
         seg = batch.ids == self.seg_token
         rows = torch.tensor(batch.image_index, device=batch.ids.device)[:, None].expand_as(batch.ids)
-        return Forward(hidden, loss, int(labelled.sum()), self.seg_embed(hidden[seg]), rows[seg])
+        return Forward(hidden, logits, shifted[labelled], self.seg_embed(hidden[seg]), rows[seg])
 
     def seg_embed(self, states: Tensor) -> Tensor:
         """(N, D) hidden states at `[SEG]` -> (N, 256) prompt vectors for the mask decoder."""
@@ -185,46 +232,101 @@ class Segmenter(nn.Module):
     # ---------------------------------------------------------------- inference
 
     @torch.no_grad()
+    def read(self, images: Sequence[Image.Image] | Features | Read) -> Read:
+        """Everything that answers about these images share, made once: `segment`, `segment_given` and `describe` take it too.
+
+        Images are encoded `IMAGES_AT_ONCE` at a time. Raises `ValueError` when there is none.
+        """
+        if isinstance(images, Read):
+            return images
+        if not isinstance(images, Features) and len(images) == 0:
+            raise ValueError("images: there is none")
+        parts = [images] if isinstance(images, Features) else map(self.encode_images, _chunks(images, IMAGES_AT_ONCE))
+        visual, levels, sizes = [], [], []
+        for features in parts:  # the encoders' large maps go as soon as they are projected
+            visual += self._visual_tokens(features)
+            levels.append(self.sam.project(features.levels))
+            sizes += features.sizes
+        ids = prompts.encode_prompt(self.tokenizer, self.template, prompts.image_string(1))
+        place = ids.index(self.image_token)
+        beginnings = []
+        for tokens in visual:
+            whole = [*ids[:place], *[self.image_token] * len(tokens.flatten(0, 1)), self.image_end]
+            beginnings.append(self._embed(whole, tokens.flatten(0, 1)))
+        fine, middle, coarse = (torch.cat(level) for level in zip(*levels, strict=True))
+        return Read(visual, (fine, middle, coarse), sizes, prefill(self.vlm.language_model, beginnings))
+
+    @torch.no_grad()
     def segment(
-        self, images: Sequence[Image.Image] | Features, expressions: Sequence[Sequence[str]], max_new_tokens: int = 512
+        self,
+        images: Sequence[Image.Image] | Features | Read,
+        expressions: Sequence[Sequence[str]],
+        max_new_tokens: int = 512,
     ) -> list[list[Segmentation]]:
         """Segment every expression of every image by free greedy generation.
 
-        `images` are RGB images, or what `encode_images` made of them. Raises `ValueError` when the two lists differ in length.
+        `images` are RGB images, or what `encode_images` or `read` made of them. Raises `ValueError` when the two lists differ in
+        length.
         """
-        features = self._features(images)
-        _same_length("expressions", expressions, features)
-        texts = [[prompts.SEGMENT_PROMPT.format(text) for text in row] for row in expressions]
-        rows = [(i, text, None) for i, row in enumerate(texts) for text in row]
-        answers = self._generate(features, rows, max_new_tokens)
-        counts = [len(answer.seg_states) for answer in answers]
-        found: list[np.ndarray] = [np.zeros((0, *features.sizes[i]), dtype=bool) for i, _, _ in rows]
-        if sum(counts):
-            image_index = torch.tensor([i for (i, _, _), count in zip(rows, counts, strict=True) for _ in range(count)])
-            prompt = self.seg_embed(torch.cat([answer.seg_states for answer in answers]))
-            low_res = self.masks(features, image_index.to(self.device), prompt).low_res
-            for number, chunk in enumerate(low_res.split(counts)):
-                if len(chunk):
-                    found[number] = (self.upscale(chunk, features.sizes[rows[number][0]]) > 0).cpu().numpy()
-        results = iter(Segmentation(self._decode(a.ids), masks) for a, masks in zip(answers, found, strict=True))
+        read = self.read(images)
+        rows = self._referring_rows(read, expressions)
+        answers = self._generate(read, rows, max_new_tokens)
+        masks = self._mask_rows(read, rows, [answer.seg_states for answer in answers])
+        results = iter(Segmentation(self._decode(a.ids), found) for a, found in zip(answers, masks, strict=True))
         return [[next(results) for _ in row] for row in expressions]
 
     @torch.no_grad()
+    def segment_given(
+        self, images: Sequence[Image.Image] | Features | Read, expressions: Sequence[Sequence[str]], answer: str
+    ) -> list[list[Segmentation]]:
+        """As `segment`, but every answer is `answer`, teacher-forced: what the masks would be, had the model said that.
+
+        Raises `ValueError` when the answer has no `[SEG]`, or when the two lists differ in length.
+        """
+        read = self.read(images)
+        rows = self._referring_rows(read, expressions)
+        ids = self.tokenizer.encode(answer, add_special_tokens=False)
+        said = [position for position, token in enumerate(ids) if token == self.seg_token]
+        if not said:
+            raise ValueError(f"answer: {answer!r} has no {prompts.SEG_TOKEN}, so there is no mask in it")
+        if not rows:
+            return [[] for _ in expressions]
+        embeds = self._embed(ids, read.visual[0].new_zeros(0, read.visual[0].shape[-1]))
+        states = forced(self.vlm.language_model, *self._continued(read, rows), embeds)
+        masks = iter(self._mask_rows(read, rows, list(states[:, said])))
+        return [[Segmentation(answer, next(masks)) for _ in row] for row in expressions]
+
+    @torch.no_grad()
     def describe(
-        self, images: Sequence[Image.Image] | Features, masks: Sequence[np.ndarray], max_new_tokens: int = 512
+        self,
+        images: Sequence[Image.Image] | Features | Read,
+        masks: Sequence[np.ndarray],
+        max_new_tokens: int = 512,
     ) -> list[list[str]]:
         """Caption every region of every image. `masks`: per image (n, h, w), non-zero inside; each region is asked alone.
 
         Raises `ValueError` for an empty mask or when the two lists differ in length.
         """
-        features = self._features(images)
-        _same_length("masks", masks, features)
+        read = self.read(images)
+        _same_length("masks", masks, read)
         rows = []
         for i, regions in enumerate(masks):
-            cells = region_cells(torch.as_tensor(np.asarray(regions) > 0), self.config.grid_side)
+            cells = region_cells(torch.as_tensor(np.asarray(regions) > 0), self.config.grid_side) if len(regions) else []
             rows += [(i, self.region_question(cell[None], prompts.DESCRIBE_PROMPT), cell[None]) for cell in cells]
-        answers = iter(self._generate(features, rows, max_new_tokens))
+        answers = iter(self._generate(read, rows, max_new_tokens))
         return [[self._decode(next(answers).ids, stop_word=False) for _ in regions] for regions in masks]
+
+    @torch.no_grad()
+    def caption_ids(
+        self, features: Features, image_index: Sequence[int], cells: Tensor, questions: Sequence[str], max_new_tokens: int
+    ) -> tuple[list[list[int]], list[bool]]:
+        """Greedy captions of regions `cells` (R, G, G), the r-th on image `image_index[r]`, as ids of text tokens; and whether
+        each came to its end."""
+        rows = [(i, self.region_question(c[None], q), c[None]) for i, c, q in zip(image_index, cells, questions, strict=True)]
+        end = self.tokenizer.encode(self.template.suffix, add_special_tokens=False) or [self.tokenizer.eos_token_id]
+        answers = [answer.ids for answer in self._generate(features, rows, max_new_tokens)]
+        text = set(self.text_tokens.tolist())
+        return [[i for i in ids if i in text] for ids in answers], [ids[len(ids) - len(end) :] == end for ids in answers]
 
     @staticmethod
     def region_question(cells: Tensor, question: str) -> str:
@@ -234,31 +336,52 @@ class Segmenter(nn.Module):
     def upscale(self, low_res: Tensor, size: tuple[int, int]) -> Tensor:
         """(N, S/4, S/4) logits -> (N, h, w): bilinear to SAM2's own size, then to the image's, as the official model does."""
         side = self.config.sam2.image_size
-        full = F.interpolate(low_res[:, None].float(), size=(side, side), mode="bilinear", align_corners=False)
+        wide = low_res[:, None].to(torch.promote_types(low_res.dtype, torch.float32))  # float64 stays what it is
+        full = F.interpolate(wide, size=(side, side), mode="bilinear", align_corners=False)
         return F.interpolate(full, size=size, mode="bilinear", align_corners=False)[:, 0]
 
-    def _features(self, images: Sequence[Image.Image] | Features) -> Features:
-        return images if isinstance(images, Features) else self.encode_images(images)
+    def _referring_rows(self, read: Read, expressions: Sequence[Sequence[str]]) -> list[Row]:
+        _same_length("expressions", expressions, read)
+        return [(i, prompts.SEGMENT_PROMPT.format(text), None) for i, texts in enumerate(expressions) for text in texts]
 
-    def _generate(self, features: Features, rows: list[tuple[int, str, Tensor | None]], max_new_tokens: int) -> list[Generated]:
+    def _generate(self, images: Features | Read, rows: list[Row], max_new_tokens: int) -> list[Generated]:
         """Answers to (image, text, region cells) rows. What all rows of an image share, up to its last image token, runs once."""
         if not rows:
             return []
-        visual = self._visual_tokens(features)
-        beginnings: dict[int, Tensor] = {}
-        suffixes, index = [], []
+        prefix, suffixes = self._continued(self.read(images), rows)
+        return greedy(self.vlm.language_model, prefix, suffixes, self._ended, self.seg_token, max_new_tokens)
+
+    def _continued(self, read: Read, rows: list[Row]) -> tuple[Prefix, tuple[Tensor, ...]]:
+        """Each row's prefix, and the embeddings (S_i, D) of its prompt from the image's end on."""
+        suffixes, regions = [], [read.visual[0].new_zeros(0, read.visual[0].shape[-1])]
         for i, text, cells in rows:
-            tokens = visual[i].flatten(0, 1)
-            ids = prompts.encode_prompt(self.tokenizer, self.template, prompts.image_string(len(tokens)) + text)
-            cut = ids.index(self.image_end) + 1
-            if i not in beginnings:
-                beginnings[i] = self._embed(ids[:cut], tokens)
-            region = visual[i].new_zeros(0, tokens.shape[-1]) if cells is None else _region_tokens(visual[i], cells)
-            suffixes.append(self._embed(ids[cut:], region))
-            index.append(list(beginnings).index(i))
-        language_model = self.vlm.language_model
-        prefix = prefill(language_model, list(beginnings.values())).rows(torch.tensor(index, device=self.device))
-        return greedy(language_model, prefix, suffixes, self._ended, self.seg_token, max_new_tokens)
+            # One image token stands for all: the text behind the image's end is cut into the same ids, many times faster.
+            ids = prompts.encode_prompt(self.tokenizer, self.template, prompts.image_string(1) + text)
+            suffixes.append(ids[ids.index(self.image_end) + 1 :])
+            if cells is not None:
+                regions.append(_region_tokens(read.visual[i], cells))
+        embeds = self._embed([token for ids in suffixes for token in ids], torch.cat(regions))
+        prefix = read.prefix.rows(torch.tensor([i for i, _, _ in rows], device=self.device))
+        return prefix, embeds.split([len(ids) for ids in suffixes])
+
+    def _mask_rows(self, read: Read, rows: list[Row], states: Sequence[Tensor]) -> list[np.ndarray]:
+        """Masks (n, h, w) bool of each row from the states (n, D) of its `[SEG]`s, decoded together `MASKS_AT_ONCE` at a time."""
+        owners = [i for (i, _, _), found in zip(rows, states, strict=True) for _ in found]
+        masks: list[np.ndarray] = []
+        for start in range(0, len(owners), MASKS_AT_ONCE):
+            if not start:
+                prompt = self.seg_embed(torch.cat(list(states)))
+            chunk = owners[start : start + MASKS_AT_ONCE]
+            index = torch.tensor(chunk, device=self.device)
+            low_res = self.sam.decode(read.levels, index, prompt[start : start + MASKS_AT_ONCE]).low_res
+            runs = [(i, len(list(same))) for i, same in groupby(chunk)]
+            for (i, _), logits in zip(runs, low_res.split([count for _, count in runs]), strict=True):
+                masks += list((self.upscale(logits, read.sizes[i]) > 0).cpu().numpy())
+        taken = iter(masks)
+        return [
+            np.array(list(islice(taken, len(found))), dtype=bool).reshape(len(found), *read.sizes[i])
+            for (i, _, _), found in zip(rows, states, strict=True)
+        ]
 
     def _embed(self, ids: list[int], visual: Tensor) -> Tensor:
         return self.vlm.embed(torch.tensor([ids], device=self.device), visual, self.image_token)[0]
@@ -290,8 +413,12 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> PreTrainedTokenizerBase
 
 
 def _region_tokens(visual: Tensor, cells: Tensor) -> Tensor:
-    """Image tokens of the overall view (the last tile) in the cells (n, G, G), region by region."""
-    return torch.cat([visual[-1][cell.flatten().to(visual.device)] for cell in cells])
+    """Image tokens of the overall view (the last tile) in the cells (n, G, G), region by region; see `Conversations.regions`."""
+    flat = cells.flatten(1).to(visual.device)
+    tokens = [visual[-1][inside] for inside in flat != 0]
+    if cells.dtype != torch.bool:
+        tokens = [token * weight[weight != 0][:, None].to(token.dtype) for token, weight in zip(tokens, flat, strict=True)]
+    return torch.cat(tokens)
 
 
 def _with_regions(visual: Tensor, cells: Tensor | None) -> Tensor:
@@ -329,6 +456,10 @@ def _check_names(folder: Path, model: nn.Module, state: dict[str, Tensor]) -> No
         raise ValueError(f"{folder}: the tensors do not fit the model: {'; '.join(problems[:5])}{more}")
 
 
-def _same_length(name: str, values: Sequence[object], features: Features) -> None:
-    if len(values) != len(features.sizes):
-        raise ValueError(f"{name}: {len(values)} lists for {len(features.sizes)} images")
+def _same_length(name: str, values: Sequence[object], read: Read) -> None:
+    if len(values) != len(read.sizes):
+        raise ValueError(f"{name}: {len(values)} lists for {len(read.sizes)} images")
+
+
+def _chunks(values: Sequence[Image.Image], size: int) -> list[Sequence[Image.Image]]:
+    return [values[start : start + size] for start in range(0, len(values), size)]

@@ -1,7 +1,8 @@
 """The process that `stages/train.py` starts under `accelerate launch`."""
 
 from ans.config import load
+from ans.errors import run
 from ans.training.loop import train
 
 if __name__ == "__main__":
-    train(load())
+    run(lambda: train(load()))

@@ -17,6 +17,12 @@ class Curves:
         for name, value in values.items():
             self.rows.setdefault(name, []).append((step, value))
 
+    def state_dict(self) -> dict[str, list[tuple[int, float]]]:
+        return self.rows
+
+    def load_state_dict(self, state: dict[str, list[tuple[int, float]]]) -> None:
+        self.rows = state
+
     def write_json(self, name: str, values: dict[str, object]) -> None:
         self._write(name, json.dumps(values, indent=2) + "\n")
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 
-def flat_gradient(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
-    """The gradient of `loss` as one vector (P,), zero where a tensor took no part. Frees the graph."""
+def add_gradient(loss: Tensor, parameters: Sequence[nn.Parameter], total: Tensor) -> None:
+    """Add the gradient of `loss` to the vector `total` (P,); a tensor that took no part adds nothing. Frees the graph."""
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return torch.cat(
-        [torch.zeros_like(p).flatten() if g is None else g.flatten().float() for p, g in zip(parameters, gradients, strict=True)]
-    )
+    for part, gradient in zip(total.split([p.numel() for p in parameters]), gradients, strict=True):
+        if gradient is not None:
+            part.add_(gradient.flatten())
 
 
 def clip(gradient: Tensor, limit: float) -> tuple[Tensor, float]:

@@ -1,8 +1,12 @@
-"""Fine-tuning. `train` reads as a page: load, then step after step: batches, gradient, step, log, save."""
+"""Fine-tuning. `train` reads as a page: load, then step after step: batches, gradients, surgery, step, teacher, log, save."""
 
+import os
+import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -12,20 +16,31 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ans.checkpoints import shards
 from ans.checkpoints.layout import SHARD_GROUPS, group_of, model_to_hf_name
 from ans.checkpoints.save import save_trained
 from ans.config import Config
-from ans.data.dataset import Batch, ReferringDataset, training_rows
+from ans.data.dataset import Referring, Regions, Sampling, TrainingData, training_rows
 from ans.data.index import check_listing, read_index
 from ans.model.adapters import add_lora, group_of_parameter, select_trained
-from ans.model.segmenter import Conversations, Segmenter
+from ans.model.segmenter import Segmenter
+from ans.objectives.batches import CaptionBatch, MaskBatch, ReferringBatch
+from ans.objectives.loop1 import Chain, loop1
+from ans.objectives.loop2 import loop2
+from ans.objectives.losses import Counts, Losses
 from ans.objectives.supervised import supervised
+from ans.objectives.surgery import combine, conflict
 from ans.processes import connect
+from ans.training.chains import Chains
 from ans.training.curves import Curves
-from ans.training.gradients import assign, clip, flat_gradient
+from ans.training.ema import Teacher
+from ans.training.gradients import add_gradient, assign, clip
 from ans.training.schedule import lr_factor
+from ans.training.state import ResumeFolder, code_version, fingerprint, runs_folder
+from ans.training.watch import Watch
 
-SOURCES = ("refcoco", "refcoco_plus", "refcocog")
+REFERRING = ("refcoco", "refcoco_plus", "refcocog")
+Pair = tuple[ReferringBatch | MaskBatch, CaptionBatch | None]
 
 
 @dataclass(frozen=True)
@@ -38,51 +53,215 @@ class Run:
     reports: Path = Path("reports/train")
 
 
+@dataclass(frozen=True)
+class Gradients:
+    """One step's flat gradients (P,), summed over micro-batches and processes. `second` is None without loop 2."""
+
+    first: Tensor
+    second: Tensor | None
+    values: dict[str, float]
+
+
 def train(config: Config, run: Run = Run()) -> None:
-    """Fine-tune `run.base` by the supervised objective and leave trained tensors in `run.out`, curves in `run.reports`.
+    """Fine-tune `run.base` by the dual loop and leave trained tensors in `run.out`, curves in `run.reports`.
 
     Started once per process by `accelerate launch`; the number of processes changes no sample and no random choice of a step's
-    global batch. Raises `FloatingPointError` at a loss or gradient that is not finite.
+    global batch. Killed and started again it continues, to the same bits. Raises `FloatingPointError` at a loss or gradient that
+    is not finite, `Degenerate` where going on would be pointless, `ResumeError` when continued under other conditions.
     """
     settings, preset = config.train, config.chosen.train
     accelerator = connect(preset.precision)
-    torch.manual_seed(settings.seed + accelerator.process_index)  # dropout only; everything else is keyed
     model, trained = load_model(config, run, accelerator)
+    parameters, groups = list(trained.values()), slices_of_groups(trained)
     frozen_before = checksum(model, trained)
-    dataset, left_out = load_data(config, run, model, accelerator)
-    manifest = describe(config, model, trained, dataset, left_out, accelerator.num_processes)
-    curves = Curves(run.reports if accelerator.is_main_process else None)
-    if accelerator.is_main_process:
-        print(manifest_text(manifest), flush=True)
-        curves.write_json("manifest.json", manifest)
-
-    parameters = list(trained.values())
     optimizer = torch.optim.AdamW(_groups(trained, config), lr=preset.lr, weight_decay=preset.weight_decay)
     rates = [group["lr"] for group in optimizer.param_groups]
-    batches = iter(DataLoader(dataset, batch_size=None, num_workers=config.launch.workers, prefetch_factor=_prefetch(config)))
-    progress = tqdm(range(settings.steps), desc="train", disable=None if accelerator.is_main_process else True, mininterval=1)
+    teacher = Teacher(trained, settings.ema.decay, settings.ema.warmup)
+    curves = Curves(run.reports if accelerator.is_main_process else None)
+    chains = Chains(settings.gallery, settings.steps)
+    watch = Watch(settings.min_seg_rate)
+
+    folder = resume_folder(config, run, accelerator)
+    first_step = 0
+    if state := folder.load(accelerator.device):
+        first_step = state["step"]
+        for name, parameter in trained.items():
+            parameter.data.copy_(state["trained"][name])
+        for part, name in (
+            (optimizer, "optimizer"),
+            (teacher, "teacher"),
+            (curves, "curves"),
+            (chains, "chains"),
+            (watch, "watch"),
+        ):
+            part.load_state_dict(state[name])
+
+    data, left_out = load_data(config, run, model, accelerator)
+    manifest = describe(config, model, trained, data, left_out, accelerator.num_processes)
+    manifest["base_sha256"] = shards.fingerprint(run.base)
+    if accelerator.is_main_process:
+        print(manifest_text(manifest) + (f"\ncontinued at step {first_step}" if first_step else ""), flush=True)
+        curves.write_json("manifest.json", manifest)
+
+    def save_state(step: int) -> None:
+        if accelerator.is_main_process:
+            parts = {"optimizer": optimizer, "teacher": teacher, "curves": curves, "chains": chains, "watch": watch}
+            folder.save({"step": step, "trained": dict(trained)} | {name: part.state_dict() for name, part in parts.items()})
+
+    stop = StopSignal()
+    batches = _batches(data, first_step * preset.accumulation, config.launch.workers)
+    progress = tqdm(
+        range(first_step, settings.steps), desc="train", initial=first_step, total=settings.steps, mininterval=1,
+        disable=None if accelerator.is_main_process else True,
+    )  # fmt: skip
     model.train()
     for step in progress:
-        micro_batches = list(islice(batches, preset.accumulation))
-        gradient, values = step_gradient(model, parameters, micro_batches, config, accelerator)
+        torch.manual_seed(hash((settings.seed, step, accelerator.process_index)))  # for dropout; all else is keyed by sample
+        pairs = list(islice(batches, preset.accumulation))
+        totals = count(pairs, accelerator, stop.received)
+        if totals.stop:
+            save_state(step)
+            raise SystemExit(128 + signal.SIGTERM)
+        keep_chain = partial(chains.keep, step) if accelerator.is_main_process and chains.wanted(step) else None
+        speaking = partial(teacher.speaking, model)
+        gradients = step_gradients(model, speaking, parameters, pairs, config, step, totals, accelerator, keep_chain)
+        values, gradient = gradients.values, gradients.first
+        if gradients.second is not None:
+            values |= conflict(gradients.first, gradients.second, groups)
+            gradient = combine(gradients.first, gradients.second, settings.surgery, settings.beta)
         gradient, values["grad_norm"] = clip(gradient, preset.clip)
         factor = lr_factor(step, settings.steps, preset.warmup, preset.schedule)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor
         assign(gradient, parameters)
         optimizer.step()
+        teacher.update(step)
         values["lr"] = preset.lr * factor
         curves.add(step + 1, values)
-        progress.set_postfix(loss=f"{values['loss']:.3f}", iou=f"{values['train_iou']:.3f}", refresh=False)
-        last = step + 1 == settings.steps
-        if accelerator.is_main_process and (last or (settings.save_every and (step + 1) % settings.save_every == 0)):
-            name = "last.pth" if last else f"step_{step + 1:06d}.pth"
-            save_trained(run.out / name, trained, manifest | {"step": step + 1})
+        watch.look(step + 1, values)
+        progress.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
+        if accelerator.is_main_process and settings.save_every and (step + 1) % settings.save_every == 0:
+            save_trained(folder.folder / f"step_{step + 1:06d}.pth", trained, manifest | {"step": step + 1})
+            _keep_newest(folder.folder, settings.keep)
+        if accelerator.is_main_process and folder.due():
+            save_state(step + 1)
 
     if checksum(model, trained) != frozen_before:
         raise RuntimeError("a frozen tensor changed during training; the run is not to be trusted")
     if accelerator.is_main_process:
+        run.out.mkdir(parents=True, exist_ok=True)
+        for path in sorted(folder.folder.glob("step_*.pth")):
+            os.replace(path, run.out / path.name)
+        save_trained(run.out / "last.pth", trained, manifest | {"step": settings.steps})
+        chains.write(run.reports)
         curves.finish()
+        folder.remove()
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Counts of a whole step, and whether a process was asked to stop."""
+
+    first: Counts
+    second: Counts
+    stop: bool
+
+
+def count(pairs: list[Pair], accelerator: Accelerator, stop: bool) -> Totals:
+    """Counts over micro-batches and processes. One process that was asked to stop stops all, at the same step."""
+    local = torch.zeros(5, device=accelerator.device)
+    for first, second in pairs:
+        local += torch.tensor([*first.counts, *(second.counts if second else (0, 0)), 0], device=local.device)
+    local[4] = float(stop)
+    objects, tokens, objects2, tokens2, stopping = (int(value) for value in accelerator.reduce(local, "sum"))
+    return Totals(Counts(objects, tokens), Counts(objects2, tokens2), stopping > 0)
+
+
+def step_gradients(
+    model: Segmenter,
+    teacher: partial[AbstractContextManager[None]],
+    parameters: list[nn.Parameter],
+    pairs: list[Pair],
+    config: Config,
+    step: int,
+    totals: Totals,
+    accelerator: Accelerator,
+    keep_chain: partial[None] | None = None,
+) -> Gradients:
+    """The step's gradients over all micro-batches and processes, and its values. Loop 1's graph is gone before loop 2 starts."""
+    settings = config.train
+    size = sum(p.numel() for p in parameters)
+    gradients = [torch.zeros(size, device=accelerator.device) for _ in range(1 + settings.loop2.enabled)]
+    sums: dict[str, Tensor] = {}
+
+    def learn(losses: Losses, number: int) -> None:
+        add_gradient(losses.total, parameters, gradients[number])
+        values = losses.values if number else losses.values | {"loss": losses.total.detach()}
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0.0) + value
+
+    for first, second in pairs:
+        with accelerator.autocast():
+            losses, chain = _first(model, teacher, first, config, step, totals.first)
+        learn(losses, 0)
+        if chain is not None and keep_chain is not None:
+            keep_chain(first, chain)
+        del losses, chain
+        if second is not None:
+            with accelerator.autocast():
+                losses = loop2(model, second, settings.loop2, settings.loss, settings.mask_points, totals.second)
+            learn(losses, 1)
+    reduced = [accelerator.reduce(gradient, "sum") for gradient in gradients]
+    values = accelerator.reduce(
+        torch.stack([torch.as_tensor(v, device=accelerator.device).float() for v in sums.values()]), "sum"
+    )
+    named = dict(zip(sums, values.tolist(), strict=True))
+    if any(value != value for value in named.values()):
+        wrong = ", ".join(name for name, value in named.items() if value != value)
+        raise FloatingPointError(f"step {step + 1}: NaN in {wrong}; lower presets.<preset>.train.lr, or look at the batch")
+    if "loop1_caption_gradient2" in named:
+        named["loop1_caption_gradient"] = named.pop("loop1_caption_gradient2") ** 0.5
+    return Gradients(reduced[0], reduced[1] if settings.loop2.enabled else None, named)
+
+
+def _first(
+    model: Segmenter,
+    teacher: partial[AbstractContextManager[None]],
+    batch: ReferringBatch | MaskBatch,
+    config: Config,
+    step: int,
+    counts: Counts,
+) -> tuple[Losses, Chain | None]:
+    settings = config.train
+    if isinstance(batch, ReferringBatch):
+        return supervised(model, batch, settings.loss, settings.mask_points, counts), None
+    tau = settings.loop1.tau_at(step, settings.steps)
+    return loop1(model, teacher, batch, settings.loop1, settings.loss, settings.mask_points, tau, counts)
+
+
+def resume_folder(config: Config, run: Run, accelerator: Accelerator) -> ResumeFolder:
+    """The run's folder, the same on every process: only the first reads the inputs for the fingerprint."""
+    name = [""]
+    if accelerator.is_main_process:
+        name = [f"train-{fingerprint(config, shards.fingerprint(run.base), run.indexes.glob('*.parquet'))}"]
+    if accelerator.num_processes > 1:
+        torch.distributed.broadcast_object_list(name)
+    conditions = {"the number of processes": accelerator.num_processes, "code": code_version()}
+    folder = ResumeFolder(runs_folder() / name[0], conditions, config.launch.save_state_seconds)
+    if accelerator.is_main_process:
+        folder.lock()
+    return folder
+
+
+class StopSignal:
+    """Notes SIGTERM, so that the step in hand is finished and the state saved."""
+
+    def __init__(self) -> None:
+        self.received = False
+        signal.signal(signal.SIGTERM, self._note)
+
+    def _note(self, *_: object) -> None:
+        self.received = True
 
 
 def load_model(config: Config, run: Run, accelerator: Accelerator) -> tuple[Segmenter, dict[str, nn.Parameter]]:
@@ -97,63 +276,45 @@ def load_model(config: Config, run: Run, accelerator: Accelerator) -> tuple[Segm
     return model, select_trained(model, config.train.groups)
 
 
-def load_data(config: Config, run: Run, model: Segmenter, accelerator: Accelerator) -> tuple[ReferringDataset, int]:
+def load_data(config: Config, run: Run, model: Segmenter, accelerator: Accelerator) -> tuple[TrainingData, int]:
     """The training data of this process, and how many image rows were left out as belonging to an evaluated split."""
     settings, preset, root = config.train, config.chosen.train, Path(config.paths.root)
-    indexes = [read_index(run.indexes / f"{name}.parquet") for name in SOURCES]
-    for index in indexes:
+    referring = [read_index(run.indexes / f"{name}.parquet") for name in REFERRING]
+    sources = settings.loop1.sources if settings.loop1.enabled else {}
+    masks = [Regions(n, read_index(run.indexes / f"{n}.parquet"), source.max_samples) for n, source in sources.items()]
+    name = settings.loop2.source
+    captions = (
+        Regions(name, read_index(run.indexes / f"{name}.parquet"), settings.loop2.max_samples) if settings.loop2.enabled else None
+    )
+    for index in [*referring, *(source.index for source in [*masks, *([captions] if captions else [])])]:
         check_listing(index, root)
-    rows, left_out = training_rows(indexes)
-    dataset = ReferringDataset(
-        indexes,
-        rows,
+    rows, left_out = training_rows(referring)
+    sampling = Sampling(
+        seed=settings.seed,
+        batch=preset.batch,
+        max_tiles=preset.max_tiles,
+        mask_points=settings.mask_points,
+        objects_per_image=preset.objects_per_image,
+        objects_per_conversation=preset.objects_per_conversation,
+        caption_len=preset.caption_len,
+        top_k=settings.loop1.top_k,
+        description_prompts=settings.loop1.description_prompts,
+    )
+    data = TrainingData(
+        Referring(referring, rows),
+        masks,
+        [source.repeats for source in sources.values()],
+        captions,
         root,
         model.config,
         model.tokenizer,
-        seed=settings.seed,
-        batches=settings.steps * preset.accumulation,
-        batch=preset.batch,
-        objects_per_image=preset.objects_per_image,
-        objects_per_conversation=preset.objects_per_conversation,
-        max_tiles=preset.max_tiles,
-        mask_points=settings.mask_points,
+        sampling,
+        items=settings.steps * preset.accumulation,
+        accumulation=preset.accumulation,
         process=accelerator.process_index,
         processes=accelerator.num_processes,
     )
-    return dataset, left_out
-
-
-def step_gradient(
-    model: Segmenter, parameters: list[nn.Parameter], micro_batches: list[Batch], config: Config, accelerator: Accelerator
-) -> tuple[Tensor, dict[str, float]]:
-    """One step's gradient (P,) over all micro-batches and processes, and its losses and training IoU as means over the step."""
-    weights = config.train.loss
-    device = accelerator.device
-    counts = torch.tensor([[len(b.targets), b.language_tokens] for b in micro_batches], device=device).sum(0)
-    objects, tokens = (int(count) for count in accelerator.reduce(counts, "sum"))
-    gradient = torch.zeros(sum(p.numel() for p in parameters), device=device)
-    sums = torch.zeros(6, device=device)
-    for batch in micro_batches:
-        with accelerator.autocast():
-            features = model.encode_pixels(batch.tile_pixels, batch.sam_pixels, batch.sizes)
-            rows = Conversations(
-                batch.ids.to(device), batch.labels.to(device), batch.mask.to(device), batch.image_index, [None] * len(batch.ids)
-            )
-            targets, uniform = batch.targets.to(device), batch.uniform.to(device)
-            out = supervised(model, features, rows, targets, uniform, weights, config.train.mask_points, objects, tokens)
-        gradient += flat_gradient(out.total, parameters)
-        sums += torch.stack([out.total.detach(), out.mask, out.dice, out.iou, out.language, out.train_iou])
-    gradient, sums = accelerator.reduce(gradient, "sum"), accelerator.reduce(sums, "sum").tolist()
-    if sums[0] != sums[0]:
-        raise FloatingPointError("the loss is NaN; lower presets.<preset>.train.lr, or look at the batch")
-    return gradient, {
-        "loss": sums[0],
-        "loss_mask": sums[1] / objects,
-        "loss_dice": sums[2] / objects,
-        "loss_iou": sums[3] / objects,
-        "loss_language": sums[4] / tokens,
-        "train_iou": sums[5] / objects,
-    }
+    return data, left_out
 
 
 def checksum(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> int:
@@ -171,7 +332,7 @@ def describe(
     config: Config,
     model: nn.Module,
     trained: Mapping[str, nn.Parameter],
-    dataset: ReferringDataset,
+    data: TrainingData,
     left_out: int,
     processes: int,
 ) -> dict[str, object]:
@@ -193,7 +354,7 @@ def describe(
         "batch": preset.batch,
         "accumulation": preset.accumulation,
         "effective_batch": preset.effective_batch(processes),
-        "images": len(dataset.rows),
+        "samples": data.sizes(),
         "left_out_evaluated_images": left_out,
         "train": asdict(config.train),
         "preset": {"name": config.preset, **asdict(preset)},
@@ -209,9 +370,10 @@ def manifest_text(manifest: dict[str, object]) -> str:
     ]
     lines.append(
         f"effective batch {manifest['effective_batch']} = {manifest['processes']} process(es) x {manifest['batch']} images "
-        f"x {manifest['accumulation']} accumulated; {manifest['images']} training rows, "
-        f"{manifest['left_out_evaluated_images']} left out because their image is in an evaluated split"
+        f"x {manifest['accumulation']} accumulated"
     )
+    lines += [f"{count:>9,} samples of {name}" for name, count in manifest["samples"].items()]
+    lines.append(f"{manifest['left_out_evaluated_images']:>9,} images left out, because they are in an evaluated split")
     return "\n".join(lines)
 
 
@@ -223,5 +385,22 @@ def _groups(trained: Mapping[str, nn.Parameter], config: Config) -> list[dict[st
     return [group for group in groups if group["params"]]
 
 
-def _prefetch(config: Config) -> int | None:
-    return 4 if config.launch.workers else None
+def slices_of_groups(trained: Mapping[str, nn.Parameter]) -> dict[str, list[slice]]:
+    """Where each trained group lies in the flat vector."""
+    slices: dict[str, list[slice]] = {}
+    start = 0
+    for name, parameter in trained.items():
+        slices.setdefault(group_of_parameter(name), []).append(slice(start, start + parameter.numel()))
+        start += parameter.numel()
+    return slices
+
+
+def _batches(data: TrainingData, first: int, workers: int) -> Iterator[Pair]:
+    prefetch = 2 if workers else None
+    loader = DataLoader(data, batch_size=None, sampler=range(first, len(data)), num_workers=workers, prefetch_factor=prefetch)
+    return iter(loader)
+
+
+def _keep_newest(folder: Path, keep: int | None) -> None:
+    for path in sorted(folder.glob("step_*.pth"))[: -keep if keep else 0]:
+        path.unlink()

@@ -1,8 +1,9 @@
 """The recipe of the tiny base weights: a model of 3 M parameters from nothing, on the synthetic world, on two CPU cores.
 
 From nothing and jointly, the supervised recipe stays at "everything is foreground". So it is staged: (a) SAM2 alone, told which
-object by a sum of word vectors; (b) the vision-language model alone, on region captions; (c) both together, the `[SEG]` vector
-first drawn towards (a)'s word vectors. (a) and (b) run side by side. Every stage saves its state and resumes.
+object at first by a point, as SAM2 itself was trained, then by a sum of word vectors; (b) the vision-language model alone, on
+region captions; (c) both together, the `[SEG]` vector first drawn towards (a)'s word vectors. (a) and (b) run side by side. Every
+stage saves its state and resumes.
 """
 
 import hashlib
@@ -24,8 +25,9 @@ from transformers import PreTrainedTokenizerFast
 
 from ans.checkpoints.layout import model_to_hf
 from ans.config import World
-from ans.data.dataset import keyed_rng, pad_right, region_mask, soft_target
+from ans.data.dataset import region_mask, soft_target
 from ans.data.images import open_image
+from ans.data.mixing import keyed_rng
 from ans.data.records import ImageRecord, Region
 from ans.data.sources import refcoco
 from ans.data.world import VOCABULARY, write_world
@@ -36,22 +38,37 @@ from ans.model.preprocess import normalise, sam_image
 from ans.model.segmenter import Conversations, Features, Segmenter
 from ans.model.visual_prompt import region_cells
 from ans.objectives import mask
+from ans.objectives.batches import pad_right
 from ans.training.schedule import lr_factor
 
-WORLD = World(seed=2024, train_images=4000, val_images=256, test_images=1, sa1b_images=1, shift=0.0)
+WORLD = World(
+    seed=2024,
+    train_images=4000,
+    val_images=256,
+    test_images=1,
+    sa1b_images=1,
+    sav_pairs=1,
+    openimages_images=1,
+    describe_images=1,
+    shift=0.0,
+)
 SOURCES = {"refcoco": "ref_seg/refcoco", "refcoco_plus": "ref_seg/refcoco+", "refcocog": "ref_seg/refcocog"}
 SEED = 17
-STEPS = {"sam2": 2200, "vlm": 2200, "joint": 1800}
+STEPS = {"sam2": 3600, "vlm": 3000, "joint": 2400}
 LR = 1e-3
-SAM2_LR_SCALE = 0.2  # at the full rate the decoder unlearns while the `[SEG]` vectors are still noise
+POINT_SCALE = 3.0  # a prompt's standard deviation is then about 2; smaller ones drown in SAM2's two-way transformer
+POINT_NOISE = 0.03  # standard deviation of the points around the object's centre, in fractions of the image
+POINTS_ONLY = 0.2  # of stage (a)'s steps; words alone, from the start, take four times as long to find objects at all
+POINT_SHARE = 0.15  # of the prompts afterwards
 ALIGN_SHARE = 0.25  # of the joint steps in which the `[SEG]` vector is drawn towards the word vectors, ever less
+SAM2_LR_SCALE = 0.2  # at the full rate the decoder unlearns while the `[SEG]` vectors are still noise
 
 _SPECIAL = ("<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "[SEG]", "<p>", "</p>", "<vp>", "</vp>")
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token per word of the prompts and of the world; text comes back with single spaces."""
-    texts = [*prompts.SEG_QUESTIONS, *prompts.SEG_ANSWERS, prompts.DESCRIBE_PROMPT, prompts.region_string([0] * 5, "")]
+    texts = [*prompts.SEG_QUESTIONS, *prompts.SEG_ANSWERS, *prompts.DESCRIBE_PROMPTS, prompts.region_string([0] * 5, "")]
     texts += ["user assistant", *VOCABULARY]
     for special in _SPECIAL:
         texts = [text.replace(special, " ") for text in texts]
@@ -129,7 +146,8 @@ def new_model() -> Segmenter:
     model = Segmenter(ModelConfig.from_dict(config(len(words))), words)
     vision = model.vlm.vision_model.embeddings
     nn.init.normal_(vision.cls_token, std=0.02)
-    nn.init.normal_(vision.position_embeddings, std=0.02)
+    with torch.no_grad():
+        vision.position_embeddings[0, 1:] = _waves(model.config.vision.image_size[0] // model.config.vision.patch_size[0], 64)
     for name, parameter in model.vlm.vision_model.named_parameters():
         if ".lambda_" in name:
             nn.init.ones_(parameter)
@@ -144,13 +162,23 @@ def new_model() -> Segmenter:
     return model
 
 
+def _waves(side: int, width: int) -> Tensor:
+    """(side * side, width) sines and cosines of a cell's x and y, about as large as the embeddings of patches."""
+    frequencies = torch.pi * 2.0 ** torch.linspace(-1, 2, width // 4)
+    angles = ((torch.arange(side) + 0.5) / side)[:, None] * frequencies
+    axis = 0.7 * torch.cat([angles.sin(), angles.cos()], dim=1)
+    return torch.cat([axis[None].expand(side, -1, -1), axis[:, None].expand(-1, side, -1)], dim=-1).flatten(0, 1)
+
+
 @dataclass(frozen=True)
 class Scene:
-    """One image of the base's world in memory: pixels as uint8 RGB, and per object its mask, expressions and caption."""
+    """One image of the base's world in memory: pixels as uint8 RGB, and per object its mask, its centre (x, y in fractions of the
+    image), its cells of the region grid, its expressions and its caption."""
 
     tile: np.ndarray
     sam: np.ndarray
     targets: Tensor
+    centres: Tensor
     cells: Tensor
     expressions: list[list[str]]
     captions: list[str]
@@ -181,6 +209,7 @@ def load_scenes(root: Path, split: str, model: ModelConfig) -> list[Scene]:
                 np.asarray(sam_image(image, model.image_size)),
                 np.asarray(sam_image(image, model.sam2.image_size)),
                 torch.stack([soft_target(one, model.sam2.image_size // 4) for one in masks]),
+                torch.stack([_centre(one) for one in masks]),
                 region_cells(torch.from_numpy(masks), model.grid_side),
                 [expressions for _, expressions, _ in usable],
                 [caption for _, _, caption in usable],
@@ -189,16 +218,17 @@ def load_scenes(root: Path, split: str, model: ModelConfig) -> list[Scene]:
     return scenes
 
 
-def bag_of_words(model: Segmenter) -> nn.EmbeddingBag:
-    """Stage (a)'s language: the sum of a vector per word. Its size, about 2.3, is what breaks the plateau."""
-    torch.manual_seed(SEED + 1)
-    return nn.EmbeddingBag(len(model.tokenizer), model.config.sam2.d_model, mode="sum")
+def _centre(one: np.ndarray) -> Tensor:
+    """x, y of a mask's centre of gravity, in fractions of its width and height."""
+    rows, columns = np.nonzero(one)
+    return torch.tensor([(columns.mean() + 0.5) / one.shape[1], (rows.mean() + 0.5) / one.shape[0]], dtype=torch.float32)
 
 
-def _word_vectors(bag: nn.EmbeddingBag, model: Segmenter, texts: list[str]) -> Tensor:
-    ids = [model.tokenizer.encode(text) for text in texts]
-    offsets = torch.tensor([0, *np.cumsum([len(row) for row in ids])[:-1]])
-    return bag(torch.tensor([token for row in ids for token in row]), offsets)
+def point_prompts(model: Segmenter, centres: Tensor) -> Tensor:
+    """(N, 2) points in fractions of the image -> (N, D) language vectors that mean "the object here"."""
+    side = model.config.sam2.image_size
+    encoding = model.sam.model.sam_prompt_encoder.pe_layer
+    return POINT_SCALE * encoding.forward_with_coords(centres[:, None] * side, (side, side))[:, 0]
 
 
 def _mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -210,37 +240,56 @@ def _pixels(arrays: list[np.ndarray]) -> Tensor:
     return normalise([Image.fromarray(array) for array in arrays])
 
 
-def sam2_loss(model: Segmenter, bag: nn.EmbeddingBag, scenes: list[Scene], rng: np.random.Generator) -> Tensor:
-    """Stage (a): 8 images, up to 8 expressions of each."""
+def bag_of_words(model: Segmenter) -> nn.EmbeddingBag:
+    """Stage (a)'s language: the sum of a vector per word."""
+    torch.manual_seed(SEED + 1)
+    return nn.EmbeddingBag(len(model.tokenizer), model.config.sam2.d_model, mode="sum")
+
+
+def _word_vectors(bag: nn.EmbeddingBag, model: Segmenter, texts: list[str]) -> Tensor:
+    ids = [model.tokenizer.encode(text) for text in texts]
+    offsets = torch.tensor([0, *np.cumsum([len(row) for row in ids])[:-1]])
+    return bag(torch.tensor([token for row in ids for token in row]), offsets)
+
+
+def sam2_loss(
+    model: Segmenter, bag: nn.EmbeddingBag, scenes: list[Scene], rng: np.random.Generator, point_share: float
+) -> Tensor:
+    """Stage (a): 8 images, up to 8 expressions of each; `point_share` of them are replaced by a point on the object."""
     chosen = [scenes[i] for i in rng.choice(len(scenes), 8, replace=False)]
-    index, texts, targets = [], [], []
+    rows = []
     for place, scene in enumerate(chosen):
-        pairs = [(number, text) for number, texts_ in enumerate(scene.expressions) for text in texts_]
-        for pick in rng.permutation(len(pairs))[:8]:
-            number, text = pairs[pick]
-            index.append(place)
-            texts.append(text)
-            targets.append(scene.targets[number])
+        pairs = [(place, number, text) for number, texts in enumerate(scene.expressions) for text in texts]
+        rows += [pairs[i] for i in rng.permutation(len(pairs))[:8]]
+    centres = torch.stack([chosen[place].centres[number] for place, number, _ in rows])
+    centres = centres + torch.from_numpy(rng.normal(0, POINT_NOISE, centres.shape)).float()
+    by_point = torch.from_numpy(rng.random(len(rows)) < point_share)
+    words = _word_vectors(bag, model, [text for _, _, text in rows])
+    prompt = torch.where(by_point[:, None], point_prompts(model, centres), words)
     levels = model.sam.encode(_pixels([scene.sam for scene in chosen]))
-    masks = model.sam.decode(model.sam.project(levels), torch.tensor(index), _word_vectors(bag, model, texts))
-    return _mask_loss(masks.low_res, torch.stack(targets))
+    masks = model.sam.decode(model.sam.project(levels), torch.tensor([place for place, _, _ in rows]), prompt)
+    return _mask_loss(masks.low_res, torch.stack([chosen[place].targets[number] for place, number, _ in rows]))
 
 
-def _describe_turn(model: Segmenter, cells: Tensor, caption: str) -> prompts.Turn:
-    image = prompts.image_string(model.config.tokens_per_tile)
-    return prompts.Turn(image + model.region_question(cells, prompts.DESCRIBE_PROMPT), caption)
+def _caption_row(
+    model: Segmenter, place: int, scene: Scene, number: int, rng: np.random.Generator
+) -> tuple[int, prompts.Turn, Tensor]:
+    cells = scene.cells[number][None]
+    question = prompts.DESCRIBE_PROMPTS[rng.integers(len(prompts.DESCRIBE_PROMPTS))]
+    text = prompts.image_string(model.config.tokens_per_tile) + model.region_question(cells, question)
+    return place, prompts.Turn(text, scene.captions[number]), cells
 
 
 def _forward_rows(
     model: Segmenter, tiles: list[np.ndarray], rows: list[tuple[int, prompts.Turn, Tensor | None]]
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Mean language loss, `[SEG]` vectors and their images, for single-turn rows (image, turn, region cells)."""
     encoded = [prompts.encode_conversation(model.tokenizer, model.template, [turn]) for _, turn, _ in rows]
     ids, labels, attention = pad_right(encoded)
     batch = Conversations(ids, labels, attention, [i for i, _, _ in rows], [cells for _, _, cells in rows])
     features = list(model.vlm.encode(_pixels(tiles)).split(1))
     out = model(Features(features, (), []), batch)
-    return out.language_loss / out.language_tokens, out.seg_embeds, out.seg_image, features
+    return out.language_loss / len(out.labels), out.seg_embeds, out.seg_image
 
 
 def vlm_loss(model: Segmenter, scenes: list[Scene], rng: np.random.Generator) -> Tensor:
@@ -249,8 +298,7 @@ def vlm_loss(model: Segmenter, scenes: list[Scene], rng: np.random.Generator) ->
     rows: list[tuple[int, prompts.Turn, Tensor | None]] = []
     for place, scene in enumerate(chosen):
         for number in rng.permutation(len(scene.captions))[:3]:
-            cells = scene.cells[number][None]
-            rows.append((place, _describe_turn(model, cells, scene.captions[number]), cells))
+            rows.append(_caption_row(model, place, scene, int(number), rng))
     return _forward_rows(model, [scene.tile for scene in chosen], rows)[0]
 
 
@@ -269,10 +317,8 @@ def joint_loss(model: Segmenter, bag: nn.EmbeddingBag, scenes: list[Scene], rng:
             rows.append((place, prompts.Turn(image + question, answer), None))
             texts.append(text)
             targets.append(scene.targets[number])
-        number = order[0]
-        cells = scene.cells[number][None]
-        rows.append((place, _describe_turn(model, cells, scene.captions[number]), cells))
-    language, seg_embeds, seg_image, _ = _forward_rows(model, [scene.tile for scene in chosen], rows)
+        rows.append(_caption_row(model, place, scene, int(order[0]), rng))
+    language, seg_embeds, seg_image = _forward_rows(model, [scene.tile for scene in chosen], rows)
     levels = model.sam.encode(_pixels([scene.sam for scene in chosen]))
     masks = model.sam.decode(model.sam.project(levels), seg_image, seg_embeds)
     loss = _mask_loss(masks.low_res, torch.stack(targets)) + language
@@ -339,7 +385,12 @@ def stage(name: str, root: Path, folder: Path) -> None:
     if name == "sam2":
         groups = [{"params": [*_trained(model.sam, _UNUSED), *bag.parameters()]}]
         modules = {"sam": model.sam, "bag": bag}
-        run_stage(name, modules, groups, lambda s: sam2_loss(model, bag, scenes, keyed_rng(SEED, 1, s)), folder)
+
+        def loss_at(step: int) -> Tensor:
+            share = 1.0 if step < POINTS_ONLY * STEPS["sam2"] else POINT_SHARE
+            return sam2_loss(model, bag, scenes, keyed_rng(SEED, 1, step), share)
+
+        run_stage(name, modules, groups, loss_at, folder)
     elif name == "vlm":
         groups = [{"params": list(model.vlm.parameters())}]
         run_stage(name, {"vlm": model.vlm}, groups, lambda s: vlm_loss(model, scenes, keyed_rng(SEED, 2, s)), folder)

@@ -1,0 +1,18 @@
+"""How wrong input reaches the user: one line that says what is wrong, not a traceback."""
+
+import os
+import sys
+from collections.abc import Callable
+
+
+def run(main: Callable[..., None], *arguments: str) -> None:
+    """Call `main` and turn an error in what the user gave (files, parameters, numbers that went wrong) into one message and exit
+    status 1. All other exceptions are ours and keep their traceback; `ANS_TRACEBACK=1` keeps it for all.
+    """
+    try:
+        main(*arguments)
+    except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
+        if os.environ.get("ANS_TRACEBACK") or type(error) is RuntimeError:
+            raise
+        print(f"error: {error}\n(ANS_TRACEBACK=1 shows where it was found)", file=sys.stderr)
+        raise SystemExit(1) from None

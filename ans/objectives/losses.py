@@ -1,0 +1,68 @@
+"""What all objectives share: the counts that losses are divided by, and the terms of a mask and of an answer."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ans.config import LossWeights
+from ans.model.segmenter import Features, Forward, Segmenter
+from ans.objectives import mask
+from ans.objectives.batches import Images, Targets
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of a whole step, over all processes and micro-batches: so the shares of all add up to the loss of one large batch."""
+
+    objects: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Losses:
+    """One micro-batch's share of its step. `total` is what is differentiated; `values` are for the curves, already divided."""
+
+    total: Tensor
+    values: dict[str, Tensor]
+
+
+def encode(model: Segmenter, images: Images) -> Features:
+    """The frozen encoders over one micro-batch, once."""
+    return model.encode_pixels(images.tiles, images.sam, images.sizes)
+
+
+def mask_terms(
+    logits: Tensor, targets: Targets, weights: LossWeights, mask_points: int, counts: Counts
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weighted mask loss of `logits` (N, S/4, S/4) and its parts, on `mask_points` uncertain points or (0) on the whole mask."""
+    soft = targets.soft.to(logits.device)
+    logits = logits.float()
+    if mask_points:
+        points = mask.uncertain_points(logits, targets.uniform.to(logits.device), mask_points)
+        flat, truth = mask.sample(logits, points), mask.sample(soft, points)
+    else:
+        flat, truth = logits.flatten(1), soft.flatten(1)
+    entropy, dice, iou = (term(flat, truth).sum() / counts.objects for term in (mask.cross_entropy, mask.dice, mask.soft_iou))
+    values = {
+        "mask": entropy.detach(),
+        "dice": dice.detach(),
+        "iou": iou.detach(),
+        "train_iou": hard_iou(logits, soft).sum() / counts.objects,
+    }
+    return weights.mask * entropy + weights.dice * dice + weights.iou * iou, values
+
+
+@torch.no_grad()
+def hard_iou(logits: Tensor, soft: Tensor) -> Tensor:
+    """(N,) IoU of the masks where logits > 0 with those where `soft` > 0.5; 0 where both are empty."""
+    predicted, truth = logits > 0, soft > 0.5
+    union = (predicted | truth).flatten(1).sum(1)
+    return (predicted & truth).flatten(1).sum(1) / union.clamp(min=1)
+
+
+@torch.no_grad()
+def seg_rate(model: Segmenter, out: Forward, counts: Counts) -> Tensor:
+    """Share of the objects whose `[SEG]` the model would say itself, given the answer so far."""
+    at = out.labels == model.seg_token
+    return (out.logits[at].argmax(-1) == model.seg_token).sum() / counts.objects

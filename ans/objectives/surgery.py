@@ -1,0 +1,46 @@
+"""Combining the gradients of two loops into the one that is stepped. Pure functions over flat float32 vectors.
+
+The projection is not linear: it is applied once, to the sums over micro-batches and processes.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Rule = Literal["orthogonal", "pcgrad", "none"]
+
+
+def combine(first: Tensor, second: Tensor, rule: Rule, beta: float) -> Tensor:
+    """first + beta * second (P,), `second` without its part along `first`: always (`orthogonal`), only where the two disagree
+    (`pcgrad`, arXiv 2001.06782, one-sided), or never (`none`). A `first` of zeros leaves `second` whole.
+    """
+    coefficient = along(first, second)
+    if rule == "none" or (rule == "pcgrad" and coefficient >= 0):
+        return first + beta * second
+    return first + beta * (second - coefficient * first)
+
+
+def along(first: Tensor, second: Tensor) -> float:
+    """(second . first) / (first . first): how much of `first` is in `second`; 0 for a `first` of zeros."""
+    square = float(_dot(first, first))
+    return float(_dot(second, first)) / square if square else 0.0
+
+
+def conflict(first: Tensor, second: Tensor, groups: Mapping[str, list[slice]]) -> dict[str, float]:
+    """Per group of the vector and for `all` of it: norms of both, their cosine (0 where one vanishes) and `along`."""
+    values = {}
+    for name, parts in {"all": [slice(0, len(first))], **groups}.items():
+        a2, b2, ab = (
+            float(sum(_dot(x[part], y[part]) for part in parts)) for x, y in ((first, first), (second, second), (first, second))
+        )
+        values[f"norm1_{name}"], values[f"norm2_{name}"] = a2**0.5, b2**0.5
+        values[f"cosine_{name}"] = ab / (a2 * b2) ** 0.5 if a2 and b2 else 0.0
+        values[f"along_{name}"] = ab / a2 if a2 else 0.0
+    return values
+
+
+def _dot(a: Tensor, b: Tensor, chunk: int = 2**20) -> Tensor:
+    """a . b in float64 over float32 chunks: a single float32 sum over 10^8 terms loses the digits that decide."""
+    return torch.stack([torch.dot(x, y) for x, y in zip(a.split(chunk), b.split(chunk), strict=True)]).double().sum()

@@ -1,0 +1,113 @@
+"""Exact resume. A run's state lies in `${ANS_RUNS:-runs}/train-<fingerprint>/`, not among DVC's outputs, which DVC deletes before
+it runs a stage again. The fingerprint is of all that decides the result: parameters, indexes and base weights.
+
+Killed at any moment and started again, a run ends in the same bits: a state is written under another name and renamed, and all
+that comes after it is a function of the state and of keyed randomness.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from ans.config import Config
+
+STATE = "state.pt"
+
+
+class ResumeError(ValueError):
+    """A run was begun under other conditions than it would be continued. The message names them and the choice."""
+
+
+def runs_folder() -> Path:
+    """Where unfinished work lies: `ANS_RUNS`, else `runs` beside `dvc.yaml`."""
+    return Path(os.environ.get("ANS_RUNS", "runs"))
+
+
+def fingerprint(config: Config, base: str, inputs: Iterable[Path]) -> str:
+    """12 hexadecimal digits of the training parameters, the base weights' checksum and the contents of the input files."""
+    digest = hashlib.sha256(json.dumps([config.preset, base, asdict(config.train), asdict(config.chosen.train)]).encode())
+    for path in sorted(inputs):
+        digest.update(path.name.encode())
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:12]
+
+
+def code_version() -> str:
+    """sha256 over the sources that a training run consists of."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(path for part in ("data", "model", "objectives", "training") for path in (package / part).rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+class ResumeFolder:
+    """The folder of one run. `conditions` must be the same when it is continued: number of processes, code."""
+
+    def __init__(self, folder: Path, conditions: Mapping[str, Any], seconds: float) -> None:
+        self.folder, self.conditions, self.seconds = folder, dict(conditions), seconds
+        self.last = time.monotonic()
+        self._lock: IO[str] | None = None
+
+    def lock(self) -> None:
+        """Keep others out until this process ends. Raises `ResumeError` when one is at work on the same run."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.folder / "lock", "w")  # noqa: SIM115
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ResumeError(f"{self.folder}: another process is at work on this very run; wait for it or stop it") from error
+
+    def load(self, device: torch.device) -> dict[str, Any] | None:
+        """The last state, or None. Raises `ResumeError` when it was begun under other conditions."""
+        path = self.folder / STATE
+        if not path.is_file():
+            return None
+        state = torch.load(path, map_location=device, weights_only=True)
+        for name, now in self.conditions.items():
+            before = state["conditions"][name]
+            if before != now:
+                raise ResumeError(
+                    f"{path}: this run was begun with {name} {before}, now it is {now}. Go back to that and start again to "
+                    f"continue at step {state['step']}, or remove {self.folder} to begin anew"
+                )
+        return state
+
+    def due(self) -> bool:
+        """Whether the last state is old enough for another."""
+        return time.monotonic() - self.last >= self.seconds
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Replace the last state, or leave it as it is. Raises `OSError` naming the file when it cannot be written."""
+        write_durably(self.folder / STATE, {**state, "conditions": self.conditions})
+        self.last = time.monotonic()
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def write_durably(path: Path, content: Mapping[str, Any]) -> None:
+    """`torch.save` under another name, flushed to disk and renamed. Raises `OSError` naming the file; what was there stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise OSError(
+            f"{path}: cannot be saved: {error}. What was saved before is untouched; make room and start again"
+        ) from error

@@ -1,0 +1,192 @@
+"""Both loops on the tiny model: what reaches what, and that nothing else does."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.utils.stateless import _reparametrize_module
+
+from ans.model import prompts
+from ans.objectives import loop1 as loop1_module
+from ans.objectives.gumbel import _SoftGradient
+from ans.objectives.loop1 import Chain, corrupt, loop1
+from ans.objectives.loop2 import loop2, region_share
+from ans.objectives.losses import Counts, Losses
+from ans.training.ema import Teacher
+
+
+def run_loop1(case: SimpleNamespace, **changes: object) -> tuple[Losses, Chain]:
+    batch = case.data._masks(range(4))
+    teacher = Teacher(case.trained, 0.99, warmup=False)
+    settings = dataclasses.replace(case.config.train.loop1, **changes)
+    counts = Counts(*batch.counts)
+    return loop1(case.model, lambda: teacher.speaking(case.model), batch, settings, case.config.train.loss, 0, 0.7, counts)
+
+
+def gradients(losses: Losses, case: SimpleNamespace) -> dict[str, Tensor | None]:
+    names = list(case.trained)
+    return dict(zip(names, torch.autograd.grad(losses.total, list(case.trained.values()), allow_unused=True), strict=True))
+
+
+def soft_forward(logits: Tensor, table: Tensor, noise: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
+    """As `straight_through`, but its value is the soft mean: a smooth function, whose differences can be taken."""
+    values, index = logits.float().topk(noise.shape[-1])
+    soft = ((values + noise) / tau).softmax(-1)
+    mean = (soft[..., None] * table[index]).sum(1).detach()
+    kept = torch.ones(len(logits))
+    return mean + _SoftGradient.apply(logits, table.detach(), index, noise, tau), soft.argmax(-1), kept
+
+
+def test_the_mask_teaches_the_first_pass(case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """d(mask loss) / d(tensors as the first pass alone uses them), against central differences along the gradient."""
+    first_pass = {
+        name: p.detach().clone().requires_grad_() for name, p in case.trained.items() if "lora" in name or "mlp1" in name
+    }
+    reread = loop1_module._reread
+
+    def with_own_tensors(model, *arguments):
+        with _reparametrize_module(model, first_pass):
+            return reread(model, *arguments)
+
+    monkeypatch.setattr(loop1_module, "_reread", with_own_tensors)
+    monkeypatch.setattr(loop1_module, "straight_through", soft_forward)
+    weights = dataclasses.replace(case.config.train.loss, language=0.0)
+    case.config = dataclasses.replace(case.config, train=dataclasses.replace(case.config.train, loss=weights))
+    case.model.eval()  # dropout would differ from run to run
+
+    losses, chain = run_loop1(case)
+    assert any(chain.said), "the teacher says something"
+    found = torch.autograd.grad(losses.total, list(first_pass.values()))
+    for part in ("lora_A", "lora_B", "mlp1"):
+        norm = sum(float(g.norm()) for name, g in zip(first_pass, found, strict=True) if part in name)
+        assert norm > 1e-6, f"no gradient of the mask reaches {part} in the first pass"
+    length = sum(float(g.square().sum()) for g in found) ** 0.5
+
+    def moved(by: float) -> float:
+        with torch.no_grad():
+            for tensor, gradient in zip(first_pass.values(), found, strict=True):
+                tensor.add_(gradient, alpha=by / length)
+        value = float(run_loop1(case)[0].total.detach())
+        with torch.no_grad():
+            for tensor, gradient in zip(first_pass.values(), found, strict=True):
+                tensor.sub_(gradient, alpha=by / length)
+        return value
+
+    step = 1e-3
+    assert (moved(step) - moved(-step)) / (2 * step) == pytest.approx(length, rel=0.05)
+
+
+def test_only_gumbel_reaches_back(case: SimpleNamespace) -> None:
+    through = {bridge: run_loop1(case, bridge=bridge)[0] for bridge in ("gumbel", "hard", "discrete")}
+    assert float(through["gumbel"].values["loop1_mask"]) > 0 and "loop1_caption_gradient2" in through["gumbel"].values
+    gradients(through["gumbel"], case)
+    assert float(through["gumbel"].values["loop1_caption_gradient2"]) > 0
+    assert all("loop1_caption_gradient2" not in through[bridge].values for bridge in ("hard", "discrete"))
+    hard = run_loop1(case, bridge="hard")[1]
+    assert hard.heard == hard.said
+
+
+def test_all_groups_learn_and_nothing_else_changes(case: SimpleNamespace) -> None:
+    before = {name: tensor.clone() for name, tensor in case.model.state_dict().items()}
+    found = gradients(run_loop1(case)[0], case)
+    for part in ("lora_A", "lora_B", "mlp1", "text_hidden_fcs", "sam_mask_decoder"):
+        assert any(g is not None and g.abs().max() > 0 for name, g in found.items() if part in name), part
+    assert case.model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in case.model.state_dict().items())
+
+
+def test_options_add_their_terms(case: SimpleNamespace) -> None:
+    plain = run_loop1(case)[0]
+    for option, value in (
+        ("denoising", "loop1_denoising"),
+        ("distillation", "loop1_distillation"),
+        ("reward", "loop1_advantage"),
+    ):
+        losses = run_loop1(case, **{option: 0.5})[0]
+        assert value in losses.values and value not in plain.values
+        if option != "reward":
+            assert float(losses.total) == pytest.approx(float(plain.total) + 0.5 * float(losses.values[value]), rel=1e-4)
+
+
+def test_only_corrupted_tokens_are_said_anew(case: SimpleNamespace) -> None:
+    changed = float(run_loop1(case, rescored="corrupted")[0].values["loop1_changed_tokens"])
+    assert changed <= float(run_loop1(case)[0].values["loop1_changed_tokens"]) + 1e-6
+    assert changed <= 0.4
+    none = run_loop1(case, rescored="corrupted", mask_ratio=0.0)[1]
+    assert none.heard == none.said
+
+
+def test_corruption(case: SimpleNamespace) -> None:
+    text = case.model.text_tokens
+    special = {case.model.seg_token, case.model.image_token, case.model.tokenizer.eos_token_id, case.model.tokenizer.pad_token_id}
+    assert not special & set(text.tolist()) and len(text) > 50
+    uniform = torch.rand(12, 2, generator=torch.Generator().manual_seed(0))
+    ids = list(range(1000, 1012))
+    for ratio, expected in ((0.0, 0), (0.25, 3), (1.0, 12)):
+        other = corrupt(ids, ratio, uniform, text)
+        assert sum(a != b for a, b in zip(ids, other, strict=True)) == expected
+        assert all(b in set(text.tolist()) for a, b in zip(ids, other, strict=True) if a != b)
+    assert corrupt([], 0.25, uniform, text) == []
+
+
+def test_loop1_without_a_caption_still_segments(case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop1_module, "_describe", lambda model, features, batch: ([[]] * 4, [True] * 4))
+    losses, _ = run_loop1(case)
+    assert losses.total.isfinite() and float(losses.values["loop1_teacher_empty"]) == 1.0
+
+
+def test_loop2_teaches_by_caption_alone(case: SimpleNamespace) -> None:
+    """Without options no gradient runs through the mask; `soft_region` lets it, `mask_supervision` adds its own."""
+    batch = case.data._captions(range(4))
+    counts = Counts(*batch.counts)
+    weights = case.config.train.loss
+
+    def reaches_decoder(**changes: object) -> bool:
+        settings = dataclasses.replace(case.config.train.loop2, **changes)
+        found = gradients(loop2(case.model, batch, settings, weights, 0, counts), case)
+        assert any(g is not None and g.abs().max() > 0 for name, g in found.items() if "lora_B" in name)
+        assert any(g is not None and g.abs().max() > 0 for name, g in found.items() if "mlp1" in name)
+        return any(g is not None and g.abs().max() > 0 for name, g in found.items() if "sam_mask_decoder" in name)
+
+    assert not reaches_decoder()
+    assert reaches_decoder(mask_supervision=1.0)
+    assert reaches_decoder(soft_region=True)
+
+
+def test_loop2_keeps_an_empty_mask(case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = case.data._captions(range(4))
+    monkeypatch.setattr("ans.objectives.loop2.region_share", lambda logits, side: region_share(logits, side) * 0)
+    losses = loop2(case.model, batch, case.config.train.loop2, case.config.train.loss, 0, Counts(*batch.counts))
+    assert float(losses.values["loop2_non_empty"]) == 0 and float(losses.values["loop2_caption"]) > 0
+
+
+def test_loop2_loss_by_hand(case: SimpleNamespace) -> None:
+    """The caption's cross-entropy, row by row with transformers' own forward, the end token included."""
+    case.model.eval()
+    batch = case.data._captions(range(2))
+    losses = loop2(case.model, batch, case.config.train.loop2, case.config.train.loss, 0, Counts(*batch.counts))
+    model, total = case.model, 0.0
+    features = model.encode_pixels(batch.images.tiles, batch.images.sam, batch.images.sizes)
+    visual = model._visual_tokens(features)
+    image = prompts.image_string(model.config.tokens_per_tile)
+    for n, caption in enumerate(batch.captions):
+        answered = model.tokenizer.encode(
+            model.template.instruction.format(input=image + batch.questions[n].format(batch.texts[n]))
+            + batch.answers[n]
+            + "<|im_end|>"
+        )
+        embeds = model.vlm.embed(torch.tensor([answered]), visual[n].flatten(0, 1), model.image_token)
+        hidden = model.vlm.language_model.model(inputs_embeds=embeds).last_hidden_state[0]
+        at = answered.index(model.seg_token)
+        logits = model.masks(features, torch.tensor([n]), model.seg_embed(hidden[at : at + 1])).low_res
+        cells = region_share(logits, model.config.grid_side)[0] > 0.5
+        prompt = model.tokenizer.encode(
+            model.template.instruction.format(input=image + model.region_question(cells[None], batch.describe_questions[n]))
+        )
+        tokens = torch.cat([visual[n].flatten(0, 1), visual[n][-1][cells.flatten()]])
+        embeds = model.vlm.embed(torch.tensor([prompt + caption]), tokens, model.image_token)
+        logits = model.vlm.language_model(inputs_embeds=embeds).logits[0, len(prompt) - 1 : -1]
+        total += float(torch.nn.functional.cross_entropy(logits, torch.tensor(caption), reduction="sum"))
+    assert float(losses.values["loop2_caption"]) == pytest.approx(total / batch.counts[1], rel=1e-4)

@@ -1,0 +1,194 @@
+"""A killed training continues to the same bits: killed at every file operation, and for real at random moments."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ans.checkpoints.convert import read_checkpoint
+from ans.config import Config, parse
+from ans.training import loop
+from ans.training.state import ResumeError
+from tests import pipeline
+
+STEPS = 4
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: no handler may catch it."""
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pipeline.prepare(tmp_path_factory.mktemp("resume"))
+
+
+@pytest.fixture
+def here(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> loop.Run:
+    monkeypatch.setenv("ANS_RUNS", str(tmp_path / "runs"))
+    return loop.Run(work / "models" / "base", work / "data" / "index", tmp_path / "out", tmp_path / "reports")
+
+
+def config(work: Path, **changes: object) -> Config:
+    settings = {"train__steps": STEPS, "train__save_every": 2, "launch__workers": 0, "launch__save_state_seconds": 0.0}
+    return parse(Config, pipeline.small_values(work.parent / "world", **(settings | changes)))
+
+
+def outcome(run: loop.Run) -> dict[str, object]:
+    """Everything that a run leaves."""
+    files = {p.relative_to(run.reports).as_posix(): p.read_bytes() for p in sorted(run.reports.rglob("*")) if p.is_file()}
+    weights = {p.name: {k: t.numpy().tobytes() for k, t in read_checkpoint(p).items()} for p in sorted(run.out.glob("*.pth"))}
+    return {"files": files, "weights": weights}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(work: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    run = loop.Run(work / "models" / "base", work / "data" / "index", folder / "out", folder / "reports")
+    os.environ["ANS_RUNS"] = str(folder / "runs")
+    loop.train(config(work), run)
+    del os.environ["ANS_RUNS"]
+    found = outcome(run)
+    assert set(found["weights"]) == {"last.pth", "step_000002.pth", "step_000004.pth"}
+    assert not list((folder / "runs").iterdir()), "a run that came to its end leaves no state"
+    return found
+
+
+def test_killed_at_any_file(here: loop.Run, work: Path, uninterrupted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every rename and every write of tensors is a point of death; between two of them nothing on disk changes."""
+    deaths = 0
+    finished = False
+    while not finished:
+        calls = 0
+
+        def dying(real, deaths=deaths):
+            def call(*arguments, **named):
+                nonlocal calls
+                calls += 1
+                if calls == deaths + 1:
+                    raise Killed
+                return real(*arguments, **named)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", dying(os.replace))
+            patch.setattr(torch, "save", dying(torch.save))
+            try:
+                loop.train(config(work), here)
+                finished = True
+            except Killed:
+                deaths += 1
+    assert deaths > 3 * STEPS
+    assert outcome(here) == uninterrupted
+
+
+def test_another_learning_rate_begins_anew(here: loop.Run, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop.Watch, "look", lambda self, step, values: (_ for _ in ()).throw(Killed) if step == 3 else None)
+        loop.train(config(work), here)
+    folders = list((here.out.parent / "runs").iterdir())
+    loop.train(config(work, presets__tiny__train__lr=1e-5), here)
+    assert list((here.out.parent / "runs").iterdir()) == folders, "the other run's state is still there"
+
+
+def test_other_code_is_an_error_that_names_the_choice(here: loop.Run, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop.Watch, "look", lambda self, step, values: (_ for _ in ()).throw(Killed) if step == 2 else None)
+        loop.train(config(work), here)
+    monkeypatch.setattr(loop, "code_version", lambda: "other")
+    with pytest.raises(ResumeError, match=r"begun with code .* continue at step 1, or remove .*train-"):
+        loop.train(config(work), here)
+
+
+def test_a_full_disk_loses_nothing(here: loop.Run, work: Path, uninterrupted, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = 0
+    with monkeypatch.context() as patch:
+        save = torch.save
+
+        def until_full(content, file, *arguments):
+            nonlocal full
+            full += 1
+            if full == 3:
+                file.write(b"half")
+                raise OSError(28, "No space left on device")
+            return save(content, file, *arguments)
+
+        patch.setattr(torch, "save", until_full)
+        with pytest.raises(OSError, match=r"cannot be saved.*No space left") as error:
+            loop.train(config(work), here)
+        assert "untouched" in str(error.value)
+    assert not list(here.out.parent.rglob("*.tmp"))
+    loop.train(config(work), here)
+    assert outcome(here) == uninterrupted
+
+
+def start(work: Path, folder: Path, values: dict) -> subprocess.Popen:
+    pipeline.write_params(work, values)
+    environment = os.environ | {"PYTHONPATH": str(pipeline.REPOSITORY), "ANS_RUNS": str(folder), "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(
+        [sys.executable, "-m", "stages.train"], cwd=work, env=environment, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def wait_for_state(folder: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("train-*/state.pt")):
+        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_real_kill_and_a_real_sigterm(work: Path, tmp_path: Path) -> None:
+    """By the user's own command: killed (all processes of the run), stopped by SIGTERM, and continued to the same bits."""
+    changes = {"train__steps": 30, "launch__save_state_seconds": 0.0, "launch__workers": 1}
+    values = pipeline.small_values(work.parent / "world", **changes)
+    run = loop.Run(out=work / "models" / "checkpoint", reports=work / "reports" / "train")
+    runs = tmp_path / "runs"
+    whole = start(work, runs, values)
+    assert whole.wait() == 0, whole.stdout.read()
+    expected = outcome(run)
+
+    killed = start(work, runs, values)
+    wait_for_state(runs, killed)
+    time.sleep(random.uniform(0, 2))
+    for group in sessions_of(killed):
+        os.killpg(group, signal.SIGKILL)
+    killed.wait()
+    stopped = start(work, runs, values | {"launch": values["launch"] | {"save_state_seconds": 1000.0}})
+    time.sleep(1)
+    wait_for_line(stopped, "continued at step")
+    time.sleep(1)
+    stopped.send_signal(signal.SIGTERM)
+    assert stopped.wait() == 128 + signal.SIGTERM
+    states = list(runs.glob("train-*/state.pt"))
+    assert len(states) == 1 and torch.load(states[0], weights_only=True)["step"] < 30
+    last = start(work, runs, values)
+    assert last.wait() == 0, last.stdout.read()
+    assert outcome(run) == expected
+    assert json.loads((run.reports / "metrics.json").read_text())["loss"] > 0
+
+
+def wait_for_line(process: subprocess.Popen, text: str) -> None:
+    for line in process.stdout:
+        if text in line:
+            return
+    raise AssertionError(f"{text!r} was never printed")
+
+
+def sessions_of(process: subprocess.Popen) -> set[int]:
+    """Process groups of a process and of all that it started."""
+    groups, todo = set(), [process.pid]
+    while todo:
+        pid = todo.pop()
+        groups.add(os.getpgid(pid))
+        todo += [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return groups
