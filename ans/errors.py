@@ -14,5 +14,11 @@ def run(main: Callable[..., None], *arguments: str) -> None:
     except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
         if os.environ.get("ANS_TRACEBACK") or type(error) is RuntimeError:
             raise
-        print(f"error: {error}\n(ANS_TRACEBACK=1 shows where it was found)", file=sys.stderr)
+        print(f"error: {_message(error)}\n(ANS_TRACEBACK=1 shows where it was found)", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _message(error: Exception) -> str:
+    """Its text; of an error in a data-loading process, which PyTorch passes on as a whole traceback, the last line of that."""
+    text = str(error)
+    return text.strip().splitlines()[-1].partition(": ")[2] if "Original Traceback" in text else text

@@ -1,4 +1,4 @@
-"""Starting a module under `accelerate launch`, with the processes that `launch:` asks for."""
+"""Starting a module with the processes that `launch:` asks for: several under `accelerate launch`, one as it is."""
 
 import os
 import signal
@@ -15,15 +15,16 @@ def launch(module: str, settings: Launch, *arguments: str) -> None:
     SIGTERM and Ctrl-C are handed on to every process as SIGTERM, which a training answers by saving its state.
     """
     total = settings.processes * settings.machines
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(total)]
-    command += ["--num_machines", str(settings.machines), "--machine_rank", str(settings.machine_rank)]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    if total > 1:
+    command = [sys.executable, "-m"]
+    if total > 1:  # one needs nobody to start it: seconds of imports, and a second traceback when it fails
         # accelerate's own CPU launcher wants MPI; its torchrun launcher works for gloo just as well.
-        command += ["--multi_gpu", "--main_process_ip", settings.main_address, "--main_process_port", str(settings.main_port)]
+        command += ["accelerate.commands.launch", "--multi_gpu", "--num_processes", str(total)]
+        command += ["--num_machines", str(settings.machines), "--machine_rank", str(settings.machine_rank)]
+        command += ["--main_process_ip", settings.main_address, "--main_process_port", str(settings.main_port)]
+        command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--module"]
     # An index of 8 GPUs per machine is accelerate's to see; threads are ours, or 8 processes would each take all cores.
     environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads(settings.processes)))}
-    process = subprocess.Popen([*command, "--module", module, *arguments], env=environment, start_new_session=True)
+    process = subprocess.Popen([*command, module, *arguments], env=environment, start_new_session=True)
     stopped = False
 
     def stop(*_: object) -> None:
@@ -34,7 +35,7 @@ def launch(module: str, settings: Launch, *arguments: str) -> None:
     previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         code = process.wait()
-        while stopped and _alive(process.pid):  # the launcher does not wait for what it started
+        while stopped and _alive(process.pid):  # a launcher does not wait for what it started
             time.sleep(0.1)
     finally:
         for number, handler in previous.items():

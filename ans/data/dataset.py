@@ -127,9 +127,21 @@ class TrainingData(Dataset):
         self.root, self.config, self.tokenizer, self.sampling = root, config, tokenizer, sampling
         self.template = prompts.TEMPLATES[config.template]
         self.items, self.accumulation, self.process, self.processes = items, accumulation, process, processes
-        self.referring_pool = Pool([len(referring.rows)], [1.0], sampling.seed, REFERRING)
-        self.mask_pool = Pool([s.count for s in masks], repeats, sampling.seed, MASKS) if masks else None
-        self.caption_pool = Pool([captions.count], [1.0], sampling.seed, CAPTIONS) if captions else None
+        self.referring_pool = Pool([len(referring.rows)], [1.0], sampling.seed, REFERRING, "referring")
+        self.mask_pool = (
+            Pool(
+                [s.count for s in masks],
+                repeats,
+                sampling.seed,
+                MASKS,
+                f"train.loop1.sources: {', '.join(s.name for s in masks)}",
+            )
+            if masks
+            else None
+        )
+        self.caption_pool = (
+            Pool([captions.count], [1.0], sampling.seed, CAPTIONS, f"train.loop2.source: {captions.name}") if captions else None
+        )
         whole = len(self.referring_pool) + (len(self.mask_pool) if self.mask_pool else 0)
         self.referring_share = len(self.referring_pool) / whole
 

@@ -21,14 +21,14 @@ class Pool:
     """Samples of several sources in an endless series of epochs, each in its own seeded order.
 
     Source i has `counts[i]` samples and comes with round(counts[i] * repeats[i]) of them per epoch: some left out below 1, some
-    twice above. `stream` tells pools of one seed apart. Raises `ValueError` when nothing is left.
+    twice above. `stream` tells pools of one seed apart. Raises `ValueError`, beginning with `name`, when nothing is left.
     """
 
-    def __init__(self, counts: Sequence[int], repeats: Sequence[float], seed: int, stream: int) -> None:
+    def __init__(self, counts: Sequence[int], repeats: Sequence[float], seed: int, stream: int, name: str) -> None:
         self.counts, self.key = counts, (seed, stream)
         self.ends = np.cumsum([round(count * times) for count, times in zip(counts, repeats, strict=True)])
         if not len(self):
-            raise ValueError("no sample is left to train on")
+            raise ValueError(f"{name}: no sample is left to train on")
 
     def __len__(self) -> int:
         """Samples of an epoch."""

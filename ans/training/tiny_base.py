@@ -429,22 +429,24 @@ def make_world(root: Path) -> None:
 def measure(root: Path, folder: Path) -> None:
     """Evaluate `folder` on the held-out scenes of its own world; leave `metrics.json` and SHA256SUMS beside the weights.
 
-    Free generation on every expression; captions against the full description of each object; and two blind baselines.
+    Free generation on every expression; captions against the full description of each object; and three blind baselines.
     """
     model = Segmenter.from_pretrained(folder)
     rows, captions, right, total = [], [], 0, 0
-    blind: dict[str, list[tuple[int, int]]] = {"everything": [], "shuffled expressions": []}
+    blind: dict[str, list[tuple[int, int]]] = {"everything": [], "random object": [], "shuffled expressions": []}
     rng = keyed_rng(SEED, 4)
     for records in tqdm(list(_held_out(root)), desc="held-out", disable=None):
         images = [open_image(root, record.path) for record, _ in records]
-        features = model.encode_images(images)
+        read = model.read(images)
         texts = [[text for _, text, _ in entries] for _, entries in records]
         shuffled = [[row[i] for i in rng.permutation(len(row))] for row in texts]
-        answers = model.segment(features, texts, max_new_tokens=16)
-        wrong = model.segment(features, shuffled, max_new_tokens=16)
+        answers = model.segment(read, texts, max_new_tokens=16)
+        wrong = model.segment(read, shuffled, max_new_tokens=16)
         for (record, entries), found, other in zip(records, answers, wrong, strict=True):
+            objects = list({region.region_id: region_mask(record, region).astype(bool) for region, _, _ in entries}.values())
             for (region, _, _), one, two in zip(entries, found, other, strict=True):
                 truth = region_mask(record, region).astype(bool)
+                blind["random object"].append(intersection_union(objects[rng.integers(len(objects))], truth))
                 rows.append((*intersection_union(one.mask, truth), len(one.masks) > 0))
                 blind["everything"].append((int(truth.sum()), truth.size))
                 blind["shuffled expressions"].append(intersection_union(two.mask, truth))
@@ -453,7 +455,7 @@ def measure(root: Path, folder: Path) -> None:
             np.stack([region_mask(record, region) for region, _ in regions.values()])
             for (record, _), regions in zip(records, described, strict=True)
         ]
-        for regions, said in zip(described, model.describe(features, masks, max_new_tokens=16), strict=True):
+        for regions, said in zip(described, model.describe(read, masks, max_new_tokens=16), strict=True):
             for (_, caption), text in zip(regions.values(), said, strict=True):
                 captions.append(text == caption)
                 wanted, got = caption.split(), text.split()

@@ -1,0 +1,147 @@
+"""What each part of the method brought: arms x seeds through DVC, into reports/ablation.csv and, from it, reports/ablation.md.
+
+python -m ans.ablation run [ARM ...]     # the runs that are not in the table yet; cut off, it continues
+python -m ans.ablation table             # reports/ablation.md from reports/ablation.csv
+
+The protocol is docs/ablation.md; the arms and seeds below are its numbers.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+CSV, TABLE = Path("reports/ablation.csv"), Path("reports/ablation.md")
+COLUMNS = ("arm", "seed", "split", "ciou", "miou", "seconds", "params_sha")
+KEEP = (":!reports/ablation.csv", ":!reports/ablation.md")
+
+_NO_LOOPS = ("train.loop1.enabled=false", "train.loop2.enabled=false")
+ARMS: dict[str, tuple[str, ...]] = {
+    "supervised_equal_steps": _NO_LOOPS,
+    "supervised_equal_compute": (*_NO_LOOPS, "train.steps=600"),
+    "both_orthogonal": (),
+    "loop1_gumbel": ("train.loop2.enabled=false",),
+    "loop1_hard": ("train.loop2.enabled=false", "train.loop1.bridge=hard"),
+    "both_hard": ("train.loop1.bridge=hard",),
+    "both_pcgrad": ("train.surgery=pcgrad",),
+    "both_none": ("train.surgery=none",),
+    "both_beta_0.25": ("train.beta=0.25",),
+    "both_beta_1": ("train.beta=1.0",),
+    "both_without_ema": ("train.ema.decay=0.0",),
+}
+"""Arm -> what it changes in `params.yaml`."""
+
+MANY = ("supervised_equal_steps", "both_orthogonal")
+REFERENCE = "supervised_equal_steps"
+
+
+def seeds(arm: str) -> range:
+    """Training seeds of an arm; those of two arms are paired."""
+    return range(1001, 1011 if arm in MANY else 1004)
+
+
+def run(arms: Sequence[str]) -> None:
+    """Every run of `arms` that the table lacks. Raises `RuntimeError` in a work tree with other changes: runs reset it."""
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *KEEP)
+    if changed:
+        raise RuntimeError(f"the work tree has changes, and every run resets it; commit or drop them first:\n{changed}")
+    todo = [(arm, seed) for arm in arms for seed in seeds(arm) if (arm, str(seed)) not in {r[:2] for r in _rows()}]
+    for number, (arm, seed) in enumerate(todo, 1):
+        print(f"ablation {number}/{len(todo)}: {arm}, seed {seed}", flush=True)
+        _git("checkout", "--", ".", *KEEP)
+        start = time.monotonic()
+        settings = [word for change in (*ARMS[arm], f"train.seed={seed}") for word in ("-S", change)]
+        name = f"{arm.replace('.', '_')}-{seed}"
+        subprocess.run([sys.executable, "-m", "dvc", "exp", "run", "-q", "-n", name, *settings, "evaluate@full"], check=True)
+        _append(arm, seed, time.monotonic() - start)
+        table()
+    _git("checkout", "--", ".", *KEEP)
+
+
+def table() -> None:
+    """Write the table: per arm the mean over splits and seeds, and its paired difference to the reference."""
+    lines = [
+        "# Ablation",
+        "",
+        "cIoU in percent, mean over the splits; intervals: 95 %, Student's t over paired seeds. See docs/ablation.md.",
+    ]
+    for kind in ("test", "tuning"):
+        scores = _scores(kind)
+        lines += ["", f"## {kind.capitalize()} splits", "", "| arm | seeds | cIoU | difference to supervised | seconds a run |"]
+        lines.append("| --- | ---: | ---: | ---: | ---: |")
+        for arm in (arm for arm in ARMS if arm in scores):
+            pairs = [
+                100 * (value - scores[REFERENCE][seed])
+                for seed, value in scores[arm].items()
+                if seed in scores.get(REFERENCE, {})
+            ]
+            seconds = mean(float(row[5]) for row in _rows() if row[0] == arm)
+            score = 100 * mean(scores[arm].values())
+            lines.append(f"| {arm} | {len(scores[arm])} | {score:.2f} | {_interval(pairs)} | {seconds:.0f} |")
+    TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _scores(kind: str) -> dict[str, dict[str, float]]:
+    """Arm -> seed -> mean cIoU over the splits of that kind. Anything is chosen on val splits, so they are no test."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for arm, seed, split, ciou, *_ in _rows():
+        if split.endswith("_val") == (kind == "tuning"):
+            found.setdefault(arm, {}).setdefault(seed, []).append(float(ciou))
+    return {arm: {seed: mean(values) for seed, values in by_seed.items()} for arm, by_seed in found.items()}
+
+
+def _interval(differences: Sequence[float]) -> str:
+    if len(differences) < 2:
+        return "" if not differences else f"{differences[0]:+.2f}"
+    half = T_95[min(len(differences) - 1, max(T_95))] * stdev(differences) / math.sqrt(len(differences))
+    return f"{mean(differences):+.2f} ({mean(differences) - half:+.2f} to {mean(differences) + half:+.2f})"
+
+
+T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+"""Student's t, two-sided 95 %, by degrees of freedom."""
+
+
+def _rows() -> list[tuple[str, ...]]:
+    if not CSV.is_file():
+        return []
+    with open(CSV, encoding="utf-8", newline="") as file:
+        return [tuple(row[name] for name in COLUMNS) for row in csv.DictReader(file)]
+
+
+def _append(arm: str, seed: int, seconds: float) -> None:
+    sha = hashlib.sha256(Path("params.yaml").read_bytes()).hexdigest()[:12]
+    new = not CSV.is_file()
+    with open(CSV, "a", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(COLUMNS)
+        for path in sorted(Path("reports/eval/full").glob("*.json")):
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if "ciou_forced" in values:
+                writer.writerow([arm, seed, path.stem, values["ciou"], values["miou"], f"{seconds:.0f}", sha])
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("run").add_argument("arms", nargs="*", choices=[[], *ARMS], metavar="ARM")
+    commands.add_parser("table")
+    given = parser.parse_args()
+    if given.command == "run":
+        run(given.arms or list(ARMS))
+    table()
+
+
+if __name__ == "__main__":
+    main()

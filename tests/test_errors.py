@@ -1,0 +1,86 @@
+"""Wrong input reaches the user as one message that names what is wrong, by the commands that DVC runs."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import pipeline
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pipeline.prepare(tmp_path_factory.mktemp("errors"))
+
+
+def message(work: Path, stage: str, *arguments: str) -> str:
+    """What a failing stage says, without progress bars and manifest."""
+    environment = {"PYTHONPATH": str(pipeline.REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HOME": str(work)}
+    done = subprocess.run(
+        [sys.executable, "-m", f"stages.{stage}", *arguments],
+        cwd=work,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    return errors[0]
+
+
+CASES = {
+    "unknown preset": ({"preset": "huge"}, "preset: no preset named 'huge'; there are sa2va-1b, sa2va-4b, tiny"),
+    "unknown key": ({"train__stepz": 3}, "train.stepz: unknown key"),
+    "no group": ({"train__groups": []}, "train.groups: names no group"),
+    "no samples": (
+        {"train__loop1__sources": {"sav": {"repeats": 0.0, "max_samples": None}}},
+        "train.loop1.sources: sav: no sample is left to train on",
+    ),
+    "unknown source": (
+        {"train__loop1__sources": {"nothing": {"repeats": 1.0, "max_samples": None}}},
+        "data/index/nothing.parquet: no such index; `python -m stages.index SOURCE` makes it",
+    ),
+    "numbers that blow up": (
+        {"presets__tiny__train__lr": 1e30, "presets__tiny__train__warmup": 0.0},
+        "lower presets.<preset>.train.lr",
+    ),
+    "another world": ({"paths__root": "/nowhere"}, "/nowhere"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_training_says_what_is_wrong(work: Path, case: str) -> None:
+    changes, expected = CASES[case]
+    values = pipeline.small_values(work.parent / "world", **({"launch__workers": 0} | changes))
+    (work / "params.yaml").write_text(pipeline.yaml.safe_dump(values))
+    assert expected in message(work, "train")
+    shutil.rmtree(work / "runs", ignore_errors=True)
+
+
+def test_an_image_that_is_gone(work: Path, tmp_path: Path) -> None:
+    other = tmp_path / "world"
+    shutil.copytree(work.parent / "world", other)
+    for path in (other / "coco2014" / "train2014").iterdir():
+        path.unlink()
+    pipeline.write_params(work, pipeline.small_values(other))
+    said = message(work, "train")
+    assert str(other) in said and "COCO_train2014_" in said and "no such image" in said
+
+
+def test_a_base_of_another_shape(work: Path, tmp_path: Path) -> None:
+    pipeline.write_params(work, pipeline.small_values(work.parent / "world"))
+    base = work / "models" / "base"
+    kept = (base / "config.json").read_text()
+    (base / "config.json").write_text(kept.replace('"hidden_size": 96', '"hidden_size": 128'))
+    try:
+        said = message(work, "train")
+    finally:
+        (base / "config.json").write_text(kept)
+    assert "models/base: the tensors do not fit the model" in said and "config.json says" in said

@@ -1,0 +1,64 @@
+"""What stops a run, and what only warns."""
+
+import pytest
+
+from ans.training.chains import Chains
+from ans.training.curves import Curves
+from ans.training.watch import WINDOW, Degenerate, Watch
+
+GOOD = {"ref_seg_rate": 1.0, "loop1_seg_rate": 0.9, "loop1_teacher_empty": 0.0, "loop1_teacher_different": 0.8}
+
+
+def looked(values: dict[str, float], steps: int = WINDOW) -> Watch:
+    watch = Watch(0.5)
+    for step in range(steps):
+        watch.look(step + 1, GOOD | values)
+    return watch
+
+
+def test_a_sound_run_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    looked({}, 3 * WINDOW)
+    assert capsys.readouterr().err == ""
+
+
+def test_no_more_seg(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Degenerate, match=rf"step {WINDOW}: .*\[SEG\] in only 10% .*loop1_seg_rate.*train\.min_seg_rate \(50%\)"):
+        looked({"loop1_seg_rate": 0.1})
+    looked({"loop1_seg_rate": 0.1}, WINDOW - 1)  # too few steps to tell
+
+
+def test_a_teacher_that_says_nothing() -> None:
+    with pytest.raises(Degenerate, match="the teacher says nothing"):
+        looked({"loop1_teacher_empty": 1.0})
+
+
+def test_a_teacher_that_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    looked({"loop1_teacher_different": 0.01}, 2 * WINDOW)
+    assert capsys.readouterr().err.count("the teacher says the same") == 1
+
+
+def test_a_state_continues_the_history() -> None:
+    half = looked({"loop1_seg_rate": 0.1}, WINDOW // 2)
+    other = Watch(0.5)
+    other.load_state_dict(half.state_dict())
+    with pytest.raises(Degenerate):
+        for step in range(WINDOW // 2):
+            other.look(step, GOOD | {"loop1_seg_rate": 0.1})
+
+
+def test_chains_are_kept_evenly_and_once() -> None:
+    chains = Chains(times=4, steps=101)
+    assert chains.left == [25, 50, 75, 100]
+    assert [step for step in range(101) if chains.wanted(step)] == list(range(25, 101))
+    chains.left = [wanted for wanted in chains.left if wanted > 27]  # kept at step 27: 25 was on referring images
+    assert [chains.wanted(step) for step in (28, 49, 50)] == [False, False, True]
+    assert not Chains(0, 100).wanted(99)
+
+
+def test_metrics_are_the_mean_of_the_last_tenth(tmp_path) -> None:
+    curves = Curves(tmp_path)
+    for step in range(20):
+        curves.add(step + 1, {"loss": float(step)})
+    curves.finish()
+    assert (tmp_path / "plots" / "loss.tsv").read_text().splitlines()[:2] == ["step\tloss", "1\t0"]
+    assert '"loss": 18.5' in (tmp_path / "metrics.json").read_text()
