@@ -1,9 +1,5 @@
 """What loop 1 makes of objects, kept at chosen steps: the teacher's caption, what the student made of it, and the mask."""
 
-import json
-import os
-from pathlib import Path
-
 import numpy as np
 import torch.nn.functional as F
 from pycocotools import mask as coco
@@ -18,7 +14,7 @@ SIDE = 128
 
 
 class Chains:
-    """Keeps `times` steps' first chains, evenly spread over `steps`; written as `chains.json`."""
+    """Keeps `times` steps' first chains, evenly spread over `steps`, in `kept`."""
 
     def __init__(self, times: int, steps: int) -> None:
         self.left = sorted({round((i + 1) * (steps - 1) / times) for i in range(times)}) if times else []
@@ -43,12 +39,6 @@ class Chains:
                     "mask": _rle(chain.logits[number].float().cpu()),
                 }
             )
-
-    def write(self, folder: Path) -> None:
-        path = folder / "chains.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".tmp").write_text(json.dumps(self.kept, indent=1) + "\n", encoding="utf-8")
-        os.replace(path.with_suffix(".tmp"), path)
 
     def state_dict(self) -> dict[str, object]:
         return {"left": self.left, "kept": self.kept}

@@ -23,9 +23,6 @@ class Curves:
     def load_state_dict(self, state: dict[str, list[tuple[int, float]]]) -> None:
         self.rows = state
 
-    def write_json(self, name: str, values: dict[str, object]) -> None:
-        self._write(name, json.dumps(values, indent=2) + "\n")
-
     def finish(self) -> None:
         """Write all curves, and as metrics the mean of the last tenth of each (one step alone is mostly noise)."""
         metrics = {}
@@ -33,11 +30,20 @@ class Curves:
             self._write(f"plots/{name}.tsv", f"step\t{name}\n" + "".join(f"{step}\t{value:.6g}\n" for step, value in rows))
             tail = rows[-max(1, len(rows) // 10) :]
             metrics[name] = sum(value for _, value in tail) / len(tail)
-        self.write_json("metrics.json", metrics)
+        if self.folder is not None:
+            write_json(self.folder / "metrics.json", metrics)
 
     def _write(self, name: str, text: str) -> None:
         if self.folder is not None:
-            path = self.folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.with_suffix(".tmp").write_text(text, encoding="utf-8")
-            os.replace(path.with_suffix(".tmp"), path)
+            _replace(self.folder / name, text)
+
+
+def write_json(path: Path, values: object) -> None:
+    """Write `values` under `path`, never half."""
+    _replace(path, json.dumps(values, indent=2) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".tmp").write_text(text, encoding="utf-8")
+    os.replace(path.with_suffix(".tmp"), path)

@@ -1,6 +1,5 @@
 """Fine-tuning. `train` reads as a page: load, then step after step: batches, gradients, surgery, step, teacher, log, save."""
 
-import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -32,7 +31,7 @@ from ans.objectives.supervised import supervised
 from ans.objectives.surgery import combine, conflict
 from ans.processes import connect
 from ans.training.chains import Chains
-from ans.training.curves import Curves
+from ans.training.curves import Curves, write_json
 from ans.training.ema import Teacher
 from ans.training.gradients import add_gradient, assign, clip
 from ans.training.schedule import lr_factor
@@ -63,9 +62,10 @@ class Gradients:
 
 
 def train(config: Config, run: Run = Run()) -> None:
-    """Fine-tune `run.base` by the dual loop and leave trained tensors in `run.out`, curves in `run.reports`.
+    """Fine-tune `run.base` by the dual loop and leave trained tensors, a manifest and loop 1's chains in `run.out`, curves in
+    `run.reports`.
 
-    Started once per process by `accelerate launch`; the number of processes changes no sample and no random choice of a step's
+    Started once per process (see `launch.py`); the number of processes changes no sample and no random choice of a step's
     global batch. Killed and started again it continues, to the same bits. Raises `FloatingPointError` at a loss or gradient that
     is not finite, `Degenerate` where going on would be pointless, `ResumeError` when continued under other conditions.
     """
@@ -80,6 +80,7 @@ def train(config: Config, run: Run = Run()) -> None:
     curves = Curves(run.reports if accelerator.is_main_process else None)
     chains = Chains(settings.gallery, settings.steps)
     watch = Watch(settings.min_seg_rate)
+    parts = {"optimizer": optimizer, "teacher": teacher, "curves": curves, "chains": chains, "watch": watch}
 
     folder = resume_folder(config, run, accelerator)
     first_step = 0
@@ -87,13 +88,7 @@ def train(config: Config, run: Run = Run()) -> None:
         first_step = state["step"]
         for name, parameter in trained.items():
             parameter.data.copy_(state["trained"][name])
-        for part, name in (
-            (optimizer, "optimizer"),
-            (teacher, "teacher"),
-            (curves, "curves"),
-            (chains, "chains"),
-            (watch, "watch"),
-        ):
+        for name, part in parts.items():
             part.load_state_dict(state[name])
 
     data, left_out = load_data(config, run, model, accelerator)
@@ -101,11 +96,9 @@ def train(config: Config, run: Run = Run()) -> None:
     manifest["base_sha256"] = shards.fingerprint(run.base)
     if accelerator.is_main_process:
         print(manifest_text(manifest) + (f"\ncontinued at step {first_step}" if first_step else ""), flush=True)
-        curves.write_json("manifest.json", manifest)
 
     def save_state(step: int) -> None:
         if accelerator.is_main_process:
-            parts = {"optimizer": optimizer, "teacher": teacher, "curves": curves, "chains": chains, "watch": watch}
             folder.save({"step": step, "trained": dict(trained)} | {name: part.state_dict() for name, part in parts.items()})
 
     stop = StopSignal()
@@ -151,9 +144,11 @@ def train(config: Config, run: Run = Run()) -> None:
     if accelerator.is_main_process:
         run.out.mkdir(parents=True, exist_ok=True)
         for path in sorted(folder.folder.glob("step_*.pth")):
-            os.replace(path, run.out / path.name)
+            (run.out / path.name).unlink(missing_ok=True)
+            shards.link(path, run.out / path.name)
         save_trained(run.out / "last.pth", trained, manifest | {"step": settings.steps})
-        chains.write(run.reports)
+        write_json(run.out / "manifest.json", manifest)
+        write_json(run.out / "chains.json", chains.kept)
         curves.finish()
         folder.remove()
 

@@ -44,7 +44,8 @@ def config(work: Path, **changes: object) -> Config:
 
 def outcome(run: loop.Run) -> dict[str, object]:
     """Everything that a run leaves."""
-    files = {p.relative_to(run.reports).as_posix(): p.read_bytes() for p in sorted(run.reports.rglob("*")) if p.is_file()}
+    left = [*run.reports.rglob("*.json"), *run.reports.rglob("*.tsv"), *run.out.glob("*.json")]
+    files = {path.name: path.read_bytes() for path in sorted(left)}
     weights = {p.name: {k: t.numpy().tobytes() for k, t in read_checkpoint(p).items()} for p in sorted(run.out.glob("*.pth"))}
     return {"files": files, "weights": weights}
 
