@@ -1,8 +1,13 @@
-import pytest
-import torch
+import os
 
-from ans.model.segmenter import Segmenter
-from tests.golden_case import GoldenCase
+# One thread each, here and in what tests start: pytest runs as many processes as there are cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from ans.model.segmenter import Segmenter  # noqa: E402
+from tests.golden_case import GoldenCase  # noqa: E402
 
 
 @pytest.fixture(scope="session")

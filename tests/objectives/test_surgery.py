@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torchjd.aggregation import PCGrad
 
 from ans.objectives.surgery import along, combine, conflict
 
@@ -30,8 +31,7 @@ def test_orthogonal_adds_nothing_along_the_first(seed: int, beta: float) -> None
 
 def test_against_torchjd() -> None:
     """TorchJD's PCGrad projects both ways and sums; its first row plus ours on the second is the same for a conflicting pair."""
-    aggregation = pytest.importorskip("torchjd.aggregation")
-    both = aggregation.PCGrad()(torch.stack([G1, G2]))
+    both = PCGrad()(torch.stack([G1, G2]))
     first = combine(G2, G1, "pcgrad", 1.0) - G2  # G1 without its conflict with G2
     second = combine(G1, G2, "pcgrad", 1.0) - G1
     torch.testing.assert_close(both, first + second)
