@@ -1,0 +1,42 @@
+"""The ablation's table by hand, and arms that `params.yaml` knows."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ans import ablation
+from ans.config import Config, parse
+
+
+def test_every_arm_is_a_valid_setting() -> None:
+    for arm, changes in ablation.ARMS.items():
+        values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+        for change in changes:
+            path, _, value = change.partition("=")
+            *parents, last = path.split(".")
+            node = values
+            for parent in parents:
+                node = node[parent]
+            assert last in node, f"{arm}: {path}"
+            node[last] = yaml.safe_load(value)
+        parse(Config, values)
+    assert set(ablation.MANY) | {ablation.REFERENCE} <= set(ablation.ARMS)
+
+
+def test_the_table_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Differences 2, 4, 6 points: mean 4, standard deviation 2, t(2) 4.303: 4 +- 4.303 * 2 / sqrt(3) = 4 +- 4.97."""
+    monkeypatch.setattr(ablation, "CSV", tmp_path / "a.csv")
+    monkeypatch.setattr(ablation, "TABLE", tmp_path / "a.md")
+    rows = [",".join(ablation.COLUMNS)]
+    for seed, gain in ((1, 0.02), (2, 0.04), (3, 0.06)):
+        for split, offset in (("refcoco_testA", 0.1), ("refcoco_testB", -0.1), ("refcoco_val", 0.3)):
+            rows.append(f"supervised_equal_steps,{seed},{split},{0.4 + offset},0.5,100,abc")
+            rows.append(f"both_orthogonal,{seed},{split},{0.4 + offset + gain},0.5,300,abc")
+    (tmp_path / "a.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    ablation.table()
+    text = (tmp_path / "a.md").read_text(encoding="utf-8")
+    test, tuning = text.split("## Tuning")
+    assert "| both_orthogonal | 3 | 44.00 | +4.00 (-0.97 to +8.97) | 300 |" in test
+    assert "| supervised_equal_steps | 3 | 40.00 | +0.00 (+0.00 to +0.00) | 100 |" in test
+    assert "| both_orthogonal | 3 | 74.00 |" in tuning
