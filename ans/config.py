@@ -232,6 +232,11 @@ class Report:
     seed: int
     bootstrap: int
     gallery: int
+    examples: int
+
+    def __post_init__(self) -> None:
+        for name in ("bootstrap", "gallery", "examples"):
+            _require(getattr(self, name) >= 1, f"report.{name}", "must be at least 1")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Tables and figures from the results of all variants: reports/summary.{csv,md} and reports/figures/."""
+"""Tables, figures and the page from the results of all variants: reports/summary.*, reports/figures/, reports/report.html."""
 
 from pathlib import Path
 
@@ -8,9 +8,7 @@ from ans.report.build import build
 
 
 def main() -> None:
-    config = load()
-    results = config.evaluate.split_results(), config.evaluate.caption_results()
-    build(tuple(config.variants), *results, config.report, Path(config.paths.root), Path("reports"), Path("data"))
+    build(load(), Path("reports"), Path("data"), Path("models/checkpoint"))
 
 
 if __name__ == "__main__":

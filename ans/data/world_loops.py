@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from ans.config import World
-from ans.data.scenes import CATEGORIES, SIDES, Description, Scene, bbox, drift, make_scene, refers, render, where
+from ans.data.scenes import CATEGORIES, Scene, bbox, drift, make_scene, render
 
 CLASSES = {shape: f"/m/0{number:03d}" for shape, number in CATEGORIES.items()}
 """Class name -> Open Images' code of it."""
@@ -205,7 +205,7 @@ def _write_describe(folder: Path, world: World) -> int:
                     "image": f"{img_id}.jpg",
                     "tar_file": tar_file,
                     "mask_rle": rles if split == "SAV" else rles[0],
-                    "caption": _sentence(scene, i, rng),
+                    "caption": scene.shapes[i].caption,
                 }
             )
         annotations[split][img_id] = regions[0] if split == "LVIS" else regions
@@ -220,12 +220,3 @@ def _write_describe(folder: Path, world: World) -> int:
         if content:
             (folder / split / "annotations.json").write_text(json.dumps(content), encoding="utf-8")
     return captions
-
-
-def _sentence(scene: Scene, target: int, rng: np.random.Generator) -> str:
-    """ "a small striped red circle." and, of half the objects whose place is beyond doubt, also "... on the left."."""
-    shape = scene.shapes[target]
-    words = Description(shape.size, shape.texture, shape.colour, shape.shape)
-    places = [side for side in SIDES if refers(scene, Description(**{**words.__dict__, "place": side})) == target]
-    place = f" {where(str(rng.choice(places)))}" if places and rng.random() < 0.5 else ""
-    return f"a {shape.caption}{place}."

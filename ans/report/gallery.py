@@ -1,6 +1,7 @@
-"""Masks over images: where training helped most, where it hurt most, and what is typical."""
+"""Masks over images: where training helped most, where it hurt most, the best and the worst; and loop 1's chains."""
 
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,23 +14,22 @@ from PIL import Image
 from ans.data.images import open_image
 from ans.report.plots import COLOURS, save
 from ans.report.results import BASE, KEY, Results, decode, read_expression
+from ans.report.training import Chain
 
 TRUTH, PREDICTION = COLOURS[2], COLOURS[5]
-LONGEST_SIDE = 480
+LONGEST_SIDE = 320
 """Pixels; larger images are shown smaller, to keep the file fit for git."""
 TEXT_WIDTH = 1.25
 """Width of the column with the expression, in widths of an image."""
 
 
-def draw_gallery(results: Results, data: Path, root: Path, rows: int, seed: int, path: Path) -> None:
-    """One row per expression chosen by `choose`: the image, the true mask, and the mask of each variant with its IoU.
+def draw_gallery(results: Results, chosen: pd.DataFrame, data: Path, root: Path, path: Path) -> None:
+    """One row per expression `chosen`: the image, the true mask, and the mask of each variant with its IoU.
 
     `data` holds the per-expression tables, `root` the images. Raises what `open_image` raises for an image that cannot be read.
     """
-    chosen = choose(results, rows, seed)
-    variants = [BASE, *(variant for variant in results.variants if variant != BASE)]
-    compared = _compared(results)
-    columns = ["expression", "image", "truth", *variants]
+    shown = [BASE, *(variant for variant in results.variants if variant != BASE)]
+    columns = ["expression", "image", "truth", *shown]
     figure, axes = plt.subplots(
         len(chosen),
         len(columns),
@@ -42,68 +42,116 @@ def draw_gallery(results: Results, data: Path, root: Path, rows: int, seed: int,
         axis.set_title(heading, fontsize=10, fontweight="bold", loc="left" if heading == "expression" else "center")
     for line, expression in zip(axes, chosen.itertuples(), strict=True):
         key = [getattr(expression, name) for name in KEY]
-        found = {variant: read_expression(data, variant, expression.split, key) for variant in variants}
+        found = {variant: read_expression(data, variant, expression.split, key) for variant in shown}
         base = found[BASE]
-        image = np.asarray(_small(open_image(root, expression.image_path)))
+        image = np.asarray(small(open_image(root, expression.image_path), LONGEST_SIDE))
         words = textwrap.wrap(f"“{expression.sent}”", 24, max_lines=6, placeholder=" …”")
-        note = f"{expression.kind},\n{compared} - base: {expression.change:+.2f}\n{expression.split}"
+        note = f"{expression.kind},\n{compared(results)} - base: {expression.change:+.2f}\n{expression.split}"
         line[0].text(0, 1, "\n".join(words), fontsize=9, va="top", transform=line[0].transAxes)
         line[0].text(0, 0, note, fontsize=8, va="bottom", color="#555555", transform=line[0].transAxes)
         line[0].set_frame_on(False)
         line[0].set_box_aspect(image.shape[0] / image.shape[1] / TEXT_WIDTH)  # as high as the images beside it
         line[1].imshow(image)
-        _draw_mask(line[2], image, decode(base["gt_counts"], base["height"], base["width"]), TRUTH)
-        for axis, variant in zip(line[3:], variants, strict=True):
+        draw_mask(line[2], image, decode(base["gt_counts"], base["height"], base["width"]), TRUTH)
+        for axis, variant in zip(line[3:], shown, strict=True):
             answer = found[variant]
-            _draw_mask(axis, image, decode(answer["counts"], answer["height"], answer["width"]), PREDICTION)
+            draw_mask(axis, image, decode(answer["counts"], answer["height"], answer["width"]), PREDICTION)
             axis.set_xlabel(f"IoU {answer['iou']:.2f}" + ("" if answer["has_seg"] else ", no [SEG]"), fontsize=9, labelpad=2)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
-    save(figure, path, colours=256)
+    save(figure, path, colours=160)
 
 
-def choose(results: Results, rows: int, seed: int) -> pd.DataFrame:
-    """`rows` expressions (or as many as there are images), each of another image, with columns `KEY`, sent, split, change, kind.
+def draw_chains(chains: list[Chain], root: Path, path: Path) -> None:
+    """Loop 1 at the steps that were kept, a row each: per object its true mask, the two captions, and the mask they led to.
 
-    `change` is the IoU of the first variant besides the base minus that of the base. The kinds take turns: most improved, most
-    worsened, median change; ties, of which there are many, are broken by the seed. The result is ordered by kind.
+    Without any chain no figure is left: one of an earlier run is removed. Raises what `open_image` raises.
     """
-    compared = _compared(results)
+    if not chains:
+        path.unlink(missing_ok=True)
+        return
+    steps = sorted({chain.step for chain in chains})
+    rows = [[chain for chain in chains if chain.step == step] for step in steps]
+    most = max(map(len, rows))
+    figure, axes = plt.subplots(len(steps), 2 * most, figsize=(3 * most, 2.3 * len(steps)), layout="constrained", squeeze=False)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[], frame_on=False)
+    for line, row in zip(axes, rows, strict=True):
+        line[0].set_ylabel(f"step {row[0].step}", fontsize=10, fontweight="bold")
+        for chain, left, right in zip(row, line[::2], line[1::2], strict=False):
+            image = np.asarray(small(open_image(root, chain.image), LONGEST_SIDE))
+            draw_mask(left, image, chain.truth, TRUTH)
+            draw_mask(right, image, chain.mask, PREDICTION)
+            for axis, who, words in ((left, "said", chain.said), (right, "heard", chain.heard)):
+                wrapped = textwrap.wrap(f"{who}: {words}", 24, max_lines=3, placeholder=" …")
+                axis.set_title("\n".join(wrapped), fontsize=8, loc="left")
+            left.set_xlabel(chain.source, fontsize=8, labelpad=2)
+            right.set_xlabel(f"IoU {chain.iou:.2f}", fontsize=8, labelpad=2)
+    save(figure, path, colours=160)
+
+
+def candidates(results: Results, seed: int) -> pd.DataFrame:
+    """All expressions of all splits in a seeded random order, with columns `KEY`, sent, split, iou and change.
+
+    `iou` is that of the first variant besides the base, `change` that minus the base's.
+    """
     tables = []
     for split in results.splits:
-        base, other = results.expressions[BASE, split], results.expressions[compared, split]
-        tables.append(base.assign(split=split, change=other["iou"] - base["iou"]))
-    table = pd.concat(tables, ignore_index=True)
-    table = table.iloc[np.random.default_rng(seed).permutation(len(table))]
-    order = {
-        "most improved": -table["change"],
-        "most worsened": table["change"],
-        "median change": (table["change"] - table["change"].median()).abs(),
-    }
-    queues = {kind: iter(values.sort_values(kind="stable").index) for kind, values in order.items()}
-    kinds = list(queues)
-    picked, used = [], set()
-    for turn in range(min(rows, table["image_path"].nunique())):
-        kind = kinds[turn % len(kinds)]
-        index = next(index for index in queues[kind] if table.at[index, "image_path"] not in used)
-        used.add(table.at[index, "image_path"])
-        picked.append((kinds.index(kind), turn, index))
-    ordered = sorted(picked)
-    result = table.loc[[index for _, _, index in ordered], [*KEY, "sent", "split", "change"]]
-    return result.assign(kind=[kinds[kind] for kind, _, _ in ordered])
+        base, other = results.expressions[BASE, split], results.expressions[compared(results), split]
+        tables.append(base.assign(split=split, iou=other["iou"], change=other["iou"] - base["iou"]))
+    table = pd.concat(tables, ignore_index=True)[[*KEY, "sent", "split", "iou", "change"]]
+    return table.iloc[np.random.default_rng(seed).permutation(len(table))]
 
 
-def _compared(results: Results) -> str:
+def order(table: pd.DataFrame, kind: str) -> pd.Series:
+    """What `candidates` are sorted by, lowest first, to come to the expressions of a kind."""
+    change = table["change"]
+    return {
+        "most improved": -change,
+        "most worsened": change,
+        "median change": (change - change.median()).abs(),
+        "best": -table["iou"],
+        "worst": table["iou"],
+    }[kind]
+
+
+CHANGED = ("most improved", "most worsened", "median change")
+
+
+def choose(table: pd.DataFrame, orders: Mapping[str, pd.Series], count: int) -> pd.DataFrame:
+    """`count` rows of the table (or as many as there are images), each of another image, with the column `kind` added.
+
+    The kinds take turns, each with its next lowest value in `orders`; rows that an order lacks are not of that kind. Ties, of
+    which there are many, go by the table's order. The result is ordered by kind.
+    """
+    queues = {kind: iter(values.sort_values(kind="stable").index) for kind, values in orders.items()}
+    picked: dict[str, list[int]] = {kind: [] for kind in queues}
+    used: set[str] = set()
+    while queues and len(used) < count:
+        for kind in list(queues)[: count - len(used)]:
+            index = next((index for index in queues[kind] if table.at[index, "image_path"] not in used), None)
+            if index is None:
+                del queues[kind]
+                continue
+            used.add(table.at[index, "image_path"])
+            picked[kind].append(index)
+    rows = [index for indexes in picked.values() for index in indexes]
+    return table.loc[rows].assign(kind=[kind for kind, indexes in picked.items() for _ in indexes])
+
+
+def compared(results: Results) -> str:
+    """The variant that galleries and failures are about: the first besides the base."""
     return next((variant for variant in results.variants if variant != BASE), BASE)
 
 
-def _small(image: Image.Image) -> Image.Image:
+def small(image: Image.Image, side: int) -> Image.Image:
+    """The image with its longer side at most `side` pixels."""
     smaller = image.copy()
-    smaller.thumbnail((LONGEST_SIDE, LONGEST_SIDE))  # never enlarges
+    smaller.thumbnail((side, side))  # never enlarges
     return smaller
 
 
-def _draw_mask(axis: Axes, image: np.ndarray, mask: np.ndarray, colour: str) -> None:
+def draw_mask(axis: Axes, image: np.ndarray, mask: np.ndarray, colour: str) -> None:
     """The (h, w, 3) uint8 image with the mask, of any resolution, tinted and outlined."""
     height, width = image.shape[:2]
     if mask.shape != (height, width):

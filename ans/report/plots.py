@@ -8,39 +8,37 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ans.report.results import BASE, Results, ResultsError, replacing
+from ans.report.results import BASE, Results, replacing
 from ans.report.tables import Scores
+from ans.report.training import Panel, smooth
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be chosen first)
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-CURVES = {
-    "loss": "loss, all parts",
-    "loss_mask": "mask cross-entropy",
-    "loss_dice": "Dice loss",
-    "loss_language": "language loss",
-    "train_iou": "training IoU",
-    "grad_norm": "gradient norm",
-}
 GREY = "#8c8c8c"
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 SPLITS_PER_ROW = 4
 STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "axes.titlesize": 11}
 
 
-def plot_curves(plots: Path, path: Path) -> None:
-    """One panel per file of `CURVES` in `plots` (tab-separated: step, value): every step in pale, a centred
-    moving average in full with its last value.
+def plot_panels(drawn: list[tuple[Panel, dict[str, pd.Series]]], path: Path, columns: int = 3) -> None:
+    """One panel each: every step in pale, a centred moving average in full with its last value.
 
-    Raises `ResultsError` naming a file that is missing or has other columns.
+    Without any panel no figure is left: one of an earlier run is removed.
     """
+    if not drawn:
+        path.unlink(missing_ok=True)
+        return
+    rows = math.ceil(len(drawn) / columns)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), layout="constrained", sharex=True)
-        for axis, (name, title) in zip(axes.flat, CURVES.items(), strict=True):
-            _draw_curve(axis, _read_curve(plots / f"{name}.tsv"), title, bounded=name == "train_iou")
-        for axis in axes[-1]:
+        figure, axes = plt.subplots(rows, columns, figsize=(3.7 * columns, 2.6 * rows), layout="constrained", squeeze=False)
+        for axis, (panel, lines) in zip(axes.flat, drawn, strict=False):
+            _draw_panel(axis, panel, lines)
+        for axis in axes.flat[len(drawn) :]:
+            axis.set_axis_off()
+        for axis in axes.flat[max(0, len(drawn) - columns) : len(drawn)]:
             axis.set_xlabel("step")
         save(figure, path)
 
@@ -77,41 +75,31 @@ def variant_colours(variants: tuple[str, ...]) -> dict[str, str]:
     return {BASE: GREY, **{variant: COLOURS[i % len(COLOURS)] for i, variant in enumerate(others)}}
 
 
-def save(figure: Figure, path: Path, colours: int | None = None) -> None:
-    """Write a PNG in place of `path` and free the figure.
-
-    `colours` limits it to a palette of so many: with photographs in it, that takes a fifth of the bytes.
-    """
+def save(figure: Figure, path: Path, colours: int = 96) -> None:
+    """Write a PNG in place of `path` and free the figure. A palette of so many colours takes a fifth of the bytes."""
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120, facecolor="white")
-        if colours is not None:
-            with Image.open(temporary) as image:
-                reduced = image.convert("RGB").quantize(colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-            reduced.save(temporary, format="png", optimize=True)
+        figure.savefig(temporary, format="png", dpi=110, facecolor="white")
+        with Image.open(temporary) as image:
+            reduced = image.convert("RGB").quantize(colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+        reduced.save(temporary, format="png", optimize=True)
     plt.close(figure)
 
 
-def _read_curve(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise ResultsError(f"{path}: not there; training writes it")
-    curve = pd.read_csv(path, sep="\t")
-    if len(curve.columns) != 2 or curve.columns[0] != "step" or curve.empty:
-        found = f"columns {', '.join(curve.columns)} in {len(curve)} rows"
-        raise ResultsError(f"{path}: expected rows of step and one value, found {found}")
-    return curve.set_axis(["step", "value"], axis=1)
-
-
-def _draw_curve(axis: Axes, curve: pd.DataFrame, title: str, bounded: bool) -> None:
-    colour = COLOURS[2] if bounded else COLOURS[0]
-    smooth = curve["value"].rolling(max(1, len(curve) // 15), min_periods=1, center=True).mean()
-    axis.plot(curve["step"], curve["value"], color=colour, alpha=0.3, linewidth=1)
-    axis.plot(curve["step"], smooth, color=colour, linewidth=2)
-    last = (curve["step"].iloc[-1], smooth.iloc[-1])
-    axis.plot(*last, "o", color=colour, markersize=4, clip_on=False)
-    axis.annotate(f"{last[1]:.3g}", last, xytext=(6, 0), textcoords="offset points", va="center", color=colour, fontweight="bold")
-    axis.set_title(title, loc="left")
-    axis.set_ylim(0, 1 if bounded else 1.05 * np.nanmax(curve["value"]))
+def _draw_panel(axis: Axes, panel: Panel, lines: dict[str, pd.Series]) -> None:
+    for colour, (label, curve) in zip(COLOURS, lines.items(), strict=False):
+        mean = smooth(curve)
+        axis.plot(curve.index, curve, color=colour, alpha=0.25, linewidth=0.8)
+        axis.plot(mean.index, mean, color=colour, linewidth=1.8, label=f"{label} {mean.iloc[-1]:.3g}")
+    axis.set_title(panel.title, loc="left")
+    if panel.log:
+        axis.set_yscale("log")
+    elif panel.share:
+        axis.set_ylim(0, 1.02)
+    else:
+        low, high = min(curve.min() for curve in lines.values()), max(curve.max() for curve in lines.values())
+        axis.set_ylim(min(0, 1.05 * low), max(0, 1.05 * high) or 1)
     axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, frameon=False, handlelength=1.2, borderaxespad=0.2)
 
 
 def _draw_bars(axis: Axes, scores: Scores, variant: str, splits: tuple[str, ...], place: int, places: int, colour: str) -> None:

@@ -61,11 +61,11 @@ def read_results(
             if not expressions[variant, split][KEY].equals(expressions[variants[0], split][KEY]):
                 first = expressions_path(data, variants[0], split)
                 raise ResultsError(f"{table}: other expressions than {first}; evaluate both on the same data")
-    described = {
-        (variant, name): _read_metrics(reports / "eval" / variant / f"{name}.json", CAPTION_METRICS)
-        for variant in variants
-        for name in captions
-    }
+    described = {}
+    for variant in variants:
+        for name in captions:
+            described[variant, name] = _read_metrics(reports / "eval" / variant / f"{name}.json", CAPTION_METRICS)
+            _read_table(expressions_path(data, variant, name), ["iou"])
     return Results(tuple(variants), tuple(splits), metrics, described, expressions)
 
 

@@ -1,7 +1,8 @@
-"""The two tables of a run: reports/summary.csv for programs, reports/summary.md for readers."""
+"""The tables of a run: reports/summary.csv, variants.csv and summary.json for programs, reports/summary.md for readers."""
 
 import csv
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,26 @@ class Score:
 
 Scores = dict[tuple[str, str], Score]
 
+MEANS_SHOWN = {"miou": "mIoU", **{f"p{percent}": f"P@0.{percent // 10}" for percent in THRESHOLDS}, "seg_rate": "says [SEG]"}
+MEANS_SHOWN["ciou_forced"] = "cIoU, [SEG] given"
+CAPTIONS_SHOWN = {"cider": ("CIDEr-D", 1), "token_accuracy": ("words right", 100), "exact": ("exact", 100)}
+CAPTIONS_SHOWN |= {"cycle_ciou": ("cycle cIoU", 100), "cycle_miou": ("cycle mIoU", 100)}
+"""Metric -> heading, and for captions what it is multiplied by."""
+
+PICTURES = {
+    "ciou": "cIoU of each variant on each split",
+    "loss": "Curves of training",
+    "conflict": "Cosine and norms of the two loops' gradients",
+    "chains": "Loop 1: mask, caption said, caption heard, mask found",
+    "gallery": "Expressions that changed most, masks of each variant",
+    "best": "Expressions with the best masks",
+    "worst": "Expressions with the worst masks",
+}
+"""Figure -> what it shows."""
+
+INTERVALS = ("ciou_low", "ciou_high", "difference", "difference_low", "difference_high")
+"""Columns of the tables for programs, as `_intervals` gives them."""
+
 
 def score(results: Results, resamples: int, seed: int) -> Scores:
     """`Score` for each (variant, split), and for each (variant, `MEAN`).
@@ -51,24 +72,40 @@ def score(results: Results, resamples: int, seed: int) -> Scores:
     return scores
 
 
-def write_csv(results: Results, path: Path) -> None:
-    """One row per variant and split, in the order of the configuration; values as evaluation wrote them."""
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["variant", "split", *METRICS])
-        for variant in results.variants:
-            for split in results.splits:
-                writer.writerow([variant, split, *(results.metrics[variant, split][key] for key in METRICS)])
+def write_csv(results: Results, scores: Scores, path: Path) -> None:
+    """One row per variant and split, in the order of the configuration: values as evaluation wrote them, and `INTERVALS`."""
+    rows = [
+        [variant, split, *(results.metrics[variant, split][key] for key in METRICS), *_intervals(scores[variant, split])]
+        for variant in results.variants
+        for split in results.splits
+    ]
+    _write_csv(path, ["variant", "split", *METRICS, *INTERVALS], rows)
+
+
+def write_means(results: Results, scores: Scores, csv_path: Path, json_path: Path) -> None:
+    """One row per variant, for plots, and the same as JSON, for `dvc exp show`: cIoU in [0, 1] as the mean over splits."""
+    rows = [[variant, scores[variant, MEAN].ciou, *_intervals(scores[variant, MEAN])] for variant in results.variants]
+    _write_csv(csv_path, ["variant", "ciou", *INTERVALS], rows)
+    means = {
+        variant: {"ciou": ciou} | ({"difference": difference} if variant != BASE else {})
+        for variant, ciou, _, _, difference, *_ in rows
+    }
+    with replacing(json_path) as temporary:
+        temporary.write_text(json.dumps(means, indent=2) + "\n", encoding="utf-8")
 
 
 def write_markdown(results: Results, scores: Scores, path: Path) -> None:
-    """The table with intervals, the differences to base, and the other metrics in the mean over splits."""
+    """The table with intervals, the differences to base, and the other metrics in the mean over splits.
+
+    Those of `PICTURES` that lie in figures/ beside `path` are shown.
+    """
+    pictures = {picture.stem for picture in (path.parent / "figures").glob("*.png")}
     with replacing(path) as temporary:
-        temporary.write_text(markdown(results, scores), encoding="utf-8")
+        temporary.write_text(markdown(results, scores, pictures), encoding="utf-8")
 
 
-def markdown(results: Results, scores: Scores) -> str:
-    """The text of reports/summary.md."""
+def markdown(results: Results, scores: Scores, pictures: Collection[str]) -> str:
+    """The text of reports/summary.md, with those of `PICTURES` that are named."""
     others = [variant for variant in results.variants if variant != BASE]
     images = {split: results.expressions[BASE, split]["image_path"].nunique() for split in results.splits}
     counts = {split: results.metrics[BASE, split]["n"] for split in results.splits}
@@ -102,26 +139,21 @@ def markdown(results: Results, scores: Scores) -> str:
             *by_split(others, _difference_cell),
             "",
         ]
-    shown = {"miou": "mIoU", **{f"p{percent}": f"P@0.{percent // 10}" for percent in THRESHOLDS}, "seg_rate": "says [SEG]"}
-    shown["ciou_forced"] = "cIoU, [SEG] given"
-    means = [[variant, *(_mean_over_splits(results, variant, key) for key in shown)] for variant in results.variants]
+    means = [[variant, *(mean_over_splits(results, variant, key) for key in MEANS_SHOWN)] for variant in results.variants]
     lines += [
         "## Other metrics",
         "",
         "Mean over the splits, in percent; per split in [summary.csv](summary.csv). The last column is no result: it is the cIoU "
         "had every answer been a given one with `[SEG]`, and shows what saying it costs.",
         "",
-        *_table(["variant", *shown.values()], means),
+        *_table(["variant", *MEANS_SHOWN.values()], means),
         "",
         *_captions(results),
         "## Pictures",
         "",
-        "![cIoU of each variant on each split](figures/ciou.png)",
+        "All of this and more is in [report.html](report.html), to be opened in a browser.",
         "",
-        "![Losses and IoU during training](figures/loss.png)",
-        "",
-        "![Masks of each variant over images](figures/gallery.png)",
-        "",
+        *(line for name, text in PICTURES.items() if name in pictures for line in (f"![{text}](figures/{name}.png)", "")),
     ]
     return "\n".join(lines)
 
@@ -130,10 +162,8 @@ def _captions(results: Results) -> list[str]:
     """The section about describing regions, if any result is."""
     if not results.captions:
         return []
-    shown = {"cider": ("CIDEr-D", 1), "token_accuracy": ("words right", 100), "exact": ("exact", 100)}
-    shown |= {"cycle_ciou": ("cycle cIoU", 100), "cycle_miou": ("cycle mIoU", 100)}
     rows = [
-        [name, variant, *(f"{scale * values[key]:.{1 if scale > 1 else 2}f}" for key, (_, scale) in shown.items())]
+        [name, variant, *(f"{scale * values[key]:.{1 if scale > 1 else 2}f}" for key, (_, scale) in CAPTIONS_SHOWN.items())]
         for (variant, name), values in sorted(results.captions.items(), key=lambda entry: entry[0][1])
     ]
     return [
@@ -142,7 +172,7 @@ def _captions(results: Results) -> list[str]:
         "Free greedy captions of the true regions: CIDEr-D in 0 to 10, the rest in percent. The cycle: a mask is described, "
         "and found again by that description alone.",
         "",
-        *_table(["result", "variant", *(title for title, _ in shown.values())], rows),
+        *_table(["result", "variant", *(title for title, _ in CAPTIONS_SHOWN.values())], rows),
         "",
     ]
 
@@ -154,8 +184,18 @@ def _image_sums(results: Results, variant: str, splits: tuple[str, ...]) -> tupl
     return tuple(joined.xs(column, axis=1, level=1)[list(splits)].to_numpy(np.int64) for column in ("intersection", "union"))
 
 
-def _mean_over_splits(results: Results, variant: str, key: str) -> str:
+def mean_over_splits(results: Results, variant: str, key: str) -> str:
+    """The unweighted mean of a metric in [0, 1], in percent with one decimal."""
     return f"{100 * np.mean([results.metrics[variant, split][key] for split in results.splits]):.1f}"
+
+
+def _intervals(score: Score) -> tuple[float, ...]:
+    return *score.interval, *score.difference
+
+
+def _write_csv(path: Path, header: list[str], rows: list[list[object]]) -> None:
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
 
 
 def _ciou_cell(value: Score) -> str:

@@ -74,7 +74,7 @@ def test_the_mask_teaches_the_first_pass(case: SimpleNamespace, monkeypatch: pyt
                 tensor.sub_(gradient, alpha=by / length)
         return value
 
-    step = 1e-3
+    step = 2e-4  # small: the best of three masks, and the top-k, change by jumps
     assert (moved(step) - moved(-step)) / (2 * step) == pytest.approx(length, rel=0.05)
 
 

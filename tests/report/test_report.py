@@ -9,23 +9,39 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 from pycocotools import mask as coco
 
-from ans.config import Report
+from ans.config import Config, parse
 from ans.evaluation.metrics import box_giou, intersection_union, iou, summarise
 from ans.report.build import build
-from ans.report.gallery import choose
+from ans.report.gallery import CHANGED, candidates, choose, order
 from ans.report.results import ResultsError, read_results
-from ans.report.tables import MEAN, markdown, score
+from ans.report.tables import MEAN, PICTURES, markdown, score
+from ans.report.training import CHAIN_SIDE, Chain, conflict_panels, panels, read_training
+from ans.training import chains
 
 VARIANTS = ("base", "full", "lora", "proj")
 SHRINK = {"base": 5, "full": 1, "lora": 2, "proj": 5}
 """Pixels by which a variant's masks are smaller than the truth on each side: `proj` equals the base."""
 SPLITS = ("refcoco_val", "refcocog_test")
 CAPTIONS = ("refcoco_val_captions",)
-SETTINGS = Report(seed=0, bootstrap=300, gallery=5)
 SIDE = 48
+STEPS = 60
+CURVES = ("loss", "lr", "grad_norm", "loop1_kept_mass")
+CURVES += tuple(f"{source}_{part}" for source in ("ref", "loop1", "loop2") for part in ("mask", "dice", "train_iou"))
+CURVES += tuple(f"{name}_{group}" for name in ("norm1", "norm2", "cosine", "along") for group in ("all", "lora", "fcs"))
+HOSTILE = 'the <script>alert(1)</script> "striped" square that lies at the lower left & beyond'
+
+
+def make_config(tree: Path, variants: tuple[str, ...] = VARIANTS, splits: tuple[str, ...] = SPLITS) -> Config:
+    values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    values["paths"]["root"] = str(tree / "root")
+    values["variants"] = {name: values["variants"][name] for name in variants}
+    values["evaluate"] |= {"splits": list(splits), "captions": ["refcoco_val"]}
+    values["report"] = {"seed": 0, "bootstrap": 300, "gallery": 3, "examples": 12}
+    return parse(Config, values)
 
 
 def rle(mask: np.ndarray) -> str:
@@ -71,7 +87,7 @@ def make_tree(tmp_path: Path) -> Path:
                             "image_id": number,
                             "region_id": 10 * number,
                             "sent_id": 100 * number + sent,
-                            "sent": ("the square", "the striped square that lies at the lower left")[sent],
+                            "sent": ("the square", HOSTILE)[sent],
                             "iou": iou(intersection, union),
                             "intersection": intersection,
                             "union": union,
@@ -94,13 +110,66 @@ def make_tree(tmp_path: Path) -> Path:
             metrics.with_name(f"{split}_captions.json").write_text(json.dumps({**described, "n": 8, "images": 8}))
             pd.DataFrame(rows).sample(frac=1, random_state=1).to_parquet(table)  # order must not matter
             metrics.write_text(json.dumps({**summarise(rows), "images": 8, "protocol": {}}))
-    plots = tmp_path / "reports" / "train" / "plots"
-    plots.mkdir(parents=True)
-    steps = np.arange(60)
-    for name in ("loss", "loss_mask", "loss_dice", "loss_language", "train_iou", "lr", "grad_norm"):
-        values = 1 - np.exp(-steps / 20) if name == "train_iou" else np.exp(-steps / 20) + 0.1
-        pd.DataFrame({"step": steps, name: values}).to_csv(plots / f"{name}.tsv", sep="\t", index=False)
+    for variant in VARIANTS:
+        protocol = {
+            "capped": False,
+            "packages": {"torch": "2"},
+            "precision": "float32",
+            "device": "cpu",
+            "prompt": "Where is {}?",
+        }
+        protocol |= {"max_new_tokens": 16, "code_sha256": "c0de", "weights_sha256": f"5ha of {variant}", "splits": {}}
+        (tmp_path / "data" / "eval" / variant / "protocol.json").write_text(json.dumps(protocol))
+        write_captions(tmp_path, variant)
+    write_training(tmp_path)
+    sources = tmp_path / "reports" / "data"
+    sources.mkdir()
+    for name in [*make_config(tmp_path).sources, "sa1b_subset"]:
+        skipped = {"no <mask>": {"count": 3, "examples": ["a.png"]}} if name == "sav" else {}
+        (sources / f"{name}.json").write_text(json.dumps({"source": name, "images": 1234, "skipped": skipped}))
     return tmp_path
+
+
+def write_captions(tmp_path: Path, variant: str) -> None:
+    rows = []
+    for number in range(4):
+        _, truth = scene("refcoco_val", number)
+        about = {"image_path": f"images/refcoco_val_{number}.png", "region_id": number, "height": SIDE, "width": SIDE}
+        about |= {"counts": rle(answer(truth, 2)), "gt_counts": rle(truth), "iou": 0.5, "references": ["a square", HOSTILE]}
+        rows.append(about | {"caption": f"{variant} <says> so"})
+    pd.DataFrame(rows).to_parquet(tmp_path / "data" / "eval" / variant / "refcoco_val_captions.parquet")
+
+
+def write_training(tmp_path: Path) -> None:
+    """As training leaves it with both loops on; loop 1 has its turn every second step, and loop 2 never reaches `fcs`."""
+    plots, folder = tmp_path / "reports" / "train" / "plots", tmp_path / "checkpoint"
+    plots.mkdir(parents=True)
+    folder.mkdir()
+    steps = np.arange(1, STEPS + 1)
+    for name in CURVES:
+        values = np.cos(steps / 9) if name.startswith(("cosine", "along")) else np.exp(-steps / 20) + 0.1
+        values = 0 * values if name in ("norm2_fcs", "cosine_fcs", "along_fcs") else values
+        rows = pd.DataFrame({"step": steps, name: values})
+        rows[:: 2 if name.startswith("loop1") else 1].to_csv(plots / f"{name}.tsv", sep="\t", index=False)
+    full = np.zeros((CHAIN_SIDE, CHAIN_SIDE), bool)
+    full[:64] = True
+    left = np.zeros_like(full)
+    left[:64, :64] = True
+    chain = {"source": "sav", "image": "images/refcoco_val_0.png", "said": "a red cat", "heard": "a <b> cat"}
+    chain |= {"truth": rle(full), "mask": rle(left)}
+    (folder / "chains.json").write_text(json.dumps([chain | {"step": step} for step in (1, 1, 31)]))
+    loops = {"loop1": {"enabled": True, "bridge": "gumbel"}, "loop2": {"enabled": True}}
+    manifest = {
+        "groups": {"lora (trained)": {"state": "trained", "tensors": 2, "parameters": 1000}},
+        "processes": 1, "batch": 2, "accumulation": 3, "effective_batch": 6,
+        "samples": {"sav": 100},
+        "left_out_evaluated_images": 7,
+        "train": {"steps": STEPS, "surgery": "orthogonal", "beta": 0.5, **loops},
+        "preset": {"name": "tiny", "precision": "float32"},
+        "versions": {"torch": "2.0"},
+        "base_sha256": "ba5e",
+    }  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 @pytest.fixture
@@ -117,7 +186,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(tree: Path, variants: tuple[str, ...] = VARIANTS, splits: tuple[str, ...] = SPLITS) -> Path:
-    build(variants, splits, CAPTIONS, SETTINGS, tree / "root", tree / "reports", tree / "data")
+    build(make_config(tree, variants, splits), tree / "reports", tree / "data", tree / "checkpoint")
     return tree / "reports"
 
 
@@ -125,7 +194,8 @@ def test_everything_is_written(built: Path) -> None:
     reports = built / "reports"
     with open(reports / "summary.csv", newline="") as file:
         rows = list(csv.reader(file))
-    assert rows[0] == "variant split ciou miou p50 p60 p70 p80 p90 seg_rate ciou_forced n".split()
+    metrics = "variant split ciou miou p50 p60 p70 p80 p90 seg_rate ciou_forced n".split()
+    assert rows[0] == [*metrics, *"ciou_low ciou_high difference difference_low difference_high".split()]
     assert [row[:2] for row in rows[1:]] == [[variant, split] for variant in VARIANTS for split in SPLITS]
     for row in rows[1:]:
         truths = [scene(row[1], number)[1] for number in range(8)]
@@ -133,9 +203,20 @@ def test_everything_is_written(built: Path) -> None:
         if row[0] == "base":
             inside[0] = 0
         assert float(row[2]) == pytest.approx(sum(inside) / sum(int(truth.sum()) for truth in truths))
-        assert (row[-3], row[-1]) == ("0.875" if row[0] == "base" else "1.0", "16")
+        assert (row[9], row[11]) == ("0.875" if row[0] == "base" else "1.0", "16")
         whole = sum(int(answer(truth, SHRINK[row[0]]).sum()) for truth in truths)
-        assert float(row[-2]) == pytest.approx(whole / sum(int(truth.sum()) for truth in truths))
+        assert float(row[10]) == pytest.approx(whole / sum(int(truth.sum()) for truth in truths))
+
+        low, high, difference, below, above = map(float, row[12:])
+        assert low <= float(row[2]) <= high and below <= difference <= above
+        base = next(float(other[2]) for other in rows[1:] if other[:2] == ["base", row[1]])
+        assert difference == pytest.approx(float(row[2]) - base)
+    means = pd.read_csv(reports / "variants.csv", index_col="variant")["ciou"]
+    assert list(means.index) == list(VARIANTS)
+    assert means["full"] == pytest.approx(np.mean([float(row[2]) for row in rows[1:] if row[0] == "full"]))
+    short = json.loads((reports / "summary.json").read_text())
+    assert short["full"] == {"ciou": means["full"], "difference": pytest.approx(means["full"] - means["base"])}
+    assert short["base"] == {"ciou": means["base"]}
 
     text = (reports / "summary.md").read_text()
     assert "`[SEG]` counts as an empty mask" in text and "n = 32 expressions in 2 splits" in text
@@ -146,16 +227,25 @@ def test_everything_is_written(built: Path) -> None:
     assert "| refcoco_val_captions | base | 1.25 | 50.0 | 25.0 | 75.0 | 12.5 |" in text
     assert text.count("| refcoco_val_captions |") == len(VARIANTS) and "cIoU, [SEG] given |" in text
 
-    for name, size in (("loss", 500), ("ciou", 300), ("gallery", 500)):
+    assert {path.stem for path in (reports / "figures").iterdir()} == set(PICTURES)
+    for name in PICTURES:
+        assert f"(figures/{name}.png)" in text
         with Image.open(reports / "figures" / f"{name}.png") as picture:
-            assert min(picture.size) >= size
-            assert len(picture.convert("RGB").getcolors(picture.width * picture.height)) > 50, f"{name} is all but blank"
+            assert min(picture.size) >= 250, name
+            assert len(picture.convert("RGB").getcolors(picture.width * picture.height)) > 15, f"{name} is all but blank"
     assert not list(reports.rglob(".*")), "a temporary file was left"
 
 
 def test_same_results_give_the_same_bytes(built: Path, tree: Path) -> None:
     again = run(tree)
-    for name in ("summary.csv", "summary.md", "figures/loss.png", "figures/ciou.png", "figures/gallery.png"):
+    for name in (
+        "summary.csv",
+        "summary.md",
+        "summary.json",
+        "variants.csv",
+        "report.html",
+        *(f"figures/{f}.png" for f in PICTURES),
+    ):
         assert (built / "reports" / name).read_bytes() == (again / name).read_bytes(), name
 
 
@@ -170,20 +260,55 @@ def test_differences_are_marked_only_where_the_interval_excludes_zero(built: Pat
         assert base.difference == (0, 0, 0) and not base.differs
         assert proj.difference[1] == 0 and not proj.differs  # equal but for one image, which a resample can lack
     assert scores["full", MEAN].ciou == pytest.approx(np.mean([scores["full", split].ciou for split in SPLITS]))
-    text = markdown(results, scores)
+    text = markdown(results, scores, [])
     mean = next(line for line in reversed(text.splitlines()) if line.startswith("| **mean**"))
     assert mean.split("|")[3].strip().startswith("**+") and mean.split("|")[5].strip().startswith("+")
 
 
 def test_gallery_mixes_kinds_and_never_repeats_an_image(built: Path) -> None:
     results = read_results(built / "reports", built / "data", VARIANTS, SPLITS)
-    chosen = choose(results, rows=5, seed=0)
+    table = candidates(results, seed=0)
+    orders = {kind: order(table, kind) for kind in CHANGED}
+    chosen = choose(table, orders, 5)
     assert list(chosen["kind"]) == ["most improved"] * 2 + ["most worsened"] * 2 + ["median change"]
     assert chosen["image_path"].is_unique
     assert set(chosen["image_path"][:2]) == {f"images/{split}_0.png" for split in SPLITS}, "there the base says no [SEG]"
     assert chosen["change"].iloc[0] >= chosen["change"].iloc[-1] >= chosen["change"].iloc[2]
-    pd.testing.assert_frame_equal(chosen, choose(results, rows=5, seed=0))
-    assert len(choose(results, rows=99, seed=0)) == 16
+    again = candidates(results, seed=0)
+    pd.testing.assert_frame_equal(chosen, choose(again, {kind: order(again, kind) for kind in CHANGED}, 5))
+    assert len(choose(table, orders, 99)) == 16
+    best = choose(table, {"best": order(table, "best")}, 3)["iou"]
+    assert sorted(best, reverse=True) == list(best) and best.iloc[0] == table["iou"].max()
+    two = order(table, "worst").sort_values()[:2]
+    assert set(choose(table, {"few": two}, 5).index) <= set(two.index), "an order without a row has no such expression"
+
+
+def test_curves_that_a_run_lacks_are_left_out(tree: Path) -> None:
+    """Loop 2 off: no second gradient, so no conflict; loop 1 off too: no chains. Figures of an earlier run go."""
+    reports = tree / "reports"
+    training = read_training(reports / "train" / "plots", tree / "checkpoint")
+    assert [panel.title for panel, _ in panels(training.curves)][1:3] == ["mask cross-entropy", "Dice loss"]
+    assert [list(lines) for _, lines in conflict_panels(training.curves)] == [["all", "lora"]] * 2, "loop 2 never reaches fcs"
+    assert list(training.curves["loop1_mask"].index[:3]) == [1, 3, 5]
+    for path in (reports / "train" / "plots").glob("*"):
+        if path.stem.startswith(("loop", "norm", "cosine", "along")):
+            path.unlink()
+    (tree / "checkpoint" / "chains.json").write_text("[]")
+    (reports / "figures").mkdir()
+    for name in ("conflict", "chains"):
+        (reports / "figures" / f"{name}.png").write_text("of an earlier run")
+    run(tree)
+    assert not {"conflict", "chains"} & {path.stem for path in (reports / "figures").iterdir()}
+    text = (reports / "report.html").read_text()
+    assert 'id="curves"' in text and 'id="conflict"' not in text and 'id="chains"' not in text
+    assert "figures/chains.png" not in (reports / "summary.md").read_text()
+
+
+def test_chains_are_read_as_training_writes_them(tree: Path) -> None:
+    assert CHAIN_SIDE == chains.SIDE
+    first = read_training(tree / "reports" / "train" / "plots", tree / "checkpoint").chains[0]
+    assert isinstance(first, Chain) and (first.step, first.said) == (1, "a red cat")
+    assert first.iou == pytest.approx(0.5) and first.truth.sum() == CHAIN_SIDE * 64
 
 
 def test_only_named_results_are_read(tree: Path) -> None:
@@ -196,7 +321,15 @@ def test_only_named_results_are_read(tree: Path) -> None:
 
 @pytest.mark.parametrize(
     "missing",
-    ["reports/eval/full/refcocog_test.json", "data/eval/base/refcoco_val.parquet", "reports/train/plots/loss_dice.tsv"],
+    [
+        "reports/eval/full/refcocog_test.json",
+        "data/eval/base/refcoco_val.parquet",
+        "data/eval/full/refcoco_val_captions.parquet",
+        "data/eval/lora/protocol.json",
+        "reports/train/plots/loss.tsv",
+        "checkpoint/manifest.json",
+        "reports/data/sa1b_subset.json",
+    ],
 )
 def test_a_missing_file_is_named(tree: Path, missing: str) -> None:
     (tree / missing).unlink()

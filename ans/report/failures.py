@@ -1,0 +1,69 @@
+"""Why an expression failed: one reason for each whose IoU is below one half, from the masks alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pycocotools import mask as coco
+
+from ans.report.results import KEY, Results, expressions_path
+
+FAILED_BELOW = 0.5
+"""IoU; from here on an answer counts as right, as in P@0.5."""
+
+REASONS = {
+    "no [SEG]": "the answer had no [SEG], so there is no mask",
+    "empty mask": "[SEG] was said, but no pixel was marked",
+    "another object": "the mask is another annotated object of the image (IoU at least 0.5 with that one)",
+    "elsewhere": "IoU with the object below 0.1, and no other annotated object was hit",
+    "object and more": "at least 80 % of the object is covered, and so is much else",
+    "part of it": "at least 80 % of the mask lies on the object, but most of the object is missing",
+    "inexact": "none of the above",
+}
+
+
+def find_reasons(results: Results, data: Path, variant: str) -> pd.Series:
+    """One of `REASONS` per expression, or "" where it did not fail; indexed by (split, *KEY), in the results' order."""
+    found = []
+    for split in results.splits:
+        columns = [*KEY, "counts", "gt_counts", "height", "width", "iou", "intersection", "has_seg"]
+        table = pd.read_parquet(expressions_path(data, variant, split), columns=columns).sort_values(KEY, ignore_index=True)
+        reasons = classify(table)
+        reasons.index = pd.MultiIndex.from_frame(table[KEY].assign(split=split)[["split", *KEY]])
+        found.append(reasons)
+    return pd.concat(found)
+
+
+def classify(table: pd.DataFrame) -> pd.Series:
+    """The reason per row of one split's table, or "". Of several that fit, the first in the order of `REASONS` is taken.
+
+    Other objects are those of the same image that have an expression in the table.
+    """
+    reasons = pd.Series("", index=table.index)
+    for _, rows in table.groupby("image_path", sort=False):
+        failed = rows[rows["iou"] < FAILED_BELOW]
+        if failed.empty:
+            continue
+        objects = rows.drop_duplicates("region_id")
+        masks, truths = _rle(failed, "counts"), _rle(objects, "gt_counts")
+        overlap = coco.iou(masks, truths, [0] * len(truths))
+        other = np.where(failed["region_id"].to_numpy()[:, None] == objects["region_id"].to_numpy(), 0, overlap).max(1)
+        found, wanted = coco.area(masks), coco.area(_rle(failed, "gt_counts"))
+        common = failed["intersection"].to_numpy()
+        fits = {
+            "no [SEG]": ~failed["has_seg"].to_numpy(bool),
+            "empty mask": found == 0,
+            "another object": other >= 0.5,
+            "elsewhere": failed["iou"].to_numpy() < 0.1,
+            "object and more": common >= 0.8 * wanted,
+            "part of it": common >= 0.8 * found,
+        }
+        reasons[failed.index] = np.select(list(fits.values()), list(fits), "inexact")
+    return reasons
+
+
+def _rle(rows: pd.DataFrame, column: str) -> list[dict[str, object]]:
+    return [
+        {"size": [row.height, row.width], "counts": counts.encode()}
+        for row, counts in zip(rows.itertuples(), rows[column], strict=True)
+    ]

@@ -1,0 +1,240 @@
+"""Full-size steps on a GPU, random weights: `python -m tests.bench.gpu [--size sa2va-1b] [--cpu-smoke]`.
+
+Without a GPU it says so and ends. Each row is one whole optimizer step (forwards, backward, surgery, clipping, AdamW, EMA) by the
+preset of that size, on one micro-batch that lies in the CPU's memory: supervised (5 objects per image; one tile and seven), and
+loop 1, loop 2 and the dual loop with captions of T tokens, at batch 1, 4 and 16. A sample is an image with its objects; of the
+dual loop, one of each loop.
+
+MFU: model FLOPs of a step over its seconds and the GPU's dense bf16 peak (`PEAKS`, from the data sheets). Model FLOPs are matrix
+products, convolutions and attention, forward, backward and generation, counted by PyTorch's formulas in a step of one sample
+without activation checkpointing, times the batch: what checkpointing computes twice is of no use and does not count.
+Memory is PyTorch's peak, weights and optimizer state included. A combination that needs too much says so, and the next follows.
+
+Needs torch, transformers, peft, sam2 and what they rest on. `--cpu-smoke`: the same code on a tiny model on the CPU.
+"""
+
+import argparse
+import dataclasses
+import gc
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from ans.config import Config, PresetTrain, load
+from ans.model.adapters import add_lora, select_trained
+from ans.model.config import ModelConfig
+from ans.model.segmenter import Segmenter
+from ans.objectives.batches import CaptionBatch, MaskBatch, ReferringBatch
+from ans.objectives.loop1 import loop1
+from ans.objectives.loop2 import loop2
+from ans.objectives.losses import Counts, Losses
+from ans.objectives.supervised import supervised
+from ans.objectives.surgery import combine
+from ans.training.ema import Teacher
+from ans.training.gradients import add_gradient, assign, clip
+from tests.bench import sizes
+
+REPOSITORY = Path(__file__).parents[2]
+PEAKS = {"B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "A10G": 70, "RTX 4090": 165}
+"""Dense bf16 TFLOP/s of GPUs whose name holds the key; the first that fits counts."""
+MASK_POINTS = 12544
+
+Pair = tuple[ReferringBatch | MaskBatch | None, CaptionBatch | None]
+Case = tuple[str, int, int]
+"""Objective, tiles per image, caption length (0: no caption)."""
+Row = dict[str, Any]
+CASE_COLUMNS = ("size", "objective", "tiles", "caption_len", "batch")
+COLUMNS = (*CASE_COLUMNS, "seconds", "samples_per_s", "mfu", "peak_gib", "said_tokens")
+T = TypeVar("T")
+
+
+class Trainer:
+    """A model with random weights, ready for steps: LoRA, trained groups, teacher and optimizer by `preset`."""
+
+    def __init__(self, size: ModelConfig, config: Config, preset: PresetTrain, device: torch.device) -> None:
+        self.config, self.preset, self.device = config, preset, device
+        self.half = preset.precision == "bf16"
+        self.model: Segmenter = sizes.random_model(size, device, torch.bfloat16 if self.half else torch.float32)
+        add_lora(self.model, preset.lora.rank, preset.lora.alpha, preset.lora.dropout, generator_seed=0)
+        if preset.checkpoint_activations:
+            self.model.vlm.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.trained = select_trained(self.model, config.train.groups)
+        self.model.to(device).train()
+        self.parameters = list(self.trained.values())
+        self.teacher = Teacher(self.trained, config.train.ema.decay, config.train.ema.warmup)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=preset.lr, weight_decay=preset.weight_decay)
+
+    def step(self, pair: Pair) -> dict[str, float]:
+        """One optimizer step on loop 1's or a supervised micro-batch, loop 2's, or both; its losses."""
+        values: dict[str, float] = {}
+        gradients = []
+        for batch in (batch for batch in pair if batch is not None):
+            gradient = torch.zeros(sum(p.numel() for p in self.parameters), device=self.device)
+            with self._autocast():
+                losses = self._losses(batch)
+            add_gradient(losses.total, self.parameters, gradient)
+            values |= {name: float(value) for name, value in losses.values.items()}
+            gradients.append(gradient)
+            del losses
+        settings = self.config.train
+        total = combine(*gradients, settings.surgery, settings.beta) if len(gradients) == 2 else gradients[0]
+        total, values["grad_norm"] = clip(total, self.preset.clip)
+        assign(total, self.parameters)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.teacher.update(0)
+        return values
+
+    @contextmanager
+    def without_checkpointing(self) -> Iterator[None]:
+        language = self.model.vlm.language_model
+        language.gradient_checkpointing_disable()
+        try:
+            yield
+        finally:
+            if self.preset.checkpoint_activations:
+                language.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half)
+
+    def _losses(self, batch: ReferringBatch | MaskBatch | CaptionBatch) -> Losses:
+        settings, counts = self.config.train, Counts(*batch.counts)
+        points = settings.mask_points
+        if isinstance(batch, ReferringBatch):
+            return supervised(self.model, batch, settings.loss, points, counts)
+        if isinstance(batch, CaptionBatch):
+            return loop2(self.model, batch, settings.loop2, settings.loss, points, counts)
+        speaking = partial(self.teacher.speaking, self.model)
+        return loop1(self.model, speaking, batch, settings.loop1, settings.loss, points, settings.loop1.tau, counts)[0]
+
+
+def cases(lengths: tuple[int, ...]) -> list[Case]:
+    loops = [(name, 1, length) for length in lengths for name in ("loop1", "loop2", "dual")]
+    return [("supervised", 1, 0), ("supervised", 7, 0), *loops]
+
+
+def micro_batches(trainer: Trainer, case: Case, images: int) -> Pair:
+    """Random micro-batches of `images` images for one objective."""
+    objective, tiles, length = case
+    model, points = trainer.model, trainer.config.train.mask_points
+    if objective == "supervised":
+        return sizes.referring_batch(model, images, tiles, trainer.preset.objects_per_image, points), None
+    top_k = trainer.config.train.loop1.top_k
+    first = sizes.mask_batch(model, images, length, top_k, points) if objective != "loop2" else None
+    return first, sizes.caption_batch(model, images, length, points) if objective != "loop1" else None
+
+
+class FlopCount(TorchDispatchMode):
+    """Counts what runs within it. (`FlopCounterMode` counts per module too, by hooks that fail where no gradient is wanted.)"""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if count := flop_registry.get(func._overloadpacket):
+            self.total += count(*args, **kwargs, out_val=result)
+        return result
+
+
+def model_flops(trainer: Trainer, case: Case) -> int:
+    """Model FLOPs of one sample; see the module's docstring."""
+    with trainer.without_checkpointing(), FlopCount() as counter:
+        trainer.step(micro_batches(trainer, case, 1))
+    return counter.total
+
+
+def measure(trainer: Trainer, case: Case, images: int, repeats: int) -> dict[str, float]:
+    """Seconds of a step (the quickest), peak memory on a GPU, and how many tokens the teacher said."""
+    pair = micro_batches(trainer, case, images)
+    values = trainer.step(pair)  # warm-up
+    on_gpu = trainer.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    row = {"seconds": min(sizes.seconds(partial(trainer.step, pair)) for _ in range(repeats))}
+    row |= {"samples_per_s": images / row["seconds"]}
+    if on_gpu:
+        row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return row | ({"said_tokens": values["loop1_teacher_length"]} if "loop1_teacher_length" in values else {})
+
+
+def enough_memory(work: Callable[[], T]) -> T | None:
+    """What `work` returns, or None when the GPU has too little memory for it; what it had taken is given back."""
+    result = None
+    try:
+        result = work()
+    except torch.OutOfMemoryError:
+        pass
+    if result is None:  # outside `except`, where the traceback would keep the tensors alive
+        gc.collect()
+        torch.cuda.empty_cache()
+    return result
+
+
+def rows_of(
+    name: str, trainer: Trainer, lengths: tuple[int, ...], batches: tuple[int, ...], repeats: int, peak: float | None
+) -> list[Row]:
+    """One row for every combination, printed as it is measured."""
+    rows = []
+    for case in cases(lengths):
+        flops = enough_memory(partial(model_flops, trainer, case))
+        for images in batches:
+            row: Row = dict(zip(CASE_COLUMNS, (name, *case, images), strict=True))
+            found = enough_memory(partial(measure, trainer, case, images, repeats))
+            if found is None:
+                row["error"] = "out of memory"
+            else:
+                row |= found | {"model_tflops": images * flops / 1e12 if flops else None}
+                row["mfu"] = row["model_tflops"] / row["seconds"] / peak if flops and peak else None
+            rows.append(row)
+            print("".join(_cell(row.get(key)) for key in COLUMNS) + f"  {row.get('error', '')}", flush=True)
+    return rows
+
+
+def main(names: tuple[str, ...], smoke: bool) -> dict[str, Any]:
+    """Measure the models `names`, or a tiny one on the CPU; print a table and return what goes into the JSON line."""
+    if not smoke and not torch.cuda.is_available():
+        print("no GPU here, nothing measured (--cpu-smoke runs the code on a tiny model)")
+        return {"device": None}
+    config = load(REPOSITORY / "params.yaml")
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, mask_points=64 if smoke else MASK_POINTS))
+    device = torch.device("cpu" if smoke else "cuda")
+    label = "cpu" if smoke else torch.cuda.get_device_name()
+    peak = next((value for key, value in PEAKS.items() if key in label), None)
+    print(f"{label}, torch {torch.__version__}, " + (f"bf16 peak {peak} TFLOP/s" if peak else "bf16 peak unknown, so no MFU"))
+    print("".join(map(_cell, COLUMNS)))
+    rows: list[Row] = []
+    if smoke:
+        tiny = ModelConfig.from_folder(REPOSITORY / "weights" / "tiny")
+        preset = dataclasses.replace(config.presets["tiny"].train, precision="bf16", checkpoint_activations=True)
+        rows += rows_of("tiny", Trainer(tiny, config, preset, device), (3,), (2,), 1, None)
+    else:
+        for name in names:
+            trainer = Trainer(sizes.official(name), config, config.presets[name].train, device)
+            rows += rows_of(name, trainer, (64, 256), (1, 4, 16), 3, peak)
+            del trainer
+            gc.collect()
+            torch.cuda.empty_cache()
+    date = datetime.now(UTC).strftime("%Y-%m-%d")
+    return {"device": label, "date": date, "torch": str(torch.__version__), "peak_tflops": peak, "rows": rows}
+
+
+def _cell(value: str | float | None) -> str:
+    return f"{value:>14.4g}" if isinstance(value, float) else f"{'-' if value is None else value:>14}"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=sizes.SIZES, help="only this one")
+    parser.add_argument("--cpu-smoke", action="store_true")
+    arguments = parser.parse_args()
+    print(json.dumps(main((arguments.size,) if arguments.size else sizes.SIZES, arguments.cpu_smoke)))

@@ -1,0 +1,203 @@
+"""Models of the official sizes with random weights, and micro-batches of random content for them. No file and no network.
+
+Needs what `ans.model` and `ans.objectives` need: torch, transformers (with tokenizers), peft and sam2.
+"""
+
+import time
+from collections.abc import Callable
+from itertools import accumulate
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from torch.profiler import ProfilerActivity, profile
+from transformers import PreTrainedTokenizerFast
+
+from ans.model import prompts
+from ans.model.config import ModelConfig
+from ans.model.segmenter import Segmenter
+from ans.model.vlm import InternVL
+from ans.objectives.batches import CaptionBatch, Images, MaskBatch, ReferringBatch, Targets, pad_right
+from ans.objectives.mask import point_candidates
+
+VOCABULARY = 151665 + 9 + 5
+"""Qwen2.5's tokens, InternVL's (`<img>`, `</img>`, `<IMG_CONTEXT>` and three more pairs), Sa2VA's (`[SEG]` and two pairs)."""
+
+_VISION = {  # InternViT-300M-448px-V2.5 (OpenGVLab)
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 448,
+    "patch_size": 14,
+    "qkv_bias": True,
+    "qk_normalization": False,
+    "norm_type": "layer_norm",
+    "layer_norm_eps": 1e-6,
+    "hidden_act": "gelu",
+}
+_LANGUAGE = {  # what Qwen2.5-0.5B and -3B have in common inside InternVL2.5, whose output table is its own
+    "architectures": ["Qwen2ForCausalLM"],
+    "vocab_size": VOCABULARY,
+    "num_key_value_heads": 2,
+    "hidden_act": "silu",
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "tie_word_embeddings": False,
+}
+_SIZES = {  # template, and Qwen2.5's sizes
+    "sa2va-1b": (
+        "qwen_chat",
+        {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14},
+    ),
+    "sa2va-4b": (
+        "phi3_chat",
+        {"hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16},
+    ),
+}
+SIZES = tuple(_SIZES)
+
+
+def official(size: str) -> ModelConfig:
+    """The configuration of a released model (`SIZES`): InternVL2.5 with Qwen2.5, and SAM2-L at 1024 px."""
+    template, language = _SIZES[size]
+    values: dict[str, Any] = {
+        "template": template,
+        "select_layer": -1,
+        "ps_version": "v2",
+        "force_image_size": 448,
+        "downsample_ratio": 0.5,
+        "dynamic_image_size": True,
+        "use_thumbnail": True,
+        "min_dynamic_patch": 1,
+        "max_dynamic_patch": 12,
+        "vision_config": _VISION,
+        "llm_config": _LANGUAGE | language,
+    }
+    return ModelConfig.from_dict(values)
+
+
+def tokenizer(size: int) -> PreTrainedTokenizerFast:
+    """`size` tokens: the special ones that the prompts use, and words w0, w1, ...; every other word is `<unk>`."""
+    image = [prompts.IMAGE_TOKEN, prompts.IMAGE_START, prompts.IMAGE_END]
+    sa2va = [prompts.SEG_TOKEN, "<p>", "</p>", prompts.REGION_START, prompts.REGION_END]
+    special = ["<unk>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", *image, *sa2va]
+    names = [*special, *(f"w{i}" for i in range(size - len(special)))]
+    made = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), "removed", invert=True)
+    made.add_special_tokens(special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="<unk>", eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=10**9
+    )
+
+
+def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Segmenter:
+    """Random weights, drawn on `device`; as in training the vision-language model is held in `dtype` and the rest in float32."""
+    torch.manual_seed(0)
+    with device:
+        vlm = InternVL(config).to(dtype)
+        model = Segmenter(config, tokenizer(config.language.vocab_size), vlm)
+    return model.to(device)
+
+
+# ---------------------------------------------------------------------------------------------------------- micro-batches
+
+
+def referring_batch(model: Segmenter, images: int, tiles: int, objects: int, mask_points: int) -> ReferringBatch:
+    """One conversation about each image, with `objects` expressions of eight words."""
+    pixels, image = _images(model, images, tiles), prompts.image_string(tiles * model.config.tokens_per_tile)
+    turns = [
+        prompts.Turn(("" if n else image) + prompts.SEG_QUESTIONS[0].format(_words(8)), prompts.SEG_ANSWERS[2])
+        for n in range(objects)
+    ]
+    ids, labels, mask = pad_right([prompts.encode_conversation(model.tokenizer, model.template, turns)] * images)
+    return ReferringBatch(pixels, ids, labels, mask, list(range(images)), _targets(model, images * objects, mask_points))
+
+
+def mask_batch(model: Segmenter, images: int, caption_len: int, top_k: int, mask_points: int) -> MaskBatch:
+    """One object per image, described and segmented there, which covers a quarter of the region grid."""
+    side = model.config.grid_side
+    cells = torch.zeros(images, side, side, dtype=torch.bool)
+    cells[:, : side // 2, : side // 2] = True
+    uniform = torch.rand(images, caption_len, top_k).clamp(1e-6, 1 - 1e-6)
+    answers = [prompts.SEG_ANSWERS[2]] * images
+    return MaskBatch(
+        _images(model, images, 1),
+        list(range(images)),
+        list(range(images)),
+        cells,
+        [prompts.DESCRIBE_PROMPT] * images,
+        [prompts.SEG_QUESTIONS[0]] * images,
+        answers,
+        _answer_tokens(model, answers),
+        torch.rand(images, caption_len, 2),
+        -(-uniform.log()).log(),
+        _targets(model, images, mask_points),
+        [("random", "random")] * images,
+    )
+
+
+def caption_batch(model: Segmenter, images: int, caption_len: int, mask_points: int) -> CaptionBatch:
+    """One region per image, with a caption of `caption_len` tokens, the end token among them."""
+    end = model.tokenizer.encode(model.template.suffix, add_special_tokens=False)
+    caption = model.tokenizer.encode(_words(caption_len), add_special_tokens=False)[: caption_len - len(end)] + end
+    answers = [prompts.SEG_ANSWERS[2]] * images
+    return CaptionBatch(
+        _images(model, images, 1),
+        [caption] * images,
+        [_words(caption_len)] * images,
+        [prompts.DESCRIBE_PROMPT] * images,
+        [prompts.SEG_QUESTIONS[0]] * images,
+        answers,
+        _answer_tokens(model, answers),
+        _targets(model, images, mask_points),
+    )
+
+
+def _images(model: Segmenter, images: int, tiles: int) -> Images:
+    config = model.config
+    pixels = torch.randn(images, tiles, 3, config.image_size, config.image_size)
+    sam = torch.randn(images, 3, config.sam2.image_size, config.sam2.image_size)
+    return Images(list(pixels), sam, [(480, 640)] * images)
+
+
+def _targets(model: Segmenter, objects: int, mask_points: int) -> Targets:
+    side = model.config.sam2.image_size // 4
+    candidates = point_candidates(mask_points) if mask_points else 0
+    return Targets((torch.rand(objects, side, side) > 0.5).float(), torch.rand(objects, candidates, 2))
+
+
+def _words(count: int) -> str:
+    return " ".join(f"w{i % 50}" for i in range(count))
+
+
+def _answer_tokens(model: Segmenter, answers: list[str]) -> int:
+    return sum(len(model.tokenizer.encode(a + model.template.suffix, add_special_tokens=False)) for a in answers)
+
+
+# ----------------------------------------------------------------------------------------------------------- measurement
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long `work` takes, what it leaves running on a GPU included."""
+    _wait()
+    start = time.perf_counter()
+    work()
+    _wait()
+    return time.perf_counter() - start
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """The highest sum of memory that `work` allocates on the CPU and has not freed yet, by PyTorch's own allocator. What was
+    there before does not count; kernels' scratch space does."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        work()
+    events = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(accumulate((event.nbytes() for event in events), initial=0))
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

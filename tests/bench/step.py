@@ -1,0 +1,260 @@
+"""One step of the dual loop against its parts: `python -m tests.bench.step [--quick]`.
+
+Tiny weights, tiny preset (batch 16, captions of at most 12 tokens, k 512) on a small synthetic world, on the CPU, all in one run.
+The step is `step_gradients` and what `train` does with its result; no data is loaded in it.
+
+dual_over_parts: its time over the sum of its parts, each done once and with what it needs at hand: both loops' image features,
+the teacher's captions, loop 1's two forwards joined by the Gumbel bridge, their backward, loop 2's two forwards, their backward,
+surgery, AdamW, EMA. Prompts are made and cut into tokens before. Times are CPU seconds of one thread, of the quickest step and
+the quickest pass through all parts: what others do on the machine only ever adds.
+surgery_ema_share: share of the step that surgery (with its curves per group) and the EMA's update take.
+peak_dual_over_allowed: peak of its memory over 1.15 x that of the larger loop alone plus one flat gradient. What was there before
+(weights, teacher, optimizer state) counts on neither side.
+teacher_extra_over_trained: what a teacher adds to the peak of captioning by the student, over the size of the trained tensors.
+gumbel_k512_over_k8: peak of the bridge, forward and backward, at k 512 over that at k 8: 16 tokens of
+Sa2VA-1B's vocabulary and width.
+gumbel_k512_over_k8_seconds: the same of its time.
+"""
+
+import argparse
+import dataclasses
+import gc
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ans.config import Config, parse
+from ans.model.segmenter import Conversations, Features, Forward
+from ans.objectives.batches import Targets
+from ans.objectives.gumbel import straight_through
+from ans.objectives.loop1 import loop1
+from ans.objectives.loop2 import loop2, region_share
+from ans.objectives.losses import Counts, encode, mask_terms
+from ans.objectives.surgery import combine, conflict
+from ans.processes import connect
+from ans.training.ema import Teacher
+from ans.training.gradients import add_gradient, assign, clip
+from ans.training.loop import Gradients, Run, Totals, count, load_data, load_model, slices_of_groups, step_gradients
+from tests import pipeline
+from tests.bench.sizes import VOCABULARY, peak_bytes
+
+T = TypeVar("T")
+
+
+class Bench:
+    """One tiny model, its teacher and optimizer, and one pair of micro-batches: loop 1's and loop 2's."""
+
+    def __init__(self, folder: Path) -> None:
+        work = pipeline.prepare(folder)
+        values = pipeline.small_values(folder / "world", presets__tiny__train__batch=16)
+        self.config = parse(Config, values | {"preset": "tiny"})
+        self.accelerator = connect("float32")
+        run = Run(base=work / "models" / "base", indexes=work / "data" / "index")
+        self.model, self.trained = load_model(self.config, run, self.accelerator)
+        for name, parameter in self.trained.items():
+            if ".lora_B." in name:  # as after some steps: from zero, nothing reaches A
+                nn.init.normal_(parameter, std=0.02)
+        self.model.train()
+        self.parameters, self.groups = list(self.trained.values()), slices_of_groups(self.trained)
+        self.teacher = Teacher(self.trained, self.config.train.ema.decay, warmup=False)
+        # A learning rate of zero: every step does all its work, and the next one starts where it did.
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=0.0)
+        data, _ = load_data(self.config, run, self.model, self.accelerator)
+        self.first, self.second = next(data[i] for i in range(len(data)) if not data.is_referring(i))
+        self.totals: Totals = count([(self.first, self.second)], self.accelerator, False)
+        self.read, self.segment, self.find, self.tell = self._conversations()
+
+    # ------------------------------------------------------------------------------------------------ the whole step
+
+    def dual(self) -> None:
+        gradients = self.gradients()
+        self.optimize(self.surgery(gradients.first, gradients.second))
+        self.teacher.update(0)
+
+    def gradients(self) -> Gradients:
+        speaking = partial(self.teacher.speaking, self.model)
+        pairs = [(self.first, self.second)]
+        return step_gradients(self.model, speaking, self.parameters, pairs, self.config, 0, self.totals, self.accelerator)
+
+    def surgery(self, first: Tensor, second: Tensor) -> Tensor:
+        conflict(first, second, self.groups)
+        return combine(first, second, self.config.train.surgery, self.config.train.beta)
+
+    def optimize(self, gradient: Tensor) -> None:
+        gradient, _ = clip(gradient, self.config.chosen.train.clip)
+        assign(gradient, self.parameters)
+        self.optimizer.step()
+
+    # ------------------------------------------------------------------------------------------------ one loop alone
+
+    def loop1_alone(self) -> None:
+        settings = self.config.train
+        speaking = partial(self.teacher.speaking, self.model)
+        counts = self.totals.first
+        losses, _ = loop1(self.model, speaking, self.first, settings.loop1, settings.loss, settings.mask_points, 0.7, counts)
+        self.step_on(losses.total)
+
+    def loop2_alone(self) -> None:
+        settings = self.config.train
+        losses = loop2(self.model, self.second, settings.loop2, settings.loss, settings.mask_points, self.totals.second)
+        self.step_on(losses.total)
+
+    def step_on(self, loss: Tensor) -> None:
+        gradient = self.zeros()
+        add_gradient(loss, self.parameters, gradient)
+        self.optimize(gradient)
+        self.teacher.update(0)
+
+    def zeros(self) -> Tensor:
+        return torch.zeros(sum(p.numel() for p in self.parameters))
+
+    # --------------------------------------------------------------------------------------------------- its parts
+
+    def _conversations(self) -> list[Conversations]:
+        """The step's four teacher-forced forwards, as the model is given them."""
+        found: list[Conversations] = []
+        hook = self.model.register_forward_pre_hook(lambda model, arguments: found.append(arguments[1]))
+        self.gradients()
+        hook.remove()
+        return found
+
+    def parts(self) -> dict[str, float]:
+        """Seconds of each part of a step, with the least that it can be made of."""
+        times: dict[str, float] = {}
+
+        def timed(name: str, work: Callable[[], T]) -> T:
+            kept: list[T] = []
+            times[name] = seconds(lambda: kept.append(work()))
+            return kept[0]
+
+        first = timed("loop 1: image features", lambda: encode(self.model, self.first.images))
+        timed("teacher's captions", lambda: self.captions(first))
+        loss = timed("loop 1: forwards", lambda: self.loss1(first))
+        one, two = self.zeros(), self.zeros()
+        timed("loop 1: backward", lambda: add_gradient(loss, self.parameters, one))
+        second = timed("loop 2: image features", lambda: encode(self.model, self.second.images))
+        loss = timed("loop 2: forwards", lambda: self.loss2(second))
+        timed("loop 2: backward", lambda: add_gradient(loss, self.parameters, two))
+        gradient = timed("surgery", lambda: self.surgery(one, two))
+        timed("clip and AdamW", lambda: self.optimize(gradient))
+        timed("EMA", lambda: self.teacher.update(0))
+        return times
+
+    def captions(self, features: Features) -> None:
+        with self.teacher.speaking(self.model):
+            self.caption(features)
+
+    def caption(self, features: Features) -> None:
+        batch = self.first
+        length = batch.noise.shape[1]
+        self.model.caption_ids(features, batch.describe_index, batch.cells, batch.describe_questions, length)
+
+    def loss1(self, features: Features) -> Tensor:
+        settings = self.config.train
+        out = self.model(features, self.read)
+        noise = self.first.noise.flatten(0, 1)[: len(out.logits), : out.logits.shape[-1]]
+        table = self.model.vlm.language_model.get_input_embeddings().weight
+        embeds, _, _ = straight_through(out.logits, table, noise, settings.loop1.tau)
+        told = self.model(features, dataclasses.replace(self.segment, embeds=embeds))
+        return self.mask_loss(features, told, self.first.targets, self.totals.first) + self.language(told, self.totals.first)
+
+    def loss2(self, features: Features) -> Tensor:
+        found = self.model(features, self.find)
+        logits = self.model.masks(features, found.seg_image, found.seg_embeds).low_res
+        region_share(logits, self.model.config.grid_side)
+        told = self.model(features, self.tell)
+        return self.language(found, self.totals.second) + self.language(told, self.totals.second)
+
+    def mask_loss(self, features: Features, out: Forward, targets: Targets, counts: Counts) -> Tensor:
+        settings = self.config.train
+        logits = self.model.masks(features, out.seg_image, out.seg_embeds).low_res
+        return mask_terms(logits, targets, settings.loss, settings.mask_points, counts)[0]
+
+    def language(self, out: Forward, counts: Counts) -> Tensor:
+        return self.config.train.loss.language * out.language_loss / counts.tokens
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def teacher_extra(bench: Bench) -> int:
+    """Bytes that captioning by a new teacher, and its update, need at their peak beyond captioning by the student."""
+    features = encode(bench.model, bench.first.images)
+
+    def by_student() -> None:
+        with bench.model.evaluating():
+            bench.caption(features)
+
+    def by_teacher() -> None:
+        teacher = Teacher(bench.trained, 0.999, warmup=False)
+        with teacher.speaking(bench.model):
+            bench.caption(features)
+        teacher.update(0)
+
+    return peak_bytes(by_teacher) - peak_bytes(by_student)
+
+
+def gumbel_ratios(rounds: int) -> tuple[float, float]:
+    """(peak, seconds) of the bridge at k 512 over k 8, in the width of Sa2VA-1B."""
+    tokens, width = 16, 896
+    table, gradient = torch.rand(VOCABULARY, width), torch.rand(tokens, width)
+    logits = torch.randn(tokens, VOCABULARY, requires_grad=True)
+
+    def bridge(noise: Tensor) -> None:
+        embeds, _, _ = straight_through(logits, table, noise, 0.7)
+        torch.autograd.grad(embeds, logits, gradient)
+
+    few, many = (torch.rand(tokens, k) for k in (8, 512))
+    peaks = peak_bytes(partial(bridge, many)) / peak_bytes(partial(bridge, few))
+    times = [(seconds(partial(bridge, many)), seconds(partial(bridge, few))) for _ in range(rounds)]
+    return peaks, min(time for time, _ in times) / min(time for _, time in times)
+
+
+def measure(rounds: int) -> dict[str, float]:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder))
+    bench.dual()
+    bench.parts()
+    steps, parts = [], []
+    for _ in tqdm(range(rounds), desc="rounds", disable=None):
+        steps.append(seconds(bench.dual))
+        parts.append(bench.parts())
+    step, best = min(steps), min(parts, key=lambda times: sum(times.values()))
+    gc.collect()
+    dual, *alone = (peak_bytes(work) for work in (bench.dual, bench.loop1_alone, bench.loop2_alone))
+    flat = bench.zeros().nbytes
+    extra = teacher_extra(bench) / sum(p.nbytes for p in bench.parameters)
+    gumbel, gumbel_seconds = gumbel_ratios(rounds)
+
+    print(f"quickest of {rounds} rounds, one thread, {flat // 4:,} trained parameters; milliseconds")
+    for name, value in (best | {"sum of parts": sum(best.values()), "dual step": step}).items():
+        print(f"{name:<28}{1000 * value:>9.1f}")
+    print("peaks above what was there before; MB")
+    for name, value in (("dual step", dual), ("loop 1 alone", alone[0]), ("loop 2 alone", alone[1]), ("one flat gradient", flat)):
+        print(f"{name:<28}{value / 1e6:>9.1f}")
+    return {
+        "dual_over_parts": step / sum(best.values()),
+        "surgery_ema_share": (best["surgery"] + best["EMA"]) / step,
+        "peak_dual_over_allowed": dual / (1.15 * max(alone) + flat),
+        "teacher_extra_over_trained": extra,
+        "gumbel_k512_over_k8": gumbel,
+        "gumbel_k512_over_k8_seconds": gumbel_seconds,
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: under 50 s on 2 cores")
+    print(json.dumps(measure(10 if parser.parse_args().quick else 30)))

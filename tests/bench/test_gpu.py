@@ -1,0 +1,54 @@
+"""`tests.bench.gpu` runs where there is no GPU: on a tiny model, and by saying that there is none."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.bench.gpu import FlopCount
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def run(*arguments: str) -> list[str]:
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
+    assert not done.returncode, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_without_a_gpu() -> None:
+    lines = run("-m", "tests.bench.gpu")
+    assert len(lines) == 2 and "no GPU" in lines[0]
+    assert json.loads(lines[1]) == {"device": None}
+
+
+def test_needs_few_packages() -> None:
+    others = {"pandas", "pyarrow", "pycocotools", "matplotlib", "torchvision", "dvc"}
+    (found,) = run("-c", f"import sys, tests.bench.gpu; print(sorted({others!r} & set(sys.modules)))")
+    assert found == "[]"
+
+
+def test_flops_of_a_product_and_its_backward() -> None:
+    a, b = torch.rand(2, 3, requires_grad=True), torch.rand(3, 5)
+    with FlopCount() as counter:
+        torch.autograd.grad((a @ b).sum(), a)
+    assert counter.total == 2 * (2 * 2 * 3 * 5)
+
+
+@pytest.mark.slow
+def test_every_objective_on_a_tiny_model() -> None:
+    result = json.loads(run("-m", "tests.bench.gpu", "--cpu-smoke")[-1])
+    assert result["device"] == "cpu"
+    rows = {(row["objective"], row["tiles"]): row for row in result["rows"]}
+    assert rows.keys() == {("supervised", 1), ("supervised", 7), ("loop1", 1), ("loop2", 1), ("dual", 1)}
+    assert all(row["samples_per_s"] == pytest.approx(row["batch"] / row["seconds"]) for row in rows.values())
+    flops = {key: row["model_tflops"] for key, row in rows.items()}
+    assert flops["supervised", 7] > flops["supervised", 1] > 0
+    assert flops["dual", 1] == pytest.approx(flops["loop1", 1] + flops["loop2", 1], rel=0.1)

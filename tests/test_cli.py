@@ -1,0 +1,119 @@
+"""`python -m ans`: the same answers as the `Segmenter` gives, and every mistake named."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ans.cli import main, paint, read_mask
+from ans.errors import run
+from ans.model.segmenter import Segmenter
+
+TINY = "weights/tiny"
+WORDS = ["red circle", "blue square on the left"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """image.png (120 x 90 pixels: a red disc and a blue square on grey), disc.png (its mask), empty.png, small.png, text.png."""
+    folder = tmp_path_factory.mktemp("cli")
+    rows, columns = np.mgrid[:90, :120]
+    disc = (rows - 45) ** 2 + (columns - 80) ** 2 < 20**2
+    pixels = np.full((90, 120, 3), 128, np.uint8)
+    pixels[disc], pixels[30:60, 10:40] = (230, 20, 20), (20, 20, 230)
+    Image.fromarray(pixels).save(folder / "image.png")
+    Image.fromarray(disc).save(folder / "disc.png")
+    Image.fromarray(np.zeros_like(disc)).save(folder / "empty.png")
+    Image.fromarray(disc[:50]).save(folder / "small.png")
+    (folder / "text.png").write_text("no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model() -> Segmenter:
+    return Segmenter.from_pretrained(TINY)
+
+
+def test_segment_writes_what_the_segmenter_finds(folder: Path, model: Segmenter, capsys) -> None:
+    out, masks = folder / "new" / "out.png", folder / "masks"
+    main(["segment", str(folder / "image.png"), *WORDS, "-o", str(out), "--masks", str(masks), "--model", TINY])
+    said = capsys.readouterr().out.splitlines()
+    image = Image.open(folder / "image.png").convert("RGB")
+    found = model.segment([image], [WORDS], 128)[0]
+    for number, (words, answer) in enumerate(zip(WORDS, found, strict=True)):
+        assert np.array_equal(np.asarray(Image.open(masks / f"{number}.png")), answer.mask)
+        assert said[number].startswith(f"{words}: ") and answer.answer in said[number]
+    assert said[-1] == f"wrote {out}"
+    assert np.array_equal(np.asarray(Image.open(out)), np.asarray(paint(image, [answer.mask for answer in found], WORDS)))
+    assert sorted(path.name for path in out.parent.iterdir()) == ["out.png"], "a temporary file was left"
+
+
+def test_describe_says_what_the_segmenter_says(folder: Path, model: Segmenter, capsys) -> None:
+    mask = str(folder / "disc.png")
+    main(["describe", str(folder / "image.png"), mask, mask, "--model", TINY])
+    image, region = Image.open(folder / "image.png").convert("RGB"), np.asarray(Image.open(mask))
+    caption = model.describe([image], [region[None]], 128)[0][0]
+    assert caption and capsys.readouterr().out.splitlines() == [f"{mask}: {caption}"] * 2
+
+
+def test_paint_colours_only_the_masks() -> None:
+    image = Image.new("RGB", (40, 30), (100, 100, 100))
+    mask = np.zeros((30, 40), bool)
+    mask[5:15, 5:15] = True
+    pixels = np.asarray(paint(image, [mask], ["a thing"]))
+    changed = (pixels[:30] != 100).any(2)
+    assert np.array_equal(changed, mask)
+    assert tuple(pixels[5, 5]) == (0, 114, 178) and tuple(pixels[10, 10]) == (55, 106, 135), "45 % of the colour inside"
+    assert len(pixels) > 30 and (pixels[30:] != 255).any(), "the legend"
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "I;16"])
+def test_masks_of_every_kind_of_file(mode: str, tmp_path: Path) -> None:
+    """Not 0 is inside, whatever its value; in a palette that is the entry, also where its colour is black."""
+    mask = np.zeros((6, 8), bool)
+    mask[1:4, 2:5] = True
+    values = mask.astype(np.uint8)
+    if mode == "P":
+        picture = Image.fromarray(values, "P")
+        picture.putpalette([0, 0, 0, 0, 0, 0])
+    elif mode == "I;16":
+        picture = Image.fromarray(values.astype(np.uint16))
+    else:
+        picture = Image.fromarray(255 * values).convert(mode)
+    picture.save(tmp_path / "mask.png")
+    assert np.array_equal(read_mask(tmp_path / "mask.png", (8, 6)), mask)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["segment", "gone.png", "a cup", "-o", "o.png"], "gone.png: no such image"),
+        (["segment", "text.png", "a cup", "-o", "o.png"], "text.png: not a readable image"),
+        (["segment", "image.png", " ", "-o", "o.png"], "EXPRESSION: one is empty"),
+        (["segment", "image.png", "a cup", "-o", "picture"], "picture: name it .png or .jpg"),
+        (["segment", "image.png", "a cup", "-o", "o.png", "--model", "nowhere"], "nowhere: no model there"),
+        (["segment", "image.png", "a cup", "-o", "o.png", "--max-new-tokens", "0"], "--max-new-tokens: must be at least 1"),
+        (["describe", "image.png", "gone.png"], "gone.png: no such mask"),
+        (["describe", "image.png", "text.png"], "text.png: not a readable image"),
+        (["describe", "image.png", "empty.png"], "empty.png: every pixel is 0"),
+        (["describe", "image.png", "small.png"], "small.png: is 120 x 50 pixels, the image 120 x 90"),
+    ],
+)
+def test_mistakes_are_named(folder: Path, arguments: list[str], message: str, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit) as stopped:
+        run(main, arguments)
+    assert stopped.value.code == 1 and capsys.readouterr().err.startswith(f"error: {message}")
+    assert not (folder / "o.png").exists()
+
+
+def test_usage_needs_no_framework() -> None:
+    done = subprocess.run([sys.executable, "-m", "ans", "segment", "--help"], capture_output=True, text=True, check=True)
+    assert "EXPRESSION" in done.stdout and "models/variants/full" in done.stdout
+    code = "import sys, ans.cli; print(*({'torch', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+    wrong = subprocess.run([sys.executable, "-m", "ans", "segment", "a.png"], capture_output=True, text=True)
+    assert wrong.returncode == 2 and "EXPRESSION" in wrong.stderr

@@ -1,0 +1,243 @@
+"""README and docs say nothing that is not so: every command in them exists, takes these options, and its keys are in params.yaml.
+
+Commands that read are run for real, in a small scratch repository or folder. Those that train for minutes are not: their options
+go through DVC's own parser, their `-S` through the strict reader of params.yaml, and the pipeline that they start is what
+tests/test_pipeline.py runs. Shell scripts are checked by `bash -n`.
+"""
+
+import contextlib
+import copy
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+from dvc.cli import parse_args
+from PIL import Image
+
+from ans.cli import main
+from ans.config import Config, parse
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+COMMANDS = ("dvc", "make", "python", "accelerate")
+OTHERS = ("git", "source", "for", "exec")
+"""What else may begin a line with a command in it; their options are not ours to check."""
+
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+
+
+def blocks() -> list[tuple[Path, str, str]]:
+    """(page, language, text) of every fenced block."""
+    return [(page, *found) for page in PAGES for found in FENCE.findall(page.read_text(encoding="utf-8"))]
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """(page, words) of every command in a block that is a list of commands; comments are gone, `;` and `&&` separate."""
+    found = []
+    for page, language, text in blocks():
+        if language not in ("", "sh", "bash"):
+            continue
+        for line in text.replace("\\\n", " ").splitlines():
+            parts = [words for words in split(line) if words]
+            if parts and parts[0][0] in (*COMMANDS, *OTHERS):
+                found += [(page.name, without(words)) for words in parts if without(words)[:1] in ([name] for name in COMMANDS)]
+    return found
+
+
+def split(line: str) -> list[list[str]]:
+    """The words of each command in a line of shell; arithmetic becomes a number."""
+    line = re.sub(r"\$\(\(.*?\)\)", "1", line.strip())
+    if line.count("'") % 2:  # a quotation over several lines begins or ends here
+        line = line.replace("'", "")
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|")
+    lexer.whitespace_split, lexer.commenters = True, "#"
+    parts: list[list[str]] = [[]]
+    for word in lexer:
+        if set(word) <= set(";&|"):
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    return parts
+
+
+def without(words: list[str]) -> list[str]:
+    """The words after `exec`, or all."""
+    return words[1:] if words[0] == "exec" else words
+
+
+ALL = commands()
+
+
+def of(*start: str) -> list[pytest.ParameterSet]:
+    return [pytest.param(words, id=f"{page}: {' '.join(words)}") for page, words in ALL if tuple(words[: len(start)]) == start]
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(ALL) > 20 and {words[0] for _, words in ALL} == set(COMMANDS)
+
+
+@cache
+def usage(module: str) -> str:
+    """What the module says of itself."""
+    command = [sys.executable, "-m", module, "--help"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("words", of("make"))
+def test_make_targets_exist(words: list[str]) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in words[1:]:
+        assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), target
+
+
+@pytest.mark.parametrize("words", of("dvc"))
+def test_dvc_takes_these_options(words: list[str]) -> None:
+    """By DVC's own parser; overridden keys are in params.yaml and fit together; targets are stages."""
+    arguments = parse_args(words[1:])
+    values = copy.deepcopy(PARAMS)
+    for override in getattr(arguments, "set_param", None) or []:
+        key, _, value = override.partition("=")
+        *parents, last = key.split(".")
+        node = values
+        for parent in parents:
+            node = node[parent]
+        assert last in node, f"{key} is not in params.yaml"
+        if "$" not in value and "<" not in value:
+            first = value.split(",")[0] if getattr(arguments, "queue", False) else value
+            node[last] = yaml.safe_load(first)
+    parse(Config, values)
+    if words[1] in ("repro", "commit") or words[1:3] == ["exp", "run"]:
+        for target in arguments.targets or []:
+            assert target.split("@")[0] in STAGES, target
+
+
+@pytest.mark.parametrize("words", of("python", "-m"))
+def test_modules_take_these_options(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model's command line is run; other modules have to exist and know the options by their own help."""
+    module, arguments = words[2], words[3:]
+    if module == "ans":
+        (tmp_path / "models" / "variants").mkdir(parents=True)
+        (tmp_path / "weights").symlink_to(ROOT / "weights")
+        (tmp_path / "models" / "variants" / "full").symlink_to(ROOT / "weights" / "tiny")
+        Image.linear_gradient("L").resize((96, 64)).convert("RGB").save(tmp_path / "photo.jpg")
+        Image.new("L", (96, 64), 255).save(tmp_path / "mask.png")
+        monkeypatch.chdir(tmp_path)
+        main(arguments)
+        return
+    path = ROOT / Path(*module.split("."))
+    assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
+    if module.startswith("stages.") or "<" in module:
+        return
+    for option in arguments:
+        if option.startswith("-"):
+            assert option in usage(module), f"{module} knows no {option}"
+
+
+@pytest.mark.parametrize("words", of("accelerate", "launch"))
+def test_accelerate_takes_these_options(words: list[str]) -> None:
+    from accelerate.commands.launch import launch_command_parser
+
+    arguments = launch_command_parser().parse_args([word if "$" not in word else "1" for word in words[2:]])
+    assert arguments.module and arguments.training_script == "ans.training"
+
+
+@pytest.mark.parametrize(
+    "text", [pytest.param(t, id=f"{p.name} {i}") for i, (p, kind, t) in enumerate(blocks()) if kind in ("sh", "bash")]
+)
+def test_shell_scripts_are_well_formed(text: str) -> None:
+    done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_keys_that_are_named_exist(page: Path) -> None:
+    """`train.loop1.tau` and the like in the text are keys of params.yaml; `<preset>` stands for any."""
+    for name in re.findall(r"`([a-z_0-9]+(?:\.[a-z_0-9<>\-]+)+)(?:: [^`]*|=[^`]*)?`", page.read_text(encoding="utf-8")):
+        parts = name.split(".")
+        if parts[0] not in PARAMS or parts[-1] in ("json", "py", "csv", "md", "yaml", "lock", "parquet", "png", "html", "npz"):
+            continue
+        node = PARAMS
+        for part in parts:
+            part = "tiny" if part.startswith("<") else part
+            assert isinstance(node, dict) and part in node, f"{page.name}: {name} is not in params.yaml"
+            node = node[part]
+
+
+def test_measured_numbers_stand_in_their_files() -> None:
+    rows = re.findall(
+        r"^\| [^|]+ \| ([0-9.]+) \| `([^`]+)` \| `([^`]+)` \|$", (ROOT / "docs/measured.md").read_text(), re.MULTILINE
+    )
+    assert rows
+    for value, file, key in rows:
+        node = json.loads((ROOT / file).read_text(encoding="utf-8"))
+        for part in key.split("."):
+            node = node[part]
+        assert value == f"{node:.{len(value.partition('.')[2])}f}", f"{file} {key}"
+
+
+@pytest.mark.slow
+def test_what_only_reads_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`dvc ... diff` and `dvc exp show`, in a scratch repository with one set of results committed and another on top."""
+    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+
+    def call(*words: str) -> str:
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, f"{' '.join(words)}:\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def write(name: str, text: str) -> None:
+        path = tmp_path / "reports" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    write("figures/loss.svg", "<svg/>")
+    write("train/plots/ref_mask.tsv", "step\tref_mask\n1\t0.5\n2\t0.25\n")
+    write("train/metrics.json", '{"loss": 1.0, "cosine_all": 0.5}')
+    write("variants.csv", "variant,ciou\nbase,0.25\nfull,0.5\n")
+    write("summary.json", '{"full": {"ciou": 0.5}}')
+    call("git", "init", "-q")
+    call("git", "config", "user.email", "a@example.org")
+    call("git", "config", "user.name", "A")
+    call("dvc", "init", "-q")
+    call("git", "add", "-A")
+    call("git", "commit", "-qm", "first")
+    write("summary.json", '{"full": {"ciou": 0.625}}')
+    write("train/metrics.json", '{"loss": 2.0, "cosine_all": 0.25}')
+    params = tmp_path / "params.yaml"
+    params.write_text(re.sub(r"^  beta: [0-9.]+", "  beta: 0.125", params.read_text(encoding="utf-8"), flags=re.MULTILINE))
+
+    reading = (["metrics", "diff"], ["params", "diff"], ["plots", "diff"], ["exp", "show"])
+    said = {" ".join(words): call(*words) for _, words in ALL if words[0] == "dvc" and words[1:3] in reading}
+    assert "full.ciou" in said["dvc metrics diff --targets reports/summary.json"]
+    assert "cosine_all" in said["dvc metrics diff"] and "train.beta" in said["dvc params diff"]
+    table = next(text for name, text in said.items() if "--drop" in name)
+    assert all(name in table for name in ("full.ciou", "train.beta", "loss")) and "cosine" not in table
+
+
+def test_help_of_the_command_line_names_both_commands() -> None:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), pytest.raises(SystemExit):
+        main(["--help"])
+    assert "segment" in out.getvalue() and "describe" in out.getvalue()
