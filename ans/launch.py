@@ -1,4 +1,4 @@
-"""Starting a module with the processes that `launch:` asks for: several under `accelerate launch`, one as it is."""
+"""Starting a module under `accelerate launch`, with the processes that `launch:` asks for."""
 
 import os
 import signal
@@ -15,13 +15,14 @@ def launch(module: str, settings: Launch, *arguments: str) -> None:
     SIGTERM and Ctrl-C are handed on to every process as SIGTERM, which a training answers by saving its state.
     """
     total = settings.processes * settings.machines
-    command = [sys.executable, "-m"]
-    if total > 1:  # one needs nobody to start it: seconds of imports, and a second traceback when it fails
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(total)]
+    command += ["--num_machines", str(settings.machines), "--machine_rank", str(settings.machine_rank)]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--module"]
+    if total > 1:
         # accelerate's own CPU launcher wants MPI; its torchrun launcher works for gloo just as well.
-        command += ["accelerate.commands.launch", "--multi_gpu", "--num_processes", str(total)]
-        command += ["--num_machines", str(settings.machines), "--machine_rank", str(settings.machine_rank)]
-        command += ["--main_process_ip", settings.main_address, "--main_process_port", str(settings.main_port)]
-        command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--module"]
+        command += ["--multi_gpu", "--main_process_ip", settings.main_address, "--main_process_port", str(settings.main_port)]
+    else:
+        command += ["--quiet"]  # the process says itself what failed; the launcher would add a traceback of its own
     # An index of 8 GPUs per machine is accelerate's to see; threads are ours, or 8 processes would each take all cores.
     environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads(settings.processes)))}
     process = subprocess.Popen([*command, module, *arguments], env=environment, start_new_session=True)

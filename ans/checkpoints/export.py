@@ -101,7 +101,7 @@ def model_card(name: str, record: dict[str, Any], reports: Path, base_model: str
             f"| sha256 of the base's weights | `{trained['parent_sha256']}` |",
             f"| sha256 of the trained tensors | `{trained['checkpoint_sha256']}` |",
         ]
-        manifest = reports / "train" / "manifest.json"
+        manifest = reports.parent / "models" / "checkpoint" / "manifest.json"
         if manifest.is_file():
             values = json.loads(manifest.read_text(encoding="utf-8"))
             preset = values["preset"]
@@ -124,6 +124,8 @@ def model_card(name: str, record: dict[str, Any], reports: Path, base_model: str
         lines.append("| --- | --- | --- | --- | --- |")
         for path in results:
             m = json.loads(path.read_text(encoding="utf-8"))
+            if "ciou" not in m:  # a captioning's result
+                continue
             lines.append(
                 f"| {path.stem} | {100 * m['ciou']:.1f} | {100 * m['miou']:.1f} | {100 * m['seg_rate']:.1f} | {m['n']} |"
             )

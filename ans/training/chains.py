@@ -17,7 +17,7 @@ class Chains:
     """Keeps `times` steps' first chains, evenly spread over `steps`, in `kept`."""
 
     def __init__(self, times: int, steps: int) -> None:
-        self.left = sorted({round((i + 1) * (steps - 1) / times) for i in range(times)}) if times else []
+        self.left = sorted({round((i + 0.9) * (steps - 1) / times) for i in range(times)}) if times else []
         self.kept: list[dict[str, object]] = []
 
     def wanted(self, step: int) -> bool:

@@ -44,7 +44,8 @@ def run(golden: GoldenCase, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, groups in {"full": GROUPS, "sam2_fcs": ("fcs", "sam2_decoder"), "base": ()}.items():
         make_variant(root / "base", root / "hf", groups_of(groups), root / "variants" / name)
     (root / "reports" / "train").mkdir(parents=True)
-    (root / "reports" / "train" / "manifest.json").write_text(json.dumps(meta | {"effective_batch": 16}))
+    (root / "models" / "checkpoint").mkdir(parents=True)
+    (root / "models" / "checkpoint" / "manifest.json").write_text(json.dumps(meta | {"effective_batch": 16}))
     (root / "reports" / "eval" / "full").mkdir(parents=True)
     metrics = {"ciou": 0.4321, "miou": 0.4, "seg_rate": 0.995, "n": 700}
     (root / "reports" / "eval" / "full" / "refcoco_val.json").write_text(json.dumps(metrics))

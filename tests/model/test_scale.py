@@ -1,23 +1,15 @@
 """The released sizes: every parameter of Sa2VA-4B counted and named without a weight, and steps of Sa2VA-1B at full size."""
 
-import dataclasses
-import json
-import math
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from ans.checkpoints.layout import from_hf_names, group_of, hf_to_model, model_to_hf, model_to_pth_name, to_hf_name
-from ans.config import load
 from ans.model.adapters import add_lora, select_trained
 from ans.model.segmenter import Segmenter
 from ans.model.vlm import InternVL
 from tests.bench import sizes
-from tests.bench.gpu import Trainer, micro_batches
 
 REPOSITORY = Path(__file__).parents[2]
 SAM2 = "grounding_encoder.sam2_model."
@@ -213,45 +205,3 @@ def test_every_trained_tensor_of_4b_has_an_official_checkpoint_name(sa2va_4b: Se
     heads = 2 * (2 * linear(256, 256)) + linear(256, 4) + linear(256, 1)
     expected = lora + EXPECTED["proj"] + EXPECTED["fcs"] + EXPECTED["sam2_decoder"] - heads
     assert sum(p.numel() for p in trained.values()) == expected
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("objective", ["supervised", "dual"])
-def test_a_step_of_1b_fits_20_gib(objective: str) -> None:
-    """In a process of its own, so that its peak of resident memory is that of the step and what it needs."""
-    command = [sys.executable, "-m", "tests.model.test_scale", objective]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert not done.returncode, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
-    print(result)
-    assert result["peak_gib"] < 20
-    assert result["finite"] and result["moved"] > 0
-    if objective == "dual":
-        assert result["said_tokens"] == 16
-
-
-def one_step(objective: str) -> dict[str, float]:
-    """One step of a full-size Sa2VA-1B on the CPU, in float32, because few CPUs compute in bf16; one tile and short texts."""
-    torch.manual_seed(0)
-    config = load(REPOSITORY / "params.yaml")
-    preset = dataclasses.replace(config.presets["sa2va-1b"].train, precision="float32", objects_per_image=1)
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, mask_points=12544))
-    trainer = Trainer(sizes.official("sa2va-1b"), config, preset, torch.device("cpu"))
-    before = [p.detach().clone() for p in trainer.parameters]
-    start = time.perf_counter()
-    values = trainer.step(micro_batches(trainer, (objective, 1, 16), 1))
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    peak = int(next(line for line in status.splitlines() if line.startswith("VmHWM:")).split()[1])
-    return {
-        "seconds": time.perf_counter() - start,
-        "peak_gib": peak / 2**20,
-        "finite": all(math.isfinite(value) for value in values.values()),
-        "moved": sum(not torch.equal(a, b) for a, b in zip(before, trainer.parameters, strict=True)),
-        "said_tokens": values.get("loop1_teacher_length", 0.0),
-        **values,
-    }
-
-
-if __name__ == "__main__":
-    print(json.dumps(one_step(sys.argv[1])))
