@@ -143,6 +143,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Item]]:
     return root, [plan.item(image) for image in plan.images]
 
 
+@pytest.mark.slow
 def test_batched_is_one_by_one(asked: tuple[Path, list[Item]]) -> None:
     """The rule of `design/README.md`: ids where the margin is clear, pixels away from zero, few masks, the same cIoU."""
     root, items = asked

@@ -19,6 +19,8 @@ from ans.training import loop
 from ans.training.state import ResumeError
 from tests import pipeline
 
+pytestmark = pytest.mark.slow
+
 STEPS = 4
 
 
@@ -148,7 +150,6 @@ def wait_for_state(folder: Path, process: subprocess.Popen) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.slow
 def test_a_real_kill_and_a_real_sigterm(work: Path, tmp_path: Path) -> None:
     """By the user's own command: killed (all processes of the run), stopped by SIGTERM, and continued to the same bits."""
     changes = {"train__steps": 30, "launch__save_state_seconds": 0.0, "launch__workers": 1}
