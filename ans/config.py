@@ -47,6 +47,19 @@ class Launch:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where a data set lies below `paths.root`, and how much of it is indexed at most: its first images, its first masks."""
+
+    folder: str
+    max_images: int | None
+    max_samples: int | None
+
+    def __post_init__(self) -> None:
+        for name in ("max_images", "max_samples"):
+            _require(getattr(self, name) is None or getattr(self, name) >= 1, f"sources.*.{name}", "must be null or at least 1")
+
+
+@dataclass(frozen=True)
 class World:
     seed: int
     train_images: int
@@ -75,6 +88,17 @@ class SubsetSa1b:
     images: int
     order: Literal["name", "seed"]
     seed: int
+    min_area_share: float
+    max_area_share: float
+    min_predicted_iou: float
+    min_stability_score: float
+    max_masks: int | None
+
+    def __post_init__(self) -> None:
+        _require(self.images >= 1, "subset_sa1b.images", "must be at least 1")
+        shares = 0 <= self.min_area_share <= self.max_area_share <= 1
+        _require(shares, "subset_sa1b.min_area_share", "must lie between 0 and max_area_share, and that at most at 1")
+        _require(self.max_masks is None or self.max_masks >= 1, "subset_sa1b.max_masks", "must be null or at least 1")
 
 
 @dataclass(frozen=True)
@@ -325,7 +349,7 @@ class Config:
     preset: str
     paths: Paths
     launch: Launch
-    sources: dict[str, str]
+    sources: dict[str, Source]
     variants: dict[str, tuple[Group, ...]]
     world: World
     index: Index

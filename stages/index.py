@@ -1,4 +1,4 @@
-"""Stage `index@<source>`: `python -m stages.index refcoco` -> data/index/refcoco.parquet and reports/data/refcoco.json."""
+"""Stage `index@<source>`: `python -m stages.index refcoco` -> data/index/refcoco.arrow and reports/data/refcoco.json."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""Stage `subset_sa1b`: the chosen images of SA-1B -> data/index/sa1b_subset.parquet and reports/data/sa1b_subset.json."""
+"""Stage `subset_sa1b`: the chosen images of SA-1B -> data/index/sa1b_subset.arrow and reports/data/sa1b_subset.json."""
 
 from ans import config
 from ans.data.index import subset_sa1b

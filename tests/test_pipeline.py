@@ -89,7 +89,7 @@ def test_what_is_left(work: Path, one_process) -> None:
 
 
 def test_evaluated_images_are_left_out(work: Path) -> None:
-    indexes = [read_index(work / "data" / "index" / f"{name}.parquet") for name in pipeline.REFERRING]
+    indexes = [read_index(work / "data" / "index" / f"{name}.arrow") for name in pipeline.REFERRING]
     kept, left_out = training_rows(indexes)
     evaluated = {r.path for index in indexes for r in index.records() if {region.split for region in r.regions} - {"train"}}
     assert left_out > 0

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pycocotools import mask as coco
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from ans.data import masks as rle
 from ans.data.images import open_image
 from ans.data.index import Index
 from ans.data.mixing import Pool, interleaved, keyed_rng
@@ -57,18 +57,22 @@ def training_rows(indexes: Sequence[Index]) -> tuple[list[tuple[int, int]], int]
     candidates: list[tuple[int, int, str]] = []
     for number, index in enumerate(indexes):
         for row, record in enumerate(index.records()):
-            splits = {region.split for region in record.regions}
-            if splits - {TRAIN_SPLIT}:
+            if {region.split for region in record.regions} - {TRAIN_SPLIT}:
                 evaluated.add(record.path)
-            if TRAIN_SPLIT in splits:
+            if any(map(_taught, record.regions)):
                 candidates.append((number, row, record.path))
     kept = [(number, row) for number, row, path in candidates if path not in evaluated]
     return kept, len(candidates) - len(kept)
 
 
+def _taught(region: Region) -> bool:
+    """Whether a region is for supervised training. An expression of nothing (gRefCOCO) is not: `[SEG]` promises an object."""
+    return region.split == TRAIN_SPLIT and bool(region.expressions) and region.area > 0
+
+
 def region_mask(record: ImageRecord, region: Region) -> np.ndarray:
     """The region's mask, (height, width) uint8 in {0, 1}."""
-    return coco.decode({"size": [record.height, record.width], "counts": region.counts.encode()})
+    return rle.decode(region.counts, record.height, record.width)
 
 
 def soft_target(mask: np.ndarray, side: int) -> Tensor:
@@ -85,17 +89,21 @@ class Referring:
 
 
 class Regions:
-    """Regions of one source. One sample is one region; `max_samples` keeps the first in the index's order."""
+    """Regions of one source. One sample is one region with a pixel, and of no evaluated split; `max_samples` keeps the first in
+    the index's order."""
+
+    SPLITS = ("", TRAIN_SPLIT)
 
     def __init__(self, name: str, index: Index, max_samples: int | None) -> None:
         self.name, self.index = name, index
-        self.ends = np.cumsum(index.region_counts())
+        self.ends = np.cumsum(index.region_counts(self.SPLITS))
         self.count = min(int(self.ends[-1]) if len(self.ends) else 0, max_samples or int(1e18))
 
     def sample(self, i: int) -> tuple[ImageRecord, Region]:
         row = int(np.searchsorted(self.ends, i, side="right"))
         record = self.index.record(row)
-        return record, record.regions[i - (int(self.ends[row - 1]) if row else 0)]
+        regions = [region for region in record.regions if region.area and region.split in self.SPLITS]
+        return record, regions[i - (int(self.ends[row - 1]) if row else 0)]
 
 
 class TrainingData(Dataset):
@@ -185,7 +193,7 @@ class TrainingData(Dataset):
             record = self.referring.indexes[number].record(row)
             tokens = images.add(record.path) * self.config.tokens_per_tile
             rng = self._rng(REFERRING, position)
-            regions = [region for region in record.regions if region.split == TRAIN_SPLIT and region.expressions]
+            regions = [region for region in record.regions if _taught(region)]
             picked = [regions[i] for i in rng.permutation(len(regions))[: sampling.objects_per_image]]
             targets += [self._soft(record, region.counts) for region in picked]
             uniform += [self._points(rng) for _ in picked]
@@ -264,8 +272,7 @@ class TrainingData(Dataset):
         return sum(len(self.tokenizer.encode(a + self.template.suffix, add_special_tokens=False)) for a in answers)
 
     def _soft(self, record: ImageRecord, counts: str) -> Tensor:
-        mask = coco.decode({"size": [record.height, record.width], "counts": counts.encode()})
-        return soft_target(mask, self.config.sam2.image_size // 4)
+        return soft_target(rle.decode(counts, record.height, record.width), self.config.sam2.image_size // 4)
 
     def _points(self, rng: np.random.Generator) -> Tensor:
         count = point_candidates(self.sampling.mask_points) if self.sampling.mask_points else 0

@@ -1,7 +1,8 @@
-"""Reading files below `paths.root`: plain ones, members of tar shards, and arrays in npz files.
+"""Reading files below `paths.root`: plain ones, members of tar shards, arrays in npz files, and frames of videos.
 
 A locator is a path relative to the root, with forward slashes. A tar's member is `<path of the tar>::<offset>:<size>`, in bytes,
-so that it is read without opening the archive; an array is `<path of the npz>::<name>`.
+so that it is read without opening the archive; an array is `<path of the npz>::<name>`; a frame `<path of the
+video>.mp4::<number>`.
 """
 
 import struct
@@ -11,7 +12,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -38,12 +39,16 @@ def array(npz: str, name: str) -> str:
     return f"{npz}{SEPARATOR}{name}"
 
 
+def frame(video: str, number: int) -> str:
+    """Locator of a frame of an mp4, counted from 0."""
+    return f"{video}{SEPARATOR}{number}"
+
+
 def below(root: str | Path, path: str) -> Path:
     """`root`/`path`. Raises `ValueError` for a path that leaves the root."""
-    parts = PurePosixPath(path)
-    if parts.is_absolute() or ".." in parts.parts:
+    if path.startswith("/") or ".." in path.split("/"):
         raise ValueError(f"{path}: leaves paths.root ({root}); refused")
-    return Path(root) / parts
+    return Path(root, path)
 
 
 def read_bytes(root: str | Path, locator: str) -> bytes:
@@ -109,10 +114,42 @@ def open_image(root: str | Path, locator: str) -> Image.Image:
     """
     path, _, part = locator.partition(SEPARATOR)
     with _image_errors(root, locator):
+        if part and path.endswith(".mp4"):
+            return read_frame(below(root, path), int(part))
         if part and ":" not in part:
             return _from_array(read_array(below(root, path), part))
         with Image.open(BytesIO(read_bytes(root, locator))) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """To 8 bits per channel. Pillow cuts 16 bits off at 255 instead of scaling them; everything else it converts."""
+    if image.mode.startswith("I"):
+        pixels = np.asarray(image).astype(np.int64)
+        if not 0 <= pixels.min() <= pixels.max() <= 65535:
+            raise ValueError(f"grey values of 16 bits lie in 0..65535, found {pixels.min()} to {pixels.max()}")
+        image = Image.fromarray((pixels >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def read_frame(path: Path, number: int) -> Image.Image:
+    """Frame `number`, counted from 0, of an mp4, RGB. Raises `FileNotFoundError`, or `ValueError` naming the file."""
+    import av  # it brings FFmpeg along, and only videos need that
+
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            start = stream.start_time or 0
+            time = start + round(number / (stream.average_rate * stream.time_base))
+            container.seek(time, stream=stream)  # to the key frame before it
+            for image in container.decode(stream):
+                if round((image.pts - start) * stream.time_base * stream.average_rate) >= number:
+                    return image.to_image()
+    except (av.FFmpegError, IndexError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"{path}: not a readable video: {error}") from error
+    raise ValueError(f"{path}: ends before frame {number}")
 
 
 def image_size(root: str | Path, locator: str) -> tuple[int, int]:

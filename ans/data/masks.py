@@ -4,6 +4,7 @@ Several polygons of one object are united (OR): summing them, as some loaders do
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -46,9 +47,66 @@ def _from_rle(rle: dict[str, Any], height: int, width: int) -> str:
     return counts
 
 
+def decode(counts: str, height: int, width: int) -> np.ndarray:
+    """Compressed `counts` -> (height, width) uint8 in {0, 1}.
+
+    Raises `ValueError` when the run lengths do not fill the image: pycocotools would leave what is missing as it finds the
+    memory.
+    """
+    size = [height, width]
+    return coco.decode({"size": size, "counts": _from_rle({"size": size, "counts": counts}, height, width).encode("ascii")})
+
+
+def union(counts: Sequence[str], height: int, width: int) -> str:
+    """The pixels of any of several masks, as compressed `counts`; of none, a mask without a pixel."""
+    rles = [{"size": [height, width], "counts": text.encode("ascii")} for text in counts]
+    return coco.merge(rles)["counts"].decode("ascii") if rles else from_array(np.zeros((height, width), np.uint8))
+
+
+def polygon(points: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(height, width) bool: the inside of a closed polygon of whole-numbered (points, 2) x, y, and its outline, one pixel wide.
+
+    As OpenCV's `fillPoly` (even-odd, by rows) with `polylines` over it: an edge goes from its left end, one pixel per step
+    along its longer side, to the nearer pixel of the other side, to the first of two that are equally near (its `LineIterator`).
+    """
+    mask = np.zeros((height, width), bool)
+    starts, ends = points, np.roll(points, -1, axis=0)
+    crossings: list[list[float]] = [[] for _ in range(height)]
+    for (x0, y0), (x1, y1) in zip(starts.tolist(), ends.tolist(), strict=True):
+        if (x0, y0) > (x1, y1):
+            x0, y0, x1, y1 = x1, y1, x0, y0
+        dx, dy = x1 - x0, y1 - y0
+        long, short = max(dx, abs(dy)), min(dx, abs(dy))
+        steps = np.arange(long + 1)
+        aside = -((long - 2 * short * steps) // (2 * long)) if long else steps  # ceil(short * steps / long - 1 / 2)
+        across, down = (steps, aside) if dx >= abs(dy) else (aside, steps)
+        columns, rows = x0 + across, y0 + down * (1 if dy >= 0 else -1)
+        inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+        mask[rows[inside], columns[inside]] = True
+        for row in range(max(min(y0, y1), 0), min(max(y0, y1), height)):
+            crossings[row].append(x0 + dx * (row - y0) / dy)
+    for row, places in enumerate(crossings):
+        places.sort()
+        for left, right in zip(places[::2], places[1::2], strict=True):
+            mask[row, max(math.ceil(left), 0) : max(math.floor(right) + 1, 0)] = True
+    return mask
+
+
 def from_array(mask: np.ndarray) -> str:
     """(height, width), zero outside the object -> compressed RLE `counts`."""
     return coco.encode(np.asfortranarray(mask > 0, np.uint8))["counts"].decode("ascii")
+
+
+def check_form(counts: Sequence[Any]) -> None:
+    """Raise `ValueError` where one of `counts` is no text in the coding of `run_lengths`; pycocotools would read on behind its
+    end. Whether the numbers fill the image is not looked at.
+    """
+    if not set(map(type, counts)) <= {str} or not all(counts):
+        raise ValueError("RLE counts that cannot be decoded")
+    codes = np.frombuffer("".join(counts).encode("utf-8", "surrogatepass"), np.uint8)
+    # of a number's last code bit 5 is not set: it is one of the first 32
+    if len(codes) and not (48 <= codes.min() <= codes.max() <= 111 and max([text[-1] for text in counts]) <= chr(79)):
+        raise ValueError("RLE counts that cannot be decoded")
 
 
 def run_lengths(counts: Any) -> np.ndarray:

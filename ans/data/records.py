@@ -19,7 +19,11 @@ class Region:
     `counts` is the compressed COCO RLE of its mask at the image's own size (height x width); `area` is in pixels and `bbox`
     is (x, y, width, height) in pixels, both measured on that mask. `split` is the published split of this region ("" where
     the data set has none) and `category` the published class name ("" where there is none). `second_counts` is the mask of the
-    same object in the image's second frame ("" where there is none).
+    same object in the image's second frame ("" where there is none), and `ignore_counts` the mask of pixels that count neither
+    as the object nor as its surroundings ("" where all pixels count).
+
+    What is referred to is not always one object: the region of an expression of several (gRefCOCO) is their union, and that of an
+    expression of none has no pixel, `area` 0 and `bbox` (0, 0, 0, 0).
     """
 
     region_id: int
@@ -30,6 +34,7 @@ class Region:
     counts: str
     expressions: tuple[Expression, ...] = ()
     second_counts: str = ""
+    ignore_counts: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """The synthetic world: scenes of coloured shapes, written in the very layouts of RefCOCO, RefCOCO+, RefCOCOg and of the sets in
-`world_loops.py`. One seed gives byte-identical files.
+`world_loops.py` and `world_more.py`. One seed gives byte-identical files.
 
 Descriptions have a meaning (`matches`) that is independent of how they are found: an expression is written only when it holds
 of exactly one object both under the strict and under the lenient reading of every comparison of positions (`refers`).
@@ -33,7 +33,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ans.config import World
-from ans.data import world_loops
+from ans.data import world_loops, world_more
 from ans.data.scenes import (
     ATTRIBUTES,
     CATEGORIES,
@@ -191,6 +191,8 @@ def write_world(root: Path, world: World) -> dict[str, int]:
     for name, listing in listings.items():
         _write_listing(root / "ref_seg" / name, name, listing)
     counts = world_loops.write(root, world)
+    scenes = [scene for scene in _scenes(world) if "refcoco" in set_splits(*scene)]
+    world_more.write(root, world, scenes, _instances(listings["refcoco"]), listings["refcoco"].refs)
     counts["files"] = sum(path.is_file() for path in root.rglob("*"))
     for name, listing in listings.items():
         counts |= {f"{name}_images": len(listing.images), f"{name}_refs": len(listing.refs)}
@@ -308,18 +310,24 @@ def _add_ref(
     )
 
 
-def _write_listing(folder: Path, name: str, listing: _Listing) -> None:
-    folder.mkdir(parents=True)
-    instances = {
+def _instances(listing: _Listing) -> dict[str, Any]:
+    return {
         "info": {"description": "synthetic world in the layout of COCO 2014", "version": "1.0", "year": 2014},
         "images": listing.images,
         "licenses": [{"id": 1, "name": "Apache License 2.0", "url": "http://www.apache.org/licenses/LICENSE-2.0"}],
         "annotations": listing.annotations,
         "categories": [{"supercategory": "shape", "id": id_, "name": shape} for shape, id_ in CATEGORIES.items()],
     }
-    (folder / "instances.json").write_text(json.dumps(instances), encoding="utf-8")
+
+
+def _write_listing(folder: Path, name: str, listing: _Listing) -> None:
+    folder.mkdir(parents=True)
+    (folder / "instances.json").write_text(json.dumps(_instances(listing)), encoding="utf-8")
     refs = folder / ("refs(umd).p" if name == "refcocog" else "refs(unc).p")
     refs.write_bytes(python2_pickle(listing.refs) if name == "refcoco" else pickle.dumps(listing.refs, protocol=2))
+    if name == "refcocog":  # its other split has no test images
+        others = [ref for ref in listing.refs if ref["split"] != "test"]
+        (folder / "refs(google).p").write_bytes(pickle.dumps(others, protocol=2))
 
 
 def python2_pickle(value: Any) -> bytes:

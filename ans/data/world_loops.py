@@ -49,13 +49,15 @@ def _counted(count: int, name: str) -> Sequence[int]:
     return tqdm(range(count), desc=name, unit="scene", disable=None)
 
 
-def _jpeg(pixels: np.ndarray) -> bytes:
+def jpeg(pixels: np.ndarray) -> bytes:
+    """(height, width, 3) uint8 RGB as a JPEG."""
     content = BytesIO()
     Image.fromarray(pixels).save(content, "JPEG", quality=95)
     return content.getvalue()
 
 
-def _rle(mask: np.ndarray) -> dict[str, Any]:
+def rle(mask: np.ndarray) -> dict[str, Any]:
+    """(height, width) as COCO's compressed RLE."""
     counts = coco_mask.encode(np.asfortranarray(mask, np.uint8))["counts"]
     return {"size": list(mask.shape), "counts": counts.decode("ascii")}
 
@@ -74,7 +76,7 @@ def _write_sa1b(folder: Path, world: World) -> None:
     folder.mkdir(parents=True)
     with tarfile.open(folder / "sa_000000.tar", "w", format=tarfile.USTAR_FORMAT) as shard:
         for index in _counted(world.sa1b_images, "sa1b"):
-            stem, files = _sa1b_image(world, index)
+            stem, files = sa1b_image(world, index)
             for suffix, content in files.items():
                 if index % 2 == 0:
                     (folder / f"{stem}{suffix}").write_bytes(content)
@@ -82,14 +84,15 @@ def _write_sa1b(folder: Path, world: World) -> None:
                     _add_member(shard, f"./{stem}{suffix}", content)
 
 
-def _sa1b_image(world: World, index: int) -> tuple[str, dict[str, bytes]]:
+def sa1b_image(world: World, index: int) -> tuple[str, dict[str, bytes]]:
+    """The stem, and suffix -> content of the two files, of an image."""
     scene, rng = make_scene(world.seed, "sa1b", index, world.shift)
     pixels, masks = render(scene, world.shift, rng)
     image_id = 223_750 + 3 * index
     annotations = [
         {
             "id": 527_000_000 + 101 * image_id + 3 * i,
-            "segmentation": _rle(mask),
+            "segmentation": rle(mask),
             "bbox": bbox(mask),
             "area": int(mask.sum()),
             "predicted_iou": float(rng.uniform(0.88, 1.0)),
@@ -101,7 +104,7 @@ def _sa1b_image(world: World, index: int) -> tuple[str, dict[str, bytes]]:
     ]
     image = {"image_id": image_id, "width": scene.width, "height": scene.height, "file_name": f"sa_{image_id}.jpg"}
     content = json.dumps({"image": image, "annotations": annotations}).encode("ascii")
-    return f"sa_{image_id}", {".jpg": _jpeg(pixels), ".json": content}
+    return f"sa_{image_id}", {".jpg": jpeg(pixels), ".json": content}
 
 
 # -------------------------------------------------------------------------------------------------------------------- SAV
@@ -152,7 +155,7 @@ def _write_open_images(folder: Path, world: World) -> None:
         scene, rng = make_scene(world.seed, "openimages", index, world.shift)
         pixels, masks = render(scene, world.shift, rng)
         image_id = f"{rng.integers(2**32):08x}{index:08x}"
-        (folder / "images" / "train" / f"{image_id}.jpg").write_bytes(_jpeg(pixels))
+        (folder / "images" / "train" / f"{image_id}.jpg").write_bytes(jpeg(pixels))
         size = int(scene.width * MASK_SIDES), int(scene.height * MASK_SIDES) + 1
         for i, (shape, mask) in enumerate(zip(scene.shapes, masks, strict=True)):
             label, box_id = CLASSES[shape.shape], f"{rng.integers(2**28):07x}{i:x}"
@@ -197,7 +200,7 @@ def _write_describe(folder: Path, world: World) -> int:
         tar_file = f"{len(annotations[split]) // PER_SHARD:05d}.tar"
         regions = []
         for i in range(len(scene.shapes)) if split == "COCOStuff" else (int(rng.integers(len(scene.shapes))),):
-            rles = [_rle(masks[i]) for masks in frame_masks]
+            rles = [rle(masks[i]) for masks in frame_masks]
             regions.append(
                 {
                     "img_id": img_id,
@@ -214,7 +217,7 @@ def _write_describe(folder: Path, world: World) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tarfile.open(path, "a", format=tarfile.USTAR_FORMAT) as shard:
             for number, frame in enumerate(frames):
-                _add_member(shard, f"{member}.{number}.jpg" if split == "SAV" else f"{member}.jpg", _jpeg(frame))
+                _add_member(shard, f"{member}.{number}.jpg" if split == "SAV" else f"{member}.jpg", jpeg(frame))
             _add_member(shard, f"{member}.pickle", pickle.dumps(regions, protocol=4))
     for split, content in annotations.items():
         if content:

@@ -142,7 +142,7 @@ def make_plan(settings: Evaluate, index_folder: Path, root: Path) -> Plan:
 
 def _asked(folder: Path, split: str, result: str, kind: str, max_texts: int | None, indexes: dict[Path, Index]) -> Asked:
     source, _, part = split.rpartition("_")
-    path = folder / f"{source}.parquet"
+    path = folder / f"{source}.arrow"
     if not path.is_file():
         raise ValueError(f"evaluate.{kind}: {split}: there is no index {path}; a split is <source>_<part>, e.g. refcoco_val")
     if path not in indexes:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pycocotools import mask as coco
+
+from ans.data import masks
 
 BASE = "base"
 """The variant that all others are compared with."""
@@ -85,7 +86,7 @@ def read_expression(data: Path, variant: str, split: str, key: Sequence[Any]) ->
 
 def decode(counts: str, height: int, width: int) -> np.ndarray:
     """(height, width) bool mask of a compressed COCO RLE."""
-    return coco.decode({"size": [height, width], "counts": counts.encode()}).astype(bool)
+    return masks.decode(counts, height, width).astype(bool)
 
 
 @contextmanager

@@ -239,7 +239,7 @@ def resume_folder(config: Config, run: Run, accelerator: Accelerator) -> ResumeF
     """The run's folder, the same on every process: only the first reads the inputs for the fingerprint."""
     name = [""]
     if accelerator.is_main_process:
-        name = [f"train-{fingerprint(config, shards.fingerprint(run.base), run.indexes.glob('*.parquet'))}"]
+        name = [f"train-{fingerprint(config, shards.fingerprint(run.base), run.indexes.glob('*.arrow'))}"]
     if accelerator.num_processes > 1:
         torch.distributed.broadcast_object_list(name)
     conditions = {"the number of processes": accelerator.num_processes, "code": code_version()}
@@ -275,12 +275,12 @@ def load_model(config: Config, run: Run, accelerator: Accelerator) -> tuple[Segm
 def load_data(config: Config, run: Run, model: Segmenter, accelerator: Accelerator) -> tuple[TrainingData, int]:
     """The training data of this process, and how many image rows were left out as belonging to an evaluated split."""
     settings, preset, root = config.train, config.chosen.train, Path(config.paths.root)
-    referring = [read_index(run.indexes / f"{name}.parquet") for name in REFERRING]
+    referring = [read_index(run.indexes / f"{name}.arrow") for name in REFERRING]
     sources = settings.loop1.sources if settings.loop1.enabled else {}
-    masks = [Regions(n, read_index(run.indexes / f"{n}.parquet"), source.max_samples) for n, source in sources.items()]
+    masks = [Regions(n, read_index(run.indexes / f"{n}.arrow"), source.max_samples) for n, source in sources.items()]
     name = settings.loop2.source
     captions = (
-        Regions(name, read_index(run.indexes / f"{name}.parquet"), settings.loop2.max_samples) if settings.loop2.enabled else None
+        Regions(name, read_index(run.indexes / f"{name}.arrow"), settings.loop2.max_samples) if settings.loop2.enabled else None
     )
     for index in [*referring, *(source.index for source in [*masks, *([captions] if captions else [])])]:
         check_listing(index, root)

@@ -9,9 +9,11 @@ import pytest
 import torch
 from pycocotools import mask as coco
 
+from ans.data import masks
 from ans.data.dataset import Referring, Regions, Sampling, TrainingData, region_mask, soft_target, training_rows
-from ans.data.index import read_index
+from ans.data.index import read_index, write_records
 from ans.data.mixing import Pool, interleaved
+from ans.data.records import Expression, ImageRecord, Region
 from ans.model import prompts
 from ans.model.config import ModelConfig
 from ans.model.segmenter import load_tokenizer
@@ -33,7 +35,7 @@ def work(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def parts(work):
-    indexes = [read_index(work / "data" / "index" / f"{name}.parquet") for name in pipeline.REFERRING]
+    indexes = [read_index(work / "data" / "index" / f"{name}.arrow") for name in pipeline.REFERRING]
     return indexes, training_rows(indexes)[0], work.parent / "world"
 
 
@@ -48,8 +50,8 @@ def dataset(parts, masks=(), captions=None, process=0, processes=1, **changes) -
 
 
 def sources(work) -> tuple[list[Regions], Regions]:
-    masks = [Regions(n, read_index(work / "data" / "index" / f"{n}.parquet"), None) for n in ("sav", "sa1b_subset", "openimages")]
-    return masks, Regions("describe", read_index(work / "data" / "index" / "describe.parquet"), None)
+    masks = [Regions(n, read_index(work / "data" / "index" / f"{n}.arrow"), None) for n in ("sav", "sa1b_subset", "openimages")]
+    return masks, Regions("describe", read_index(work / "data" / "index" / "describe.arrow"), None)
 
 
 def test_processes_share_one_global_batch(parts, work) -> None:
@@ -176,3 +178,23 @@ def test_nothing_to_train_on_is_an_error(parts) -> None:
     indexes, _, root = parts
     with pytest.raises(ValueError, match="no image to train on"):
         dataset((indexes, [], root))
+
+
+def test_no_evaluated_region_and_none_without_a_pixel_is_trained_on(tmp_path) -> None:
+    def region(number: int, split: str, area: int) -> Region:
+        counts = masks.from_array(np.ones((4, 4)) if area else np.zeros((4, 4)))
+        return Region(number, split, "", area, (0.0, 0.0, 4.0, 4.0), counts, (Expression(number, "it", "it"),))
+
+    rows = [
+        [region(1, "val", 16), region(2, "train", 16), region(3, "", 16)],
+        [region(4, "train", 0)],
+        [],
+        [region(5, "testA", 16)],
+        [region(6, "train", 0), region(7, "train", 16)],
+    ]
+    records = [ImageRecord(i, f"{i}.jpg", 4, 4, tuple(regions)) for i, regions in enumerate(rows)]
+    path = tmp_path / "some.arrow"
+    write_records(path, records, {"source": "some", "folder": "some", "root_listing": ""})
+    regions = Regions("some", read_index(path), None)
+    assert [regions.sample(i)[1].region_id for i in range(regions.count)] == [2, 3, 7]
+    assert training_rows([read_index(path)]) == ([(0, 4)], 1), "row 0 also has an evaluated region; row 1 has nothing to find"

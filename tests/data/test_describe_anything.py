@@ -13,7 +13,7 @@ from ans.config import World
 from ans.data import scenes, world_loops
 from ans.data.images import open_image
 from ans.data.records import ImageRecord, Skipped
-from ans.data.sources import describe_anything
+from ans.data.sources import common, describe_anything
 from ans.data.world import VOCABULARY
 
 SIZE = World(
@@ -60,11 +60,11 @@ def publish(root: Path, annotations: Any, members: dict[str, bytes] | None = Non
 
 
 def read(root: Path) -> list[ImageRecord | Skipped]:
-    return list(describe_anything.read(root, "dam", "describe"))
+    return list(common.read(describe_anything, root, "dam", "describe"))
 
 
 def test_the_worlds_regions_are_read_back(root: Path) -> None:
-    records = list(describe_anything.read(root, "describe", "describe"))
+    records = list(common.read(describe_anything, root, "describe", "describe"))
     assert len(records) == SIZE.describe_images
     assert [record.image_id for record in records] == list(range(len(records)))
     by_split = {"COCOStuff": (0, 2), "LVIS": (1,), "SAV": (3,)}
@@ -73,7 +73,7 @@ def test_the_worlds_regions_are_read_back(root: Path) -> None:
     for index, record in zip(order, records, strict=True):
         scene, rng = scenes.make_scene(SIZE.seed, "describe", index, SIZE.shift)
         pixels, masks = scenes.render(scene, SIZE.shift, rng)
-        first_frame = Image.open(BytesIO(world_loops._jpeg(pixels)))
+        first_frame = Image.open(BytesIO(world_loops.jpeg(pixels)))
         assert (np.asarray(open_image(root, record.path)) == np.asarray(first_frame)).all()
         assert len(record.regions) == (len(masks) if "COCOStuff" in record.path else 1)
         for found in record.regions:

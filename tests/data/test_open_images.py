@@ -10,7 +10,7 @@ from ans.config import World
 from ans.data import scenes, world_loops
 from ans.data.images import open_image
 from ans.data.records import ImageRecord, Skipped
-from ans.data.sources import open_images
+from ans.data.sources import common, open_images
 
 SIZE = World(
     seed=3,
@@ -54,11 +54,11 @@ def row(mask_path: str = "good.png", image_id: str = ID, box_id: str = "9a041d52
 
 
 def read(root: Path) -> list[ImageRecord | Skipped]:
-    return list(open_images.read(root, "oi", "openimages"))
+    return list(common.read(open_images, root, "oi", "openimages"))
 
 
 def test_the_worlds_masks_are_read_back_at_the_images_size(root: Path) -> None:
-    records = {record.path: record for record in open_images.read(root, "openimages", "openimages")}
+    records = {record.path: record for record in common.read(open_images, root, "openimages", "openimages")}
     assert len(records) == SIZE.openimages_images
     for index in range(SIZE.openimages_images):
         (path,) = (path for path in records if path.endswith(f"{index:08x}.jpg"))

@@ -11,13 +11,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco
 
-from ans.data import masks
+from ans.config import World
+from ans.data import masks, scenes, world
 from ans.data.records import ImageRecord, Skipped
-from ans.data.sources import refcoco
+from ans.data.sources import common, refcoco
 from ans.data.world import python2_pickle
 
+COUNTS = {"sa1b_images": 1, "sav_pairs": 1, "openimages_images": 1, "describe_images": 1}
+SMALL = World(seed=3, train_images=6, val_images=2, test_images=1, **COUNTS, shift=0.0)
 
-def ref(ref_id: int, ann_id: int, image_id: int = 7, split: str = "train", **changes: Any) -> dict[str, Any]:
+
+def ref(ref_id: int, ann_id: Any, image_id: int = 7, split: str = "train", **changes: Any) -> dict[str, Any]:
     sentence = {"tokens": ["red", "box"], "raw": "RED box", "sent_id": ref_id, "sent": "red box"}
     fields = {"sent_ids": [ref_id], "file_name": "COCO_train2014_000000000007_3.jpg", "ann_id": ann_id, "ref_id": ref_id}
     return fields | {"image_id": image_id, "split": split, "category_id": 4, "sentences": [sentence]} | changes
@@ -48,7 +52,7 @@ def publish(root: Path, refs: list[dict[str, Any]], annotations: list[dict[str, 
 
 
 def read(root: Path) -> list[ImageRecord | Skipped]:
-    return list(refcoco.read(root, "ref_seg/refcoco", "refcoco"))
+    return list(common.read(refcoco, root, "ref_seg/refcoco", "refcoco"))
 
 
 def decode(counts: str) -> np.ndarray:
@@ -201,3 +205,79 @@ def test_broken_run_lengths_are_refused_or_fill_the_image(text: str) -> None:
     except ValueError:
         return
     assert masks.run_lengths(counts).sum() == 20
+
+
+def publish_gref(root: Path, refs: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> list[ImageRecord | Skipped]:
+    publish(root, [], annotations)
+    (root / "ref_seg/refcoco/grefs(unc).json").write_text(json.dumps(refs))
+    return list(common.read(refcoco, root, "ref_seg/refcoco", "grefcoco"))
+
+
+def test_expressions_of_several_objects_and_of_none(tmp_path: Path) -> None:
+    crowd = annotation(3, {"size": [10, 20], "counts": [200]}) | {"iscrowd": 1}
+    rows = [annotation(1, [box(2, 2, 6, 6)]), annotation(2, [box(4, 2, 9, 6)]) | {"category_id": 5}, crowd]
+    refs = [ref(10, 1), ref(11, [1, 2]), ref(12, [2, 3]), ref(13, [-1], no_target=True), ref(14, [2]), ref(15, [2])]
+    (record,) = publish_gref(tmp_path, refs, rows)
+    assert [(r.region_id, r.area, r.bbox, r.category) for r in record.regions] == [
+        (10, 16, (2.0, 2.0, 4.0, 4.0), "box"),
+        (11, 28, (2.0, 2.0, 7.0, 4.0), ""),
+        (12, 20, (4.0, 2.0, 5.0, 4.0), ""),
+        (13, 0, (0.0, 0.0, 0.0, 0.0), ""),
+        (14, 20, (4.0, 2.0, 5.0, 4.0), ""),
+        (15, 20, (4.0, 2.0, 5.0, 4.0), ""),
+    ]
+    assert not decode(record.regions[3].counts).any() and len(record.regions[3].expressions) == 1
+
+
+def test_targets_that_cannot_be_used_are_skipped_with_a_reason(tmp_path: Path) -> None:
+    rows = [annotation(1, [box(2, 2, 6, 6)]), annotation(2, []), annotation(3, {"size": [10, 20], "counts": [5, 195]})]
+    rows[2]["iscrowd"] = 1
+    refs = [ref(1, [1, 99]), ref(2, [1, 2]), ref(3, [3]), ref(4, [1])]
+    *skipped, record = publish_gref(tmp_path, refs, rows)
+    assert [region.region_id for region in record.regions] == [4]
+    assert {item.key: item.reason for item in skipped} == {
+        "ref 1": "annotation not in instances.json",
+        "ref 2": "empty segmentation",
+        "ref 3": "only crowds",
+    }
+
+
+@pytest.mark.parametrize("ann_id", ("1", None, [1, "2"], [[1]], 2**70))
+def test_ann_ids_of_another_form_name_the_file(tmp_path: Path, ann_id: Any) -> None:
+    with pytest.raises(ValueError, match=r"grefs\(unc\).json: ann_id is "):
+        publish_gref(tmp_path, [ref(1, ann_id)], [annotation(1, [box(2, 2, 6, 6)])])
+
+
+@pytest.mark.parametrize("content", ("{", "{}", "[1]", "[" * 10**5))
+def test_what_is_no_list_of_grefs_is_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "grefs(unc).json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"grefs\(unc\).json"):
+        refcoco.load_refs(path)
+
+
+def test_the_google_split_is_its_own_file(tmp_path: Path) -> None:
+    publish(tmp_path, [ref(0, 1)], [annotation(1, [box(2, 2, 6, 6)])])
+    google = [ref(5, 1, split="val")]
+    (tmp_path / "ref_seg/refcoco/refs(google).p").write_bytes(pickle.dumps(google, 2))
+    (record,) = common.read(refcoco, tmp_path, "ref_seg/refcoco", "refcocog_google")
+    assert [(region.split, region.expressions[0].sent_id) for region in record.regions] == [("val", 5)]
+
+
+def test_no_target_of_the_world_is_in_its_scene(tmp_path: Path) -> None:
+    world.write_world(tmp_path, SMALL)
+    records = list(common.read(refcoco, tmp_path, "ref_seg/grefcoco", "grefcoco"))
+    by_image = {1009 + 37 * number: scene for number, scene in enumerate(world._scenes(SMALL))}
+    none = several = 0
+    for record in records:
+        scene, rng = scenes.make_scene(SMALL.seed, *by_image[record.image_id], SMALL.shift)
+        drawn = scenes.render(scene, SMALL.shift, rng)[1]
+        for region in record.regions:
+            found = masks.decode(region.counts, record.height, record.width).astype(bool)
+            inside = [k for k, mask in enumerate(drawn) if (mask & found).sum() > 0.5 * mask.sum()]
+            none, several = none + (not inside), several + (len(inside) == 2)
+            (expression,) = region.expressions
+            if not inside:
+                colour, shape = expression.sent.split()
+                assert region.area == 0 and scenes.matches(scene, scenes.Description(colour=colour, shape=shape)) == []
+    assert none == several == len(records) > 0

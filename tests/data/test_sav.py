@@ -9,7 +9,7 @@ from ans.config import World
 from ans.data import scenes, world_loops
 from ans.data.images import open_image
 from ans.data.records import ImageRecord, Skipped
-from ans.data.sources import sav
+from ans.data.sources import common, sav
 
 SIZE = World(
     seed=3,
@@ -45,11 +45,11 @@ def pair(path: Path, **changes: np.ndarray | None) -> None:
 
 
 def read(root: Path) -> list[ImageRecord | Skipped]:
-    return list(sav.read(root, "sav", "sav"))
+    return list(common.read(sav, root, "sav", "sav"))
 
 
 def test_the_worlds_pairs_are_read_back(root: Path) -> None:
-    records = list(sav.read(root, "sav/npz", "sav"))
+    records = list(common.read(sav, root, "sav/npz", "sav"))
     assert len(records) == SIZE.sav_pairs
     moved = 0
     for index, record in enumerate(records):
@@ -73,7 +73,7 @@ def test_the_worlds_pairs_are_read_back(root: Path) -> None:
 
 
 def test_the_second_frame_shows_the_same_background(root: Path) -> None:
-    for record in list(sav.read(root, "sav/npz", "sav"))[:20]:
+    for record in list(common.read(sav, root, "sav/npz", "sav"))[:20]:
         if record.second:
             one, two = (np.asarray(open_image(root, path), float) for path in (record.path, record.second))
             assert 5 < np.median(np.abs(one - two)) < 25  # most pixels are background: between them is noise of deviation 14
@@ -81,7 +81,7 @@ def test_the_second_frame_shows_the_same_background(root: Path) -> None:
 
 def test_the_second_frame_shows_the_same_object(tmp_path: Path) -> None:
     world_loops.write(tmp_path, dataclasses.replace(SIZE, sav_pairs=20, shift=0.0))
-    for record in sav.read(tmp_path, "sav/npz", "sav"):
+    for record in common.read(sav, tmp_path, "sav/npz", "sav"):
         if record.second:
             one, two = (np.asarray(open_image(tmp_path, path), float) for path in (record.path, record.second))
             first, second = decode(record, record.regions[0].counts), decode(record, record.regions[0].second_counts)
@@ -162,4 +162,4 @@ def test_bad_pairs_are_skipped_with_a_reason_and_the_others_kept(tmp_path: Path)
 
 def test_a_missing_folder_is_named_with_its_keys(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"sav/npz: not found.*paths.root.*sources.sav"):
-        list(sav.read(tmp_path, "sav/npz", "sav"))
+        list(common.read(sav, tmp_path, "sav/npz", "sav"))

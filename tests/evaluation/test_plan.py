@@ -45,7 +45,7 @@ def indexes(tmp_path: Path) -> Path:
             (root / folder / file).write_text("x")
         records = [ImageRecord(i, f"{path}.jpg", 40, 30, tuple(regions)) for i, (path, regions) in enumerate(images.items())]
         metadata = {"source": name, "folder": folder, "root_listing": fingerprint(root, folder, name)}
-        write_records(tmp_path / "index" / f"{name}.parquet", records, metadata)
+        write_records(tmp_path / "index" / f"{name}.arrow", records, metadata)
     return tmp_path
 
 
@@ -110,11 +110,11 @@ def test_the_checksum_is_of_what_is_asked(indexes: Path) -> None:
 
 
 def test_mistakes_are_named(indexes: Path) -> None:
-    with pytest.raises(ValueError, match="evaluate.splits: refcocog_val: there is no index .*refcocog.parquet"):
+    with pytest.raises(ValueError, match="evaluate.splits: refcocog_val: there is no index .*refcocog.arrow"):
         plan_of(indexes, splits=("refcocog_val",))
     with pytest.raises(ValueError, match="evaluate.captions: x_val: there is no index"):
         plan_of(indexes, captions=("x_val",))
-    with pytest.raises(ValueError, match="refcoco_testA: .*refcoco.parquet has no region of split 'testA'"):
+    with pytest.raises(ValueError, match="refcoco_testA: .*refcoco.arrow has no region of split 'testA'"):
         plan_of(indexes, splits=("refcoco_testA",))
     (indexes / "root" / "ref_seg" / "refcoco" / "instances.json").write_text("other")
     with pytest.raises(ListingChanged):

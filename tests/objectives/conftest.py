@@ -29,9 +29,9 @@ def case(small_world: Path) -> SimpleNamespace:
     for name, parameter in trained.items():
         if ".lora_B." in name:  # as after some steps: from zero, nothing reaches A
             nn.init.normal_(parameter, std=0.02)
-    indexes = [read_index(small_world / "data" / "index" / f"{name}.parquet") for name in pipeline.REFERRING]
-    masks = [Regions(n, read_index(small_world / "data" / "index" / f"{n}.parquet"), None) for n in config.train.loop1.sources]
-    captions = Regions("describe", read_index(small_world / "data" / "index" / "describe.parquet"), None)
+    indexes = [read_index(small_world / "data" / "index" / f"{name}.arrow") for name in pipeline.REFERRING]
+    masks = [Regions(n, read_index(small_world / "data" / "index" / f"{n}.arrow"), None) for n in config.train.loop1.sources]
+    captions = Regions("describe", read_index(small_world / "data" / "index" / "describe.arrow"), None)
     data = TrainingData(
         Referring(indexes, training_rows(indexes)[0]),
         masks,

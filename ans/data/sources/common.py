@@ -4,9 +4,21 @@ import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ans.data.images import member
+from ans.data.records import ImageRecord, Skipped
+
+
+def read(source: ModuleType, root: Path, folder: str, name: str) -> Iterator[ImageRecord | Skipped]:
+    """All records of a source in order, in this process. `index.build` does the same in several.
+
+    A source is a module with `plan(root, folder, name)`, the list of its images, not opened, each as a `Skipped` or as what
+    `read_one(root, task)` makes records of; and with `fingerprint(root, folder, name)`.
+    """
+    for task in source.plan(root, folder, name):
+        yield from (task,) if isinstance(task, Skipped) else source.read_one(root, task)
 
 
 def source_folder(root: Path, folder: str, name: str) -> Path:

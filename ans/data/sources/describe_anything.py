@@ -8,6 +8,8 @@ Images are read from the shards by offset. The shards' `.pickle` members repeat 
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count, takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,21 +22,33 @@ SPLIT = "train"
 """The only one published; the folders (COCOStuff, LVIS, SAV, ...) are all of it."""
 
 
-def read(root: Path, folder: str, name: str) -> Iterator[ImageRecord | Skipped]:
-    """Every image with described regions, folder by folder in order of their names; one `Skipped` per region that cannot be used.
+@dataclass(frozen=True)
+class Task:
+    """One image: `key` names it for people, `regions` is what annotations.json says of it, `frames` where it lies (several of a
+    video; nowhere: none). `image_number` and `region_number` count the images and regions before it.
+    """
 
-    Of a video the first frame and its mask are taken. Each region has its caption as its one expression. `image_id` and
-    `region_id` (= `sent_id`) are positions, since published ids are text and only unique within a folder.
+    key: str
+    regions: list[Any]
+    frames: list[str]
+    image_number: int
+    region_number: int
+
+
+def plan(root: Path, folder: str, name: str) -> list[Task]:
+    """Every image with described regions, folder by folder in order of their names.
+
     Raises `FileNotFoundError` without the folder, `ValueError` naming an annotations.json or a shard that cannot be read.
     """
-    image_number = region_number = 0
+    tasks: list[Task] = []
+    region_number = 0
     for place in _splits(root, folder, name):
         shards = sorted((place / "images").glob("*.tar"))
         members = {stem: locator for shard in shards for stem, _, locator in tar_members(root, shard, (".jpg",))}
         for img_id, regions in _read_annotations(place / "annotations.json").items():
-            yield from _image(root, f"{place.name}/{img_id}", regions, members, image_number, region_number)
-            image_number += 1
+            tasks.append(Task(f"{place.name}/{img_id}", regions, _find(regions, members), len(tasks), region_number))
             region_number += len(regions)
+    return tasks
 
 
 def fingerprint(root: Path, folder: str, name: str) -> list[str]:
@@ -61,50 +75,68 @@ def _read_annotations(path: Path) -> dict[str, list[Any]]:
     return {img_id: regions if isinstance(regions, list) else [regions] for img_id, regions in content.items()}
 
 
-def _image(
-    root: Path, key: str, regions: list[Any], members: dict[str, str], image_number: int, region_number: int
-) -> Iterator[ImageRecord | Skipped]:
-    keys = [f"{key}[{i}]" for i in range(len(regions))]
-    locator = _find(regions, members)
-    if locator is None:
+def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
+    """The record of an image, and one `Skipped` per region that cannot be used.
+
+    Of a video the first frame with a mask is taken, and the last frame as the second. Each region has its caption as its one
+    expression. `image_id` and `region_id` (= `sent_id`) are positions: published ids are text and only unique within a folder.
+    """
+    keys = [f"{task.key}[{i}]" for i in range(len(task.regions))]
+    if not task.frames:
         yield from (Skipped(key, "image not in the shards") for key in keys)
         return
+    rles = [_frame_masks(region) for region in task.regions]
+    described = [frame for frame in range(len(task.frames)) if any(isinstance(_at(rle, frame), dict) for rle in rles)]
+    first, last = (described or [0])[0], len(task.frames) - 1
     try:
-        width, height = image_size(root, locator)
+        width, height = image_size(root, task.frames[first])
     except (ValueError, FileNotFoundError):
         yield from (Skipped(key, "image that cannot be read") for key in keys)
         return
     found = []
-    for i, (key, region) in enumerate(zip(keys, regions, strict=True)):
+    for i, (key, region, rle) in enumerate(zip(keys, task.regions, rles, strict=True)):
         try:
-            found.append(_region(region, region_number + i, width, height))
+            later = _at(rle, last) if last > first else None
+            found.append(_region(region, _at(rle, first), later, task.region_number + i, width, height))
         except ValueError as error:
             yield Skipped(key, str(error))
     if found:
-        yield ImageRecord(image_number, locator, width, height, tuple(found))
+        second = task.frames[last] if any(region.second_counts for region in found) else ""
+        yield ImageRecord(task.image_number, task.frames[first], width, height, tuple(found), second)
 
 
-def _find(regions: list[Any], members: dict[str, str]) -> str | None:
-    """The image that the regions name. In some folders names are padded with zeros that the shards' members lack."""
+def _find(regions: list[Any], members: dict[str, str]) -> list[str]:
+    """The image, or the frames, that the regions name. In some folders names have zeros before them that the members lack."""
     for region in regions:
         name = region.get("image") if isinstance(region, dict) else None
         if isinstance(name, str):
             stem = PurePosixPath(name).stem
-            plain = stem.lstrip("0") or "0"
-            return next((members[key] for key in (stem, f"{stem}.0", plain, f"{plain}.0") if key in members), None)
-    return None
+            for key in (stem, stem.lstrip("0") or "0"):
+                if key in members:
+                    return [members[key]]
+                if f"{key}.0" in members:
+                    return [members[frame] for frame in takewhile(members.__contains__, (f"{key}.{k}" for k in count()))]
+    return []
 
 
-def _region(region: Any, number: int, width: int, height: int) -> Region:
+def _frame_masks(region: Any) -> list[Any]:
+    """The RLE of every frame, None where the object is not seen."""
+    rle = region.get("mask_rle") if isinstance(region, dict) else None
+    return rle if isinstance(rle, list) else [rle]
+
+
+def _at(rles: list[Any], frame: int) -> Any:
+    return rles[frame] if frame < len(rles) else None
+
+
+def _region(region: Any, rle: Any, later: Any, number: int, width: int, height: int) -> Region:
     """Raises `ValueError` with one short reason."""
     try:
         field(region, "image", str)
         caption = field(region, "caption", str).strip()
-        rle = region["mask_rle"]
+        region["mask_rle"]
     except (ValueError, KeyError):
         raise ValueError("region without image, mask_rle and caption") from None
-    if isinstance(rle, list):
-        rle = rle[0] if rle else None
     if not isinstance(rle, dict):
         raise ValueError("region without a mask in the first frame")
     if not caption:
@@ -113,4 +145,7 @@ def _region(region: Any, number: int, width: int, height: int) -> Region:
     area, bbox = masks.measure(counts, height, width)
     if area == 0:
         raise ValueError("mask without a pixel")
-    return Region(number, SPLIT, "", area, bbox, counts, (Expression(number, caption, caption),))
+    second = masks.from_segmentation(later, height, width) if isinstance(later, dict) else ""
+    if second and masks.measure(second, height, width)[0] == 0:
+        second = ""  # gone by then
+    return Region(number, SPLIT, "", area, bbox, counts, (Expression(number, caption, caption),), second)

@@ -31,21 +31,23 @@ MASK_PATH = re.compile(r"\w[\w.-]*\.png", re.ASCII)  # a plain name: no path lea
 CLASS_CODE = re.compile(r"/[a-z]/")
 
 
-def read(root: Path, folder: str, name: str) -> Iterator[ImageRecord | Skipped]:
-    """Every image with masks, in order of ImageID, and one `Skipped` per mask that cannot be used.
+Task = tuple[str, str, list[tuple[str, str, str]]]
+"""Folder, ImageID, and for every mask of the image its MaskPath, class name and BoxID."""
 
-    `image_id` is the ImageID as a signed 64-bit number, `region_id` the BoxID as a number. Raises `FileNotFoundError` without
-    the listing or the folders, `ValueError` naming a CSV that cannot be read.
+
+def plan(root: Path, folder: str, name: str) -> list[Task]:
+    """Every image with masks, in order of ImageID.
+
+    Raises `FileNotFoundError` without the listing or the folders, `ValueError` naming a CSV that cannot be read.
     """
     annotations_path, classes_path = _listing(root, folder, name)
     for kind in ("images", "masks"):
         source_folder(root, f"{folder}/{kind}/{SPLIT}", name)
     classes = _read_classes(classes_path)
     by_image: dict[str, list[tuple[str, str, str]]] = defaultdict(list)  # rows of one image need not be neighbours
-    for image_id, *mask in _read_rows(annotations_path):
-        by_image[image_id].append(tuple(mask))
-    for image_id in sorted(by_image):
-        yield from _image(root, folder, image_id, by_image[image_id], classes)
+    for image_id, mask_path, label, box_id in _read_rows(annotations_path):
+        by_image[image_id].append((mask_path, classes.get(label, ""), box_id))
+    return [(folder, image_id, by_image[image_id]) for image_id in sorted(by_image)]
 
 
 def fingerprint(root: Path, folder: str, name: str) -> list[str]:
@@ -86,9 +88,12 @@ def _read_classes(path: Path) -> dict[str, str]:
     return {row[0]: row[1] for row in _csv_rows(path) if len(row) == 2 and CLASS_CODE.match(row[0])}
 
 
-def _image(
-    root: Path, folder: str, image_id: str, rows: list[tuple[str, str, str]], classes: dict[str, str]
-) -> Iterator[ImageRecord | Skipped]:
+def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
+    """The record of an image, and one `Skipped` per mask that cannot be used.
+
+    `image_id` is the ImageID as a signed 64-bit number, `region_id` the BoxID as a number.
+    """
+    folder, image_id, rows = task
     path = f"{folder}/images/{SPLIT}/{image_id}.jpg"
     reason = "" if IMAGE_ID.fullmatch(image_id) else "ImageID that is not 16 hexadecimal digits"
     if not reason:
@@ -102,7 +107,7 @@ def _image(
         yield from (Skipped(mask_path, reason) for mask_path, _, _ in rows)
         return
     regions = []
-    for mask_path, label, box_id in rows:
+    for mask_path, category, box_id in rows:
         if not MASK_PATH.fullmatch(mask_path) or not BOX_ID.fullmatch(box_id):
             yield Skipped(mask_path, "row without a mask's file name and a BoxID")
             continue
@@ -114,7 +119,7 @@ def _image(
             yield Skipped(mask_path, str(error))
         else:
             area, bbox = masks.measure(counts, height, width)
-            regions.append(Region(int(box_id, 16), SPLIT, classes.get(label, ""), area, bbox, counts))
+            regions.append(Region(int(box_id, 16), SPLIT, category, area, bbox, counts))
     if regions:
         number = int.from_bytes(bytes.fromhex(image_id), signed=True)
         yield ImageRecord(number, path, width, height, tuple(regions))

@@ -1,7 +1,8 @@
 """RefCOCO, RefCOCO+ and RefCOCOg as published (lichengunc/refer): `instances.json`, `refs(<split by>).p`, COCO's train2014.
+gRefCOCO (henghuiding/gRefCOCO) is the same with `grefs(unc).json`, whose refs may be to several objects or to none.
 
 The image of a ref is the one that instances.json gives for its `image_id`; the ref's own `file_name` carries a suffix and is
-ignored.
+ignored. A ref of gRefCOCO becomes one region, the union of its objects, whose `region_id` is the ref's id; see `records.py`.
 """
 
 import json
@@ -10,6 +11,7 @@ import pickle
 import struct
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,14 @@ from ans.data import masks
 from ans.data.records import Expression, ImageRecord, Region, Skipped
 from ans.data.sources.common import field
 
-REFS = {"refcoco": "refs(unc).p", "refcoco_plus": "refs(unc).p", "refcocog": "refs(umd).p"}
-"""Source name -> file of its refs, in the split that evaluations use."""
+REFS = {
+    "refcoco": "refs(unc).p",
+    "refcoco_plus": "refs(unc).p",
+    "refcocog": "refs(umd).p",
+    "refcocog_google": "refs(google).p",
+    "grefcoco": "grefs(unc).json",
+}
+"""Source name -> file of its refs; that of refcocog is in the split that evaluations use."""
 
 BROKEN_PICKLE = (pickle.UnpicklingError, EOFError, ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError)
 BROKEN_PICKLE += (TypeError, ValueError, struct.error)
@@ -39,13 +47,25 @@ class _ListingUnpickler(pickle._Unpickler):
 
 
 def load_refs(path: Path) -> list[dict[str, Any]]:
-    """The refs of a `refs(*).p`, of Python 2 or 3. Nothing in the file is executed. Raises `ValueError` naming the file."""
+    """The refs of a `refs(*).p`, of Python 2 or 3, or of a `grefs(*).json`. Nothing in the file is executed. Raises
+    `ValueError` naming the file.
+    """
+    if path.suffix == ".json":
+        try:
+            refs = json.loads(path.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: not JSON: {error}") from error
+        return _listed(refs, path)
     with open(path, "rb") as file:
         try:
             # latin1 holds every byte: the published files are Python 2's, with byte strings
             refs = _ListingUnpickler(file, encoding="latin1").load()
         except BROKEN_PICKLE as error:
             raise ValueError(f"{path}: not a pickled list of refs: {error}") from error
+    return _listed(refs, path)
+
+
+def _listed(refs: Any, path: Path) -> list[dict[str, Any]]:
     if not isinstance(refs, list) or not all(isinstance(ref, dict) for ref in refs):
         raise ValueError(f"{path}: expected a list of dicts")
     return refs
@@ -77,8 +97,21 @@ def fingerprint(root: Path, folder: str, name: str) -> list[str]:
     return [f"{path.name}: {path.stat().st_size} bytes" for path in listing(root, folder, name)]
 
 
-def read(root: Path, folder: str, name: str) -> Iterator[ImageRecord | Skipped]:
-    """Every image with refs, in order of image id, with its referred regions; and for what cannot be used one `Skipped` per ref.
+@dataclass(frozen=True)
+class Task:
+    """One image with its refs. `image` is its entry in instances.json and `path` its locator; without, `missing` says why."""
+
+    image: dict[str, Any]
+    path: str
+    refs: list[dict[str, Any]]
+    annotations: dict[int, dict[str, Any]]
+    categories: dict[int, str]
+    file: Path
+    missing: str = ""
+
+
+def plan(root: Path, folder: str, name: str) -> list[Task]:
+    """Every image with refs, in order of image id.
 
     Raises `FileNotFoundError` without the listing or any image folder, `ValueError` naming a file that cannot be parsed.
     """
@@ -93,24 +126,37 @@ def read(root: Path, folder: str, name: str) -> Iterator[ImageRecord | Skipped]:
     by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for ref in load_refs(refs_path):
         by_image[_field(ref, "image_id", int, refs_path)].append(ref)
+    tasks = []
     for image_id in sorted(by_image):
-        refs = by_image[image_id]
-        image = images.get(image_id)
-        if image is None or image["file_name"] not in present:
-            reason = "image not in instances.json" if image is None else f"image file not in {images_at}"
-            yield from (Skipped(f"ref {_field(ref, 'ref_id', int, refs_path)}", reason) for ref in refs)
+        image, refs = images.get(image_id), by_image[image_id]
+        wanted = {ann_id for ref in refs for ann_id in _ann_ids(ref, refs_path)}
+        targets = {ann_id: annotations[ann_id] for ann_id in wanted & annotations.keys()}
+        missing = "" if image else "image not in instances.json"
+        if image and image["file_name"] not in present:
+            missing = f"image file not in {images_at}"
+        path = f"{images_at}/{image['file_name']}" if image else ""
+        tasks.append(Task(image or {}, path, refs, targets, categories, refs_path, missing))
+    return tasks
+
+
+def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
+    """The image with its referred regions; and for what cannot be used one `Skipped` per ref.
+
+    Raises `ValueError` naming the refs file where a ref is not as published.
+    """
+    if task.missing:
+        yield from (Skipped(f"ref {_field(ref, 'ref_id', int, task.file)}", task.missing) for ref in task.refs)
+        return
+    regions: dict[tuple[int, str], Region] = {}
+    for ref in task.refs:
+        outcome = _union(ref, task) if task.file.suffix == ".json" else _region(ref, task)
+        if isinstance(outcome, Skipped):
+            yield outcome
             continue
-        regions: dict[tuple[int, str], Region] = {}
-        for ref in refs:
-            outcome = _region(ref, annotations.get(_field(ref, "ann_id", int, refs_path)), image, categories, refs_path)
-            if isinstance(outcome, Skipped):
-                yield outcome
-                continue
-            key = (outcome.region_id, outcome.split)  # several refs may describe one object
-            regions[key] = _joined(regions[key], outcome) if key in regions else outcome
-        if regions:
-            path = f"{images_at}/{image['file_name']}"
-            yield ImageRecord(image_id, path, image["width"], image["height"], tuple(regions.values()))
+        key = (outcome.region_id, outcome.split)  # several refs may describe one object
+        regions[key] = _joined(regions[key], outcome) if key in regions else outcome
+    if regions:
+        yield ImageRecord(task.image["id"], task.path, task.image["width"], task.image["height"], tuple(regions.values()))
 
 
 def _read_instances(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, Any]], dict[int, str]]:
@@ -134,28 +180,57 @@ def _field(record: Any, key: str, kind: type, path: Path) -> Any:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _region(
-    ref: dict[str, Any], annotation: dict[str, Any] | None, image: dict[str, Any], categories: dict[int, str], path: Path
-) -> Region | Skipped:
-    key = f"ref {_field(ref, 'ref_id', int, path)}"
-    if annotation is None:
-        return Skipped(key, "annotation not in instances.json")
-    if annotation.get("image_id") != image["id"]:
-        return Skipped(key, "annotation of another image")
-    height, width = image["height"], image["width"]
-    try:
-        counts = masks.from_segmentation(annotation.get("segmentation"), height, width)
-    except ValueError as error:
-        return Skipped(key, str(error))
-    area, bbox = masks.measure(counts, height, width)
+def _ann_ids(ref: dict[str, Any], path: Path) -> list[int]:
+    """The annotations of a ref; gRefCOCO has lists of them, and [-1] for none."""
+    ids = ref.get("ann_id")
+    ids = ids if isinstance(ids, list) and path.suffix == ".json" else [ids]
+    return [_field({"ann_id": id_}, "ann_id", int, path) for id_ in ids]
+
+
+def _region(ref: dict[str, Any], task: Task) -> Region | Skipped:
+    key = f"ref {_field(ref, 'ref_id', int, task.file)}"
+    counts = _mask(ref["ann_id"], task)
+    if isinstance(counts, ValueError):
+        return Skipped(key, str(counts))
+    area, bbox = masks.measure(counts, task.image["height"], task.image["width"])
     if area == 0:
         return Skipped(key, "mask without a pixel")
-    sentences = [
-        Expression(*(_field(sentence, key, kind, path) for key, kind in (("sent_id", int), ("sent", str), ("raw", str))))
-        for sentence in _field(ref, "sentences", list, path)
-    ]
-    category = categories.get(annotation.get("category_id"), "")
-    return Region(annotation["id"], _field(ref, "split", str, path), category, area, bbox, counts, tuple(sentences))
+    category = task.categories.get(task.annotations[ref["ann_id"]].get("category_id"), "")
+    return Region(ref["ann_id"], _field(ref, "split", str, task.file), category, area, bbox, counts, _sentences(ref, task.file))
+
+
+def _union(ref: dict[str, Any], task: Task) -> Region | Skipped:
+    """A ref of gRefCOCO. Crowds among its objects are left out, as its own reader does."""
+    ref_id, height, width = _field(ref, "ref_id", int, task.file), task.image["height"], task.image["width"]
+    ids = [id_ for id_ in _ann_ids(ref, task.file) if id_ != -1]
+    counts = [_mask(id_, task) for id_ in ids if not task.annotations.get(id_, {}).get("iscrowd")]
+    wrong = next((error for error in counts if isinstance(error, ValueError)), None)
+    if wrong or (ids and not counts):
+        return Skipped(f"ref {ref_id}", str(wrong or "only crowds"))
+    union = masks.union(counts, height, width)
+    area, bbox = masks.measure(union, height, width)
+    if ids and not area:
+        return Skipped(f"ref {ref_id}", "mask without a pixel")
+    names = dict.fromkeys(task.categories.get(task.annotations[id_].get("category_id"), "") for id_ in ids)
+    category = next(iter(names)) if len(names) == 1 else ""
+    return Region(ref_id, _field(ref, "split", str, task.file), category, area, bbox, union, _sentences(ref, task.file))
+
+
+def _mask(ann_id: int, task: Task) -> str | ValueError:
+    annotation = task.annotations.get(ann_id)
+    if annotation is None:
+        return ValueError("annotation not in instances.json")
+    if annotation.get("image_id") != task.image["id"]:
+        return ValueError("annotation of another image")
+    try:
+        return masks.from_segmentation(annotation.get("segmentation"), task.image["height"], task.image["width"])
+    except ValueError as error:
+        return error
+
+
+def _sentences(ref: dict[str, Any], path: Path) -> tuple[Expression, ...]:
+    kinds = (("sent_id", int), ("sent", str), ("raw", str))
+    return tuple(Expression(*(_field(s, key, kind, path) for key, kind in kinds)) for s in _field(ref, "sentences", list, path))
 
 
 def _joined(first: Region, second: Region) -> Region:

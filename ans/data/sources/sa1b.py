@@ -4,17 +4,21 @@ Flat in the folder; in subfolders `sa_XXXXXX/`; apart in `img/` and `js/`; in ta
 Listing opens no JSON: the whole set has 11 million.
 """
 
-import json
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import orjson
+
+from ans.config import SubsetSa1b
 from ans.data import masks
 from ans.data.images import read_bytes
-from ans.data.records import ImageRecord, Region, Skipped
+from ans.data.records import Skipped
 from ans.data.sources.common import field, source_folder, tar_members
 
 SUBFOLDER = re.compile(r"sa_\d{6}")
@@ -30,52 +34,139 @@ class Entry:
     annotation: str
 
 
-def list_entries(root: Path, folder: str) -> Iterator[Entry | Skipped]:
-    """Every image below `root`/`folder`, shard by shard. An image or a JSON without its partner is a `Skipped`.
+@dataclass(frozen=True)
+class Masks:
+    """One image's masks, column by column: `id`, `area` and `edges` in pixels, `counts` (RLE).
 
-    Raises `FileNotFoundError` without the folder, `ValueError` naming a tar that cannot be read.
+    `edges` are x, y, width and height of the first box, then those of the next.
     """
-    base = source_folder(root, folder, "sa1b")
-    yield from _pair(_files(root, base))
-    if (base / "img").is_dir() and (base / "js").is_dir():
-        yield from _pair([*_files(root, base / "img"), *_files(root, base / "js")])
-    for path in sorted(base.iterdir()):
-        if path.is_dir() and SUBFOLDER.fullmatch(path.name):
-            yield from _pair(_files(root, path))
-        elif path.suffix == ".tar" and path.is_file():
-            yield from _pair(tar_members(root, path, SUFFIXES))
+
+    image_id: int
+    path: str
+    width: int
+    height: int
+    id: list[int]
+    area: list[int]
+    edges: list[float]
+    counts: list[str]
+
+
+def plan(root: Path, folder: str, name: str) -> list[Path]:
+    """The shards: folders and tars, in order of their names. Raises `FileNotFoundError` without the folder."""
+    base = source_folder(root, folder, name)
+    folders, tars, _ = _contents(base)
+    shards = sorted([base / name for name in folders if SUBFOLDER.fullmatch(name)] + [base / name for name in tars])
+    return [base, *([base / "img"] if {"img", "js"} <= set(folders) else []), *shards]
+
+
+def list_shard(root: Path, shard: Path) -> Iterator[Entry | Skipped]:
+    """Every image of a shard. An image or a JSON without its partner is a `Skipped`.
+
+    Raises `ValueError` naming a tar that cannot be read.
+    """
+    if shard.suffix == ".tar":
+        return _pair(tar_members(root, shard, SUFFIXES))
+    if shard.name == "img":
+        return _pair(sorted([*_files(root, shard), *_files(root, shard.with_name("js"))]))
+    return _pair(sorted(_files(root, shard)))
+
+
+def list_entries(root: Path, folder: str) -> Iterator[Entry | Skipped]:
+    """Every image below `root`/`folder`, shard by shard. Raises as `plan` and `list_shard`."""
+    for shard in plan(root, folder, "sa1b"):
+        yield from list_shard(root, shard)
 
 
 def fingerprint(root: Path, folder: str) -> list[str]:
     """What changes when the listing does: the number of images and of JSONs per folder, name and size of every tar."""
     base = source_folder(root, folder, "sa1b")
-    lines = []
-    for path in [base, *sorted(path for path in base.iterdir() if path.is_dir())]:
-        suffixes = [os.path.splitext(entry.name)[1] for entry in os.scandir(path)]
-        lines.append(f"{path.name}: {suffixes.count('.jpg')} jpg, {suffixes.count('.json')} json")
-    lines += [f"{path.name}: {path.stat().st_size} bytes" for path in sorted(base.glob("*.tar"))]
-    return lines
+    folders, tars, images = _contents(base)
+    lines = [f"{base.name}: {images}", *(f"{name}: {_contents(base / name)[2]}" for name in sorted(folders))]
+    return [*lines, *(f"{name}: {(base / name).stat().st_size} bytes" for name in sorted(tars))]
 
 
-def read_image(root: Path, entry: Entry) -> ImageRecord:
-    """Open one JSON: its masks, without expressions. Raises `ValueError` naming the file when it is not as published."""
+def _contents(place: Path) -> tuple[list[str], list[str], str]:
+    """Names of the folders and of the tars directly in a folder, and how many images and JSONs are there."""
+    folders, tars, suffixes = [], [], []
+    for entry in os.scandir(place):
+        if entry.name.endswith(SUFFIXES):
+            suffixes.append(entry.name[-4:])
+        elif entry.is_dir():
+            folders.append(entry.name)
+        elif entry.name.endswith(".tar"):
+            tars.append(entry.name)
+    return folders, tars, f"{suffixes.count('.jpg')} jpg, {suffixes.count('json')} json"
+
+
+def read_masks(root: Path, entry: Entry, limits: SubsetSa1b) -> Masks | Skipped:
+    """Open one JSON and keep the masks within `limits`; one without any is a `Skipped`, and so is a JSON that is not as
+    published.
+
+    Areas and boxes are those that the file states, and of the run lengths only the form is looked at: `masks.decode` looks at the
+    rest. To measure every mask takes longer than all else together.
+    """
     try:
-        content = json.loads(read_bytes(root, entry.annotation))
+        content = orjson.loads(read_bytes(root, entry.annotation))
         image = field(content, "image", dict)
         image_id, width, height = (field(image, key, int) for key in ("image_id", "width", "height"))
-        regions = (_region(annotation, width, height) for annotation in field(content, "annotations", list))
-        drawn = tuple(region for region in regions if region.area > 0)  # as SAM 2's own loader
-        if not drawn:
-            raise ValueError("no mask with a pixel")
-        return ImageRecord(image_id, entry.image, width, height, drawn)
-    except (ValueError, RecursionError) as error:  # a RecursionError: json, on brackets without end
-        raise ValueError(f"{entry.annotation}: not an SA-1B annotation: {error}") from error
+        if not (1 <= width <= masks.MAX_SIDE and 1 <= height <= masks.MAX_SIDE):
+            raise ValueError("image of a size that no image has")
+        columns = _columns(field(content, "annotations", list), height, width)
+        kept = _within(columns, content["annotations"], limits, height * width)
+    except FileNotFoundError:
+        return Skipped(entry.name, "no such file")
+    except ValueError as error:  # orjson's errors are ValueErrors, too
+        return Skipped(entry.name, f"not an SA-1B annotation: {error}")
+    if not kept[0]:
+        return Skipped(entry.name, "no mask within the limits" if any(columns[1]) else "no mask with a pixel")
+    return Masks(image_id, entry.image, width, height, *kept)
 
 
-def _region(annotation: Any, width: int, height: int) -> Region:
-    counts = masks.from_segmentation(field(annotation, "segmentation", dict), height, width)
-    area, bbox = masks.measure(counts, height, width)
-    return Region(field(annotation, "id", int), "", "", area, bbox, counts)
+Columns = tuple[list[int], list[int], list[float], list[str]]
+"""`id`, `area`, `edges` and `counts` of `Masks`."""
+
+
+def _columns(annotations: list[Any], height: int, width: int) -> Columns:
+    """Raise `ValueError` where an annotation is not as published. Column by column, since there are a hundred per image."""
+    try:
+        masks_of = [annotation["segmentation"] for annotation in annotations]
+        counts = [mask["counts"] for mask in masks_of]
+        sizes = [mask["size"] for mask in masks_of]
+        areas = [annotation["area"] for annotation in annotations]
+        numbers = [annotation["id"] for annotation in annotations]
+        boxes = [annotation["bbox"] for annotation in annotations]
+    except (KeyError, TypeError):
+        raise ValueError("an annotation without id, area, bbox, or segmentation with size and counts") from None
+    if sizes.count([height, width]) != len(sizes):
+        raise ValueError("RLE of another size than the image")
+    if not set(map(type, areas + numbers)) <= {int} or max(numbers, default=0) >= 2**63:  # orjson has none below -(2**63)
+        raise ValueError("id or area that is no whole number")
+    if max(areas, default=0) > height * width or min(areas, default=0) < 0:
+        raise ValueError("area that the image does not have")
+    if not (set(map(type, boxes)) <= {list} and set(map(len, boxes)) <= {4}):
+        raise ValueError("bbox that is not four numbers")
+    edges = list(chain.from_iterable(boxes))
+    if not set(map(type, edges)) <= {int, float} or not math.isfinite(sum(edges)):
+        raise ValueError("bbox that is not four numbers")
+    masks.check_form(counts)
+    return numbers, areas, edges, counts
+
+
+def _within(columns: Columns, annotations: list[Any], limits: SubsetSa1b, pixels: int) -> Columns:
+    """The masks that have pixels and lie within the limits."""
+    low, high = max(limits.min_area_share * pixels, 1), limits.max_area_share * pixels
+    chosen = [i for i, area in enumerate(columns[1]) if low <= area <= high]
+    for key, least in (("predicted_iou", limits.min_predicted_iou), ("stability_score", limits.min_stability_score)):
+        if least > 0:
+            if not all(isinstance(annotation.get(key), int | float) for annotation in annotations):
+                raise ValueError(f"an annotation without {key}")
+            chosen = [i for i in chosen if annotations[i][key] >= least]
+    chosen = chosen[: limits.max_masks]
+    if len(chosen) == len(annotations):
+        return columns
+    numbers, areas, edges, counts = columns
+    of_each = [[column[i] for i in chosen] for column in (numbers, areas, counts)]
+    return of_each[0], of_each[1], [edge for i in chosen for edge in edges[4 * i : 4 * i + 4]], of_each[2]
 
 
 def _files(root: Path, folder: Path) -> Iterator[tuple[str, str, str]]:

@@ -1,0 +1,70 @@
+"""Long work cut into parts: done by several processes, streamed, and taken up again after a kill.
+
+A part is the file of `size` tasks in a row. It gets its name when it is whole, so what lies there after a kill is done.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+Write = Callable[[Sequence[Any], Path], None]
+"""Does some tasks and writes their file. Runs in another process: a function of a module, or a `partial` of one."""
+
+
+def processes() -> int:
+    """How many may run at once: the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def write_parts(
+    tasks: Sequence[Any], write: Write, folder: Path, size: int, name: str, unit: str, workers: int | None = None
+) -> list[Path]:
+    """Do all tasks and return the parts in order, those of an interrupted run in `folder` included.
+
+    What is written does not depend on `workers` (None: one per core). Raises what `write` raises.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = range(0, len(tasks), size)
+    paths = [folder / f"{start // size:06d}" for start in starts]
+    missing = [(start, path) for start, path in zip(starts, paths, strict=True) if not path.exists()]
+    workers = min(workers or processes(), len(missing))
+    with tqdm(total=len(tasks), desc=name, unit=unit, disable=None) as bar:
+        bar.update(len(tasks) - sum(min(size, len(tasks) - start) for start, _ in missing))
+        for done in _results(missing, tasks, write, size, workers):
+            bar.update(done)
+    return paths
+
+
+def _results(missing: list[tuple[int, Path]], tasks: Sequence[Any], write: Write, size: int, workers: int) -> Iterator[int]:
+    """The number of tasks of every part that has been written."""
+    if workers <= 1:
+        for start, path in missing:
+            yield _whole(write, tasks[start : start + size], path)
+        return
+    running: deque[Future[int]] = deque()
+    with ProcessPoolExecutor(workers) as pool:
+        try:
+            for start, path in missing:
+                if len(running) == 2 * workers:  # tasks are not sent out faster than they are done
+                    yield running.popleft().result()
+                running.append(pool.submit(_whole, write, tasks[start : start + size], path))
+            while running:
+                yield running.popleft().result()
+        finally:
+            for future in running:
+                future.cancel()
+
+
+def _whole(write: Write, tasks: Sequence[Any], path: Path) -> int:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(tasks, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return len(tasks)

@@ -1,0 +1,162 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ans.config import World
+from ans.data import masks, scenes, world_more
+from ans.data.records import ImageRecord, Skipped
+from ans.data.sources import common, own
+from tests.pipeline import REPOSITORY
+
+COUNTS = {"sa1b_images": 1, "sav_pairs": 1, "openimages_images": 1, "describe_images": 1}
+SIZE = World(seed=3, train_images=1, val_images=1, test_images=1, **COUNTS, shift=1.0)
+MASK = np.zeros((10, 20), np.uint8)
+MASK[2:5, 3:9] = 1
+
+
+def publish(root: Path, lines: list[Any], annotations: dict[str, Any] | None = None) -> Path:
+    base = root / "own"
+    (base / "images/sub").mkdir(parents=True)
+    (base / "masks").mkdir()
+    for name in ("a.jpg", "sub/b.png"):
+        Image.new("RGB", (20, 10)).save(base / "images" / name)
+    Image.fromarray(255 * MASK).save(base / "masks/m.png")
+    Image.fromarray(np.zeros((10, 20), np.uint8)).save(base / "masks/empty.png")
+    Image.fromarray(MASK.T).save(base / "masks/turned.png")
+    (base / "masks/broken.png").write_bytes(b"no PNG")
+    if annotations is not None:
+        (base / "annotations.json").write_text(json.dumps(annotations))
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    (base / "expressions.jsonl").write_text(text + "\n")
+    return base
+
+
+def read(root: Path) -> list[ImageRecord | Skipped]:
+    return list(common.read(own, root, "own", "kitchen"))
+
+
+def test_masks_and_texts_of_one_image_come_together(tmp_path: Path) -> None:
+    lines = [
+        {"image": "sub/b.png", "mask": "m.png", "text": "the red cup"},
+        "",
+        {"image": "a.jpg", "mask": "m.png"},
+        {"image": "sub/b.png", "mask": "m.png", "text": [" left cup ", "cup"], "split": "train"},
+        {"image": "sub/b.png", "mask": "m.png", "text": "cup", "split": "val", "category": "cup"},
+    ]
+    publish(tmp_path, lines)
+    one, two = read(tmp_path)
+    assert (one.path, one.width, one.height, one.image_id) == ("own/images/sub/b.png", 20, 10, 0)
+    assert [(region.split, region.category, [e.sent for e in region.expressions]) for region in one.regions] == [
+        ("train", "", ["the red cup", "left cup", "cup"]),
+        ("val", "cup", ["cup"]),
+    ]
+    assert len({e.sent_id for region in one.regions for e in region.expressions}) == 4
+    assert (masks.decode(one.regions[0].counts, 10, 20) == MASK).all()
+    assert (one.regions[0].area, one.regions[0].bbox, one.regions[0].region_id) == (18, (3.0, 2.0, 6.0, 3.0), 1)
+    assert two.regions[0].expressions == ()
+
+
+@pytest.mark.parametrize("mode", ("1", "L", "P", "RGB", "RGBA", "I;16"))
+def test_masks_of_every_kind(tmp_path: Path, mode: str) -> None:
+    base = publish(tmp_path, [{"image": "a.jpg", "mask": "m.png"}])
+    image = Image.fromarray(MASK.astype(np.uint16) * 300) if mode == "I;16" else Image.fromarray(255 * MASK).convert(mode)
+    image.save(base / "masks/m.png")
+    (record,) = read(tmp_path)
+    assert (masks.decode(record.regions[0].counts, 10, 20) == MASK).all()
+
+
+def test_annotations_of_coco(tmp_path: Path) -> None:
+    listing = {
+        "images": [{"id": 5, "file_name": "a.jpg"}, {"id": 6, "file_name": "sub/b.png"}],
+        "categories": [{"id": 2, "name": "cup"}],
+        "annotations": [
+            {"id": 17, "image_id": 5, "category_id": 2, "segmentation": [[2, 2, 6, 2, 6, 6, 2, 6], [4, 4, 8, 4, 8, 8, 4, 8]]},
+            {"id": 18, "image_id": 6, "category_id": 9, "segmentation": {"size": [10, 20], "counts": [30, 10, 160]}},
+        ],
+    }
+    lines = [{"image": "a.jpg", "annotation": 17, "text": "it"}, {"image": "sub/b.png", "annotation": 18}]
+    lines += [{"image": "a.jpg", "annotation": 18}, {"image": "a.jpg", "annotation": 19}]
+    publish(tmp_path, lines, listing)
+    *skipped, one, two = read(tmp_path)
+    assert (one.regions[0].area, one.regions[0].category) == (16 + 16 - 4, "cup")
+    assert (two.regions[0].area, two.regions[0].category) == (10, "")
+    assert {item.key: item.reason for item in skipped} == {
+        "expressions.jsonl:3": "annotation 18 is of sub/b.png, not of a.jpg",
+        "expressions.jsonl:4": "annotation 19 is not in annotations.json",
+    }
+
+
+WRONG = {
+    "{": "not JSON: Expecting property name",
+    "[]": "expected a record with 'image'",
+    '{"mask": "m.png"}': "no 'image'",
+    '{"image": "a.jpg"}': "needs either a mask .* or an annotation",
+    '{"image": "a.jpg", "mask": "m.png", "annotation": 1}': "needs either a mask",
+    '{"image": "a.jpg", "mask": "m.png", "txt": "x"}': "unknown key txt; known are",
+    '{"image": "a.jpg", "mask": "m.png", "text": 3}': "text is neither a text nor a list of texts",
+    '{"image": "a.jpg", "mask": "m.png", "text": ["a", " "]}': "or one is empty",
+    '{"image": "a.jpg", "mask": "m.png", "split": 3}': "split is 3, expected str",
+    '{"image": "../own/images/a.jpg", "mask": "m.png"}': "leaves paths.root",
+    '{"image": "a.jpg", "mask": "/etc/passwd"}': "leaves paths.root",
+    '{"image": "c.jpg", "mask": "m.png"}': "no such image: images/c.jpg",
+    '{"image": "a.jpg", "mask": "n.png"}': "no such mask: masks/n.png",
+    '{"image": "a.jpg", "mask": "broken.png"}': "masks/broken.png: not a readable image: cannot identify image file",
+    '{"image": "a.jpg", "mask": "turned.png"}': "masks/turned.png is 10 x 20, its image 20 x 10",
+    '{"image": "a.jpg", "mask": "empty.png"}': "mask without a pixel",
+}
+
+
+def test_every_wrong_line_is_named(tmp_path: Path) -> None:
+    base = publish(tmp_path, [*WRONG, {"image": "a.jpg", "mask": "m.png", "text": "a cup"}])
+    done = subprocess.run(
+        [sys.executable, "-m", "ans.data.validate", str(base)], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    *lines, last = done.stdout.splitlines()
+    assert last == f"1 images, 1 objects, 1 expressions; {len(WRONG)} lines cannot be used"
+    for number, (line, reason) in enumerate(zip(lines, WRONG.values(), strict=True), start=1):
+        assert re.search(rf"expressions.jsonl:{number}: .*{reason}", line), line
+
+
+def test_what_is_no_such_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="expressions.jsonl and images/ not both there; sources.kitchen .*your-data.md"):
+        (tmp_path / "own").mkdir()
+        read(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "ans.data.validate", str(tmp_path)], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and "expressions.jsonl" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_worlds_folder_is_read_back(tmp_path: Path) -> None:
+    world_more._write_own(tmp_path / "own", SIZE)
+    records = read(tmp_path)
+    assert len(records) == world_more.OWN_IMAGES and all(isinstance(record, ImageRecord) for record in records)
+    for index, record in enumerate(records):
+        scene, rng = scenes.make_scene(SIZE.seed, "own", index, SIZE.shift)
+        drawn = scenes.render(scene, SIZE.shift, rng)[1]
+        assert len(record.regions) == len(drawn)
+        for region, mask, shape in zip(record.regions, drawn, scene.shapes, strict=True):
+            found = masks.decode(region.counts, record.height, record.width).astype(bool)
+            assert (found & mask).sum() / (found | mask).sum() > 0.97
+            assert all(expression.sent in (shape.caption, f"the {shape.caption}") for expression in region.expressions)
+            assert region.split == ("val" if index == world_more.OWN_IMAGES - 1 else "train")
+
+
+def test_the_page_says_what_the_reader_takes() -> None:
+    """Its examples are lines that the reader understands, and it names every key."""
+    page = (REPOSITORY / "docs/your-data.md").read_text(encoding="utf-8")
+    lines = [line for line in page.splitlines() if line.startswith('{"image"')]
+    assert len(lines) >= 3
+    for line in lines:
+        record = json.loads(line)
+        own._read_line(line.encode(), 1, {record.get("annotation", 0): (record["image"], [], "")})
+    assert all(f"`{key}`" in page for key in own.KEYS)
+    assert "python -m ans.data.validate" in page
