@@ -129,6 +129,8 @@ class Loop1:
     denoising: float
     distillation: float
     reward: float
+    reward_by: Literal["iou", "cider"]
+    objects_per_image: int
 
     def __post_init__(self) -> None:
         _require(bool(self.sources), "train.loop1.sources", "names no source; to leave loop 1 out set train.loop1.enabled=false")
@@ -138,6 +140,7 @@ class Loop1:
         _require(self.top_k >= 1, "train.loop1.top_k", "must be at least 1")
         _require(0 <= self.mask_ratio <= 1, "train.loop1.mask_ratio", "must lie in [0, 1]")
         _require(1 <= self.description_prompts <= 4, "train.loop1.description_prompts", "must lie in 1..4")
+        _require(self.objects_per_image >= 1, "train.loop1.objects_per_image", "must be at least 1")
         _require(not self.reward or self.bridge == "gumbel", "train.loop1.reward", "needs train.loop1.bridge=gumbel")
 
     def tau_at(self, step: int, steps: int) -> float:

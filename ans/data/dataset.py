@@ -44,6 +44,7 @@ class Sampling:
     max_tiles: int
     mask_points: int
     objects_per_image: int
+    masks_per_image: int
     objects_per_conversation: int
     caption_len: int
     top_k: int
@@ -102,8 +103,11 @@ class Regions:
     def sample(self, i: int) -> tuple[ImageRecord, Region]:
         row = int(np.searchsorted(self.ends, i, side="right"))
         record = self.index.record(row)
-        regions = [region for region in record.regions if region.area and region.split in self.SPLITS]
-        return record, regions[i - (int(self.ends[row - 1]) if row else 0)]
+        return record, self.usable(record)[i - (int(self.ends[row - 1]) if row else 0)]
+
+    def usable(self, record: ImageRecord) -> list[Region]:
+        """The regions of an image of this source that are samples."""
+        return [region for region in record.regions if region.area and region.split in self.SPLITS]
 
 
 class TrainingData(Dataset):
@@ -206,33 +210,39 @@ class TrainingData(Dataset):
 
     def _masks(self, positions: range) -> MaskBatch:
         sampling, side = self.sampling, self.config.grid_side
-        images, described = _Loader(self, max_tiles=1), []
-        cells, questions, corruption, noise, targets, uniform, where = [], [], [], [], [], [], []
+        images, described = _Loader(self, max_tiles=1), {}
+        segment, cells, questions, corruption, noise, targets, uniform, where = [], [], [], [], [], [], [], []
         for place, position in enumerate(positions):
             source, number = self.mask_pool.at(position)
             record, region = self.masks[source].sample(number)
             rng = self._rng(MASKS, position)
             two_views = bool(record.second and region.second_counts)
             images.add(record.second if two_views else record.path)
-            described.append(record.path if two_views else place)
-            cells.append(region_cells(torch.from_numpy(region_mask(record, region))[None], side)[0])
-            targets.append(self._soft(record, region.second_counts if two_views else region.counts))
-            uniform.append(self._points(rng))
-            questions.append(self._questions(rng))
-            corruption.append(rng.random((sampling.caption_len, 2), dtype=np.float32))
-            noise.append(rng.gumbel(size=(sampling.caption_len, sampling.top_k)).astype(np.float32))
-            where.append((record.second if two_views else record.path, self.masks[source].name))
+            if two_views:
+                described[place] = record.path
+            others = [o for o in self.masks[source].usable(record) if o != region and bool(o.second_counts) == two_views]
+            picked = [others[i] for i in rng.permutation(len(others))[: sampling.masks_per_image - 1]]
+            for one in [region, *picked]:
+                segment.append(place)
+                cells.append(region_cells(torch.from_numpy(region_mask(record, one))[None], side)[0])
+                targets.append(self._soft(record, one.second_counts if two_views else one.counts))
+                uniform.append(self._points(rng))
+                questions.append(self._questions(rng))
+                corruption.append(rng.random((sampling.caption_len, 2), dtype=np.float32))
+                noise.append(rng.gumbel(size=(sampling.caption_len, sampling.top_k)).astype(np.float32))
+                where.append((record.second if two_views else record.path, self.masks[source].name))
         # frames that are only described come behind those that are segmented
-        index = [entry if isinstance(entry, int) else images.add_described(entry) for entry in described]
+        behind = {place: images.add_described(path) for place, path in described.items()}
+        index = [behind.get(place, place) for place in segment]
         describe, ask, answers = (list(column) for column in zip(*questions, strict=True))
         return MaskBatch(
-            images.pack(), index, list(range(len(positions))), torch.stack(cells), describe, ask, answers,
+            images.pack(), index, segment, torch.stack(cells), describe, ask, answers,
             self._answer_tokens(answers), torch.from_numpy(np.stack(corruption)), torch.from_numpy(np.stack(noise)),
             Targets(torch.stack(targets), torch.stack(uniform)), where,
         )  # fmt: skip
 
     def _captions(self, positions: range) -> CaptionBatch:
-        images, learnt, texts, questions, targets, uniform = _Loader(self, max_tiles=1), [], [], [], [], []
+        images, learnt, texts, questions, targets, uniform, where = _Loader(self, max_tiles=1), [], [], [], [], [], []
         for position in positions:
             record, region = self.captions.sample(self.caption_pool.at(position)[1])
             rng = self._rng(CAPTIONS, position)
@@ -241,13 +251,14 @@ class TrainingData(Dataset):
             ids = self.tokenizer.encode(caption + self.template.suffix, add_special_tokens=False)
             learnt.append(ids[: self.sampling.caption_len])
             texts.append(prompts.expression_text(caption))
+            where.append((record.path, self.captions.name))
             targets.append(self._soft(record, region.counts))
             uniform.append(self._points(rng))
             questions.append(self._questions(rng))
         describe, ask, answers = (list(column) for column in zip(*questions, strict=True))
         return CaptionBatch(
             images.pack(), learnt, texts, describe, ask, answers, self._answer_tokens(answers),
-            Targets(torch.stack(targets), torch.stack(uniform)),
+            Targets(torch.stack(targets), torch.stack(uniform)), where,
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------ their parts

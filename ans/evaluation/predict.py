@@ -9,11 +9,11 @@ import torch
 from pycocotools import mask as coco
 from tqdm import tqdm
 
+from ans import captions
 from ans.config import Config
 from ans.data.dataset import region_mask
 from ans.data.images import open_image
 from ans.data.records import ImageRecord
-from ans.evaluation import captions
 from ans.evaluation.kept import Kept, Row
 from ans.evaluation.metrics import box_giou, intersection_union, iou
 from ans.evaluation.plan import Item, Question, make_plan

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ans.evaluation.captions import cider
+from ans.captions import cider
 from ans.evaluation.kept import Row
 from ans.evaluation.metrics import Totals, iou
 from ans.report.results import replacing

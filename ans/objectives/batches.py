@@ -87,6 +87,8 @@ class CaptionBatch:
     answers: list[str]
     answer_tokens: int
     targets: Targets
+    where: list[tuple[str, str]]
+    """As in `MaskBatch`."""
 
     @property
     def counts(self) -> tuple[int, int]:

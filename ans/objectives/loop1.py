@@ -13,33 +13,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ans.captions import likeness
 from ans.config import Loop1, LossWeights
 from ans.model import prompts
 from ans.model.segmenter import Conversations, Features, Forward, Segmenter
 from ans.objectives.batches import MaskBatch, pad_right
 from ans.objectives.gumbel import straight_through
-from ans.objectives.losses import Counts, Losses, encode, hard_iou, mask_terms, seg_rate
-
-
-@dataclass(frozen=True)
-class Chain:
-    """What loop 1 did with its objects, to be looked at. `said`: the teacher's captions, `heard`: what the student fed on;
-    `logits` (R, S/4, S/4): the masks that they led to."""
-
-    said: list[str]
-    heard: list[str]
-    logits: Tensor
+from ans.objectives.losses import Chain, Counts, Losses, encode, hard_iou, mask_terms, seg_rate
 
 
 @dataclass(frozen=True)
 class Expression:
     """Captions as the segmentation prompt takes them. `ids`: per object (n,) tokens; `embeds`: their embeddings, all in one
-    (N, D), or None for the table's own. `extra`: further loss, `values`: for the curves."""
+    (N, D), or None for the table's own. `extra`: further loss, `values`: for the curves. For a reward: `greedy`, what would have
+    been said without noise, and the log-probability (R,) of what was."""
 
     ids: list[list[int]]
     embeds: Tensor | None
     extra: Tensor | float
     values: dict[str, Tensor]
+    greedy: list[list[int]] | None = None
     log_probability: Tensor | None = None
 
 
@@ -58,7 +51,7 @@ def loop1(
     with teacher():
         said, ended = _describe(model, features, batch)
         reference = None
-        if settings.distillation or settings.reward:
+        if settings.distillation or (settings.reward and settings.reward_by == "iou"):
             _, reference = _segment(model, features, batch, said, None)
     if settings.bridge == "gumbel":
         heard = _reread(model, features, batch, said, settings, tau, counts)
@@ -75,9 +68,12 @@ def loop1(
         distance = F.binary_cross_entropy_with_logits(logits.float(), reference.float().sigmoid(), reduction="none")
         distance = distance.flatten(1).mean(1).sum() / counts.objects
         loss, values["distillation"] = loss + settings.distillation * distance, distance.detach()
-    if settings.reward:
-        soft = batch.targets.soft.to(logits.device)
-        advantage = hard_iou(logits, soft) - hard_iou(reference, soft)  # self-critical: the greedy caption is the baseline
+    if settings.reward:  # self-critical (arXiv 1612.00563): what a greedy caption would have earned is the baseline
+        if settings.reward_by == "iou":
+            soft = batch.targets.soft.to(logits.device)
+            advantage = hard_iou(logits, soft) - hard_iou(reference, soft)
+        else:
+            advantage = _likeness(model, heard.ids, said) - _likeness(model, heard.greedy, said)
         reward = (advantage * heard.log_probability).sum() / counts.objects
         loss, values["advantage"] = loss - settings.reward * reward, advantage.sum() / counts.objects
     values |= heard.values | {"language": language.detach(), "seg_rate": seg_rate(model, out, counts)}
@@ -140,12 +136,21 @@ def _reread(
         entropy = F.cross_entropy(out.logits.float(), out.labels, reduction="none") * corrupted
         denoising = entropy.sum() / max(1, int(corrupted.sum())) * len(said) / counts.objects
         extra, values["denoising"] = settings.denoising * denoising, denoising.detach()
-    log_probability = None
-    if settings.reward:
-        picked = logits.float().log_softmax(-1).gather(1, chosen[:, None])[:, 0]
-        log_probability = torch.stack([part.sum() for part in picked.split([len(ids) for ids in said])])
-    words = chosen.split([len(ids) for ids in said])
-    return Expression([part.tolist() for part in words], embeds, extra, values, log_probability)
+    lengths = [len(ids) for ids in said]
+    words = [part.tolist() for part in chosen.split(lengths)]
+    if not settings.reward:
+        return Expression(words, embeds, extra, values)
+    free = corrupted if settings.rescored == "corrupted" else torch.ones_like(corrupted)  # the other tokens are no choice
+    picked = logits.float().log_softmax(-1).gather(1, chosen[:, None])[:, 0].where(free, 0.0)
+    log_probability = torch.stack([part.sum() for part in picked.split(lengths)])
+    greedy = torch.where(free, logits.argmax(-1), out.labels)
+    return Expression(words, embeds, extra, values, [part.tolist() for part in greedy.split(lengths)], log_probability)
+
+
+def _likeness(model: Segmenter, captions: list[list[int]], references: list[list[int]]) -> Tensor:
+    """(R,) in [0, 1]: how much captions are like the teacher's, by CIDEr-D's measure."""
+    pairs = zip(captions, references, strict=True)
+    return torch.tensor([likeness(*map(model.tokenizer.decode, pair)) for pair in pairs], device=model.device)
 
 
 def _segment(

@@ -10,13 +10,20 @@ from ans.config import Loop2, LossWeights
 from ans.model import prompts
 from ans.model.segmenter import Conversations, Segmenter
 from ans.objectives.batches import CaptionBatch, pad_right
-from ans.objectives.losses import Counts, Losses, encode, mask_terms, seg_rate
+from ans.objectives.losses import Chain, Counts, Losses, encode, mask_terms, seg_rate
 
 
 def loop2(
-    model: Segmenter, batch: CaptionBatch, settings: Loop2, weights: LossWeights, mask_points: int, counts: Counts
-) -> Losses:
-    """One micro-batch's share of the loss. `counts.tokens`: labels of answers and captions together."""
+    model: Segmenter,
+    batch: CaptionBatch,
+    settings: Loop2,
+    weights: LossWeights,
+    mask_points: int,
+    counts: Counts,
+    look: bool = False,
+) -> tuple[Losses, Chain | None]:
+    """One micro-batch's share of the loss. `counts.tokens`: labels of answers and captions together. To `look`, the model also
+    describes freely what it found."""
     features = encode(model, batch.images)
     index = list(range(len(batch.captions)))
     image = prompts.image_string(model.config.tokens_per_tile)
@@ -51,7 +58,12 @@ def loop2(
             "seg_rate": seg_rate(model, found, counts),
             "non_empty": cells.flatten(1).any(1).sum() / counts.objects,
         }
-    return Losses(loss, {f"loop2_{name}": value for name, value in values.items()})
+    chain = None
+    if look:
+        with model.evaluating():
+            freely, _ = model.caption_ids(features, index, cells, batch.describe_questions, max(map(len, batch.captions)))
+        chain = Chain(batch.texts, [model.tokenizer.decode(ids) for ids in freely], logits.detach())
+    return Losses(loss, {f"loop2_{name}": value for name, value in values.items()}), chain
 
 
 def region_share(logits: Tensor, side: int) -> Tensor:

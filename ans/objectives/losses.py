@@ -27,6 +27,19 @@ class Losses:
     values: dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Chain:
+    """What a loop did with its objects, to be looked at: the caption it began with, the one it came to, and the mask between or
+    behind them. Loop 1: `before` is what the teacher said, `after` what the student fed on, and the mask came of that. Loop 2:
+    `before` is the data's caption, the mask came of it, and `after` is what the model says of that mask.
+
+    `logits` (R, S/4, S/4): the masks."""
+
+    before: list[str]
+    after: list[str]
+    logits: Tensor
+
+
 def encode(model: Segmenter, images: Images) -> Features:
     """The frozen encoders over one micro-batch, once."""
     return model.encode_pixels(images.tiles, images.sam, images.sizes)

@@ -1,4 +1,4 @@
-"""Masks over images: where training helped most, where it hurt most, the best and the worst; and loop 1's chains."""
+"""Masks over images: where training helped most, where it hurt most, the best and the worst; and the loops' chains."""
 
 import textwrap
 from collections.abc import Mapping
@@ -63,26 +63,26 @@ def draw_gallery(results: Results, chosen: pd.DataFrame, data: Path, root: Path,
 
 
 def draw_chains(chains: list[Chain], root: Path, path: Path) -> None:
-    """Loop 1 at the steps that were kept, a row each: per object its true mask, the two captions, and the mask they led to.
+    """Both loops at the steps that were kept, a row each: per object its true mask, the two captions, and the mask found.
 
     Without any chain no figure is left: one of an earlier run is removed. Raises what `open_image` raises.
     """
     if not chains:
         path.unlink(missing_ok=True)
         return
-    steps = sorted({chain.step for chain in chains})
-    rows = [[chain for chain in chains if chain.step == step] for step in steps]
+    kept = sorted({(chain.loop, chain.step) for chain in chains})
+    rows = [[chain for chain in chains if (chain.loop, chain.step) == key] for key in kept]
     most = max(map(len, rows))
-    figure, axes = plt.subplots(len(steps), 2 * most, figsize=(3 * most, 2.3 * len(steps)), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(len(rows), 2 * most, figsize=(3 * most, 2.3 * len(rows)), layout="constrained", squeeze=False)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[], frame_on=False)
     for line, row in zip(axes, rows, strict=True):
-        line[0].set_ylabel(f"step {row[0].step}", fontsize=10, fontweight="bold")
+        line[0].set_ylabel(f"loop {row[0].loop}, step {row[0].step}", fontsize=10, fontweight="bold")
         for chain, left, right in zip(row, line[::2], line[1::2], strict=False):
             image = np.asarray(small(open_image(root, chain.image), LONGEST_SIDE))
             draw_mask(left, image, chain.truth, TRUTH)
             draw_mask(right, image, chain.mask, PREDICTION)
-            for axis, who, words in ((left, "said", chain.said), (right, "heard", chain.heard)):
+            for axis, (who, words) in zip((left, right), chain.words, strict=True):
                 wrapped = textwrap.wrap(f"{who}: {words}", 24, max_lines=3, placeholder=" …")
                 axis.set_title("\n".join(wrapped), fontsize=8, loc="left")
             left.set_xlabel(chain.source, fontsize=8, labelpad=2)

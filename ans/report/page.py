@@ -66,7 +66,7 @@ def html(page: Page) -> str:
         "training": ("What was trained on what", _trained(page)),
         "curves": ("Curves", _curves(page)),
         "conflict": ("Gradient conflict", _conflict(page)),
-        "chains": ("Loop 1’s chains", _chains(page)),
+        "chains": ("What the loops did", _chains(page)),
         "captions": ("Captions", _captions(page)),
         "gallery": ("Gallery", _gallery(page, reasons[compared(page.results)])),
         "failures": ("Failures", _failures(page, reasons)),
@@ -208,15 +208,18 @@ def _chains(page: Page) -> str:
     if not chains:
         return ""
     bridge = page.training.manifest["train"]["loop1"]["bridge"]
-    parts = [
-        _paragraph(
-            f"At chosen steps: an object without text, what the teacher said of it, what the student fed on (bridge: {bridge}; "
-            "words that differ are marked), and the mask that this led to on the second view."
-        )
-    ]
-    for step in sorted({chain.step for chain in chains}):
-        cards = "".join(_chain_card(page.root, chain) for chain in chains if chain.step == step)
-        parts.append(f'<h3>Step {step}</h3><ul class="cards pairs">{cards}</ul>')
+    about = {
+        1: f"An object without text, what the teacher said of it, what the student fed on (bridge: {bridge}; words that differ "
+        "are marked), and the mask that this led to on the second view.",
+        2: "An object, the data’s caption that was given, the mask that it led to, and what the model freely told of that mask "
+        "(words that differ are marked). The true mask is not used in this loop.",
+    }
+    parts = []
+    for loop in sorted({chain.loop for chain in chains}):
+        parts.append(f"<h3>Loop {loop}</h3>" + _paragraph(about[loop]))
+        for step in sorted({chain.step for chain in chains if chain.loop == loop}):
+            cards = "".join(_chain_card(page.root, chain) for chain in chains if (chain.loop, chain.step) == (loop, step))
+            parts.append(f'<h4>Step {step}</h4><ul class="cards pairs">{cards}</ul>')
     return "\n".join(parts)
 
 
@@ -226,7 +229,9 @@ def _chain_card(root: Path, chain: Chain) -> str:
         _picture(overlay(chain.truth, *image.size, TRUTH), "true mask of the object", "truth", ""),
         _picture(overlay(chain.mask, *image.size, PREDICTION), f"mask found, IoU {chain.iou:.2f}", "found", f"{chain.iou:.2f}"),
     ]
-    words = f'<p class="words">said: {escape(_cut(chain.said))}<br>heard: {_marked(_cut(chain.said), _cut(chain.heard))}</p>'
+    (first, before), (second, after) = chain.words
+    marked = _marked(_cut(before), _cut(after))
+    words = f'<p class="words">{first}: {escape(_cut(before))}<br>{second}: {marked}</p>'
     return f'<li class="card" style="{_photo_style(image)}"><p>{escape(chain.source)}</p>{words}{_pictures(pictures)}</li>'
 
 

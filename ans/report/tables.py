@@ -42,7 +42,7 @@ PICTURES = {
     "ciou": "cIoU of each variant on each split",
     "loss": "Curves of training",
     "conflict": "Cosine and norms of the two loops' gradients",
-    "chains": "Loop 1: mask, caption said, caption heard, mask found",
+    "chains": "What the loops did: an object, two captions, the mask found",
     "gallery": "Expressions that changed most, masks of each variant",
     "best": "Expressions with the best masks",
     "worst": "Expressions with the worst masks",

@@ -1,4 +1,4 @@
-"""What training left, read back: curves in reports/train, the manifest and loop 1's chains beside its tensors."""
+"""What training left, read back: curves in reports/train, the manifest and the loops' chains beside its tensors."""
 
 import json
 from dataclasses import dataclass
@@ -16,18 +16,25 @@ CHAIN_SIDE = 128
 
 @dataclass(frozen=True)
 class Chain:
-    """One object in loop 1: the teacher `said` its caption, the student fed on what it `heard`, and found `mask`.
+    """One object in a loop (1 or 2). Loop 1: the teacher said `before`, the student fed on `after` and so found `mask`. Loop 2:
+    from the data's caption, `before`, it found `mask`, and told `after` of that.
 
-    `truth` and `mask` are (CHAIN_SIDE, CHAIN_SIDE) bool over the whole of `image`, the second view, as `open_image` names it.
+    `truth` and `mask` are (CHAIN_SIDE, CHAIN_SIDE) bool over the whole of `image`, a locator; in loop 1 of the second view.
     """
 
+    loop: int
     step: int
     source: str
     image: str
-    said: str
-    heard: str
+    before: str
+    after: str
     truth: np.ndarray
     mask: np.ndarray
+
+    @property
+    def words(self) -> list[tuple[str, str]]:
+        """(what it is called, text) of the two captions."""
+        return list(zip(("said", "heard") if self.loop == 1 else ("given", "told"), (self.before, self.after), strict=True))
 
     @property
     def iou(self) -> float:

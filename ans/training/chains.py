@@ -1,12 +1,12 @@
-"""What loop 1 makes of objects, kept at chosen steps: the teacher's caption, what the student made of it, and the mask."""
+"""What the loops make of objects, kept at chosen steps: two captions and a mask each (`ans.objectives.losses.Chain`)."""
 
 import numpy as np
 import torch.nn.functional as F
 from pycocotools import mask as coco
 from torch import Tensor
 
-from ans.objectives.batches import MaskBatch
-from ans.objectives.loop1 import Chain
+from ans.objectives.batches import CaptionBatch, MaskBatch
+from ans.objectives.losses import Chain
 
 PER_STEP = 4
 SIDE = 128
@@ -14,27 +14,29 @@ SIDE = 128
 
 
 class Chains:
-    """Keeps `times` steps' first chains, evenly spread over `steps`, in `kept`."""
+    """Keeps of each loop the first chains of `times` steps, evenly spread over `steps`, in `kept`."""
 
     def __init__(self, times: int, steps: int) -> None:
-        self.left = sorted({round((i + 0.9) * (steps - 1) / times) for i in range(times)}) if times else []
+        chosen = sorted({round((i + 0.9) * (steps - 1) / times) for i in range(times)}) if times else []
+        self.left = {1: list(chosen), 2: list(chosen)}
         self.kept: list[dict[str, object]] = []
 
-    def wanted(self, step: int) -> bool:
-        """Whether `step` or one since the last kept one was chosen: not every step has a chain."""
-        return bool(self.left) and step >= self.left[0]
+    def wanted(self, loop: int, step: int) -> bool:
+        """Whether `step` or one since the last kept one was chosen: not every step has a chain of loop 1."""
+        return bool(self.left[loop]) and step >= self.left[loop][0]
 
-    def keep(self, step: int, batch: MaskBatch, chain: Chain) -> None:
-        self.left = [wanted for wanted in self.left if wanted > step]
-        for number in range(min(PER_STEP, len(chain.said))):
+    def keep(self, loop: int, step: int, batch: MaskBatch | CaptionBatch, chain: Chain) -> None:
+        self.left[loop] = [wanted for wanted in self.left[loop] if wanted > step]
+        for number in range(min(PER_STEP, len(chain.before))):
             path, source = batch.where[number]
             self.kept.append(
                 {
+                    "loop": loop,
                     "step": step + 1,
                     "source": source,
                     "image": path,
-                    "said": chain.said[number],
-                    "heard": chain.heard[number],
+                    "before": chain.before[number],
+                    "after": chain.after[number],
                     "truth": _rle(batch.targets.soft[number] - 0.5),
                     "mask": _rle(chain.logits[number].float().cpu()),
                 }

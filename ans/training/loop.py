@@ -24,9 +24,9 @@ from ans.data.index import check_listing, read_index
 from ans.model.adapters import add_lora, group_of_parameter, select_trained
 from ans.model.segmenter import Segmenter
 from ans.objectives.batches import CaptionBatch, MaskBatch, ReferringBatch
-from ans.objectives.loop1 import Chain, loop1
+from ans.objectives.loop1 import loop1
 from ans.objectives.loop2 import loop2
-from ans.objectives.losses import Counts, Losses
+from ans.objectives.losses import Chain, Counts, Losses
 from ans.objectives.supervised import supervised
 from ans.objectives.surgery import combine, conflict
 from ans.processes import connect
@@ -62,7 +62,7 @@ class Gradients:
 
 
 def train(config: Config, run: Run = Run()) -> None:
-    """Fine-tune `run.base` by the dual loop and leave trained tensors, a manifest and loop 1's chains in `run.out`, curves in
+    """Fine-tune `run.base` by the dual loop and leave trained tensors, a manifest and the loops' chains in `run.out`, curves in
     `run.reports`.
 
     Started once per process (see `launch.py`); the number of processes changes no sample and no random choice of a step's
@@ -115,9 +115,8 @@ def train(config: Config, run: Run = Run()) -> None:
         if totals.stop:
             save_state(step)
             raise SystemExit(128 + signal.SIGTERM)
-        keep_chain = partial(chains.keep, step) if accelerator.is_main_process and chains.wanted(step) else None
         speaking = partial(teacher.speaking, model)
-        gradients = step_gradients(model, speaking, parameters, pairs, config, step, totals, accelerator, keep_chain)
+        gradients = step_gradients(model, speaking, parameters, pairs, config, step, totals, accelerator, chains)
         values, gradient = gradients.values, gradients.first
         if gradients.second is not None:
             values |= conflict(gradients.first, gradients.second, groups)
@@ -182,7 +181,7 @@ def step_gradients(
     step: int,
     totals: Totals,
     accelerator: Accelerator,
-    keep_chain: partial[None] | None = None,
+    chains: Chains | None = None,
 ) -> Gradients:
     """The step's gradients over all micro-batches and processes, and its values. Loop 1's graph is gone before loop 2 starts."""
     settings = config.train
@@ -196,17 +195,23 @@ def step_gradients(
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value
 
+    def look(loop: int) -> bool:
+        return chains is not None and accelerator.is_main_process and chains.wanted(loop, step)
+
     for first, second in pairs:
         with accelerator.autocast():
             losses, chain = _first(model, teacher, first, config, step, totals.first)
         learn(losses, 0)
-        if chain is not None and keep_chain is not None:
-            keep_chain(first, chain)
+        if chain is not None and look(1):
+            chains.keep(1, step, first, chain)
         del losses, chain
         if second is not None:
             with accelerator.autocast():
-                losses = loop2(model, second, settings.loop2, settings.loss, settings.mask_points, totals.second)
+                arguments = (settings.loop2, settings.loss, settings.mask_points, totals.second, look(2))
+                losses, chain = loop2(model, second, *arguments)
             learn(losses, 1)
+            if chain is not None:
+                chains.keep(2, step, second, chain)
     reduced = [accelerator.reduce(gradient, "sum") for gradient in gradients]
     values = accelerator.reduce(
         torch.stack([torch.as_tensor(v, device=accelerator.device).float() for v in sums.values()]), "sum"
@@ -291,6 +296,7 @@ def load_data(config: Config, run: Run, model: Segmenter, accelerator: Accelerat
         max_tiles=preset.max_tiles,
         mask_points=settings.mask_points,
         objects_per_image=preset.objects_per_image,
+        masks_per_image=settings.loop1.objects_per_image,
         objects_per_conversation=preset.objects_per_conversation,
         caption_len=preset.caption_len,
         top_k=settings.loop1.top_k,

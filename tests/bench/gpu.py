@@ -112,7 +112,7 @@ class Trainer:
         if isinstance(batch, ReferringBatch):
             return supervised(self.model, batch, settings.loss, points, counts)
         if isinstance(batch, CaptionBatch):
-            return loop2(self.model, batch, settings.loop2, settings.loss, points, counts)
+            return loop2(self.model, batch, settings.loop2, settings.loss, points, counts)[0]
         speaking = partial(self.teacher.speaking, self.model)
         return loop1(self.model, speaking, batch, settings.loop1, settings.loss, points, settings.loop1.tau, counts)[0]
 

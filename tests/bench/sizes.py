@@ -152,6 +152,7 @@ def caption_batch(model: Segmenter, images: int, caption_len: int, mask_points: 
         answers,
         _answer_tokens(model, answers),
         _targets(model, images, mask_points),
+        [("random", "random")] * images,
     )
 
 

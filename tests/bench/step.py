@@ -105,7 +105,7 @@ class Bench:
 
     def loop2_alone(self) -> None:
         settings = self.config.train
-        losses = loop2(self.model, self.second, settings.loop2, settings.loss, settings.mask_points, self.totals.second)
+        losses, _ = loop2(self.model, self.second, settings.loop2, settings.loss, settings.mask_points, self.totals.second)
         self.step_on(losses.total)
 
     def step_on(self, loss: Tensor) -> None:

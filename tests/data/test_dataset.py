@@ -23,8 +23,8 @@ from tests import pipeline
 
 TINY = pipeline.REPOSITORY / "weights" / "tiny"
 SAMPLING = Sampling(
-    seed=1, batch=4, max_tiles=1, mask_points=0, objects_per_image=3, objects_per_conversation=2, caption_len=12, top_k=5,
-    description_prompts=2,
+    seed=1, batch=4, max_tiles=1, mask_points=0, objects_per_image=3, masks_per_image=1, objects_per_conversation=2,
+    caption_len=12, top_k=5, description_prompts=2,
 )  # fmt: skip
 
 
@@ -178,6 +178,19 @@ def test_nothing_to_train_on_is_an_error(parts) -> None:
     indexes, _, root = parts
     with pytest.raises(ValueError, match="no image to train on"):
         dataset((indexes, [], root))
+
+
+def test_several_objects_of_an_image(parts, work) -> None:
+    """They share the encoded image, each with its own cells and mask; the first is the sample itself."""
+    masks, _ = sources(work)
+    one, several = (dataset(parts, masks, masks_per_image=n)._masks(range(8)) for n in (1, 3))
+    assert len(several.images.tiles) == len(one.images.tiles) and len(one.segment_index) == 8 < len(several.segment_index)
+    assert Counter(several.segment_index).most_common(1)[0][1] <= 3
+    first = [several.segment_index.index(place) for place in range(8)]
+    assert torch.equal(several.cells[first], one.cells) and torch.equal(several.targets.soft[first], one.targets.soft)
+    assert [several.describe_index[i] for i in first] == one.describe_index
+    assert several.counts == (len(several.segment_index), several.answer_tokens)
+    assert len({(place, cells.numpy().tobytes()) for place, cells in zip(several.segment_index, several.cells, strict=True)}) > 8
 
 
 def test_no_evaluated_region_and_none_without_a_pixel_is_trained_on(tmp_path) -> None:

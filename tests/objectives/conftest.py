@@ -40,7 +40,7 @@ def case(small_world: Path) -> SimpleNamespace:
         small_world.parent / "world",
         model.config,
         model.tokenizer,
-        Sampling(1, 4, 1, 0, 3, 1, 12, 16, 1),
+        Sampling(1, 4, 1, 0, 3, 1, 1, 12, 16, 1),
         items=8,
     )
     return SimpleNamespace(model=model.train(), trained=trained, data=data, config=config)

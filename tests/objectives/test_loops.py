@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.stateless import _reparametrize_module
 
+from ans.captions import likeness
 from ans.model import prompts
 from ans.objectives import loop1 as loop1_module
 from ans.objectives.gumbel import _SoftGradient
-from ans.objectives.loop1 import Chain, corrupt, loop1
+from ans.objectives.loop1 import corrupt, loop1
 from ans.objectives.loop2 import loop2, region_share
-from ans.objectives.losses import Counts, Losses
+from ans.objectives.losses import Chain, Counts, Losses
 from ans.training.ema import Teacher
 
 
@@ -57,7 +58,7 @@ def test_the_mask_teaches_the_first_pass(case: SimpleNamespace, monkeypatch: pyt
     case.model.eval()  # dropout would differ from run to run
 
     losses, chain = run_loop1(case)
-    assert any(chain.said), "the teacher says something"
+    assert any(chain.before), "the teacher says something"
     found = torch.autograd.grad(losses.total, list(first_pass.values()))
     for part in ("lora_A", "lora_B", "mlp1"):
         norm = sum(float(g.norm()) for name, g in zip(first_pass, found, strict=True) if part in name)
@@ -85,7 +86,7 @@ def test_only_gumbel_reaches_back(case: SimpleNamespace) -> None:
     assert float(through["gumbel"].values["loop1_caption_gradient2"]) > 0
     assert all("loop1_caption_gradient2" not in through[bridge].values for bridge in ("hard", "discrete"))
     hard = run_loop1(case, bridge="hard")[1]
-    assert hard.heard == hard.said
+    assert hard.after == hard.before
 
 
 def test_all_groups_learn_and_nothing_else_changes(case: SimpleNamespace) -> None:
@@ -110,12 +111,27 @@ def test_options_add_their_terms(case: SimpleNamespace) -> None:
             assert float(losses.total) == pytest.approx(float(plain.total) + 0.5 * float(losses.values[value]), rel=1e-4)
 
 
+def test_a_caption_like_the_teachers_is_rewarded(case: SimpleNamespace) -> None:
+    """Self-critical: the loss is -(CIDEr of what was said - CIDEr of the greedy caption) x log-probability of what was said."""
+    plain, chain = run_loop1(case)
+    losses, rewarded = run_loop1(case, reward=0.1, reward_by="cider")
+    assert rewarded.after == chain.after
+    advantage = float(losses.values["loop1_advantage"])
+    quiet = dataclasses.replace(case.data._masks(range(4)), noise=torch.zeros_like(case.data._masks(range(4)).noise))
+    case.data._masks = lambda positions: quiet
+    greedy = run_loop1(case)[1].after
+    earned = [likeness(a, t) - likeness(g, t) for a, g, t in zip(chain.after, greedy, chain.before, strict=True)]
+    assert advantage == pytest.approx(sum(earned) / 4, abs=1e-6) and any(earned)
+    assert float(losses.total) != float(plain.total)
+    assert float(run_loop1(case, reward=0.1, reward_by="cider")[0].values["loop1_advantage"]) == 0, "without noise it is greedy"
+
+
 def test_only_corrupted_tokens_are_said_anew(case: SimpleNamespace) -> None:
     changed = float(run_loop1(case, rescored="corrupted")[0].values["loop1_changed_tokens"])
     assert changed <= float(run_loop1(case)[0].values["loop1_changed_tokens"]) + 1e-6
     assert changed <= 0.4
     none = run_loop1(case, rescored="corrupted", mask_ratio=0.0)[1]
-    assert none.heard == none.said
+    assert none.after == none.before
 
 
 def test_corruption(case: SimpleNamespace) -> None:
@@ -145,7 +161,7 @@ def test_loop2_teaches_by_caption_alone(case: SimpleNamespace) -> None:
 
     def reaches_decoder(**changes: object) -> bool:
         settings = dataclasses.replace(case.config.train.loop2, **changes)
-        found = gradients(loop2(case.model, batch, settings, weights, 0, counts), case)
+        found = gradients(loop2(case.model, batch, settings, weights, 0, counts)[0], case)
         assert any(g is not None and g.abs().max() > 0 for name, g in found.items() if "lora_B" in name)
         assert any(g is not None and g.abs().max() > 0 for name, g in found.items() if "mlp1" in name)
         return any(g is not None and g.abs().max() > 0 for name, g in found.items() if "sam_mask_decoder" in name)
@@ -155,10 +171,24 @@ def test_loop2_teaches_by_caption_alone(case: SimpleNamespace) -> None:
     assert reaches_decoder(soft_region=True)
 
 
+def test_loop2_tells_freely_what_it_found(case: SimpleNamespace) -> None:
+    """To look changes no loss and no gradient, and what is told is the model's own description of the mask that it found."""
+    case.model.eval()
+    batch = case.data._captions(range(2))
+    arguments = (case.config.train.loop2, case.config.train.loss, 0, Counts(*batch.counts))
+    losses, chain = loop2(case.model, batch, *arguments, look=True)
+    assert float(losses.total) == float(loop2(case.model, batch, *arguments)[0].total)
+    assert chain.before == batch.texts
+    cells = region_share(chain.logits, case.model.config.grid_side) > 0.5
+    features = case.model.encode_pixels(batch.images.tiles, batch.images.sam, batch.images.sizes)
+    ids, _ = case.model.caption_ids(features, [0, 1], cells, batch.describe_questions, max(map(len, batch.captions)))
+    assert chain.after == [case.model.tokenizer.decode(row) for row in ids]
+
+
 def test_loop2_keeps_an_empty_mask(case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = case.data._captions(range(4))
     monkeypatch.setattr("ans.objectives.loop2.region_share", lambda logits, side: region_share(logits, side) * 0)
-    losses = loop2(case.model, batch, case.config.train.loop2, case.config.train.loss, 0, Counts(*batch.counts))
+    losses, _ = loop2(case.model, batch, case.config.train.loop2, case.config.train.loss, 0, Counts(*batch.counts))
     assert float(losses.values["loop2_non_empty"]) == 0 and float(losses.values["loop2_caption"]) > 0
 
 
@@ -166,7 +196,7 @@ def test_loop2_loss_by_hand(case: SimpleNamespace) -> None:
     """The caption's cross-entropy, row by row with transformers' own forward, the end token included."""
     case.model.eval()
     batch = case.data._captions(range(2))
-    losses = loop2(case.model, batch, case.config.train.loop2, case.config.train.loss, 0, Counts(*batch.counts))
+    losses, _ = loop2(case.model, batch, case.config.train.loop2, case.config.train.loss, 0, Counts(*batch.counts))
     model, total = case.model, 0.0
     features = model.encode_pixels(batch.images.tiles, batch.images.sam, batch.images.sizes)
     visual = model._visual_tokens(features)

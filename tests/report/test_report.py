@@ -155,9 +155,11 @@ def write_training(tmp_path: Path) -> None:
     full[:64] = True
     left = np.zeros_like(full)
     left[:64, :64] = True
-    chain = {"source": "sav", "image": "images/refcoco_val_0.png", "said": "a red cat", "heard": "a <b> cat"}
+    chain = {"source": "sav", "image": "images/refcoco_val_0.png", "before": "a red cat", "after": "a <b> cat"}
     chain |= {"truth": rle(full), "mask": rle(left)}
-    (folder / "chains.json").write_text(json.dumps([chain | {"step": step} for step in (1, 1, 31)]))
+    (folder / "chains.json").write_text(
+        json.dumps([chain | {"loop": loop, "step": step} for loop, step in ((1, 1), (1, 1), (1, 31), (2, 31))])
+    )
     loops = {"loop1": {"enabled": True, "bridge": "gumbel"}, "loop2": {"enabled": True}}
     manifest = {
         "groups": {"lora (trained)": {"state": "trained", "tensors": 2, "parameters": 1000}},
@@ -306,8 +308,10 @@ def test_curves_that_a_run_lacks_are_left_out(tree: Path) -> None:
 
 def test_chains_are_read_as_training_writes_them(tree: Path) -> None:
     assert CHAIN_SIDE == chains.SIDE
-    first = read_training(tree / "reports" / "train" / "plots", tree / "checkpoint").chains[0]
-    assert isinstance(first, Chain) and (first.step, first.said) == (1, "a red cat")
+    first, *_, last = read_training(tree / "reports" / "train" / "plots", tree / "checkpoint").chains
+    assert isinstance(first, Chain) and first.step == 1
+    assert first.words == [("said", "a red cat"), ("heard", "a <b> cat")]
+    assert last.words == [("given", "a red cat"), ("told", "a <b> cat")]
     assert first.iou == pytest.approx(0.5) and first.truth.sum() == CHAIN_SIDE * 64
 
 

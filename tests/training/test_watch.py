@@ -1,7 +1,11 @@
 """What stops a run, and what only warns."""
 
-import pytest
+from types import SimpleNamespace
 
+import pytest
+import torch
+
+from ans.objectives.losses import Chain
 from ans.training.chains import Chains
 from ans.training.curves import Curves
 from ans.training.watch import WINDOW, Degenerate, Watch
@@ -48,11 +52,19 @@ def test_a_state_continues_the_history() -> None:
 
 def test_chains_are_kept_evenly_and_once() -> None:
     chains = Chains(times=4, steps=101)
-    assert chains.left == [22, 48, 72, 98]  # not the very last step, which may have no chain
-    assert [step for step in range(101) if chains.wanted(step)] == list(range(22, 101))
-    chains.left = [wanted for wanted in chains.left if wanted > 27]  # kept at step 27: 22 to 26 were on referring images
-    assert [chains.wanted(step) for step in (28, 47, 48)] == [False, False, True]
-    assert not Chains(0, 100).wanted(99)
+    assert chains.left[1] == chains.left[2] == [22, 48, 72, 98]  # not the very last step, which may have no chain
+    assert [step for step in range(101) if chains.wanted(1, step)] == list(range(22, 101))
+    soft = torch.zeros(5, 8, 8)
+    soft[:, :, :4] = 1
+    batch = SimpleNamespace(where=[("a.jpg", "sav")] * 5, targets=SimpleNamespace(soft=soft))
+    chains.keep(1, 27, batch, Chain([f"said {i}" for i in range(5)], [f"heard {i}" for i in range(5)], 20 * soft - 10))
+    assert [chains.wanted(1, step) for step in (28, 47, 48)] == [False, False, True]  # 22 to 26 were on referring images
+    assert chains.wanted(2, 28), "each loop has its own"
+    assert [(c["loop"], c["step"], c["before"], c["after"]) for c in chains.kept] == [
+        (1, 28, f"said {i}", f"heard {i}") for i in range(4)
+    ]
+    assert all(chain["mask"] == chain["truth"] for chain in chains.kept)
+    assert not Chains(0, 100).wanted(1, 99)
 
 
 def test_metrics_are_the_mean_of_the_last_tenth(tmp_path) -> None:
