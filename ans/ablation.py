@@ -135,10 +135,12 @@ def _git(*arguments: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("run").add_argument("arms", nargs="*", choices=[[], *ARMS], metavar="ARM")
+    commands.add_parser("run").add_argument("arms", nargs="*", metavar="ARM", help=", ".join(ARMS))
     commands.add_parser("table")
     given = parser.parse_args()
     if given.command == "run":
+        if unknown := set(given.arms) - set(ARMS):
+            parser.error(f"no arm is called {', '.join(sorted(unknown))}; there are {', '.join(ARMS)}")
         run(given.arms or list(ARMS))
     table()
 

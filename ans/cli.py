@@ -4,7 +4,6 @@ For many images use `ans.model.segmenter.Segmenter`, which takes batches of them
 """
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ans.data.images import BROKEN_IMAGE, open_image
+from ans.files import replacing
 
 if TYPE_CHECKING:  # torch takes seconds to import, which `--help` and a wrong path need not wait for
     from ans.model.segmenter import Segmenter
@@ -149,10 +149,5 @@ def _load(chosen: argparse.Namespace) -> "Segmenter":
 
 
 def _save(picture: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+    with replacing(path) as temporary:
         picture.save(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

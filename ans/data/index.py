@@ -29,6 +29,7 @@ from ans.config import Config, ConfigError, SubsetSa1b
 from ans.data import parts
 from ans.data.records import Expression, ImageRecord, Region, Skipped
 from ans.data.sources import describe_anything, open_images, own, reason_seg, refcoco, sa1b, sav, sav_video
+from ans.files import replacing
 
 FOLDER = Path("data/index")
 SUFFIX = ".arrow"
@@ -372,13 +373,8 @@ def _write(
 
 
 def _write_atomically(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], metadata: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as temporary:
         _write(temporary, schema, batches, metadata)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _open(path: Path, schema: pa.Schema) -> pa.ipc.RecordBatchFileReader:

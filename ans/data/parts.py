@@ -12,6 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ans.files import replacing
+
 Write = Callable[[Sequence[Any], Path], None]
 """Does some tasks and writes their file. Runs in another process: a function of a module, or a `partial` of one."""
 
@@ -61,10 +63,6 @@ def _results(missing: list[tuple[int, Path]], tasks: Sequence[Any], write: Write
 
 
 def _whole(write: Write, tasks: Sequence[Any], path: Path) -> int:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as temporary:
         write(tasks, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return len(tasks)

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ans.report.results import replacing
+from ans.files import replacing
 
 Row = dict[str, Any]
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from ans.captions import cider
 from ans.evaluation.kept import Row
 from ans.evaluation.metrics import Totals, iou
-from ans.report.results import replacing
+from ans.files import replacing
 
 ROWS_PER_GROUP = 1024
 

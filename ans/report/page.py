@@ -14,11 +14,12 @@ import numpy as np
 import pandas as pd
 
 from ans.data.images import open_image
+from ans.files import replacing
 from ans.report.charts import interval_chart, line_chart
 from ans.report.failures import FAILED_BELOW, REASONS, find_reasons
 from ans.report.gallery import PREDICTION, TRUTH, candidates, choose, compared, order
 from ans.report.pictures import overlay, photo
-from ans.report.results import BASE, KEY, Results, decode, expressions_path, read_expression, replacing
+from ans.report.results import BASE, KEY, Results, decode, expressions_path, read_expression
 from ans.report.tables import CAPTIONS_SHOWN, MEAN, MEANS_SHOWN, Score, Scores, mean_over_splits
 from ans.report.training import Chain, Training, conflict_panels, panels
 

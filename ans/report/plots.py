@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ans.report.results import BASE, Results, replacing
+from ans.files import replacing
+from ans.report.results import BASE, Results
 from ans.report.tables import Scores
 from ans.report.training import Panel, smooth
 

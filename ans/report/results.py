@@ -1,9 +1,7 @@
 """What evaluation left on disk, read back: only the variants and splits that the configuration names."""
 
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,18 +85,6 @@ def read_expression(data: Path, variant: str, split: str, key: Sequence[Any]) ->
 def decode(counts: str, height: int, width: int) -> np.ndarray:
     """(height, width) bool mask of a compressed COCO RLE."""
     return masks.decode(counts, height, width).astype(bool)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it takes the place of `path` at the end, and is removed on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_metrics(path: Path, keys: Sequence[str]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from ans.evaluation.metrics import THRESHOLDS, bootstrap_interval, iou, paired_bootstrap
-from ans.report.results import BASE, METRICS, Results, replacing
+from ans.files import replacing
+from ans.report.results import BASE, METRICS, Results
 
 MEAN = "mean"
 """Stands for the unweighted mean over all splits, where a split is named."""

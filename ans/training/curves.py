@@ -1,8 +1,9 @@
 """Metric curves as DVC reads them: one TSV per curve, and the last values as JSON."""
 
 import json
-import os
 from pathlib import Path
+
+from ans.files import replacing
 
 
 class Curves:
@@ -44,6 +45,5 @@ def write_json(path: Path, values: object) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".tmp").write_text(text, encoding="utf-8")
-    os.replace(path.with_suffix(".tmp"), path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -273,7 +273,7 @@ def load_model(config: Config, run: Run, accelerator: Accelerator) -> tuple[Segm
     if "lora" in config.train.groups:
         add_lora(model, lora.rank, lora.alpha, lora.dropout, config.train.seed)
     if config.chosen.train.checkpoint_activations:
-        model.vlm.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.vlm.language_model.activation_checkpointing_enable({"use_reentrant": False})
     return model, select_trained(model, config.train.groups)
 
 

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 import torch
 
+from ans.checkpoints.save import save_durably
 from ans.config import Config
 
 STATE = "state.pt"
@@ -67,6 +68,8 @@ class ResumeFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ResumeError(f"{self.folder}: another process is at work on this very run; wait for it or stop it") from error
+        for half_written in self.folder.glob(f".*.{STATE}"):  # by one that was killed
+            half_written.unlink()
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
         """The last state, or None. Raises `ResumeError` when it was begun under other conditions."""
@@ -89,25 +92,8 @@ class ResumeFolder:
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replace the last state, or leave it as it is. Raises `OSError` naming the file when it cannot be written."""
-        write_durably(self.folder / STATE, {**state, "conditions": self.conditions})
+        save_durably(self.folder / STATE, {**state, "conditions": self.conditions})
         self.last = time.monotonic()
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def write_durably(path: Path, content: Mapping[str, Any]) -> None:
-    """`torch.save` under another name, flushed to disk and renamed. Raises `OSError` naming the file; what was there stays."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise OSError(
-            f"{path}: cannot be saved: {error}. What was saved before is untouched; make room and start again"
-        ) from error

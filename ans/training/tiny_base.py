@@ -30,6 +30,7 @@ from ans.data.images import open_image
 from ans.data.mixing import keyed_rng
 from ans.data.records import ImageRecord, Region
 from ans.data.sources import refcoco
+from ans.data.sources.common import read
 from ans.data.world import VOCABULARY, write_world
 from ans.evaluation.metrics import intersection_union
 from ans.model import prompts
@@ -188,7 +189,7 @@ def load_scenes(root: Path, split: str, model: ModelConfig) -> list[Scene]:
     """Every image with a region of `split`, the expressions of the three sets put together per object."""
     found: dict[str, tuple[object, dict[int, tuple[object, list[str], str]]]] = {}
     for name, folder in SOURCES.items():
-        for record in refcoco.read(root, folder, name):
+        for record in read(refcoco, root, folder, name):
             regions = found.setdefault(record.path, (record, {}))[1]
             for region in record.regions:
                 if region.split != split:
@@ -482,7 +483,7 @@ def _held_out(root: Path, batch: int = 16) -> Iterator[list[tuple[ImageRecord, l
     """Batches of images of the world's val split, each with (region, expression, caption or "")."""
     images: dict[str, tuple[ImageRecord, list[tuple[Region, str, str]]]] = {}
     for name, folder in SOURCES.items():
-        for record in refcoco.read(root, folder, name):
+        for record in read(refcoco, root, folder, name):
             for region in record.regions:
                 if region.split == "val":
                     caption = region.expressions[0].sent if name == "refcoco_plus" else ""
