@@ -1,15 +1,26 @@
 """The heart of the DAG as users start it: real launch path, a world outside the repository, one and two processes."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+import yaml
 
+from ans.checkpoints import shards
 from ans.checkpoints.convert import read_checkpoint
+from ans.checkpoints.layout import model_to_pth_name
+from ans.config import Config, parse
 from ans.data.dataset import training_rows
+from ans.data.images import open_image
 from ans.data.index import read_index
+from ans.model.adapters import add_lora, select_trained
+from ans.model.segmenter import Segmenter
 from tests import pipeline
 
 pytestmark = pytest.mark.slow
@@ -86,6 +97,52 @@ def test_what_is_left(work: Path, one_process) -> None:
     assert {name for name, state in states.items() if state == "trained"} == {
         f"{group} (trained)" for group in ("lora", "proj", "fcs", "sam2_decoder")
     }
+
+
+def test_the_converted_model_is_the_trained_one(work: Path, one_process) -> None:
+    """What is evaluated is a folder, its LoRA merged; the model in memory, LoRA beside its weights, answers the same."""
+    preset = parse(Config, pipeline.small_values(work.parent / "world")).chosen.train
+    memory = Segmenter.from_pretrained(work / "models" / "base")
+    add_lora(memory, preset.lora.rank, preset.lora.alpha, preset.lora.dropout, 0)
+    trained = select_trained(memory, ("lora", "proj", "fcs", "sam2_decoder"))
+    state = torch.load(work / "models" / "checkpoint" / "last.pth", weights_only=True)["state_dict"]
+    assert {model_to_pth_name(name) for name in trained} == set(state)
+    for name, parameter in trained.items():
+        parameter.data.copy_(state[model_to_pth_name(name)])
+    memory.eval()
+    converted = Segmenter.from_pretrained(work / "models" / "variants" / "full")
+    index = read_index(work / "data" / "index" / "refcoco.arrow")
+    records = list(index.records())[:12]
+    images = [open_image(work.parent / "world", record.path) for record in records]
+    texts = [[e.sent for region in record.regions for e in region.expressions][:4] for record in records]
+    answers = [model.segment(model.read(images), texts, max_new_tokens=16) for model in (memory, converted)]
+    pairs = [pair for one, two in zip(*answers, strict=True) for pair in zip(one, two, strict=True)]
+    assert len(pairs) > 20 and all(one.answer == two.answer for one, two in pairs)
+    differing = sum(int((one.mask != two.mask).sum()) for one, two in pairs)
+    assert differing <= 1e-4 * sum(one.mask.size for one, _ in pairs), "pixels whose logit is all but zero"
+
+
+def test_variants_cost_no_disk_under_dvc(work: Path, one_process, tmp_path: Path) -> None:
+    """Base n, trained shards m, six variants in workspace and cache: n + m bytes and a little of text, by counting inodes."""
+    for name in ("base", "hf"):
+        shutil.copytree(work / "models" / name, tmp_path / "models" / name, copy_function=os.link)
+    values = pipeline.small_values(work.parent / "world")
+    pipeline.write_params(tmp_path, values)
+    stages = yaml.safe_load((pipeline.REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    stages["filter"]["do"]["deps"] = ["models/base", "models/hf"]
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"filter": stages["filter"]}}), encoding="utf-8")
+    binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PYTHONPATH": str(pipeline.REPOSITORY), "PATH": binaries}
+    (tmp_path / ".dvc").mkdir()
+    shutil.copy(pipeline.REPOSITORY / ".dvc" / "config", tmp_path / ".dvc" / "config")
+    for command in (("config", "core.no_scm", "true"), ("add", "models/base", "models/hf"), ("repro",)):
+        subprocess.run([sys.executable, "-m", "dvc", "-q", *command], cwd=tmp_path, env=environment, check=True)
+    variants = [path for path in (tmp_path / "models" / "variants").iterdir()]
+    assert len(variants) == len(values["variants"])
+    stored = {path.stat().st_ino: path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()}
+    base = {path.stat().st_ino: path.stat().st_size for path in shards.files(tmp_path / "models" / "base")}
+    both = base | {path.stat().st_ino: path.stat().st_size for path in shards.files(tmp_path / "models" / "hf")}
+    assert sum(base.values()) < sum(both.values()) <= sum(stored.values()) < sum(both.values()) + 500_000
 
 
 def test_evaluated_images_are_left_out(work: Path) -> None:

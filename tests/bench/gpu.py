@@ -65,7 +65,7 @@ class Trainer:
         self.model: Segmenter = sizes.random_model(size, device, torch.bfloat16 if self.half else torch.float32)
         add_lora(self.model, preset.lora.rank, preset.lora.alpha, preset.lora.dropout, generator_seed=0)
         if preset.checkpoint_activations:
-            self.model.vlm.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.model.vlm.language_model.activation_checkpointing_enable({"use_reentrant": False})
         self.trained = select_trained(self.model, config.train.groups)
         self.model.to(device).train()
         self.parameters = list(self.trained.values())
@@ -101,7 +101,7 @@ class Trainer:
             yield
         finally:
             if self.preset.checkpoint_activations:
-                language.gradient_checkpointing_enable({"use_reentrant": False})
+                language.activation_checkpointing_enable({"use_reentrant": False})
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half)
