@@ -1,9 +1,10 @@
 """What each part of the method brought: arms x seeds through DVC, into reports/ablation.csv and, from it, reports/ablation.md.
 
-python -m ans.ablation run [ARM ...]     # the runs that are not in the table yet; cut off, it continues
+python -m ans.ablation study             # how to read captions anew, on the tuning splits alone
+python -m ans.ablation run [ARM ...]     # the protocol: the runs that are not in the table yet
 python -m ans.ablation table             # reports/ablation.md from reports/ablation.csv
 
-The protocol is docs/ablation.md; the arms and seeds below are its numbers.
+Cut off, both continue. The protocol is docs/ablation.md; the arms and seeds below are its numbers.
 """
 
 import argparse
@@ -38,12 +39,30 @@ ARMS: dict[str, tuple[str, ...]] = {
 }
 """Arm -> what it changes in `params.yaml`."""
 
+_TUNING = (
+    "train.loop2.enabled=false",
+    "presets.tiny.evaluate.splits=[refcoco_val,refcoco_plus_val,refcocog_val]",
+    "presets.tiny.evaluate.captions=[]",
+)
+_CORRUPTED = ("train.loop1.bridge=gumbel", "train.loop1.rescored=corrupted")
+STUDY: dict[str, tuple[str, ...]] = {
+    "study_hard": ("train.loop1.bridge=hard",),
+    "study_all": ("train.loop1.bridge=gumbel", "train.loop1.rescored=all"),
+    "study_corrupted": _CORRUPTED,
+    "study_corrupted_tenth": (*_CORRUPTED, "train.loop1.mask_ratio=0.1"),
+    "study_corrupted_denoising": (*_CORRUPTED, "train.loop1.denoising=0.5"),
+    "study_all_uncorrupted": ("train.loop1.bridge=gumbel", "train.loop1.rescored=all", "train.loop1.mask_ratio=0.0"),
+}
+"""As `ARMS`, loop 1 alone and only on the tuning splits: what chose the default of `train.loop1`."""
+
 MANY = ("supervised_equal_steps", "both_orthogonal")
 REFERENCE = "supervised_equal_steps"
 
 
 def seeds(arm: str) -> range:
-    """Training seeds of an arm; those of two arms are paired."""
+    """Training seeds of an arm; those of two arms are paired. The study has others than the protocol."""
+    if arm in STUDY:
+        return range(2001, 2003)
     return range(1001, 1011 if arm in MANY else 1004)
 
 
@@ -57,9 +76,12 @@ def run(arms: Sequence[str]) -> None:
         print(f"ablation {number}/{len(todo)}: {arm}, seed {seed}", flush=True)
         _git("checkout", "--", ".", *KEEP)
         start = time.monotonic()
-        settings = [word for change in (*ARMS[arm], f"train.seed={seed}") for word in ("-S", change)]
+        changes = (*STUDY[arm], *_TUNING) if arm in STUDY else ARMS[arm]
+        settings = [word for change in (*changes, f"train.seed={seed}") for word in ("-S", change)]
         name = f"{arm.replace('.', '_')}-{seed}"
-        subprocess.run([sys.executable, "-m", "dvc", "exp", "run", "-q", "-n", name, *settings, "evaluate@full"], check=True)
+        if name in _dvc("exp", "list", "--name-only").split():  # cut off between its end and its row
+            _dvc("exp", "remove", name)
+        subprocess.run([*_DVC, "exp", "run", "-q", "-n", name, *settings, "evaluate@full"], check=True)
         _append(arm, seed, time.monotonic() - start)
         table()
     _git("checkout", "--", ".", *KEEP)
@@ -76,16 +98,20 @@ def table() -> None:
         scores = _scores(kind)
         lines += ["", f"## {kind.capitalize()} splits", "", "| arm | seeds | cIoU | difference to supervised | seconds a run |"]
         lines.append("| --- | ---: | ---: | ---: | ---: |")
-        for arm in (arm for arm in ARMS if arm in scores):
-            pairs = [
-                100 * (value - scores[REFERENCE][seed])
-                for seed, value in scores[arm].items()
-                if seed in scores.get(REFERENCE, {})
-            ]
-            seconds = mean(float(row[5]) for row in _rows() if row[0] == arm)
-            score = 100 * mean(scores[arm].values())
-            lines.append(f"| {arm} | {len(scores[arm])} | {score:.2f} | {_interval(pairs)} | {seconds:.0f} |")
+        lines += [_line(arm, REFERENCE, scores) for arm in ARMS if arm in scores]
+    scores = _scores("tuning")
+    lines += ["", "## How captions are read anew (tuning splits, loop 1 alone)", ""]
+    lines += ["| arm | seeds | cIoU | difference to hard captions | seconds a run |", "| --- | ---: | ---: | ---: | ---: |"]
+    lines += [_line(arm, "study_hard", scores) for arm in STUDY if arm in scores]
     TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _line(arm: str, reference: str, scores: dict[str, dict[str, float]]) -> str:
+    against = scores.get(reference, {})
+    pairs = [100 * (value - against[seed]) for seed, value in scores[arm].items() if seed in against]
+    seconds = mean(float(row[5]) for row in _rows() if row[0] == arm)
+    score = 100 * mean(scores[arm].values())
+    return f"| {arm} | {len(scores[arm])} | {score:.2f} | {_interval(pairs)} | {seconds:.0f} |"
 
 
 def _scores(kind: str) -> dict[str, dict[str, float]]:
@@ -128,6 +154,13 @@ def _append(arm: str, seed: int, seconds: float) -> None:
                 writer.writerow([arm, seed, path.stem, values["ciou"], values["miou"], f"{seconds:.0f}", sha])
 
 
+_DVC = (sys.executable, "-m", "dvc")
+
+
+def _dvc(*arguments: str) -> str:
+    return subprocess.run([*_DVC, *arguments], check=True, capture_output=True, text=True).stdout
+
+
 def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True).stdout.strip()
 
@@ -136,12 +169,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("run").add_argument("arms", nargs="*", metavar="ARM", help=", ".join(ARMS))
+    commands.add_parser("study")
     commands.add_parser("table")
     given = parser.parse_args()
     if given.command == "run":
         if unknown := set(given.arms) - set(ARMS):
             parser.error(f"no arm is called {', '.join(sorted(unknown))}; there are {', '.join(ARMS)}")
         run(given.arms or list(ARMS))
+    elif given.command == "study":
+        run(list(STUDY))
     table()
 
 

@@ -10,7 +10,7 @@ from ans.config import Config, parse
 
 
 def test_every_arm_is_a_valid_setting() -> None:
-    for arm, changes in ablation.ARMS.items():
+    for arm, changes in (ablation.ARMS | ablation.STUDY).items():
         values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
         for change in changes:
             path, _, value = change.partition("=")
