@@ -131,7 +131,7 @@ def _write_reason_seg(folder: Path, world: World) -> None:
                 if sentence
                 else f"{shape.caption} \u2013 caf\u00e9"
             )
-            texts = [text, f"the {shape.caption}"] if split == "train" else [text]
+            texts = [text, f"the {shape.caption}"]
             content = json.dumps({"text": texts, "is_sentence": sentence, "shapes": shapes}, ensure_ascii=False)
             stem = f"{5_000_000 + 1_237 * number}_{number:02d}"
             (folder / split / f"{stem}.json").write_bytes(content.encode("cp1252" if index % 2 else "utf-8"))

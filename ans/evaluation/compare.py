@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ans.data.masks import run_lengths
+from ans.data.sources.reason_seg import KINDS
 from ans.evaluation.metrics import iou, paired_bootstrap
 from ans.report.results import KEY, ResultsError
 
@@ -29,7 +30,8 @@ POSITIONS = (
 
 
 def groups(table: pd.DataFrame) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, rows as bool) of: all, each object size, each length of expression, with and without position words.
+    """(name, rows as bool) of: all, each object size, each length of expression, with and without position words, and ReasonSeg's
+    long and short queries.
 
     Sizes are shares of the image, not COCO's pixels: images of a few hundred pixels and of 4,000 then mean the same by "small".
     """
@@ -44,6 +46,8 @@ def groups(table: pd.DataFrame) -> Iterator[tuple[str, np.ndarray]]:
             low = high
     yield "with a position word", placed
     yield "without", ~placed
+    for kind in KINDS.values():
+        yield f"{kind} query", (table["category"] == kind).to_numpy()
 
 
 def compare(first: pd.DataFrame, second: pd.DataFrame, resamples: int = RESAMPLES, seed: int = SEED) -> pd.DataFrame:
@@ -72,7 +76,7 @@ def read(where: str, split: str) -> pd.DataFrame:
     path = _folder(where) / f"{split}.parquet"
     if not path.is_file():
         raise ResultsError(f"{path}: not there; evaluate it first")
-    columns = [*KEY, "sent", "intersection", "union", "gt_counts", "height", "width"]
+    columns = [*KEY, "sent", "intersection", "union", "gt_counts", "height", "width", "category"]
     table = pd.read_parquet(path, columns=columns)
     return table.assign(area=[_area(counts) for counts in table["gt_counts"]])
 

@@ -3,7 +3,9 @@
 Names follow `ciou`: cumulative IoU (Sa2VA, LISA), `miou`: mean of per-expression IoU (LISA's gIoU), `box_giou`: generalised IoU
 against the enclosing box (Rezatofighi et al., CVPR 2019). The unit is one expression; one without a mask is scored as an empty
 mask, never skipped. LISA, ReLA and others add 1e-5 to each union; here the division is exact,
-which differs by less than 1e-5. Intervals are percentile bootstraps over images: expressions of one image are not independent.
+which differs by less than 1e-5. Pixels that a data set marks as to ignore (ReasonSeg's 255) count neither in an intersection nor
+in a union, whatever was predicted there (dvlab-research/LISA, `intersectionAndUnionGPU` with `ignore_index=255`).
+Intervals are percentile bootstraps over images: expressions of one image are not independent.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,10 +22,7 @@ def intersection_union(pred: np.ndarray, gt: np.ndarray, ignore: np.ndarray | No
 
     Masks are bool or 0/1. Raises `ValueError` where the shapes differ.
     """
-    pred, gt = _same_shape(pred, gt)
-    if ignore is not None:
-        ignore, _ = _same_shape(ignore, gt)
-        pred, gt = pred & ~ignore, gt & ~ignore
+    pred, gt = _counted(pred, gt, ignore)
     return int(np.count_nonzero(pred & gt)), int(np.count_nonzero(pred | gt))
 
 
@@ -32,14 +31,15 @@ def iou(intersection: int, union: int) -> float:
     return intersection / union if union else 1.0
 
 
-def box_giou(pred: np.ndarray, gt: np.ndarray) -> float:
+def box_giou(pred: np.ndarray, gt: np.ndarray, ignore: np.ndarray | None = None) -> float:
     """Generalised IoU of two (height, width) masks, in (-1, 1]: IoU - (box - union) / box, all in pixels.
 
     IoU and union are those of the masks; the box is the smallest that encloses both. With one mask empty that is the other's box
-    and IoU is 0, so the value is 0 for a filled box and falls as the mask fills less of it. Both empty: 1.
+    and IoU is 0, so the value is 0 for a filled box and falls as the mask fills less of it. Both empty: 1. Pixels of `ignore` are
+    in no mask.
     Two equal masks give 1 only where they fill their box. Raises `ValueError` where the shapes differ.
     """
-    pred, gt = _same_shape(pred, gt)
+    pred, gt = _counted(pred, gt, ignore)
     intersection, union = intersection_union(pred, gt)
     if union == 0:
         return 1.0
@@ -52,18 +52,29 @@ class Totals:
     """Running sums over the expressions of one split, so that no number of them takes more memory.
 
     A record has `intersection` and `union` (pixels, of an empty mask where the answer had no `[SEG]`), `forced_intersection` and
-    `forced_union` of the mask of a teacher-forced answer, `box_giou` and `has_seg`.
+    `forced_union` of the mask of a teacher-forced answer, `box_giou` and `has_seg`; and, for expressions that mean nothing,
+    `no_target` (the true mask has no pixel) and `said_nothing` (the predicted one has none).
     """
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = dict.fromkeys(("iou", "box_giou", "has_seg", *(f"p{t}" for t in THRESHOLDS)), 0)
         self._pixels = dict.fromkeys(("intersection", "union", "forced_intersection", "forced_union"), 0)
+        self._absent = self._rejected = self._missed = 0
         self.n = 0
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Count one expression. It counts in `p70` where its IoU is at least 0.7, compared in whole numbers."""
+        """Count one expression. It counts in `p70` where its IoU is at least 0.7, compared in whole numbers.
+
+        Raises `ValueError` for one without a target whose union is not what was predicted.
+        """
         intersection, union = int(record["intersection"]), int(record["union"])
+        no_target, said_nothing = bool(record["no_target"]), bool(record["said_nothing"])
+        if no_target and (intersection or bool(union) == said_nothing):
+            raise ValueError(f"without a target, the union is the prediction; found {dict(record)}")
         self.n += 1
+        self._absent += no_target
+        self._rejected += no_target and said_nothing
+        self._missed += said_nothing and not no_target
         for name in self._pixels:
             self._pixels[name] += int(record[name])
         self._sums["iou"] += iou(intersection, union)
@@ -73,11 +84,21 @@ class Totals:
             self._sums[f"p{percent}"] += 100 * intersection >= percent * union
 
     def summary(self) -> dict[str, float | int]:
-        """All metrics of the split. Raises `ValueError` when nothing was added."""
+        """All metrics of the split. Raises `ValueError` when nothing was added.
+
+        Where expressions may mean nothing (gRefCOCO), `ciou` and `miou`, there called gIoU and so also given as `giou`, follow
+        GRES (CVPR 2023; `refer_evaluation.py` of henghuiding/ReLA): nothing meant and nothing predicted is IoU 1 and adds nothing
+        to cIoU, any predicted pixel is IoU 0 and adds to the union. "Nothing" is no pixel at all, not fewer than 50. `n_acc`:
+        share of the expressions without a target that are answered by nothing. `t_acc`: share of those with one that are answered
+        by something. `p50`..`p90`: over those with one (over all where none has).
+        """
         if not self.n:
             raise ValueError("summary: no records, so there is nothing to average")
         mean = {name: value / self.n for name, value in self._sums.items()}
-        return {
+        present = self.n - self._absent
+        if self._absent and present:  # what was rejected has IoU 1, and so reached every threshold
+            mean |= {f"p{percent}": (self._sums[f"p{percent}"] - self._rejected) / present for percent in THRESHOLDS}
+        summary: dict[str, float | int] = {
             "ciou": iou(self._pixels["intersection"], self._pixels["union"]),
             "miou": mean["iou"],
             "box_giou": mean["box_giou"],
@@ -86,6 +107,10 @@ class Totals:
             "ciou_forced": iou(self._pixels["forced_intersection"], self._pixels["forced_union"]),
             "n": self.n,
         }
+        if self._absent:
+            summary |= {"giou": mean["iou"], "n_acc": self._rejected / self._absent}
+            summary |= {"t_acc": (present - self._missed) / present} if present else {}
+        return summary
 
 
 def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, float | int]:
@@ -94,51 +119,6 @@ def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, float | int]:
     for record in records:
         totals.add(record)
     return totals.summary()
-
-
-def summarise_grefcoco(records: Iterable[Mapping[str, Any]]) -> dict[str, float | int]:
-    """Metrics of gRefCOCO, where an expression may mean several objects (one united mask) or none.
-
-    A record has `intersection`, `union` (pixels) and the booleans `no_target` (nothing is meant) and `said_nothing` (the answer
-    holds no pixel). `ciou`, and `giou`, which is our `miou`: without target, no prediction is IoU 1 and adds nothing to cIoU, any
-    prediction is IoU 0 and adds its pixels to the union. `n_acc`: share of expressions without target that are answered by
-    nothing. `t_acc`: share of those with a target that are answered by something. `p70`..`p90`: over expressions with a target.
-    A share of no expressions at all is left out. Rules: GRES, CVPR 2023, `refer_evaluation.py` of henghuiding/ReLA.
-    Raises `ValueError` without records, or for one without target whose union is not what was predicted.
-    """
-    records = list(records)
-    if not records:
-        raise ValueError("summarise_grefcoco: no records, so there is nothing to average")
-    for record in records:
-        if record["no_target"] and (record["intersection"] or bool(record["union"]) == bool(record["said_nothing"])):
-            raise ValueError(f"summarise_grefcoco: without a target, the union is the prediction; found {dict(record)}")
-    absent = [record for record in records if record["no_target"]]
-    present = [record for record in records if not record["no_target"]]
-    summary: dict[str, float | int] = {
-        "ciou": iou(sum(record["intersection"] for record in records), sum(record["union"] for record in records)),
-        "giou": sum(iou(record["intersection"], record["union"]) for record in records) / len(records),
-    }
-    if absent:
-        summary["n_acc"] = sum(bool(record["said_nothing"]) for record in absent) / len(absent)
-    if present:
-        summary["t_acc"] = sum(not record["said_nothing"] for record in present) / len(present)
-        for percent in (70, 80, 90):
-            reached = sum(100 * record["intersection"] >= percent * record["union"] for record in present)
-            summary[f"p{percent}"] = reached / len(present)
-    return summary | {"n": len(records)}
-
-
-def reasonseg_masks(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(target, ignore) bool masks of a ReasonSeg drawing (height, width) of 0 background, 1 target, 255 ignore.
-
-    Pixels to ignore count neither in the intersection nor in the union, whatever was predicted there (dvlab-research/LISA,
-    `intersectionAndUnionGPU` with `ignore_index=255`): hand the second to `intersection_union`. Raises `ValueError` for another
-    value.
-    """
-    other = np.setdiff1d(labels, (0, 1, 255))
-    if len(other):
-        raise ValueError(f"a ReasonSeg drawing holds 0, 1 and 255; found {other[0]}")
-    return labels == 1, labels == 255
 
 
 def resample_counts(images: int, resamples: int, seed: int) -> np.ndarray:
@@ -185,6 +165,15 @@ def _same_shape(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.n
     if first.shape != second.shape or first.ndim != 2:
         raise ValueError(f"masks must be of one (height, width), found {first.shape} and {second.shape}")
     return first.astype(bool), second.astype(bool)
+
+
+def _counted(pred: np.ndarray, gt: np.ndarray, ignore: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Both masks without the pixels to ignore."""
+    pred, gt = _same_shape(pred, gt)
+    if ignore is None:
+        return pred, gt
+    ignore, _ = _same_shape(ignore, gt)
+    return pred & ~ignore, gt & ~ignore
 
 
 def _per_image(intersections: np.ndarray, unions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

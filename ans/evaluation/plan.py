@@ -156,6 +156,7 @@ def _key(record: ImageRecord, questions: Sequence[Question]) -> str:
         (
             q.region.region_id,
             q.region.counts,
+            q.region.ignore_counts,
             [e.sent for e in q.region.expressions] if q.expression is None else q.expression.sent,
         )
         for q in questions

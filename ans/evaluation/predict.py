@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ans import captions
 from ans.config import Config
+from ans.data import masks
 from ans.data.dataset import region_mask
 from ans.data.images import open_image
 from ans.data.records import ImageRecord
@@ -109,9 +110,9 @@ def predict(model: Segmenter, root: Path, items: Sequence[Item], max_new_tokens:
 
 
 def _expression_row(record: ImageRecord, question: Question, answer: Segmentation, given: Segmentation) -> Row:
-    truth = region_mask(record, question.region).astype(bool)
-    intersection, union = intersection_union(answer.mask, truth)
-    forced_intersection, forced_union = intersection_union(given.mask, truth)
+    truth, ignore = region_mask(record, question.region).astype(bool), _ignored(record, question)
+    intersection, union = intersection_union(answer.mask, truth, ignore)
+    forced_intersection, forced_union = intersection_union(given.mask, truth, ignore)
     return _about(record, question, answer.mask) | {
         "sent_id": question.expression.sent_id,
         "sent": question.expression.sent,
@@ -121,14 +122,16 @@ def _expression_row(record: ImageRecord, question: Question, answer: Segmentatio
         "forced_intersection": forced_intersection,
         "forced_union": forced_union,
         "has_seg": len(answer.masks) > 0,
-        "box_giou": box_giou(answer.mask, truth),
+        "no_target": not truth.any(),
+        "said_nothing": intersection_union(answer.mask, answer.mask, ignore) == (0, 0),
+        "box_giou": box_giou(answer.mask, truth, ignore),
         "answer": answer.answer,
     }
 
 
 def _caption_row(record: ImageRecord, question: Question, caption: str, back: Segmentation, truth: np.ndarray) -> Row:
     references = [expression.sent for expression in question.region.expressions]
-    intersection, union = intersection_union(back.mask, truth)
+    intersection, union = intersection_union(back.mask, truth, _ignored(record, question))
     right, total = captions.token_accuracy(caption, references)
     return _about(record, question, back.mask) | {
         "caption": caption,
@@ -143,6 +146,12 @@ def _caption_row(record: ImageRecord, question: Question, caption: str, back: Se
     }
 
 
+def _ignored(record: ImageRecord, question: Question) -> np.ndarray | None:
+    """(height, width) bool of the pixels that count neither way."""
+    counts = question.region.ignore_counts
+    return masks.decode(counts, record.height, record.width).astype(bool) if counts else None
+
+
 def _about(record: ImageRecord, question: Question, mask: np.ndarray) -> Row:
     counts = coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
     return {
@@ -150,8 +159,10 @@ def _about(record: ImageRecord, question: Question, mask: np.ndarray) -> Row:
         "image_path": record.path,
         "image_id": record.image_id,
         "region_id": question.region.region_id,
+        "category": question.region.category,
         "counts": counts,
         "gt_counts": question.region.counts,
+        "ignore_counts": question.region.ignore_counts,
         "height": record.height,
         "width": record.width,
     }

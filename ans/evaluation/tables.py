@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ans.captions import cider
+from ans.data.sources.reason_seg import KINDS
 from ans.evaluation.kept import Row
 from ans.evaluation.metrics import Totals, iou
 from ans.files import replacing
@@ -19,8 +20,10 @@ _ABOUT = [
     ("image_path", pa.string()),
     ("image_id", pa.int64()),
     ("region_id", pa.int64()),
+    ("category", pa.string()),
     ("counts", pa.string()),
     ("gt_counts", pa.string()),
+    ("ignore_counts", pa.string()),
     ("height", pa.int64()),
     ("width", pa.int64()),
 ]
@@ -33,11 +36,15 @@ EXPRESSIONS = pa.schema(
         *_FOUND,
         ("forced_intersection", pa.int64()),
         ("forced_union", pa.int64()),
+        ("no_target", pa.bool_()),
+        ("said_nothing", pa.bool_()),
         ("box_giou", pa.float64()),
         ("answer", pa.string()),
     ]
 )
-"""One row per expression. `counts` and `gt_counts`: compressed COCO RLE of the predicted and the true mask, height x width."""
+"""One row per expression. `counts` and `gt_counts`: compressed COCO RLE of the predicted and the true mask, height x width;
+`ignore_counts`: of the pixels that count in no metric, "" where all do. `no_target`: the true mask has no pixel; `said_nothing`:
+the predicted one has none (that counts). `category`: the class, or for ReasonSeg the kind of query, where the data has one."""
 
 CAPTIONS = pa.schema(
     [
@@ -91,13 +98,18 @@ class ExpressionTable(_Table):
     def __init__(self, path: Path, protocol: dict[str, Any]) -> None:
         super().__init__(path, protocol)
         self._totals = Totals()
+        self._queries = {kind: Totals() for kind in KINDS.values()}
 
     def _count(self, row: Row) -> None:
         self._totals.add(row)
+        if row["category"] in self._queries:
+            self._queries[row["category"]].add(row)
 
     def summary(self) -> dict[str, float | int]:
-        """See `Totals.summary`."""
-        return self._totals.summary()
+        """See `Totals.summary`; and, of ReasonSeg's long and short queries, `ciou_long`, `miou_long`, `n_long`, ..."""
+        parts = {kind: totals.summary() for kind, totals in self._queries.items() if totals.n}
+        by_query = {f"{key}_{kind}": part[key] for kind, part in parts.items() for key in ("ciou", "miou", "n")}
+        return self._totals.summary() | by_query
 
 
 class CaptionTable(_Table):

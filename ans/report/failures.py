@@ -14,6 +14,7 @@ FAILED_BELOW = 0.5
 REASONS = {
     "no [SEG]": "the answer had no [SEG], so there is no mask",
     "empty mask": "[SEG] was said, but no pixel was marked",
+    "nothing meant": "something is marked, but the expression is of nothing in the image",
     "another object": "the mask is another annotated object of the image (IoU at least 0.5 with that one)",
     "elsewhere": "IoU with the object below 0.1, and no other annotated object was hit",
     "object and more": "at least 80 % of the object is covered, and so is much else",
@@ -26,7 +27,7 @@ def find_reasons(results: Results, data: Path, variant: str) -> pd.Series:
     """One of `REASONS` per expression, or "" where it did not fail; indexed by (split, *KEY), in the results' order."""
     found = []
     for split in results.splits:
-        columns = [*KEY, "counts", "gt_counts", "height", "width", "iou", "intersection", "has_seg"]
+        columns = [*KEY, "counts", "gt_counts", "height", "width", "iou", "intersection", "union", "has_seg"]
         table = pd.read_parquet(expressions_path(data, variant, split), columns=columns).sort_values(KEY, ignore_index=True)
         reasons = classify(table)
         reasons.index = pd.MultiIndex.from_frame(table[KEY].assign(split=split)[["split", *KEY]])
@@ -48,11 +49,12 @@ def classify(table: pd.DataFrame) -> pd.Series:
         masks, truths = _rle(failed, "counts"), _rle(objects, "gt_counts")
         overlap = coco.iou(masks, truths, [0] * len(truths))
         other = np.where(failed["region_id"].to_numpy()[:, None] == objects["region_id"].to_numpy(), 0, overlap).max(1)
-        found, wanted = coco.area(masks), coco.area(_rle(failed, "gt_counts"))
-        common = failed["intersection"].to_numpy()
+        wanted, common = coco.area(_rle(failed, "gt_counts")), failed["intersection"].to_numpy()
+        found = failed["union"].to_numpy() - wanted + common  # pixels that count: without those to ignore
         fits = {
             "no [SEG]": ~failed["has_seg"].to_numpy(bool),
             "empty mask": found == 0,
+            "nothing meant": wanted == 0,
             "another object": other >= 0.5,
             "elsewhere": failed["iou"].to_numpy() < 0.1,
             "object and more": common >= 0.8 * wanted,

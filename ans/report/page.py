@@ -20,7 +20,7 @@ from ans.report.failures import FAILED_BELOW, REASONS, find_reasons
 from ans.report.gallery import PREDICTION, TRUTH, candidates, choose, compared, order
 from ans.report.pictures import overlay, photo
 from ans.report.results import BASE, KEY, Results, decode, expressions_path, read_expression
-from ans.report.tables import CAPTIONS_SHOWN, MEAN, MEANS_SHOWN, Score, Scores, mean_over_splits
+from ans.report.tables import CAPTIONS_SHOWN, MEAN, MEANS_SHOWN, SPECIAL_NOTE, Score, Scores, mean_over_splits, special_table
 from ans.report.training import Chain, Training, conflict_panels, panels
 
 HERE = Path(__file__).parent
@@ -157,6 +157,9 @@ def _results(page: Page) -> str:
     means = [[variant, *(mean_over_splits(results, variant, key) for key in MEANS_SHOWN)] for variant in results.variants]
     caption = "other metrics, mean over splits, %; “[SEG] given” is no result but what saying it costs"
     parts.append(_table(caption, ["variant", *MEANS_SHOWN.values()], means))
+    header, special = special_table(results)
+    if special:
+        parts += [_table("gRefCOCO and ReasonSeg, %", header, special), _paragraph(SPECIAL_NOTE)]
     return "\n".join(parts)
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ans.data.sources.reason_seg import KINDS
 from ans.evaluation.metrics import THRESHOLDS, bootstrap_interval, iou, paired_bootstrap
 from ans.files import replacing
-from ans.report.results import BASE, METRICS, Results
+from ans.report.results import BASE, METRICS, SPECIAL_METRICS, Results
 
 MEAN = "mean"
 """Stands for the unweighted mean over all splits, where a split is named."""
@@ -38,6 +39,17 @@ MEANS_SHOWN["ciou_forced"] = "cIoU, [SEG] given"
 CAPTIONS_SHOWN = {"cider": ("CIDEr-D", 1), "token_accuracy": ("words right", 100), "exact": ("exact", 100)}
 CAPTIONS_SHOWN |= {"cycle_ciou": ("cycle cIoU", 100), "cycle_miou": ("cycle mIoU", 100)}
 """Metric -> heading, and for captions what it is multiplied by."""
+
+SPECIAL_SHOWN = {"n_acc": "N-acc", "t_acc": "T-acc"}
+SPECIAL_SHOWN |= {
+    f"{key}_{kind}": f"{name}, {kind}" for kind in KINDS.values() for key, name in (("miou", "mIoU"), ("ciou", "cIoU"))
+}
+"""Metric -> heading, of those that only some splits have."""
+
+SPECIAL_NOTE = (
+    "In percent. N-acc: expressions of nothing that are answered by no pixel; T-acc: the others that are answered by some; there "
+    "mIoU is what gRefCOCO calls gIoU, and P@ is over expressions of something. Long and short: ReasonSeg’s queries."
+)
 
 PICTURES = {
     "ciou": "cIoU of each variant on each split",
@@ -74,13 +86,16 @@ def score(results: Results, resamples: int, seed: int) -> Scores:
 
 
 def write_csv(results: Results, scores: Scores, path: Path) -> None:
-    """One row per variant and split, in the order of the configuration: values as evaluation wrote them, and `INTERVALS`."""
-    rows = [
-        [variant, split, *(results.metrics[variant, split][key] for key in METRICS), *_intervals(scores[variant, split])]
-        for variant in results.variants
-        for split in results.splits
-    ]
-    _write_csv(path, ["variant", "split", *METRICS, *INTERVALS], rows)
+    """One row per variant and split, in the order of the configuration: values as evaluation wrote them, and `INTERVALS`; then
+    those of `SPECIAL_METRICS` that any split has, empty where another has none."""
+    there = [key for key in SPECIAL_METRICS if any(key in values for values in results.metrics.values())]
+    rows = []
+    for variant in results.variants:
+        for split in results.splits:
+            values = results.metrics[variant, split]
+            special = (values.get(key, "") for key in there)
+            rows.append([variant, split, *(values[key] for key in METRICS), *_intervals(scores[variant, split]), *special])
+    _write_csv(path, ["variant", "split", *METRICS, *INTERVALS, *there], rows)
 
 
 def write_means(results: Results, scores: Scores, csv_path: Path, json_path: Path) -> None:
@@ -149,6 +164,7 @@ def markdown(results: Results, scores: Scores, pictures: Collection[str]) -> str
         "",
         *_table(["variant", *MEANS_SHOWN.values()], means),
         "",
+        *_special(results),
         *_captions(results),
         "## Pictures",
         "",
@@ -157,6 +173,24 @@ def markdown(results: Results, scores: Scores, pictures: Collection[str]) -> str
         *(line for name, text in PICTURES.items() if name in pictures for line in (f"![{text}](figures/{name}.png)", "")),
     ]
     return "\n".join(lines)
+
+
+def special_table(results: Results) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of `SPECIAL_SHOWN` in percent, for the splits that have any of it; no rows where none has."""
+    there = [key for key in SPECIAL_SHOWN if any(key in values for values in results.metrics.values())]
+    rows = []
+    for split in results.splits:
+        for variant in results.variants:
+            values = results.metrics[variant, split]
+            if any(key in values for key in there):
+                rows.append([split, variant, *(f"{100 * values[key]:.1f}" if key in values else "" for key in there)])
+    return ["split", "variant", *(SPECIAL_SHOWN[key] for key in there)], rows
+
+
+def _special(results: Results) -> list[str]:
+    """The section about what only some splits have, if any does."""
+    header, rows = special_table(results)
+    return ["## gRefCOCO and ReasonSeg", "", SPECIAL_NOTE, "", *_table(header, rows), ""] if rows else []
 
 
 def _captions(results: Results) -> list[str]:

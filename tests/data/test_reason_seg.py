@@ -106,6 +106,9 @@ def test_one_record_per_question(tmp_path: Path) -> None:
     ]
     texts = [record.regions[0].expressions[0].sent for record in found]
     assert texts == ["caf\u00e9 \u2013 door", "who sits?", "the sitter", "who sits?"]
+    first, every = found[3].regions
+    assert every.split == "val-all" and [one.sent for one in every.expressions] == ["who sits?", "the sitter"]
+    assert (first.expressions, first.counts) == (every.expressions[:1], every.counts)
     (region,) = found[1].regions
     assert (region.area, region.bbox) == (36 - 9, (1.0, 1.0, 6.0, 6.0))
     assert masks.decode(region.ignore_counts, 10, 12)[2:5, 2:5].all() and masks.decode(region.ignore_counts, 10, 12).sum() == 9

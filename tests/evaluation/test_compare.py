@@ -35,6 +35,7 @@ def tables(shift: int) -> pd.DataFrame:
                     "gt_counts": coco.encode(truth)["counts"].decode(),
                     "height": 100,
                     "width": 100,
+                    "category": ("long", "short", "cup")[number],
                 }
             )
     return pd.DataFrame(rows)
@@ -54,7 +55,7 @@ def test_groups_by_hand(folders: tuple[Path, Path]) -> None:
     assert table["area"].tolist() == [100, 625, 2500] * 12
     members = {name: [bool(x) for x in chosen[:3]] for name, chosen in groups(table)}
     one, two, three = [True, False, False], [False, True, False], [False, False, True]
-    assert list(members.values()) == [[True] * 3, one, two, three, one, two, three, [False, True, True], one]
+    assert list(members.values()) == [[True] * 3, one, two, three, one, two, three, [False, True, True], one, one, two]
 
 
 def test_differences_by_hand(folders: tuple[Path, Path]) -> None:

@@ -18,10 +18,8 @@ from ans.evaluation.metrics import (
     intersection_union,
     iou,
     paired_bootstrap,
-    reasonseg_masks,
     resample_counts,
     summarise,
-    summarise_grefcoco,
 )
 
 GOLDEN = Path(os.environ.get("ANS_GOLDEN", Path(__file__).parents[1] / "golden" / "sa2va"))
@@ -95,9 +93,12 @@ def test_box_giou_equals_iou_where_the_union_fills_its_box(height: int, width: i
     assert box_giou(pred, gt) == iou(*intersection_union(pred, gt))
 
 
-def record(intersection: int, union: int, giou: float = 0.0, has_seg: bool = True) -> dict[str, float]:
+def record(
+    intersection: int, union: int, giou: float = 0.0, has_seg: bool = True, no_target: bool = False, said_nothing: bool = False
+) -> dict[str, float]:
     forced = {"forced_intersection": intersection + 1, "forced_union": union + 1}
-    return {"intersection": intersection, "union": union, "box_giou": giou, "has_seg": has_seg, **forced}
+    about = {"no_target": no_target, "said_nothing": said_nothing}
+    return {"intersection": intersection, "union": union, "box_giou": giou, "has_seg": has_seg, **forced, **about}
 
 
 def test_summarise_by_hand() -> None:
@@ -119,22 +120,19 @@ def test_summarise_by_hand() -> None:
         summarise([])
 
 
-def test_only_empty_masks_predicted_as_empty_are_all_right() -> None:
-    result = summarise([record(0, 0, 1.0)])
-    assert result["ciou"] == result["miou"] == result["p90"] == 1.0
-
-
-def grefcoco(intersection: int, union: int, no_target: bool = False, said_nothing: bool = False) -> dict[str, int | bool]:
-    return {"intersection": intersection, "union": union, "no_target": no_target, "said_nothing": said_nothing}
+def grefcoco(intersection: int, union: int, no_target: bool = False, said_nothing: bool = False) -> dict[str, float]:
+    return record(intersection, union, no_target=no_target, said_nothing=said_nothing)
 
 
 def test_grefcoco_by_hand() -> None:
     """Two objects well found, one badly, one missed; nothing meant and nothing said twice, nothing meant but 30 pixels said."""
     records = [grefcoco(80, 100), grefcoco(10, 50), grefcoco(0, 20, said_nothing=True)]
     records += [grefcoco(0, 0, True, True), grefcoco(0, 0, True, True), grefcoco(0, 30, True, False)]
-    assert summarise_grefcoco(records) == {
+    summary = summarise(records)
+    assert {name: summary[name] for name in ("ciou", "giou", "miou", "n_acc", "t_acc", "p70", "p80", "p90", "n")} == {
         "ciou": 90 / 200,
         "giou": pytest.approx((0.8 + 0.2 + 0 + 1 + 1 + 0) / 6),
+        "miou": pytest.approx(0.5),
         "n_acc": 2 / 3,
         "t_acc": 2 / 3,
         "p70": 1 / 3,
@@ -142,12 +140,45 @@ def test_grefcoco_by_hand() -> None:
         "p90": 0.0,
         "n": 6,
     }
-    assert "n_acc" not in summarise_grefcoco(records[:3]) and "t_acc" not in summarise_grefcoco(records[3:])
-    with pytest.raises(ValueError, match="no records"):
-        summarise_grefcoco([])
+    assert not {"n_acc", "t_acc", "giou"} & set(summarise(records[:3])), "of a split in which everything means something"
+    nothing_meant = summarise(records[3:])
+    assert "t_acc" not in nothing_meant and nothing_meant["p90"] == nothing_meant["n_acc"] == 2 / 3
     for wrong in (grefcoco(5, 9, True), grefcoco(0, 9, True, True), grefcoco(0, 0, True, False)):
         with pytest.raises(ValueError, match="without a target"):
-            summarise_grefcoco([wrong])
+            summarise([wrong])
+
+
+def rela(pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+    """The rules of ReLA's `refer_evaluation.py` (`design/formats.md`), written out; "nothing" is a mask without a pixel."""
+    right = dict.fromkeys(("true_nothing", "false_nothing", "true_something", "false_something"), 0)
+    common = joined = 0
+    ious, of_targets = [], []
+    for pred, gt in pairs:
+        if not gt.any():
+            right["false_something" if pred.any() else "true_nothing"] += 1
+            ious.append(float(not pred.any()))
+            joined += pred.sum()
+            continue
+        right["true_something" if pred.any() else "false_nothing"] += 1
+        ious.append((pred & gt).sum() / (pred | gt).sum() if pred.any() else 0.0)
+        of_targets.append(ious[-1])
+        common, joined = common + (pred & gt).sum(), joined + (pred | gt).sum()
+    results = {"giou": float(np.mean(ious)), "ciou": common / joined if joined else 1.0}
+    results["n_acc"] = right["true_nothing"] / (right["true_nothing"] + right["false_something"])
+    results["t_acc"] = right["true_something"] / (right["true_something"] + right["false_nothing"])
+    return results | {f"p{t}": float(np.mean([value >= t / 100 for value in of_targets])) for t in (70, 80, 90)}
+
+
+@given(st.lists(pairs, min_size=1, max_size=6), pairs, pairs)
+def test_grefcoco_is_relas(found: list, absent: tuple, present: tuple) -> None:
+    """On any masks, with at least one expression of nothing and one of something."""
+    present[1][0, 0] = True
+    found = [*found, (absent[0], np.zeros_like(absent[1])), present]
+    records = []
+    for pred, gt in found:
+        records.append(grefcoco(*intersection_union(pred, gt), no_target=not gt.any(), said_nothing=not pred.any()))
+    summary, expected = summarise(records), rela(found)
+    assert {name: summary[name] for name in expected} == pytest.approx(expected, abs=1e-12)
 
 
 def lisa_areas(pred: np.ndarray, labels: np.ndarray) -> tuple[int, int]:
@@ -157,20 +188,25 @@ def lisa_areas(pred: np.ndarray, labels: np.ndarray) -> tuple[int, int]:
     return int(inside[1]), int((of_pred + of_labels - inside)[1])
 
 
-def test_reasonseg_by_hand() -> None:
-    labels = np.array([[1, 1, 255, 255], [0, 0, 0, 255]], np.uint8)
-    target, ignore = reasonseg_masks(labels)
+def test_ignored_pixels_by_hand() -> None:
+    target, ignore = mask("##..", "...."), mask("..##", "...#")
     assert intersection_union(mask(".###", "...."), target, ignore) == (1, 2)  # what covers the ignored pixels is free
     assert intersection_union(mask("####", "###."), target, ignore) == (2, 5)
-    assert iou(*intersection_union(mask("..##", "...#"), *reasonseg_masks(np.where(labels == 1, 0, labels)))) == 1.0
-    with pytest.raises(ValueError, match="found 2"):
-        reasonseg_masks(np.array([[0, 2]]))
+    assert iou(*intersection_union(mask("..##", "...#"), mask("....", "...."), ignore)) == 1.0
+    assert box_giou(mask(".###", "...."), target, ignore) == 1 / 2  # 1 of 2, which fill their box
+    assert box_giou(mask("####", "#..."), target, ignore) == 2 / 3 - 1 / 4
+    assert box_giou(mask("..##", "...."), mask("....", "...."), ignore) == 1.0
+    with pytest.raises(ValueError, match=r"\(1, 2\)"):
+        box_giou(mask("###"), mask("###"), ignore=mask("##"))
 
 
 @given(shapes.flatmap(lambda s: st.tuples(hnp.arrays(bool, s), hnp.arrays(np.uint8, s, elements=st.sampled_from([0, 1, 255])))))
-def test_reasonseg_is_lisas(pair: tuple[np.ndarray, np.ndarray]) -> None:
+def test_ignored_pixels_are_as_in_lisa(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    """`labels`: 0 background, 1 target, 255 ignore, as LISA draws ReasonSeg."""
     pred, labels = pair
-    assert intersection_union(pred, *reasonseg_masks(labels)) == lisa_areas(pred, labels)
+    assert intersection_union(pred, labels == 1, labels == 255) == lisa_areas(pred, labels)
+    kept = labels != 255
+    assert box_giou(pred, labels == 1, labels == 255) == box_giou(pred & kept, labels == 1)
 
 
 def golden_predictions() -> list[tuple[str, np.ndarray | None, np.ndarray]]:
@@ -200,7 +236,8 @@ def test_skipping_what_is_missing_gives_the_official_numbers_and_ours_is_lower()
     ours = []
     for _, pred, gt in predictions:
         filled = np.zeros_like(gt) if pred is None else pred
-        ours.append(record(*intersection_union(filled, gt), box_giou(filled, gt), pred is not None))
+        nothing = {"no_target": not gt.any(), "said_nothing": not filled.any()}
+        ours.append(record(*intersection_union(filled, gt), box_giou(filled, gt), pred is not None, **nothing))
     summary = summarise(ours)
     lost = sum(int(gt.sum()) for _, pred, gt in predictions if pred is None)
     by_hand = sum(i for i, _ in said) / (sum(u for _, u in said) + lost)

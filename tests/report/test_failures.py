@@ -24,7 +24,8 @@ def row(found: np.ndarray, has_seg: bool = True, region: int = 1, truth: np.ndar
     intersection, union = intersection_union(found, truth)
     counts = [coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode() for mask in (found, truth)]
     about = {"image_path": image, "region_id": region, "height": SIDE, "width": SIDE, "has_seg": has_seg}
-    return about | {"counts": counts[0], "gt_counts": counts[1], "iou": iou(intersection, union), "intersection": intersection}
+    measured = {"iou": iou(intersection, union), "intersection": intersection, "union": union}
+    return about | {"counts": counts[0], "gt_counts": counts[1], **measured}
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,18 @@ def test_each_reason(found: np.ndarray, has_seg: bool, reason: str) -> None:
     table = pd.DataFrame([row(found, has_seg), row(NEIGHBOUR, region=2, truth=NEIGHBOUR)])
     assert list(classify(table)) == [reason, ""]
     assert reason in ("", *REASONS)
+
+
+def test_where_nothing_is_meant() -> None:
+    """gRefCOCO: no pixel is right, with or without [SEG]; any is a failure of its own, whatever it covers."""
+    found = [row(NOTHING, False, truth=NOTHING), row(NOTHING, truth=NOTHING), row(NEIGHBOUR, truth=NOTHING)]
+    assert list(classify(pd.DataFrame([*found, row(NEIGHBOUR, region=2, truth=NEIGHBOUR)]))) == ["", "", "nothing meant", ""]
+
+
+def test_ignored_pixels_are_not_part_of_the_answer() -> None:
+    """20 of 100 pixels found, and 80 marked beside them that do not count."""
+    part = row(box(0, 0, 10, 2)) | {"counts": row(box(0, 0, 10, 10))["counts"]}
+    assert list(classify(pd.DataFrame([part]))) == ["part of it"]
 
 
 def test_objects_of_other_images_do_not_count() -> None:

@@ -22,7 +22,11 @@ MEGABYTES = 2
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(make_tree(tmp_path_factory.mktemp("page"))) / "report.html"
+    tree = make_tree(tmp_path_factory.mktemp("page"))
+    for variant in VARIANTS:  # as if some of its expressions were of nothing
+        path = tree / "reports" / "eval" / variant / "refcocog_test.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"giou": 0.5, "n_acc": 0.125, "t_acc": 0.375}))
+    return run(tree) / "report.html"
 
 
 class Reader(HTMLParser):
@@ -57,6 +61,7 @@ def test_the_page_is_whole_and_asks_for_nothing(page: Path) -> None:
     assert reader.open == [] and len(text) < MEGABYTES * 1e6
     ids = [attributes["id"] for _, attributes in reader.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
+    assert text.count("<td>12.5</td><td>37.5</td>") == len(VARIANTS) and "Long and short" in reader.words
     for tag, attributes in reader.tags:
         for name in ("src", "href"):
             target = attributes.get(name) or "#main"

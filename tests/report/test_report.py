@@ -94,6 +94,8 @@ def make_tree(tmp_path: Path) -> Path:
                             "forced_intersection": inside,
                             "forced_union": int(truth.sum()),
                             "has_seg": has_seg,
+                            "no_target": False,
+                            "said_nothing": not has_seg,
                             "box_giou": box_giou(mask, truth),
                             "counts": rle(mask),
                             "height": SIDE,

@@ -22,6 +22,9 @@ from ans.data.sources.common import field, source_folder
 
 SPLITS = ("train", "val", "test")
 TARGET, IGNORED = 1, 255
+ALL = "-all"
+"""Behind the name of a split: with every question, not only the first."""
+
 KINDS = {True: "long", False: "short"}
 """`is_sentence` -> the name of the published subset, as the region's category."""
 
@@ -41,8 +44,9 @@ def fingerprint(root: Path, folder: str, name: str) -> list[str]:
 
 
 def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
-    """One record per question, with one region. In `val` and `test` that is the first question, the only one that is
-    evaluated; in `train` all of them, as they are different wordings. `image_id` and `region_id` are the image's position."""
+    """In `train` one record per question, with one region: they are different wordings. In `val` and `test` one record; its
+    region has the first question, the only one that LISA evaluates, and a second region of the split `val-all` or `test-all` has
+    all of them. `image_id` and `region_id` are the image's position."""
     place, stem, number = task
     key = f"{place}/{stem}"
     try:
@@ -64,12 +68,14 @@ def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
         return
     ignored = masks.from_array(drawn == IGNORED) if (drawn == IGNORED).any() else ""
     split = Path(place).name
-    for position, text in enumerate(texts if split == "train" else texts[:1]):
-        expression = Expression(1000 * number + position, text, text)
-        region = Region(number, split, kind, area, bbox, counts, (expression,), ignore_counts=ignored)
-        yield ImageRecord(number, f"{key}.jpg", width, height, (region,))
-    if not texts:
+    asked = tuple(Expression(1000 * number + position, text, text) for position, text in enumerate(texts))
+    if not asked:
         yield Skipped(key, "no question")
+        return
+    evaluated = [[(split, asked[:1]), (f"{split}{ALL}", asked)]]
+    for parts in [[(split, (one,))] for one in asked] if split == "train" else evaluated:
+        regions = (Region(number, name, kind, area, bbox, counts, part, ignore_counts=ignored) for name, part in parts)
+        yield ImageRecord(number, f"{key}.jpg", width, height, tuple(regions))
 
 
 def draw(shapes: list[Any], height: int, width: int) -> np.ndarray:
