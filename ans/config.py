@@ -39,10 +39,12 @@ class Launch:
     main_port: int
     workers: int
     save_state_seconds: float
+    feature_cache_gb: float
 
     def __post_init__(self) -> None:
         _require(self.processes >= 1, "launch.processes", "must be at least 1")
         _require(self.machines >= 1, "launch.machines", "must be at least 1")
+        _require(self.feature_cache_gb >= 0, "launch.feature_cache_gb", "must be at least 0")
         _require(0 <= self.machine_rank < self.machines, "launch.machine_rank", "must be below launch.machines")
 
 

@@ -1,11 +1,12 @@
 """Evaluate one variant on all its splits by free greedy generation, each image read once for all that is asked about it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from pycocotools import mask as coco
 from tqdm import tqdm
 
@@ -15,6 +16,7 @@ from ans.data import masks
 from ans.data.dataset import region_mask
 from ans.data.images import open_image
 from ans.data.records import ImageRecord
+from ans.evaluation.features import FeatureCache
 from ans.evaluation.kept import Kept, Row
 from ans.evaluation.metrics import box_giou, intersection_union, iou
 from ans.evaluation.plan import Item, Question, make_plan
@@ -22,7 +24,7 @@ from ans.evaluation.protocol import GIVEN_ANSWER, fingerprint, make_protocol, pr
 from ans.evaluation.tables import CaptionTable, ExpressionTable, write_json
 from ans.model.config import ModelConfig
 from ans.model.preprocess import tile_grid
-from ans.model.segmenter import Segmentation, Segmenter
+from ans.model.segmenter import Features, Segmentation, Segmenter
 from ans.processes import connect
 
 TEXT_TOKENS = 32
@@ -52,11 +54,12 @@ def evaluate(config: Config, variant: str, folder: Path, index_folder: Path, rep
     if todo:
         dtype = torch.bfloat16 if preset.precision == "bf16" else torch.float32
         model = Segmenter.from_pretrained(folder, accelerator.device, dtype)
+        encode = FeatureCache(model, preset.precision, 1e9 * cache).encode if (cache := config.launch.feature_cache_gb) else None
         quiet = None if accelerator.is_main_process else True
         for number in tqdm(todo, desc=f"evaluate {variant}", unit="batch", disable=quiet, mininterval=1):
             items = [plan.item(image) for image in batches[number]]
             with accelerator.autocast():
-                kept.write(number, predict(model, root, items, settings.max_new_tokens))
+                kept.write(number, predict(model, root, items, settings.max_new_tokens, encode))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         with ExitStack() as stack:
@@ -83,9 +86,15 @@ def row_tokens(sizes: ModelConfig, height: int, width: int) -> int:
     return (columns * rows + thumbnail) * sizes.tokens_per_tile + TEXT_TOKENS
 
 
-def predict(model: Segmenter, root: Path, items: Sequence[Item], max_new_tokens: int) -> list[Row]:
-    """One row per question of a batch of images; `result` in it says where it belongs."""
-    read = model.read([open_image(root, item.record.path) for item in items])
+def predict(
+    model: Segmenter,
+    root: Path,
+    items: Sequence[Item],
+    max_new_tokens: int,
+    encode: Callable[[Sequence[Image.Image]], Features] | None = None,
+) -> list[Row]:
+    """One row per question of a batch of images; `result` in it says where it belongs. `encode`: see `Segmenter.read`."""
+    read = model.read([open_image(root, item.record.path) for item in items], encode)
     asked = [[question for question in item.questions if question.expression] for item in items]
     texts = [[question.expression.sent for question in questions] for questions in asked]
     free = model.segment(read, texts, max_new_tokens)

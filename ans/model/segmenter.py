@@ -5,7 +5,7 @@ model.segment([image], [["the left cup", "the man in red"]])   # per image, per 
 model.describe([image], [masks])                               # per image, per region: a caption
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -232,16 +232,21 @@ class Segmenter(nn.Module):
     # ---------------------------------------------------------------- inference
 
     @torch.no_grad()
-    def read(self, images: Sequence[Image.Image] | Features | Read) -> Read:
+    def read(
+        self,
+        images: Sequence[Image.Image] | Features | Read,
+        encode: Callable[[Sequence[Image.Image]], Features] | None = None,
+    ) -> Read:
         """Everything that answers about these images share, made once: `segment`, `segment_given` and `describe` take it too.
 
-        Images are encoded `IMAGES_AT_ONCE` at a time. Raises `ValueError` when there is none.
+        Images are encoded `IMAGES_AT_ONCE` at a time, by `encode`: something that does as `encode_images`, which is the default.
+        Raises `ValueError` when there is none.
         """
         if isinstance(images, Read):
             return images
         if not isinstance(images, Features) and len(images) == 0:
             raise ValueError("images: there is none")
-        parts = [images] if isinstance(images, Features) else map(self.encode_images, _chunks(images, IMAGES_AT_ONCE))
+        parts = [images] if isinstance(images, Features) else map(encode or self.encode_images, _chunks(images, IMAGES_AT_ONCE))
         visual, levels, sizes = [], [], []
         for features in parts:  # the encoders' large maps go as soon as they are projected
             visual += self._visual_tokens(features)

@@ -25,7 +25,7 @@ def gradients(work: Path, monkeypatch: pytest.MonkeyPatch, processes: int) -> di
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     out = work / f"gradients{processes}.pt"
     settings = Launch(processes=processes, machines=1, machine_rank=0, main_address="127.0.0.1", main_port=29611, workers=0,
-                      save_state_seconds=60.0)  # fmt: skip
+                      save_state_seconds=60.0, feature_cache_gb=0.0)  # fmt: skip
     launch("tests.training.rank_gradients", settings, str(out))
     return torch.load(out, weights_only=True)
 

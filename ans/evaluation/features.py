@@ -1,0 +1,102 @@
+"""Features of the frozen encoders, kept on disk for the variants, which share them."""
+
+import hashlib
+import io
+import json
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import save
+from tqdm import tqdm
+
+from ans.evaluation.protocol import code_checksum
+from ans.files import replacing
+from ans.model.segmenter import Features, Segmenter
+
+DIGEST = hashlib.sha256().digest_size
+
+
+class FeatureCache:
+    """Encodes images as the model does, to the same bits; what it has encoded lies in `${ANS_RUNS:-runs}/features/`.
+
+    One file holds images that are encoded together, since in other company they may come out with other last bits. Its name is a
+    sha256 over all that it depends on: the pixels, the encoders' tensors, their settings and code, the precision, the machine. A
+    file begins with the sha256 of the rest. All files together stay within `limit` bytes.
+    """
+
+    def __init__(self, model: Segmenter, precision: str, limit: float) -> None:
+        self.folder = Path(os.environ.get("ANS_RUNS", "runs")) / "features"
+        self._model, self._limit, self._started = model, limit, time.time()
+        config, device = model.config, model.device
+        machine = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+        settings = {
+            "vision": config.vision.to_dict(),
+            "sam2": asdict(config.sam2),
+            "tiles": [config.image_size, config.downsample_ratio, config.min_tiles, config.max_tiles, config.use_thumbnail],
+            "machine": [machine, torch.get_num_threads(), precision],
+            "code": [code_checksum(), *(version(name) for name in ("torch", "transformers", "sam2", "pillow"))],
+        }
+        self._about = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+        for encoder in (model.vlm.vision_model, model.sam.model.image_encoder):
+            for name, tensor in encoder.state_dict().items():
+                self._about.update(save({name: tensor.contiguous()}))
+
+    def encode(self, images: Sequence[Image.Image]) -> Features:
+        """As `Segmenter.encode_images`."""
+        key = self._about.copy()
+        for image in images:
+            key.update(repr((image.mode, image.size)).encode() + image.tobytes())
+        path = self.folder / f"{key.hexdigest()}.pt"
+        found = self._read(path)
+        if found is None:
+            found = self._model.encode_images(images)
+            self._write(path, found)
+        return found
+
+    def _read(self, path: Path) -> Features | None:
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        digest, content = content[:DIGEST], content[DIGEST:]
+        if hashlib.sha256(content).digest() != digest:
+            tqdm.write(f"{path}: damaged; its images are encoded again")
+            return None
+        with suppress(FileNotFoundError):  # another process may just have removed it
+            os.utime(path)
+        return Features(**torch.load(io.BytesIO(content), map_location=self._model.device, weights_only=True))
+
+    def _write(self, path: Path, features: Features) -> None:
+        file = io.BytesIO()
+        torch.save(vars(features), file)  # tensors keep their strides, on which later kernels, and so last bits, depend
+        content = file.getbuffer()
+        if self._make_room(DIGEST + len(content)):
+            with replacing(path) as temporary, open(temporary, "wb") as output:
+                output.write(hashlib.sha256(content).digest())
+                output.write(content)
+
+    def _make_room(self, size: int) -> bool:
+        """Whether so many bytes fit, once files that this run has not used went as far as needed, the oldest first.
+
+        Those that it has used stay: the next variant asks in the same order, and if the newest always drove out the oldest it
+        would find none.
+        """
+        files = []
+        for path in self.folder.glob("*") if self.folder.is_dir() else ():
+            with suppress(FileNotFoundError):
+                stat = path.stat()
+                files.append((stat.st_mtime, stat.st_size, path))
+        total = size + sum(bytes_ for _, bytes_, _ in files)
+        for used, bytes_, path in sorted(files):
+            if total <= self._limit or used >= self._started:
+                break
+            path.unlink(missing_ok=True)
+            total -= bytes_
+        return total <= self._limit

@@ -1,0 +1,139 @@
+"""The cache of encoder features changes no bit, serves every variant with the same encoders, and knows when it is damaged."""
+
+import copy
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from ans.config import Config, parse
+from ans.evaluation.features import FeatureCache
+from ans.evaluation.predict import evaluate
+from ans.model.segmenter import Features, Segmenter
+from tests import pipeline
+
+TINY = pipeline.REPOSITORY / "weights" / "tiny"
+
+
+@pytest.fixture(scope="module")
+def model() -> Segmenter:
+    return Segmenter.from_pretrained(TINY)
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ANS_RUNS", str(tmp_path))
+    return tmp_path / "features"
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of images that went through the encoders."""
+    counts: list[int] = []
+    original = Segmenter.encode_images
+    monkeypatch.setattr(Segmenter, "encode_images", lambda self, images: counts.append(len(images)) or original(self, images))
+    return counts
+
+
+def pictures(*colours: int) -> list[Image.Image]:
+    return [Image.effect_mandelbrot((150, 110), (-2, -1.5, 1, 1.5), 20 + colour).convert("RGB") for colour in colours]
+
+
+def same(first: Features, second: Features) -> bool:
+    """Also in how they lie in memory: kernels are chosen by that."""
+    tensors = [[*features.tiles, *features.levels] for features in (first, second)]
+    return first.sizes == second.sizes and all(
+        torch.equal(a, b) and a.dtype == b.dtype and a.stride() == b.stride() for a, b in zip(*tensors, strict=True)
+    )
+
+
+def test_what_is_kept_is_what_was_encoded(model: Segmenter, runs: Path, encoded: list[int]) -> None:
+    images = pictures(0, 1, 2)
+    expected = model.encode_images(images)
+    for _ in range(2):
+        assert same(FeatureCache(model, "float32", 1e9).encode(images), expected)
+    assert encoded == [3, 3], "the second cache finds what the first has left"
+    model.read(images, FeatureCache(model, "float32", 1e9).encode)
+    assert encoded == [3, 3]
+    for others in (images[:2], images[::-1], pictures(0, 1, 3)):
+        FeatureCache(model, "float32", 1e9).encode(others)
+    FeatureCache(model, "bf16", 1e9).encode(images)
+    assert encoded == [3, 3, 2, 3, 3, 3] and len(list(runs.iterdir())) == 5
+
+
+@pytest.mark.parametrize(
+    ("tensor", "found"),
+    [
+        ("vlm.mlp1.1.weight", True),
+        ("vlm.language_model.lm_head.weight", True),
+        ("sam.model.sam_mask_decoder.conv_s0.weight", True),
+        ("text_hidden_fcs.0.weight", True),
+        ("vlm.vision_model.embeddings.cls_token", False),
+        ("sam.model.image_encoder.neck.convs.0.conv.bias", False),
+    ],
+)
+def test_variants_share_it_and_other_encoders_do_not(
+    model: Segmenter, runs: Path, encoded: list[int], tensor: str, found: bool
+) -> None:
+    images = pictures(0)
+    FeatureCache(model, "float32", 1e9).encode(images)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.get_parameter(tensor).view(-1)[0] += 1e-3
+    cached = FeatureCache(other, "float32", 1e9).encode(images)
+    assert len(encoded) == (1 if found else 2)
+    assert same(cached, other.encode_images(images))
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b[:500] + b"x" + b[501:], lambda b: b"", lambda b: b + b"\0"])
+def test_a_damaged_file_is_named_and_made_again(model: Segmenter, runs: Path, encoded: list[int], capsys, damage) -> None:
+    images = pictures(0)
+    expected = FeatureCache(model, "float32", 1e9).encode(images)
+    (path,) = runs.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    assert same(FeatureCache(model, "float32", 1e9).encode(images), expected)
+    assert len(encoded) == 2 and path.read_bytes() == whole
+    assert f"{path}: damaged; its images are encoded again" in capsys.readouterr().out
+
+
+def test_it_stays_within_its_limit(model: Segmenter, runs: Path, encoded: list[int]) -> None:
+    """Room for two files: the third is not kept; a later run drives out what it does not use, and nothing that it does."""
+    FeatureCache(model, "float32", 1e9).encode(pictures(0))
+    (path,) = runs.iterdir()
+    limit = 2.5 * path.stat().st_size
+    first = FeatureCache(model, "float32", limit)
+    for colour in (1, 2):
+        first.encode(pictures(colour))
+    assert len(list(runs.iterdir())) == 2 and not path.exists(), "the one of an earlier run makes room"
+    first.encode(pictures(3))
+    kept = set(runs.iterdir())
+    assert len(kept) == 2
+    for file in kept:  # as if an hour ago
+        os.utime(file, (1, 1))
+    later, before = FeatureCache(model, "float32", limit), len(encoded)
+    later.encode(pictures(1))
+    later.encode(pictures(4))
+    later.encode(pictures(5))
+    assert len(encoded) == before + 2 and len(kept & set(runs.iterdir())) == 1
+    FeatureCache(model, "float32", 1.0).encode(pictures(6))
+    assert sum(file.stat().st_size for file in runs.iterdir()) <= limit
+
+
+def test_an_evaluation_has_the_same_bytes_with_it(tmp_path: Path, monkeypatch, encoded: list[int]) -> None:
+    """Off, on and empty, on and full: every file that is left is the same; the third time no image is encoded."""
+    work = pipeline.prepare(tmp_path)
+    monkeypatch.setenv("ANS_RUNS", str(tmp_path / "runs"))
+    found, counts = [], []
+    for gigabytes in (0, 1, 1):
+        config = parse(Config, pipeline.small_values(tmp_path / "world", evaluate__captions=["refcocog_val"]))
+        config = dataclasses.replace(config, launch=dataclasses.replace(config.launch, feature_cache_gb=gigabytes))
+        out = tmp_path / f"out{len(found)}"
+        evaluate(config, "base", work / "models" / "base", work / "data" / "index", out / "reports", out / "data")
+        found.append({path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()})
+        counts.append(sum(encoded))
+    assert found[0] == found[1] == found[2] and len(found[0]) > 5
+    assert counts[0] > 0 and counts[1:] == [2 * counts[0]] * 2
