@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -114,3 +115,12 @@ def test_compared_by_kind_of_query(done: Path) -> None:
     table = read(str(done / "data" / "eval" / "base"), "reasonseg_val-all")
     found = compare(table, table, resamples=10).set_index("group")["n"]
     assert found["long query"] + found["short query"] == found["all"] == 6
+
+
+def test_the_documentation_names_every_key(done: Path) -> None:
+    text = (pipeline.REPOSITORY / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    tables = text[text.index("/<split>.json`:") :].split("`reports/eval/<variant>/<split>_captions.json`:")
+    named = {
+        key for line in tables[0].splitlines() if line.startswith("| `") for key in re.findall(r"`(\w+)`", line.split("|")[1])
+    }
+    assert named == {key for split in SPLITS for key in result(done, split)[0]}
