@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ans import captions
 from ans.checkpoints.shards import files
 from ans.config import Config
 from ans.evaluation.plan import Plan
@@ -14,8 +15,8 @@ from ans.model import prompts
 GIVEN_ANSWER = "Sure, [SEG]."
 """The teacher-forced answer of `ciou_forced`: one of those that training uses."""
 
-CODE = (Path(__file__).parent, Path(prompts.__file__).parent)
-"""Folders whose sources decide about the results."""
+CODE = (*Path(__file__).parent.glob("*.py"), *Path(prompts.__file__).parent.glob("*.py"), Path(captions.__file__))
+"""The sources that decide about the results."""
 
 
 def make_protocol(config: Config, variant: str, folder: Path, device: str, plan: Plan) -> dict[str, Any]:
@@ -74,8 +75,8 @@ def weights_checksum(folder: Path) -> str:
 
 
 def code_checksum() -> str:
-    """sha256 over the sources of evaluation and model."""
+    """sha256 over the sources of evaluation, model and the metrics of captions."""
     digest = hashlib.sha256()
-    for path in sorted(path for folder in CODE for path in folder.rglob("*.py")):
+    for path in sorted(CODE):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
