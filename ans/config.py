@@ -219,19 +219,24 @@ class Convert:
 @dataclass(frozen=True)
 class Evaluate:
     seed: int
-    splits: tuple[str, ...]
-    captions: tuple[str, ...]
     max_samples: int | None
     max_texts_per_image: int | None
     max_new_tokens: int
 
     def __post_init__(self) -> None:
-        _require(len(self.splits) >= 1, "evaluate.splits", "names no split")
-        for name in ("splits", "captions"):
-            _require(len(set(getattr(self, name))) == len(getattr(self, name)), f"evaluate.{name}", "names a split twice")
         for name in ("max_samples", "max_texts_per_image"):
             _require(getattr(self, name) is None or getattr(self, name) >= 1, f"evaluate.{name}", "must be null or at least 1")
         _require(self.max_new_tokens >= 1, "evaluate.max_new_tokens", "must be at least 1")
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What an evaluation asks: the preset's splits, within the caps of `evaluate`. Made by `Config.questions`."""
+
+    splits: tuple[str, ...]
+    captions: tuple[str, ...]
+    max_samples: int | None
+    max_texts_per_image: int | None
 
     @property
     def capped(self) -> bool:
@@ -308,6 +313,7 @@ class Lora:
 @dataclass(frozen=True)
 class PresetTrain:
     precision: Literal["float32", "bf16"]
+    referring: tuple[str, ...]
     batch: int
     accumulation: int
     lr: float
@@ -323,6 +329,9 @@ class PresetTrain:
     caption_len: int
     checkpoint_activations: bool
 
+    def __post_init__(self) -> None:
+        _require(len(self.referring) >= 1, "presets.<preset>.train.referring", "names no source whose expressions are learnt")
+
     def effective_batch(self, processes: int) -> int:
         """Images per optimizer step over all processes."""
         return self.batch * self.accumulation * processes
@@ -332,9 +341,15 @@ class PresetTrain:
 class PresetEvaluate:
     precision: Literal["float32", "bf16"]
     tokens_per_batch: int
+    splits: tuple[str, ...]
+    captions: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        _require(self.tokens_per_batch >= 1, "presets.<preset>.evaluate.tokens_per_batch", "must be at least 1")
+        path = "presets.<preset>.evaluate"
+        _require(self.tokens_per_batch >= 1, f"{path}.tokens_per_batch", "must be at least 1")
+        _require(len(self.splits) >= 1, f"{path}.splits", "names no split")
+        for name in ("splits", "captions"):
+            _require(len(set(getattr(self, name))) == len(getattr(self, name)), f"{path}.{name}", "names a split twice")
 
 
 @dataclass(frozen=True)
@@ -372,6 +387,22 @@ class Config:
     def chosen(self) -> Preset:
         """The preset that `preset` names."""
         return self.presets[self.preset]
+
+    @property
+    def questions(self) -> Questions:
+        """What is evaluated."""
+        preset, caps = self.chosen.evaluate, self.evaluate
+        return Questions(preset.splits, preset.captions, caps.max_samples, caps.max_texts_per_image)
+
+    def training_indexes(self) -> tuple[str, ...]:
+        """The indexes that training reads: of the expressions, and of the loops that are on."""
+        loop1, loop2 = self.train.loop1, self.train.loop2
+        names = [*self.chosen.train.referring, *(loop1.sources if loop1.enabled else ())]
+        return tuple(dict.fromkeys([*names, *([loop2.source] if loop2.enabled else ())]))
+
+    def evaluation_indexes(self) -> tuple[str, ...]:
+        """The indexes that evaluation reads: a split is `<index>_<part>`."""
+        return tuple(dict.fromkeys(split.rpartition("_")[0] for split in (*self.questions.splits, *self.questions.captions)))
 
 
 def load(path: str | Path = "params.yaml") -> Config:

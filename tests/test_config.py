@@ -40,7 +40,7 @@ def test_the_committed_file_is_valid() -> None:
         ("variants.full", ["lora", "nothing"], "variants.full[1]: expected one of"),
         ("variants.base", ["lora"], "variants.base: must be there and be []"),
         ("launch.machine_rank", 3, "launch.machine_rank: must be below"),
-        ("evaluate.splits", "refcoco_val", "evaluate.splits: expected a list"),
+        ("presets.tiny.evaluate.splits", "refcoco_val", "presets.tiny.evaluate.splits: expected a list"),
         ("paths", None, "paths: expected a section"),
     ],
 )
@@ -91,14 +91,15 @@ def test_the_pipeline_tracks_every_section(values) -> None:
 
 
 def test_a_change_reruns_only_what_reads_it() -> None:
-    """`train:` is read by `train` alone, `evaluate:` by evaluation and report; `launch:` by nothing that DVC tracks."""
+    """`train:` is read by `train`, and by `select` for the sources it names; `evaluate:` by evaluation and report; `launch:` by
+    nothing that DVC tracks."""
     with open("dvc.yaml", encoding="utf-8") as file:
         stages = yaml.safe_load(file)["stages"]
     readers: dict[str, set[str]] = {}
     for name, stage in stages.items():
         for param in (stage.get("do") or stage).get("params", []):
             readers.setdefault(param.split(".")[0], set()).add(name)
-    assert readers["train"] == {"train"}
+    assert readers["train"] == {"select", "train"}
     assert readers["evaluate"] == {"evaluate", "report"}
     assert readers["world"] == {"world"}
     assert "launch" not in readers

@@ -37,7 +37,7 @@ def evaluate(config: Config, variant: str, folder: Path, index_folder: Path, rep
     settings, preset, root = config.evaluate, config.chosen.evaluate, Path(config.paths.root)
     accelerator = connect(preset.precision)
     torch.manual_seed(settings.seed)
-    plan = make_plan(settings, index_folder, root)
+    plan = make_plan(config.questions, index_folder, root)
     sizes = ModelConfig.from_folder(folder)
     batches = plan.batches(lambda *size: row_tokens(sizes, *size) + settings.max_new_tokens, preset.tokens_per_batch)
     protocol = make_protocol(config, variant, folder, accelerator.device.type, plan)
@@ -59,8 +59,8 @@ def evaluate(config: Config, variant: str, folder: Path, index_folder: Path, rep
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         with ExitStack() as stack:
-            tables = {name: ExpressionTable(data / f"{name}.parquet", protocol) for name in settings.split_results()}
-            tables |= {name: CaptionTable(data / f"{name}.parquet", protocol) for name in settings.caption_results()}
+            tables = {name: ExpressionTable(data / f"{name}.parquet", protocol) for name in config.questions.split_results()}
+            tables |= {name: CaptionTable(data / f"{name}.parquet", protocol) for name in config.questions.caption_results()}
             for table in tables.values():
                 stack.enter_context(table)
             for number in range(len(batches)):
@@ -69,7 +69,7 @@ def evaluate(config: Config, variant: str, folder: Path, index_folder: Path, rep
         for name, table in tables.items():
             write_json(
                 reports / f"{name}.json",
-                table.summary() | {"images": plan.counts[name]["images"], "capped": int(settings.capped)},
+                table.summary() | {"images": plan.counts[name]["images"], "capped": int(config.questions.capped)},
             )
         write_json(data / "protocol.json", protocol)
         kept.remove()

@@ -37,7 +37,7 @@ def make_protocol(config: Config, variant: str, folder: Path, device: str, plan:
         "max_new_tokens": settings.max_new_tokens,
         "max_samples": settings.max_samples,
         "max_texts_per_image": settings.max_texts_per_image,
-        "capped": settings.capped,
+        "capped": config.questions.capped,
         "splits": plan.counts,
     }
 

@@ -38,7 +38,6 @@ from ans.training.schedule import lr_factor
 from ans.training.state import ResumeFolder, code_version, fingerprint, runs_folder
 from ans.training.watch import Watch
 
-REFERRING = ("refcoco", "refcoco_plus", "refcocog")
 Pair = tuple[ReferringBatch | MaskBatch, CaptionBatch | None]
 
 
@@ -239,7 +238,8 @@ def resume_folder(config: Config, run: Run, accelerator: Accelerator) -> ResumeF
     """The run's folder, the same on every process: only the first reads the inputs for the fingerprint."""
     name = [""]
     if accelerator.is_main_process:
-        name = [f"train-{fingerprint(config, shards.fingerprint(run.base), run.indexes.glob('*.arrow'))}"]
+        indexes = [run.indexes / f"{name}.arrow" for name in config.training_indexes()]
+        name = [f"train-{fingerprint(config, shards.fingerprint(run.base), indexes)}"]
     if accelerator.num_processes > 1:
         torch.distributed.broadcast_object_list(name)
     conditions = {"the number of processes": accelerator.num_processes, "code": code_version()}
@@ -275,7 +275,7 @@ def load_model(config: Config, run: Run, accelerator: Accelerator) -> tuple[Segm
 def load_data(config: Config, run: Run, model: Segmenter, accelerator: Accelerator) -> tuple[TrainingData, int]:
     """The training data of this process, and how many image rows were left out as belonging to an evaluated split."""
     settings, preset, root = config.train, config.chosen.train, Path(config.paths.root)
-    referring = [read_index(run.indexes / f"{name}.arrow") for name in REFERRING]
+    referring = [read_index(run.indexes / f"{name}.arrow") for name in preset.referring]
     sources = settings.loop1.sources if settings.loop1.enabled else {}
     masks = [Regions(n, read_index(run.indexes / f"{n}.arrow"), source.max_samples) for n, source in sources.items()]
     name = settings.loop2.source
