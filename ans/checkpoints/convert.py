@@ -200,19 +200,25 @@ def _read(entry: Entry) -> Tensor:
     return torch.frombuffer(entry.read(), dtype=_DTYPES[entry.dtype]).reshape(entry.shape).float()
 
 
+_REMOTE = {
+    "sa2va_chat": {
+        "AutoConfig": "configuration_sa2va_chat.Sa2VAChatConfig",
+        "AutoModel": "modeling_sa2va_chat.Sa2VAChatModel",
+        "AutoModelForCausalLM": "modeling_sa2va_chat.Sa2VAChatModel",
+    }
+}
+"""`model_type` -> transformers' class -> module and class in the official repository. LISA's has no such code."""
+
+
 def _write_configs(folder: Path, config: dict[str, Any], code: str) -> None:
     """What the official remote code and `ans` both need to load the folder.
 
     `auto_map` names the classes in the repository `code`, since the folder brings no code of its own.
     """
-    values = config | {
-        "architectures": ["Sa2VAChatModel"],
-        "auto_map": {
-            "AutoConfig": f"{code}--configuration_sa2va_chat.Sa2VAChatConfig",
-            "AutoModel": f"{code}--modeling_sa2va_chat.Sa2VAChatModel",
-            "AutoModelForCausalLM": f"{code}--modeling_sa2va_chat.Sa2VAChatModel",
-        },
-    }
+    values = dict(config)
+    if remote := _REMOTE.get(config["model_type"]):
+        values["architectures"] = [remote["AutoModel"].rpartition(".")[2]]
+        values["auto_map"] = {name: f"{code}--{place}" for name, place in remote.items()}
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     if not (folder / "generation_config.json").exists():
         (folder / "generation_config.json").write_text('{\n  "_from_model_config": true\n}\n', encoding="utf-8")

@@ -20,7 +20,6 @@ from ans.evaluation.plan import Item, Question, make_plan
 from ans.evaluation.protocol import GIVEN_ANSWER, fingerprint, make_protocol, protocol_text
 from ans.evaluation.tables import CaptionTable, ExpressionTable, write_json
 from ans.model.config import ModelConfig
-from ans.model.preprocess import tile_grid
 from ans.model.segmenter import Segmentation, Segmenter
 from ans.processes import connect
 
@@ -77,9 +76,7 @@ def evaluate(config: Config, variant: str, folder: Path, index_folder: Path, rep
 
 def row_tokens(sizes: ModelConfig, height: int, width: int) -> int:
     """About how many tokens a question about an image of this size has."""
-    columns, rows = tile_grid(width, height, sizes.image_size, sizes.min_tiles, sizes.max_tiles)
-    thumbnail = sizes.use_thumbnail and columns * rows > 1
-    return (columns * rows + thumbnail) * sizes.tokens_per_tile + TEXT_TOKENS
+    return sizes.tile_count(height, width) * sizes.tokens_per_tile + TEXT_TOKENS
 
 
 def predict(model: Segmenter, root: Path, items: Sequence[Item], max_new_tokens: int) -> list[Row]:

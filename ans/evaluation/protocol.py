@@ -10,6 +10,7 @@ from ans.checkpoints.shards import files
 from ans.config import Config
 from ans.evaluation.plan import Plan
 from ans.model import prompts
+from ans.model.config import ModelConfig
 
 GIVEN_ANSWER = "Sure, [SEG]."
 """The teacher-forced answer of `ciou_forced`: one of those that training uses."""
@@ -23,7 +24,7 @@ def make_protocol(config: Config, variant: str, folder: Path, device: str, plan:
     settings, preset = config.evaluate, config.chosen.evaluate
     return {
         "variant": variant,
-        "prompt": prompts.SEGMENT_PROMPT,
+        "prompt": prompts.TEMPLATES[ModelConfig.from_folder(folder).template].segment,
         "generation": "greedy, free; an answer without [SEG] is an empty mask; several masks are united",
         "forced_answer": GIVEN_ANSWER,
         "caption_prompt": prompts.DESCRIBE_PROMPT,

@@ -12,10 +12,14 @@ LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 _PATTERNS = {
     "lora": re.compile(r"vlm\.language_model\..*\.lora_[AB]\."),
-    "proj": re.compile(r"vlm\.mlp1\."),
+    "proj": re.compile(r"vlm\.(mlp1|multi_modal_projector)\."),
     "fcs": re.compile(r"text_hidden_fcs\."),
-    # The IoU and object-score heads choose and gate masks; no loss reaches them, so they stay the base's.
-    "sam2_decoder": re.compile(r"sam\.model\.sam_mask_decoder\.(?!iou_prediction_head|pred_obj_score_head)"),
+    # The IoU and object-score heads choose and gate masks, and LISA takes the first mask alone; no loss reaches the rest, so it
+    # stays the base's.
+    "sam2_decoder": re.compile(
+        r"sam\.model\.sam_mask_decoder\.(?!iou_prediction_head|pred_obj_score_head)"
+        r"|sam\.sam\.mask_decoder\.(?!iou_prediction_head|output_hypernetworks_mlps\.[1-3])"
+    ),
     "embed_head": re.compile(r"vlm\.language_model\.(model\.embed_tokens|lm_head)\."),
 }
 
