@@ -113,6 +113,9 @@ MAY_BE_MISSING = re.compile(
 )
 """HF names that a trained group may lack: the parts of the mask decoder that no loss reaches. (LISA takes SAM's first mask.)"""
 
+SEG_ROW = re.compile(r"(language_model\.(?:model\.embed_tokens|lm_head))\.seg_row$")
+"""HF names of the row of `[SEG]` where it was trained alone; it belongs into `<the match>.weight`."""
+
 MAY_BE_LEFT_OUT = re.compile(r"language_model\..*rotary_emb\.inv_freq$")
 """HF names that a checkpoint may hold and no folder has: they are computed from the config."""
 
@@ -123,6 +126,11 @@ def group_of(hf_key: str) -> str:
         if pattern.match(hf_key):
             return name
     raise KeyError(f"tensor {hf_key} belongs to no known part of a Sa2VA or LISA model")
+
+
+def trained_group(hf_key: str) -> str:
+    """The group that a tensor of a training checkpoint (but LoRA) was trained in. Raises `KeyError` as `group_of`."""
+    return "seg_row" if SEG_ROW.match(hf_key) else group_of(hf_key)
 
 
 # ---------------------------------------------------------------- names

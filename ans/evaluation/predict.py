@@ -49,7 +49,7 @@ def evaluate(config: Config, variant: str, folder: Path, index_folder: Path, rep
             print(f"continuing {kept.folder}: {done} of {len(batches)} batches are done", flush=True)
     if todo:
         dtype = torch.bfloat16 if preset.precision == "bf16" else torch.float32
-        model = Segmenter.from_pretrained(folder, accelerator.device, dtype)
+        model = Segmenter.from_pretrained(folder, accelerator.device, dtype, preset.four_bit)
         quiet = None if accelerator.is_main_process else True
         for number in tqdm(todo, desc=f"evaluate {variant}", unit="batch", disable=quiet, mininterval=1):
             items = [plan.item(image) for image in batches[number]]

@@ -31,6 +31,7 @@ def make_protocol(config: Config, variant: str, folder: Path, device: str, plan:
         "weights_sha256": weights_checksum(folder),
         "code_sha256": code_checksum(),
         "precision": preset.precision,
+        "four_bit": list(preset.four_bit),
         "device": device,
         "packages": {name: version(name) for name in ("torch", "transformers", "sam2")},
         "seed": settings.seed,

@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ans.checkpoints.layout import hf_to_model
+from ans.config import Part
 from ans.model import prompts
 from ans.model.config import LisaConfig, ModelConfig, Sa2vaConfig
+from ans.model.four_bit import hold_in_four_bits
 from ans.model.generate import Generated, Prefix, forced, greedy, prefill
 from ans.model.grounding import Levels, Masks, Sam, Sam2
 from ans.model.visual_prompt import region_cells
@@ -126,12 +128,16 @@ class Segmenter(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+        cls,
+        folder: str | Path,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        four_bit: Sequence[Part] = (),
     ) -> "Segmenter":
         """Load a folder in the official Hugging Face layout, strictly: a missing, unexpected or mis-shaped tensor is an error.
 
-        With `dtype=torch.bfloat16` the vision-language model is held in bf16; SAM2 and `text_hidden_fcs` stay float32, as in
-        training.
+        With `dtype=torch.bfloat16` the vision-language model is held in bf16; the mask part and `text_hidden_fcs` stay float32,
+        as in training. The linear layers of the parts in `four_bit` are held in 4 bits on top of that.
         """
         folder = Path(folder)
         config = ModelConfig.from_folder(folder)
@@ -152,6 +158,10 @@ class Segmenter(nn.Module):
         _check_names(folder, model, state)
         model.load_state_dict(state, strict=True, assign=True)
         vlm.restore_buffers()
+        frozen = {"language": vlm.language_model.model, "vision": vlm.vision, "sam": model.sam.encoder}
+        for part in four_bit:
+            hold_in_four_bits(frozen[part], torch.device(device))
+        vlm.language_model.is_loaded_in_4bit = "language" in four_bit  # what PEFT asks
         return model.to(device).eval()
 
     def _token_id(self, text: str) -> int:
