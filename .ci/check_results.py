@@ -12,7 +12,7 @@ from ans.config import load
 def problems(reports: Path) -> list[str]:
     """What is wrong with the results below `reports`, one line each; empty if they are whole."""
     config = load()
-    expected = {(variant, split) for variant in config.variants for split in config.evaluate.splits}
+    expected = {(variant, split) for variant in config.variants for split in config.questions.splits}
     table = pd.read_csv(reports / "summary.csv").set_index(["variant", "split"])
     found = []
     if sorted(table.index) != sorted(expected):

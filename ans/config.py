@@ -15,10 +15,12 @@ import yaml
 
 T = TypeVar("T")
 
-GROUPS = ("vision", "embed_head", "lora", "proj", "fcs", "sam2_encoder", "sam2_decoder")
-"""Names of the module groups that a run may train. `lora` stands for the language model's linear layers."""
+Group = Literal["embed_head", "seg_row", "lora", "proj", "fcs", "sam2_decoder"]
+"""Module groups that a run may train. `lora` stands for the language model's linear layers; `seg_row` is one row (of `[SEG]`) of
+what `embed_head` is the whole of."""
 
-Group = Literal["embed_head", "lora", "proj", "fcs", "sam2_decoder"]
+Part = Literal["language", "vision", "sam"]
+"""Parts of a model that may be held in 4 bits: the language model, its image encoder, the mask part's image encoder."""
 
 
 class ConfigError(ValueError):
@@ -172,7 +174,6 @@ class Ema:
 class Train:
     seed: int
     steps: int
-    groups: tuple[Group, ...]
     loss: LossWeights
     mask_points: int
     beta: float
@@ -189,8 +190,6 @@ class Train:
         _require(self.gallery >= 0, "train.gallery", "must be 0 (none) or how many times chains are kept to be looked at")
         _require(self.keep is None or self.keep >= 1, "train.keep", "must be null (all) or at least 1")
         _require(self.steps >= 1, "train.steps", "must be at least 1")
-        _require(len(self.groups) >= 1, "train.groups", "names no group: nothing would be trained")
-        _require(len(set(self.groups)) == len(self.groups), "train.groups", "names a group twice")
         _require(self.mask_points >= 0, "train.mask_points", "must be 0 (the whole mask) or a number of points")
         _require(self.beta >= 0, "train.beta", "must not be negative")
         _require(self.save_every >= 0, "train.save_every", "must be 0 (only the last) or a number of steps")
@@ -224,19 +223,24 @@ class Convert:
 @dataclass(frozen=True)
 class Evaluate:
     seed: int
-    splits: tuple[str, ...]
-    captions: tuple[str, ...]
     max_samples: int | None
     max_texts_per_image: int | None
     max_new_tokens: int
 
     def __post_init__(self) -> None:
-        _require(len(self.splits) >= 1, "evaluate.splits", "names no split")
-        for name in ("splits", "captions"):
-            _require(len(set(getattr(self, name))) == len(getattr(self, name)), f"evaluate.{name}", "names a split twice")
         for name in ("max_samples", "max_texts_per_image"):
             _require(getattr(self, name) is None or getattr(self, name) >= 1, f"evaluate.{name}", "must be null or at least 1")
         _require(self.max_new_tokens >= 1, "evaluate.max_new_tokens", "must be at least 1")
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What an evaluation asks: the preset's splits, within the caps of `evaluate`. Made by `Config.questions`."""
+
+    splits: tuple[str, ...]
+    captions: tuple[str, ...]
+    max_samples: int | None
+    max_texts_per_image: int | None
 
     @property
     def capped(self) -> bool:
@@ -302,9 +306,18 @@ UNSUPPORTED = {
 
 @dataclass(frozen=True)
 class Lora:
+    """`enabled: false` leaves group `lora` out, whatever `groups` says. `targets`: the linear layers that are adapted."""
+
+    enabled: bool
     rank: int
     alpha: float
     dropout: float
+    targets: tuple[Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], ...]
+
+    def __post_init__(self) -> None:
+        path = "presets.<preset>.train.lora"
+        _require(self.rank >= 1, f"{path}.rank", "must be at least 1")
+        _require(len(self.targets) >= 1, f"{path}.targets", "names no layer; to leave LoRA out set lora.enabled=false")
 
     def scale(self) -> float:
         return self.alpha / self.rank
@@ -313,11 +326,16 @@ class Lora:
 @dataclass(frozen=True)
 class PresetTrain:
     precision: Literal["float32", "bf16"]
+    four_bit: tuple[Part, ...]
+    referring: tuple[str, ...]
+    loops: bool
+    groups: tuple[Group, ...]
     batch: int
     accumulation: int
     lr: float
     lr_sam2_scale: float
-    schedule: Literal["constant", "cosine"]
+    optimizer: Literal["adamw", "paged_adamw"]
+    schedule: Literal["constant", "cosine", "linear"]
     warmup: float
     weight_decay: float
     clip: float
@@ -328,6 +346,19 @@ class PresetTrain:
     caption_len: int
     checkpoint_activations: bool
 
+    def __post_init__(self) -> None:
+        path = "presets.<preset>.train"
+        _require(len(self.referring) >= 1, f"{path}.referring", "names no source whose expressions are learnt")
+        _require(len(self.trained) >= 1, f"{path}.groups", "names no group: nothing would be trained")
+        _require(len(set(self.groups)) == len(self.groups), f"{path}.groups", "names a group twice")
+        both = {"seg_row", "embed_head"} <= set(self.groups)
+        _require(not both, f"{path}.groups", "names seg_row and embed_head, which is the whole of it; choose one")
+
+    @property
+    def trained(self) -> tuple[Group, ...]:
+        """The groups that are trained."""
+        return tuple(group for group in self.groups if group != "lora" or self.lora.enabled)
+
     def effective_batch(self, processes: int) -> int:
         """Images per optimizer step over all processes."""
         return self.batch * self.accumulation * processes
@@ -336,10 +367,17 @@ class PresetTrain:
 @dataclass(frozen=True)
 class PresetEvaluate:
     precision: Literal["float32", "bf16"]
+    four_bit: tuple[Part, ...]
     tokens_per_batch: int
+    splits: tuple[str, ...]
+    captions: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        _require(self.tokens_per_batch >= 1, "presets.<preset>.evaluate.tokens_per_batch", "must be at least 1")
+        path = "presets.<preset>.evaluate"
+        _require(self.tokens_per_batch >= 1, f"{path}.tokens_per_batch", "must be at least 1")
+        _require(len(self.splits) >= 1, f"{path}.splits", "names no split")
+        for name in ("splits", "captions"):
+            _require(len(set(getattr(self, name))) == len(getattr(self, name)), f"{path}.{name}", "names a split twice")
 
 
 @dataclass(frozen=True)
@@ -377,6 +415,36 @@ class Config:
     def chosen(self) -> Preset:
         """The preset that `preset` names."""
         return self.presets[self.preset]
+
+    @property
+    def questions(self) -> Questions:
+        """What is evaluated."""
+        preset, caps = self.chosen.evaluate, self.evaluate
+        return Questions(preset.splits, preset.captions, caps.max_samples, caps.max_texts_per_image)
+
+    @property
+    def loop1(self) -> Loop1 | None:
+        """Loop 1, where it is on: a preset whose model describes no regions has no loops."""
+        return self.train.loop1 if self.train.loop1.enabled and self.chosen.train.loops else None
+
+    @property
+    def loop2(self) -> Loop2 | None:
+        """Loop 2, where it is on; see `loop1`."""
+        return self.train.loop2 if self.train.loop2.enabled and self.chosen.train.loops else None
+
+    def variant(self, name: str) -> tuple[Group, ...]:
+        """Of the groups that a variant names those that there are: what the preset trains, or a foreign checkpoint holds."""
+        there = self.convert.groups or self.chosen.train.trained
+        return tuple(group for group in self.variants[name] if group in there)
+
+    def training_indexes(self) -> tuple[str, ...]:
+        """The indexes that training reads: of the expressions, and of the loops that are on."""
+        names = [*self.chosen.train.referring, *(self.loop1.sources if self.loop1 else ())]
+        return tuple(dict.fromkeys([*names, *([self.loop2.source] if self.loop2 else ())]))
+
+    def evaluation_indexes(self) -> tuple[str, ...]:
+        """The indexes that evaluation reads: a split is `<index>_<part>`."""
+        return tuple(dict.fromkeys(split.rpartition("_")[0] for split in (*self.questions.splits, *self.questions.captions)))
 
 
 def load(path: str | Path = "params.yaml") -> Config:

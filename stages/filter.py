@@ -10,7 +10,10 @@ from ans.errors import run
 
 def main() -> None:
     name = sys.argv[1]
-    groups = groups_of(load().variants[name])
+    config = load()
+    groups = groups_of(config.variant(name))
+    left_out = sorted(set(config.variants[name]) - set(groups.values()))
+    print(f"{name}: {', '.join(groups.values()) or 'the base'}" + (f" (not trained: {', '.join(left_out)})" if left_out else ""))
     make_variant(Path("models/base"), Path("models/hf"), groups, Path("models/variants") / name, whole=name == "full")
 
 

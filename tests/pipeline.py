@@ -28,7 +28,7 @@ def small_values(root: Path, **changes: object) -> dict:
     values["subset_sa1b"]["images"] = 5
     values["presets"]["tiny"]["train"]["batch"] = 4
     values["presets"]["tiny"]["evaluate"]["tokens_per_batch"] = 1000
-    values["evaluate"]["splits"] = ["refcoco_val", "refcoco_plus_testA", "refcocog_test"]
+    values["presets"]["tiny"]["evaluate"]["splits"] = ["refcoco_val", "refcoco_plus_testA", "refcocog_test"]
     for key, value in changes.items():
         *parents, last = key.split("__")
         node = values

@@ -43,7 +43,7 @@ def test_stages_are_thin() -> None:
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 40, path
 
 
-@pytest.mark.parametrize("stage", ["world", "index", "subset_sa1b", "filter", "report"])
+@pytest.mark.parametrize("stage", ["world", "index", "subset_sa1b", "select", "filter", "report"])
 def test_light_stages_load_no_framework(stage: str) -> None:
     code = f"import sys, stages.{stage}; print([name for name in ('torch', 'transformers') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

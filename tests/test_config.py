@@ -31,16 +31,16 @@ def test_the_committed_file_is_valid() -> None:
         ("train.steps", True, "train.steps: expected int, found True"),
         ("train.steps", 0, "train.steps: must be at least 1"),
         ("train.beta", -1, "train.beta: must not be negative"),
-        ("train.groups", ["vision"], "train.groups[0]: expected one of"),
-        ("train.groups", [], "train.groups: names no group"),
+        ("presets.tiny.train.groups", ["vision"], "presets.tiny.train.groups[0]: expected one of"),
+        ("presets.tiny.train.groups", [], "presets.<preset>.train.groups: names no group"),
         ("presets.tiny.train.lr", "1e-4", "presets.tiny.train.lr: expected float, found '1e-4' (YAML reads 1e-4 as text"),
         ("presets.tiny.train.lora.rank", 1.5, "presets.tiny.train.lora.rank: expected int"),
-        ("presets.tiny.train.schedule", "step", "presets.tiny.train.schedule: expected one of constant, cosine"),
+        ("presets.tiny.train.schedule", "step", "presets.tiny.train.schedule: expected one of constant, cosine, linear"),
         ("preset", "huge", "preset: no preset named 'huge'; there are sa2va-1b, sa2va-4b, tiny"),
         ("variants.full", ["lora", "nothing"], "variants.full[1]: expected one of"),
         ("variants.base", ["lora"], "variants.base: must be there and be []"),
         ("launch.machine_rank", 3, "launch.machine_rank: must be below"),
-        ("evaluate.splits", "refcoco_val", "evaluate.splits: expected a list"),
+        ("presets.tiny.evaluate.splits", "refcoco_val", "presets.tiny.evaluate.splits: expected a list"),
         ("paths", None, "paths: expected a section"),
     ],
 )
@@ -91,14 +91,15 @@ def test_the_pipeline_tracks_every_section(values) -> None:
 
 
 def test_a_change_reruns_only_what_reads_it() -> None:
-    """`train:` is read by `train` alone, `evaluate:` by evaluation and report; `launch:` by nothing that DVC tracks."""
+    """`train:` is read by `train`, and by `select` for the sources it names; `evaluate:` by evaluation and report; `launch:` by
+    nothing that DVC tracks."""
     with open("dvc.yaml", encoding="utf-8") as file:
         stages = yaml.safe_load(file)["stages"]
     readers: dict[str, set[str]] = {}
     for name, stage in stages.items():
         for param in (stage.get("do") or stage).get("params", []):
             readers.setdefault(param.split(".")[0], set()).add(name)
-    assert readers["train"] == {"train"}
+    assert readers["train"] == {"select", "train"}
     assert readers["evaluate"] == {"evaluate", "report"}
     assert readers["world"] == {"world"}
     assert "launch" not in readers

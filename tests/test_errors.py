@@ -38,7 +38,7 @@ def message(work: Path, stage: str, *arguments: str) -> str:
 CASES = {
     "unknown preset": ({"preset": "huge"}, "preset: no preset named 'huge'; there are sa2va-1b, sa2va-4b, tiny"),
     "unknown key": ({"train__stepz": 3}, "train.stepz: unknown key"),
-    "no group": ({"train__groups": []}, "train.groups: names no group"),
+    "no group": ({"presets__tiny__train__groups": []}, "presets.<preset>.train.groups: names no group"),
     "no samples": (
         {"train__loop1__sources": {"sav": {"repeats": 0.0, "max_samples": None}}},
         "train.loop1.sources: sav: no sample is left to train on",

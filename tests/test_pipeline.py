@@ -39,7 +39,7 @@ def one_process(work: Path):
 
 
 def outcome(work: Path, values: dict):
-    splits = values["evaluate"]["splits"]
+    splits = values["presets"]["tiny"]["evaluate"]["splits"]
     return (
         dict(read_checkpoint(work / "models" / "checkpoint")),
         {split: pipeline.metrics(work, "full", split) for split in splits},

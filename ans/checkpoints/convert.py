@@ -19,6 +19,7 @@ from ans.checkpoints.layout import (
     LORA_WEIGHT,
     MAY_BE_LEFT_OUT,
     MAY_BE_MISSING,
+    SEG_ROW,
     SHARD_GROUPS,
     checkpoint_to_hf_name,
     group_of,
@@ -44,7 +45,8 @@ class _Overlay:
             plain = [(checkpoint_to_hf_name(key), key) for key in keys]
         except KeyError as error:
             raise ValueError(f"{self.path}: {error.args[0]}; convert.source must be a Sa2VA checkpoint") from error
-        self.plain = {name: key for name, key in plain if not MAY_BE_LEFT_OUT.match(name)}
+        self.rows = {f"{match[1]}.weight": key for name, key in plain if (match := SEG_ROW.match(name))}
+        self.plain = {name: key for name, key in plain if not MAY_BE_LEFT_OUT.match(name) and not SEG_ROW.match(name)}
         if len(set(name for name, _ in plain)) < len(plain):
             twice = next(name for name, key in plain if self.plain.get(name, key) != key)
             raise ValueError(f"{self.path}: {twice} is there under two names")
@@ -55,13 +57,17 @@ class _Overlay:
         self._check_shapes()
 
     def _check_shapes(self) -> None:
-        for name in [*self.plain, *self.pairs]:
+        for name in [*self.plain, *self.pairs, *self.rows]:
             if name not in self.base:
                 raise ValueError(f"{self.path}: {name} is no tensor of the base")
         for name, key in self.plain.items():
             found, wanted = tuple(self.state[key].shape), self.base[name].shape
             if found != wanted:
                 raise ValueError(f"{self.path}: {key} is {found}, the base has {wanted}; is it a checkpoint of another model?")
+        for name, key in self.rows.items():
+            found, wanted = tuple(self.state[key].shape), (1, self.base[name].shape[1])
+            if found != wanted or not 0 <= self.seg_token < self.base[name].shape[0]:
+                raise ValueError(f"{self.path}: {key} is {found} for row {self.seg_token}, the base needs {wanted}")
         for name, pair in self.pairs.items():
             if set(pair) != {"A", "B"}:
                 raise ValueError(f"{self.path}: LoRA of {name} has only matrix {next(iter(pair))}")
@@ -72,12 +78,25 @@ class _Overlay:
     @property
     def held(self) -> set[str]:
         """Trained groups of which it holds a tensor; `llm` where it brings the language model's own weights."""
-        return {group_of(name) for name in self.plain} | ({"lora"} if self.pairs else set())
+        extra = ({"lora"} if self.pairs else set()) | ({"seg_row"} if self.rows else set())
+        return {group_of(name) for name in self.plain} | extra
+
+    @property
+    def seg_token(self) -> int:
+        """The row that `seg_row` is, as stored by our runs (`meta.seg_token`)."""
+        number = self.meta.get("seg_token")
+        if not isinstance(number, int):
+            raise ValueError(f"{self.path}: holds seg_row but not its number (meta.seg_token); it is no checkpoint of `ans`")
+        return number
+
+    @property
+    def changed(self) -> set[str]:
+        """HF names of all tensors that it changes."""
+        return {*self.plain, *self.pairs, *self.rows}
 
     def check_groups(self, given: Iterable[str] | None) -> None:
         """Each group that it should hold is whole, and nothing that it holds would be dropped."""
-        train = self.meta.get("train")
-        stored = train.get("groups") if isinstance(train, dict) else None
+        stored = self.meta.get("trained")
         whole = all(name in self.plain or name in self.pairs or MAY_BE_MISSING.match(name) for name in self.base)
         listed = set(given or stored or (self.held if whole else ()))
         found = ", ".join(sorted(self.held))
@@ -88,12 +107,17 @@ class _Overlay:
         if self.held - listed:
             dropped = ", ".join(sorted(self.held - listed))
             raise ValueError(f"{self.path}: holds {dropped}, which the export would drop; add it to convert.groups")
+        preset = self.meta.get("preset")
+        targets = preset["lora"].get("targets") if isinstance(preset, dict) and "lora" in preset else None
         for group in sorted(listed):
             for name in self.base:
-                wanted = LORA_WEIGHT.match(name) if group == "lora" else group_of(name) == group
-                there = self.pairs if group == "lora" else self.plain
+                if group == "lora":
+                    wanted = LORA_WEIGHT.match(name) and (targets is None or name.split(".")[-2] in targets)
+                else:
+                    wanted = group_of(name) == SHARD_OF_GROUP.get(group, group)
+                there = {"lora": self.pairs, "seg_row": self.rows}.get(group, self.plain)
                 if wanted and name not in there and not MAY_BE_MISSING.match(name):
-                    what = "LoRA of " if group == "lora" else ""
+                    what = {"lora": "LoRA of ", "seg_row": "the row of "}.get(group, "")
                     raise ValueError(f"{self.path}: {what}{name} is missing, though group {group} was trained (convert.groups)")
 
     def lora_scale(self, given: LoraSize | None) -> float:
@@ -119,6 +143,13 @@ class _Overlay:
         """Its own tensor of that name, or None."""
         return self.state[self.plain[name]] if name in self.plain else None
 
+    def with_row(self, name: str, tensor: Tensor) -> Tensor:
+        """`tensor` with its own row of `[SEG]` in it, where it has one."""
+        if name in self.rows:
+            tensor = tensor.clone()
+            tensor[self.seg_token] = self.state[self.rows[name]][0].float()
+        return tensor
+
     def delta(self, name: str, scale: float) -> Tensor | None:
         """scale * B A in float32, or None where no LoRA is."""
         if name not in self.pairs:
@@ -140,9 +171,9 @@ def convert(settings: Convert, base: Path, out: Path) -> None:
     source.check_groups(settings.groups)
     scale = source.lora_scale(settings.lora)
     below = None if settings.under is None else _Overlay(read_pth(Path(settings.under)), where, tied)
-    if below is not None and below.pairs:
-        raise ValueError(f"{below.path}: convert.under holds LoRA that is not merged; convert it by itself first")
-    trained = {group_of(name) for name in [*source.plain, *source.pairs]}
+    if below is not None and (below.pairs or below.rows):
+        raise ValueError(f"{below.path}: convert.under holds LoRA or a row that is not merged; convert it by itself first")
+    trained = {group_of(name) for name in source.changed}
     moved = (
         set() if below is None else {group_of(n) for n in below.plain if not torch.equal(below.value(n).float(), _read(where[n]))}
     )
@@ -152,7 +183,7 @@ def convert(settings: Convert, base: Path, out: Path) -> None:
         own = source.value(name)
         if own is None and below is not None:
             own = below.value(name)
-        tensor = _read(where[name]) if own is None else own.float()
+        tensor = source.with_row(name, _read(where[name]) if own is None else own.float())
         delta = source.delta(name, scale)
         if delta is not None:
             tensor = delta.add_(tensor)  # W + sBA
@@ -177,7 +208,7 @@ def convert(settings: Convert, base: Path, out: Path) -> None:
         shards.write_index(folder, sums)
         record = {
             "shards": sorted(trained),
-            "groups": sorted(name for name, shard in SHARD_OF_GROUP.items() if shard in trained),
+            "groups": sorted("lora" if group == "llm" else group for group in source.held),
             "under": sorted(moved),
             "precision": settings.precision,
             "lora_scale": scale,
@@ -200,19 +231,25 @@ def _read(entry: Entry) -> Tensor:
     return torch.frombuffer(entry.read(), dtype=_DTYPES[entry.dtype]).reshape(entry.shape).float()
 
 
+_REMOTE = {
+    "sa2va_chat": {
+        "AutoConfig": "configuration_sa2va_chat.Sa2VAChatConfig",
+        "AutoModel": "modeling_sa2va_chat.Sa2VAChatModel",
+        "AutoModelForCausalLM": "modeling_sa2va_chat.Sa2VAChatModel",
+    }
+}
+"""`model_type` -> transformers' class -> module and class in the official repository. LISA's has no such code."""
+
+
 def _write_configs(folder: Path, config: dict[str, Any], code: str) -> None:
     """What the official remote code and `ans` both need to load the folder.
 
     `auto_map` names the classes in the repository `code`, since the folder brings no code of its own.
     """
-    values = config | {
-        "architectures": ["Sa2VAChatModel"],
-        "auto_map": {
-            "AutoConfig": f"{code}--configuration_sa2va_chat.Sa2VAChatConfig",
-            "AutoModel": f"{code}--modeling_sa2va_chat.Sa2VAChatModel",
-            "AutoModelForCausalLM": f"{code}--modeling_sa2va_chat.Sa2VAChatModel",
-        },
-    }
+    values = dict(config)
+    if remote := _REMOTE.get(config["model_type"]):
+        values["architectures"] = [remote["AutoModel"].rpartition(".")[2]]
+        values["auto_map"] = {name: f"{code}--{place}" for name, place in remote.items()}
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     if not (folder / "generation_config.json").exists():
         (folder / "generation_config.json").write_text('{\n  "_from_model_config": true\n}\n', encoding="utf-8")

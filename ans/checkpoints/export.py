@@ -38,7 +38,7 @@ def export_adapter(variant: Path, checkpoint: Path, out: Path) -> None:
     """
     from safetensors.torch import save_file  # the hub folder needs no torch
 
-    from ans.checkpoints.layout import checkpoint_to_hf_name, group_of
+    from ans.checkpoints.layout import checkpoint_to_hf_name, trained_group
     from ans.checkpoints.pth import digest, read_pth
 
     record = _record(variant)
@@ -54,7 +54,7 @@ def export_adapter(variant: Path, checkpoint: Path, out: Path) -> None:
             lora["base_model.model." + name.removeprefix("language_model.").replace(".default.weight", ".weight")] = (
                 tensor.clone()
             )
-        elif group_of(name) in record["groups"]:
+        elif trained_group(name) in record["groups"]:
             others[name] = tensor.clone()
     with shards.folder_at_once(out) as folder:
         if "lora" in record["groups"]:

@@ -1,6 +1,7 @@
 """One table of tensor names, read in both directions. Nothing here loads a model, and nothing but joining tensors needs torch.
 
-Every space is described against `hf`, the official Sa2VA folder; InternVL2.5's released weights are written in it too:
+Every space is described against `hf`, the official Sa2VA folder; InternVL2.5's released weights are written in it too. A LISA
+folder is in the same table, since no name can belong to both: LLaVA's names as transformers saves them, SAM's behind `sam.`.
 
 - `model`: inside `ans.model.Segmenter` (transformers' and sam2's own module names)
 - `pth`: the official training checkpoint (the language model inside PEFT, prefix `mllm.model.`)
@@ -22,10 +23,15 @@ if TYPE_CHECKING:
 
 _SAM2_HF = "grounding_encoder.sam2_model."
 
+_LISA = ("vision_tower.", "multi_modal_projector.", "sam.")
+
 # space -> (prefix in `hf`, prefix in the space). The longest prefix that fits counts, in both directions.
 _PREFIXES = {
-    "hf": tuple((part, part) for part in ("vision_model.", "language_model.", "mlp1.", "text_hidden_fcs.", _SAM2_HF)),
+    "hf": tuple((part, part) for part in ("vision_model.", "language_model.", "mlp1.", "text_hidden_fcs.", _SAM2_HF, *_LISA)),
     "model": (
+        ("vision_tower.", "vlm.vision_tower."),
+        ("multi_modal_projector.", "vlm.multi_modal_projector."),
+        ("sam.", "sam.sam."),
         ("vision_model.", "vlm.vision_model."),
         ("language_model.", "vlm.language_model."),
         ("mlp1.", "vlm.mlp1."),
@@ -33,6 +39,7 @@ _PREFIXES = {
         (_SAM2_HF, "sam.model."),
     ),
     "pth": (
+        *((part, part) for part in _LISA),
         ("vision_model.", "mllm.model.vision_model."),
         ("language_model.", "mllm.model.language_model.base_model.model."),
         ("mlp1.", "mllm.model.mlp1."),
@@ -86,21 +93,28 @@ _FUSER_SCALE = re.compile(r"(memory_encoder\.fuser\.layers\.\d+)\.gamma$")
 _FUSER_SCALE_HF = re.compile(r"(memory_encoder\.fuser\.layers\.\d+)\.g_weight$")
 
 _GROUPS = (
-    ("vision", re.compile(r"vision_model\.")),
+    ("vision", re.compile(r"vision_(model|tower)\.")),
     ("embed_head", re.compile(r"language_model\.(model\.embed_tokens|lm_head)\.")),
     ("llm", re.compile(r"language_model\.")),
-    ("proj", re.compile(r"mlp1\.")),
+    ("proj", re.compile(r"(mlp1|multi_modal_projector)\.")),
     ("fcs", re.compile(r"text_hidden_fcs\.")),
-    ("sam2_decoder", re.compile(r"grounding_encoder\.sam2_model\.sam_mask_decoder\.")),
-    ("sam2_encoder", re.compile(r"grounding_encoder\.sam2_model\.")),
+    ("sam2_decoder", re.compile(r"(grounding_encoder\.sam2_model\.sam_mask_decoder|sam\.mask_decoder)\.")),
+    ("sam2_encoder", re.compile(r"(grounding_encoder\.sam2_model|sam)\.")),
 )
 SHARD_GROUPS = tuple(name for name, _ in _GROUPS)
+"""The module groups, under Sa2VA's names: a LISA model's `sam2_decoder` is the mask decoder of its SAM."""
 
 LORA_WEIGHT = re.compile(r"language_model\..*\.(q|k|v|o|gate|up|down)_proj\.weight$")
 """HF names of the weights that LoRA adapts in the official recipe; a checkpoint with LoRA has a pair for each."""
 
-MAY_BE_MISSING = re.compile(r"grounding_encoder\.sam2_model\.sam_mask_decoder\.(iou_prediction_head|pred_obj_score_head)\.")
-"""HF names that a trained group may lack: the mask decoder's two heads that no loss reaches."""
+MAY_BE_MISSING = re.compile(
+    r"grounding_encoder\.sam2_model\.sam_mask_decoder\.(iou_prediction_head|pred_obj_score_head)\."
+    r"|sam\.mask_decoder\.(iou_prediction_head|output_hypernetworks_mlps\.[1-3])\."
+)
+"""HF names that a trained group may lack: the parts of the mask decoder that no loss reaches. (LISA takes SAM's first mask.)"""
+
+SEG_ROW = re.compile(r"(language_model\.(?:model\.embed_tokens|lm_head))\.seg_row$")
+"""HF names of the row of `[SEG]` where it was trained alone; it belongs into `<the match>.weight`."""
 
 MAY_BE_LEFT_OUT = re.compile(r"language_model\..*rotary_emb\.inv_freq$")
 """HF names that a checkpoint may hold and no folder has: they are computed from the config."""
@@ -111,7 +125,12 @@ def group_of(hf_key: str) -> str:
     for name, pattern in _GROUPS:
         if pattern.match(hf_key):
             return name
-    raise KeyError(f"tensor {hf_key} belongs to no known part of a Sa2VA model")
+    raise KeyError(f"tensor {hf_key} belongs to no known part of a Sa2VA or LISA model")
+
+
+def trained_group(hf_key: str) -> str:
+    """The group that a tensor of a training checkpoint (but LoRA) was trained in. Raises `KeyError` as `group_of`."""
+    return "seg_row" if SEG_ROW.match(hf_key) else group_of(hf_key)
 
 
 # ---------------------------------------------------------------- names

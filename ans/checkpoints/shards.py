@@ -374,6 +374,7 @@ def make_variant(base: Path, trained: Path, groups: Mapping[str, str], out: Path
 SHARD_OF_GROUP = {
     "vision": "vision",
     "embed_head": "embed_head",
+    "seg_row": "embed_head",
     "lora": "llm",
     "proj": "proj",
     "fcs": "fcs",

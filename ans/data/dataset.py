@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -25,7 +24,6 @@ from ans.data.mixing import Pool, interleaved, keyed_rng
 from ans.data.records import ImageRecord, Region
 from ans.model import prompts
 from ans.model.config import ModelConfig
-from ans.model.preprocess import normalise, sam_image, tiles
 from ans.model.visual_prompt import region_cells
 from ans.objectives.batches import CaptionBatch, Images, MaskBatch, ReferringBatch, Targets, pad_right
 from ans.objectives.mask import point_candidates
@@ -74,11 +72,6 @@ def _taught(region: Region) -> bool:
 def region_mask(record: ImageRecord, region: Region) -> np.ndarray:
     """The region's mask, (height, width) uint8 in {0, 1}."""
     return rle.decode(region.counts, record.height, record.width)
-
-
-def soft_target(mask: np.ndarray, side: int) -> Tensor:
-    """(side, side) share of each cell that the mask covers."""
-    return F.interpolate(torch.from_numpy(mask)[None, None].float(), size=(side, side), mode="area")[0, 0]
 
 
 @dataclass(frozen=True)
@@ -266,10 +259,10 @@ class TrainingData(Dataset):
     def _turns(self, regions: Sequence[Region], image_tokens: int, rng: np.random.Generator) -> list[prompts.Turn]:
         turns = []
         for region in regions:
-            expression = region.expressions[rng.integers(len(region.expressions))]
-            question = prompts.SEG_QUESTIONS[rng.integers(len(prompts.SEG_QUESTIONS))]
-            text = question.format(prompts.expression_text(expression.sent))
-            image = "" if turns else prompts.image_string(image_tokens)
+            expression = region.expressions[rng.integers(len(region.expressions))].sent
+            questions = self.template.training_questions(expression)
+            text = questions[rng.integers(len(questions))].format(self.template.expression(expression))
+            image = "" if turns else self.template.image_string(image_tokens)
             turns.append(prompts.Turn(image + text, prompts.SEG_ANSWERS[rng.integers(len(prompts.SEG_ANSWERS))]))
         return turns
 
@@ -283,7 +276,7 @@ class TrainingData(Dataset):
         return sum(len(self.tokenizer.encode(a + self.template.suffix, add_special_tokens=False)) for a in answers)
 
     def _soft(self, record: ImageRecord, counts: str) -> Tensor:
-        return soft_target(rle.decode(counts, record.height, record.width), self.config.sam2.image_size // 4)
+        return self.config.soft_target(torch.from_numpy(rle.decode(counts, record.height, record.width)))
 
     def _points(self, rng: np.random.Generator) -> Tensor:
         count = point_candidates(self.sampling.mask_points) if self.sampling.mask_points else 0
@@ -294,15 +287,15 @@ class _Loader:
     """Collects the images of one micro-batch."""
 
     def __init__(self, data: TrainingData, max_tiles: int) -> None:
-        self.data, self.max_tiles = data, min(max_tiles, data.config.max_tiles)
+        self.data, self.max_tiles = data, max_tiles
         self.tiles: list[Tensor] = []
-        self.sam: list[Image.Image] = []
+        self.sam: list[Tensor] = []
         self.sizes: list[tuple[int, int]] = []
 
     def add(self, path: str) -> int:
         """Open an image that is segmented and return its number of tiles."""
         image = open_image(self.data.root, path)
-        self.sam.append(sam_image(image, self.data.config.sam2.image_size))
+        self.sam.append(self.data.config.sam_pixels(image))
         return self._cut(image)
 
     def add_described(self, path: str) -> int:
@@ -311,13 +304,10 @@ class _Loader:
         return len(self.tiles) - 1
 
     def pack(self) -> Images:
-        return Images(self.tiles, normalise(self.sam), self.sizes)
+        return Images(self.tiles, torch.stack(self.sam), self.sizes)
 
     def _cut(self, image: Image.Image) -> int:
-        config = self.data.config
-        several = self.max_tiles > 1
-        limits = (config.min_tiles, self.max_tiles) if several else (1, 1)
-        parts = tiles(image, config.image_size, *limits, config.use_thumbnail and several)
-        self.tiles.append(normalise(parts))
+        parts = self.data.config.tiles(image, self.max_tiles)
+        self.tiles.append(parts)
         self.sizes.append((image.height, image.width))
         return len(parts)

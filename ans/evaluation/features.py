@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -34,17 +33,15 @@ class FeatureCache:
     def __init__(self, model: Segmenter, precision: str, limit: float) -> None:
         self.folder = Path(os.environ.get("ANS_RUNS", "runs")) / "features"
         self._model, self._limit, self._started = model, limit, time.time()
-        config, device = model.config, model.device
+        device = model.device
         machine = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
         settings = {
-            "vision": config.vision.to_dict(),
-            "sam2": asdict(config.sam2),
-            "tiles": [config.image_size, config.downsample_ratio, config.min_tiles, config.max_tiles, config.use_thumbnail],
+            "config": model.config.values,
             "machine": [machine, torch.get_num_threads(), precision],
             "code": [code_checksum(), *(version(name) for name in ("torch", "transformers", "sam2", "pillow"))],
         }
         self._about = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-        for encoder in (model.vlm.vision_model, model.sam.model.image_encoder):
+        for encoder in (model.vlm.vision, model.sam.encoder):
             for name, tensor in encoder.state_dict().items():
                 self._about.update(save({name: tensor.contiguous()}))
 

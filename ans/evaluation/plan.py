@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ans.config import Evaluate
+from ans.config import Questions
 from ans.data.index import Index, check_listing, read_index
 from ans.data.records import Expression, ImageRecord, Region
 
@@ -101,8 +101,8 @@ class Plan:
         return batches
 
 
-def make_plan(settings: Evaluate, index_folder: Path, root: Path) -> Plan:
-    """Go through the indexes once, in the order of `evaluate.splits` and then `evaluate.captions`.
+def make_plan(settings: Questions, index_folder: Path, root: Path) -> Plan:
+    """Go through the indexes once, in the order of `splits` and then `captions`.
 
     Raises `ValueError` naming a split that no index holds, and `ListingChanged` for an index that is out of date.
     """
@@ -144,7 +144,9 @@ def _asked(folder: Path, split: str, result: str, kind: str, max_texts: int | No
     source, _, part = split.rpartition("_")
     path = folder / f"{source}.arrow"
     if not path.is_file():
-        raise ValueError(f"evaluate.{kind}: {split}: there is no index {path}; a split is <source>_<part>, e.g. refcoco_val")
+        raise ValueError(
+            f"presets.<preset>.evaluate.{kind}: {split}: there is no index {path}; a split is <source>_<part>, e.g. refcoco_val"
+        )
     if path not in indexes:
         indexes[path] = read_index(path)
     return Asked(result, indexes[path], part, kind == "captions", max_texts)

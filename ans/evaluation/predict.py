@@ -23,7 +23,6 @@ from ans.evaluation.plan import Item, Question, make_plan
 from ans.evaluation.protocol import GIVEN_ANSWER, fingerprint, make_protocol, protocol_text
 from ans.evaluation.tables import CaptionTable, ExpressionTable, write_json
 from ans.model.config import ModelConfig
-from ans.model.preprocess import tile_grid
 from ans.model.segmenter import Features, Segmentation, Segmenter
 from ans.processes import connect
 
@@ -40,7 +39,7 @@ def evaluate(config: Config, variant: str, folder: Path, index_folder: Path, rep
     settings, preset, root = config.evaluate, config.chosen.evaluate, Path(config.paths.root)
     accelerator = connect(preset.precision)
     torch.manual_seed(settings.seed)
-    plan = make_plan(settings, index_folder, root)
+    plan = make_plan(config.questions, index_folder, root)
     sizes = ModelConfig.from_folder(folder)
     batches = plan.batches(lambda *size: row_tokens(sizes, *size) + settings.max_new_tokens, preset.tokens_per_batch)
     protocol = make_protocol(config, variant, folder, accelerator.device.type, plan)
@@ -53,7 +52,7 @@ def evaluate(config: Config, variant: str, folder: Path, index_folder: Path, rep
             print(f"continuing {kept.folder}: {done} of {len(batches)} batches are done", flush=True)
     if todo:
         dtype = torch.bfloat16 if preset.precision == "bf16" else torch.float32
-        model = Segmenter.from_pretrained(folder, accelerator.device, dtype)
+        model = Segmenter.from_pretrained(folder, accelerator.device, dtype, preset.four_bit)
         encode = FeatureCache(model, preset.precision, 1e9 * cache).encode if (cache := config.launch.feature_cache_gb) else None
         quiet = None if accelerator.is_main_process else True
         for number in tqdm(todo, desc=f"evaluate {variant}", unit="batch", disable=quiet, mininterval=1):
@@ -63,8 +62,8 @@ def evaluate(config: Config, variant: str, folder: Path, index_folder: Path, rep
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         with ExitStack() as stack:
-            tables = {name: ExpressionTable(data / f"{name}.parquet", protocol) for name in settings.split_results()}
-            tables |= {name: CaptionTable(data / f"{name}.parquet", protocol) for name in settings.caption_results()}
+            tables = {name: ExpressionTable(data / f"{name}.parquet", protocol) for name in config.questions.split_results()}
+            tables |= {name: CaptionTable(data / f"{name}.parquet", protocol) for name in config.questions.caption_results()}
             for table in tables.values():
                 stack.enter_context(table)
             for number in range(len(batches)):
@@ -73,7 +72,7 @@ def evaluate(config: Config, variant: str, folder: Path, index_folder: Path, rep
         for name, table in tables.items():
             write_json(
                 reports / f"{name}.json",
-                table.summary() | {"images": plan.counts[name]["images"], "capped": int(settings.capped)},
+                table.summary() | {"images": plan.counts[name]["images"], "capped": int(config.questions.capped)},
             )
         write_json(data / "protocol.json", protocol)
         kept.remove()
@@ -81,9 +80,7 @@ def evaluate(config: Config, variant: str, folder: Path, index_folder: Path, rep
 
 def row_tokens(sizes: ModelConfig, height: int, width: int) -> int:
     """About how many tokens a question about an image of this size has."""
-    columns, rows = tile_grid(width, height, sizes.image_size, sizes.min_tiles, sizes.max_tiles)
-    thumbnail = sizes.use_thumbnail and columns * rows > 1
-    return (columns * rows + thumbnail) * sizes.tokens_per_tile + TEXT_TOKENS
+    return sizes.tile_count(height, width) * sizes.tokens_per_tile + TEXT_TOKENS
 
 
 def predict(

@@ -11,6 +11,7 @@ from ans.checkpoints.shards import files
 from ans.config import Config
 from ans.evaluation.plan import Plan
 from ans.model import prompts
+from ans.model.config import ModelConfig
 
 GIVEN_ANSWER = "Sure, [SEG]."
 """The teacher-forced answer of `ciou_forced`: one of those that training uses."""
@@ -24,13 +25,14 @@ def make_protocol(config: Config, variant: str, folder: Path, device: str, plan:
     settings, preset = config.evaluate, config.chosen.evaluate
     return {
         "variant": variant,
-        "prompt": prompts.SEGMENT_PROMPT,
+        "prompt": prompts.TEMPLATES[ModelConfig.from_folder(folder).template].segment,
         "generation": "greedy, free; an answer without [SEG] is an empty mask; several masks are united",
         "forced_answer": GIVEN_ANSWER,
         "caption_prompt": prompts.DESCRIBE_PROMPT,
         "weights_sha256": weights_checksum(folder),
         "code_sha256": code_checksum(),
         "precision": preset.precision,
+        "four_bit": list(preset.four_bit),
         "device": device,
         "packages": {name: version(name) for name in ("torch", "transformers", "sam2")},
         "seed": settings.seed,
@@ -38,7 +40,7 @@ def make_protocol(config: Config, variant: str, folder: Path, device: str, plan:
         "max_new_tokens": settings.max_new_tokens,
         "max_samples": settings.max_samples,
         "max_texts_per_image": settings.max_texts_per_image,
-        "capped": settings.capped,
+        "capped": config.questions.capped,
         "splits": plan.counts,
     }
 

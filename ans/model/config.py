@@ -1,16 +1,26 @@
-"""A model folder's `config.json` (the official Sa2VA layout) as typed sizes.
+"""A model folder's `config.json` as typed sizes, and what they make of images and masks. No weights.
 
-The official file says nothing about SAM2, whose size is fixed in the official code (Hiera-L at 1024 px). Ours may add a section
-`sam2_config` with the fields of `Sam2Sizes`; where it is absent, the official sizes hold.
+Two systems: Sa2VA (the official layout) and LISA (ours: `LlavaConfig`'s keys, and a section `sam_config` as `SamConfig` has it).
+`model_type` decides, here, which it is.
+
+The official Sa2VA file says nothing about SAM2, whose size is fixed in the official code (Hiera-L at 1024 px). Ours may add a
+section `sam2_config` with the fields of `Sam2Sizes`; where it is absent, the official sizes hold.
 """
 
 import dataclasses
 import json
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import InternVLVisionConfig, Qwen2Config
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from transformers import InternVLVisionConfig, LlavaConfig, PretrainedConfig, Qwen2Config, SamConfig
+
+from ans.model import preprocess
 
 
 @dataclass(frozen=True)
@@ -30,9 +40,81 @@ class Sam2Sizes:
     memory_layers: int = 4
 
 
+class ModelConfig(ABC):
+    """What data, evaluation and the segmenter ask of any model. `values` is the whole file, so that an export writes it back;
+    `language` the language model's own configuration; `template` a key of `prompts.TEMPLATES`."""
+
+    language: PretrainedConfig
+    template: str
+    values: dict[str, Any]
+
+    @property
+    @abstractmethod
+    def grid_side(self) -> int:
+        """G: image tokens per side of one tile."""
+
+    @property
+    def tokens_per_tile(self) -> int:
+        return self.grid_side**2
+
+    @property
+    @abstractmethod
+    def mask_width(self) -> int:
+        """D: of the vectors that prompt the mask decoder."""
+
+    @property
+    @abstractmethod
+    def mask_side(self) -> int:
+        """S/4: of the mask decoder's logits, in cells."""
+
+    @property
+    @abstractmethod
+    def tied(self) -> dict[str, str]:
+        """HF name of each tensor that may be in no file -> that of the tensor that it equals."""
+
+    @abstractmethod
+    def tile_count(self, height: int, width: int) -> int:
+        """How many tiles an image of this size (pixels) is cut into for the vision-language model."""
+
+    @abstractmethod
+    def tiles(self, image: Image.Image, max_tiles: int | None = None) -> Tensor:
+        """An RGB image as the vision-language model sees it: (T, 3, S, S). `max_tiles` caps T below the model's own number."""
+
+    @abstractmethod
+    def sam_pixels(self, image: Image.Image) -> Tensor:
+        """An RGB image as the mask decoder's image encoder sees it: (3, S, S) normalised."""
+
+    @abstractmethod
+    def soft_target(self, mask: Tensor) -> Tensor:
+        """(h, w) mask in {0, 1} -> (S/4, S/4) share of each cell of the decoder's logits that it covers."""
+
+    @abstractmethod
+    def upscale(self, low_res: Tensor, size: tuple[int, int]) -> Tensor:
+        """The decoder's logits (N, S/4, S/4) -> (N, h, w), at the image's own size."""
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "ModelConfig":
+        """Read `folder/config.json`. Raises `FileNotFoundError`, or `ValueError` naming the file and the key."""
+        path = Path(folder) / "config.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; a model folder in Hugging Face layout has a config.json")
+        try:
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (KeyError, ValueError, TypeError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> "ModelConfig":
+        """Raises `KeyError` or `ValueError` naming a key that is missing or not supported."""
+        systems = {"sa2va_chat": Sa2vaConfig, "lisa": LisaConfig}
+        if values["model_type"] not in systems:
+            raise ValueError(f"model_type: {values['model_type']!r} is unknown; there are {', '.join(systems)}")
+        return systems[values["model_type"]].read(values)
+
+
 @dataclass(frozen=True)
-class ModelConfig:
-    """What the segmenter needs of `config.json`. `values` keeps the whole file, so that an export writes it back."""
+class Sa2vaConfig(ModelConfig):
+    """InternVL and SAM2: dynamic tiles, and a direct resize for SAM2."""
 
     vision: InternVLVisionConfig
     language: Qwen2Config
@@ -48,26 +130,41 @@ class ModelConfig:
 
     @property
     def grid_side(self) -> int:
-        """G: image tokens per side of one tile."""
         return int(self.image_size // self.patch_size * self.downsample_ratio)
 
     @property
-    def tokens_per_tile(self) -> int:
-        return self.grid_side**2
+    def mask_width(self) -> int:
+        return self.sam2.d_model
+
+    @property
+    def mask_side(self) -> int:
+        return self.sam2.image_size // 4
+
+    @property
+    def tied(self) -> dict[str, str]:
+        return _tied_head(self.language)
+
+    def tile_count(self, height: int, width: int) -> int:
+        columns, rows = preprocess.tile_grid(width, height, self.image_size, self.min_tiles, self.max_tiles)
+        return columns * rows + (self.use_thumbnail and columns * rows > 1)
+
+    def tiles(self, image: Image.Image, max_tiles: int | None = None) -> Tensor:
+        most = min(self.max_tiles, max_tiles or self.max_tiles)
+        parts = preprocess.tiles(image, self.image_size, min(self.min_tiles, most), most, self.use_thumbnail)
+        return preprocess.normalise(parts)
+
+    def sam_pixels(self, image: Image.Image) -> Tensor:
+        return preprocess.normalise([preprocess.sam_image(image, self.sam2.image_size)])[0]
+
+    def soft_target(self, mask: Tensor) -> Tensor:
+        return F.interpolate(mask[None, None].float(), size=(self.mask_side, self.mask_side), mode="area")[0, 0]
+
+    def upscale(self, low_res: Tensor, size: tuple[int, int]) -> Tensor:
+        return _resized(_resized(_wide(low_res), (self.sam2.image_size, self.sam2.image_size)), size)[:, 0]
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> "ModelConfig":
-        """Read `folder/config.json`. Raises `FileNotFoundError`, or `ValueError` naming the file and the key."""
-        path = Path(folder) / "config.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file; a model folder in Hugging Face layout has a config.json")
-        try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (KeyError, ValueError, TypeError) as error:
-            raise ValueError(f"{path}: {error}") from error
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
+    def read(cls, values: dict[str, Any]) -> "Sa2vaConfig":
+        """From the official keys; raises as `ModelConfig.from_dict`."""
         vision, language = values["vision_config"], values["llm_config"]
         architecture = (language.get("architectures") or ["Qwen2ForCausalLM"])[0]
         if architecture != "Qwen2ForCausalLM":
@@ -121,3 +218,82 @@ def _sam2_sizes(values: dict[str, Any]) -> Sam2Sizes:
     if unknown:
         raise ValueError(f"sam2_config.{sorted(unknown)[0]}: unknown key")
     return Sam2Sizes(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+@dataclass(frozen=True)
+class LisaConfig(ModelConfig):
+    """LLaVA and SAM: one square of the image's middle for CLIP, and for SAM the whole image, padded to a square."""
+
+    llava: LlavaConfig
+    sam: SamConfig
+    template: str
+    values: dict[str, Any]
+
+    @property
+    def language(self) -> PretrainedConfig:
+        return self.llava.text_config
+
+    @property
+    def grid_side(self) -> int:
+        return self.llava.vision_config.image_size // self.llava.vision_config.patch_size
+
+    @property
+    def mask_width(self) -> int:
+        return self.sam.mask_decoder_config.hidden_size
+
+    @property
+    def mask_side(self) -> int:
+        return self.sam.vision_config.image_size // 4
+
+    @property
+    def tied(self) -> dict[str, str]:
+        own = "sam.prompt_encoder.shared_embedding.positional_embedding"
+        return _tied_head(self.language) | {own: "sam.shared_image_embedding.positional_embedding"}
+
+    def tile_count(self, height: int, width: int) -> int:
+        return 1
+
+    def tiles(self, image: Image.Image, max_tiles: int | None = None) -> Tensor:
+        square = preprocess.middle_square(image, self.llava.vision_config.image_size)
+        return preprocess.normalise([square], preprocess.CLIP_MEAN, preprocess.CLIP_STD)
+
+    def sam_pixels(self, image: Image.Image) -> Tensor:
+        side = self.sam.vision_config.image_size
+        height, width = preprocess.longest_side(image.height, image.width, side)
+        pixels = preprocess.normalise([image.resize((width, height), Image.Resampling.BILINEAR)])[0]
+        return F.pad(pixels, (0, side - width, 0, side - height))
+
+    def soft_target(self, mask: Tensor) -> Tensor:
+        side = self.sam.vision_config.image_size
+        height, width = preprocess.longest_side(*mask.shape, side)
+        scaled = F.interpolate(mask[None, None].float(), size=(height, width), mode="area")
+        return F.avg_pool2d(F.pad(scaled, (0, side - width, 0, side - height)), 4)[0, 0]
+
+    def upscale(self, low_res: Tensor, size: tuple[int, int]) -> Tensor:
+        side = self.sam.vision_config.image_size
+        height, width = preprocess.longest_side(*size, side)
+        return _resized(_resized(_wide(low_res), (side, side))[..., :height, :width], size)[:, 0]
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> "LisaConfig":
+        """From LLaVA's keys and `sam_config`; raises as `ModelConfig.from_dict`."""
+        llava = LlavaConfig(
+            **{key: value for key, value in values.items() if key not in ("model_type", "sam_config", "template")}
+        )
+        if not isinstance(llava.vision_feature_layer, int) or llava.vision_feature_select_strategy != "default":
+            raise ValueError("vision_feature_layer: only one layer is supported, with vision_feature_select_strategy default")
+        return cls(llava, SamConfig(**values["sam_config"]), values["template"], values)
+
+
+def _tied_head(language: PretrainedConfig) -> dict[str, str]:
+    pair = {"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"}
+    return pair if language.tie_word_embeddings else {}
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """(N, 1, h, w) in float32 at least; float64 stays what it is."""
+    return logits[:, None].to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _resized(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)

@@ -1,9 +1,12 @@
-"""SAM2 as Sa2VA uses it on images: image features once, then one mask for every prompt vector.
+"""The mask part: `Grounding` is all that trainer, evaluation and checkpoints use of it; SAM2 and SAM fill it.
 
-The modules are the `sam2` package's own (facebookresearch/sam2). Its forward takes no language vector, so prompt encoder and mask
-decoder are called here: the sparse prompt is two padding points and, after them, the vector.
+Image features once, then one mask for every prompt vector. SAM2's modules are the `sam2` package's own (facebookresearch/sam2),
+as Sa2VA uses them on images: its forward takes no language vector, so prompt encoder and mask decoder are called here, and the
+sparse prompt is two padding points and, after them, the vector. SAM's are transformers' own, as LISA uses them: the vector is the
+only sparse prompt, and the answer is the first of the decoder's masks.
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -15,42 +18,78 @@ from sam2.modeling.position_encoding import PositionEmbeddingSine
 from sam2.modeling.sam.transformer import RoPEAttention
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, nn
+from transformers import SamModel
 
-from ans.model.config import Sam2Sizes
+from ans.model.config import LisaConfig, Sa2vaConfig, Sam2Sizes
 
 
 @dataclass(frozen=True)
 class Masks:
-    """One mask per prompt. `low_res` (N, S/4, S/4) logits of the chosen mask; `candidates` (N, 3, S/4, S/4) and their predicted
-    `ious` (N, 3); `object_score` (N, 1) logits, which Sa2VA does not apply to images."""
+    """One mask per prompt. `low_res` (N, S/4, S/4) logits of the chosen mask; the K `candidates` (N, K, S/4, S/4) and their
+    predicted `ious` (N, K); `object_score` (N, 1) logits, which Sa2VA does not apply to images, None where there are none."""
 
     low_res: Tensor
     candidates: Tensor
     ious: Tensor
-    object_score: Tensor
+    object_score: Tensor | None
 
 
-class Sam2(nn.Module):
+Levels = tuple[Tensor, ...]
+"""Feature maps of B images, each (B, channels, height, width)."""
+
+
+class Grounding(nn.Module):
+    """Pixels to image features to masks."""
+
+    @property
+    @abstractmethod
+    def encoder(self) -> nn.Module:
+        """The frozen image encoder."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """What pixels have to be in."""
+
+    @abstractmethod
+    def encode(self, pixels: Tensor) -> Levels:
+        """(B, 3, S, S) normalised pixels -> the encoder's maps. Depends on no tensor that is ever fine-tuned."""
+
+    @abstractmethod
+    def project(self, levels: Levels) -> Levels:
+        """The encoder's maps -> what the mask decoder reads."""
+
+    @abstractmethod
+    def decode(self, features: Levels, image_index: Tensor, prompts: Tensor) -> Masks:
+        """Masks for `prompts` (N, D), the n-th of them on image `image_index[n]` of the projected features."""
+
+
+class Sam2(Grounding):
     """SAM2's image path. `levels` below are the FPN's three maps at strides 4, 8 and 16: (B, D, S/4, S/4), ..."""
 
-    def __init__(self, sizes: Sam2Sizes) -> None:
+    def __init__(self, config: Sa2vaConfig) -> None:
         super().__init__()
-        self.sizes = sizes
-        self.model = _build(sizes)
+        self.model = _build(config.sam2)
 
-    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, 3, S, S) normalised pixels -> the three FPN levels. Depends on no tensor that is ever fine-tuned."""
+    @property
+    def encoder(self) -> nn.Module:
+        return self.model.image_encoder
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.no_mem_embed.dtype
+
+    def encode(self, pixels: Tensor) -> Levels:
         level0, level1, level2 = self.model.image_encoder(pixels)["backbone_fpn"]
         return level0, level1, level2
 
-    def project(self, levels: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """FPN levels -> what the mask decoder reads: (B, D/8, S/4, S/4), (B, D/4, S/8, S/8), (B, D, S/16, S/16)."""
+    def project(self, levels: Levels) -> Levels:
+        """FPN levels -> (B, D/8, S/4, S/4), (B, D/4, S/8, S/8), (B, D, S/16, S/16)."""
         decoder = self.model.sam_mask_decoder
         coarse = levels[2] + self.model.no_mem_embed.view(1, -1, 1, 1)
         return decoder.conv_s0(levels[0]), decoder.conv_s1(levels[1]), coarse
 
-    def decode(self, features: tuple[Tensor, Tensor, Tensor], image_index: Tensor, prompts: Tensor) -> Masks:
-        """Masks for `prompts` (N, D), the n-th of them on image `image_index[n]` of the projected features."""
+    def decode(self, features: Levels, image_index: Tensor, prompts: Tensor) -> Masks:
         sparse, dense = self._padding_prompt(len(prompts))
         fine, middle, coarse = features
         candidates, ious, _, object_score = self.model.sam_mask_decoder(
@@ -71,6 +110,36 @@ class Sam2(nn.Module):
         points = torch.zeros(count, 1, 2, device=device), -torch.ones(count, 1, dtype=torch.int32, device=device)
         sparse, dense = self.model.sam_prompt_encoder(points=points, boxes=None, masks=None)
         return sparse, dense
+
+
+class Sam(Grounding):
+    """SAM (arXiv 2304.02643). One map, (B, D, S/16, S/16), which the decoder reads as it is."""
+
+    def __init__(self, config: LisaConfig) -> None:
+        super().__init__()
+        self.sam = SamModel(config.sam)
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.sam.vision_encoder
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.sam.vision_encoder.pos_embed.dtype
+
+    def encode(self, pixels: Tensor) -> Levels:
+        return (self.sam.vision_encoder(pixels).last_hidden_state,)
+
+    def project(self, levels: Levels) -> Levels:
+        return levels
+
+    def decode(self, features: Levels, image_index: Tensor, prompts: Tensor) -> Masks:
+        maps = features[0][image_index]
+        sparse = prompts[:, None, None].to(maps.dtype)  # one prompt of one token for each copy of its image
+        dense = self.sam.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1).expand_as(maps)
+        places = self.sam.get_image_wide_positional_embeddings().expand_as(maps)
+        masks, ious = self.sam.mask_decoder(maps, places, sparse, dense, multimask_output=False)
+        return Masks(masks[:, 0, 0], masks[:, 0], ious[:, 0], None)
 
 
 def _build(sizes: Sam2Sizes) -> SAM2Base:

@@ -1,4 +1,5 @@
-"""Images to pixels: InternVL's dynamic tiles, and SAM2's direct resize. Both follow the official Sa2VA code in float32."""
+"""Images to pixels, without torchvision. InternVL's dynamic tiles and SAM2's direct resize follow the official Sa2VA code in
+float32, the middle square for CLIP and SAM's longest side transformers' image processors."""
 
 import numpy as np
 import torch
@@ -7,6 +8,8 @@ from torch import Tensor
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def tile_grid(width: int, height: int, image_size: int, min_tiles: int, max_tiles: int) -> tuple[int, int]:
@@ -38,7 +41,21 @@ def sam_image(image: Image.Image, image_size: int) -> Image.Image:
     return image.resize((image_size, image_size), Image.Resampling.BICUBIC)
 
 
-def normalise(images: list[Image.Image]) -> Tensor:
-    """RGB images of one size -> (B, 3, H, W) float32 with ImageNet's mean and standard deviation."""
+def middle_square(image: Image.Image, side: int) -> Image.Image:
+    """The image with its shorter edge resized to `side`, and of that the `side` x `side` pixels in the middle (CLIP)."""
+    scale = side / min(image.size)
+    width, height = (side if edge == min(image.size) else int(edge * scale) for edge in image.size)
+    left, top = (width - side) // 2, (height - side) // 2
+    return image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
+
+
+def longest_side(height: int, width: int, side: int) -> tuple[int, int]:
+    """(height, width) of an image whose longer edge is resized to `side`, the aspect ratio kept (SAM)."""
+    scale = side / max(height, width)
+    return int(height * scale + 0.5), int(width * scale + 0.5)
+
+
+def normalise(images: list[Image.Image], mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Tensor:
+    """RGB images of one size -> (B, 3, H, W) float32, less `mean` and over `std` (ImageNet's by default)."""
     pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float() / 255
-    return (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    return (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)

@@ -34,19 +34,65 @@ _QUESTIONS = (
 )
 SEG_QUESTIONS = tuple(question + end for question, mark in _QUESTIONS for end in (mark, ""))
 SEG_ANSWERS = ("It is [SEG].", "Sure, [SEG].", "Sure, it is [SEG].", "Sure, the segmentation result is [SEG].", "[SEG].")
+LISA_QUESTIONS = (
+    "Can you segment the {} in this image?",
+    "Please segment the {} in this image.",
+    "What is {} in this image? Please respond with segmentation mask.",
+    "What is {} in this image? Please output segmentation mask.",
+)
+"""Of dvlab-research/LISA; its answers are `SEG_ANSWERS` too."""
 
 
 @dataclass(frozen=True)
 class Template:
     """A chat format. `instruction` wraps one user turn, `suffix` ends an answer (and is learnt), `separator` follows it (and is
-    not), `stop_words` end a generation."""
+    not), `stop_words` end a generation. An image is `image_start`, a number of `image_token`, and `image_end`. `regions`: whether
+    the model knows region prompts. `segment` is what evaluation asks, `questions` are what training does; `sentence` and
+    `sentences` are the same about a text that is a whole sentence, where the model knows such."""
 
     instruction: str
     suffix: str = ""
     separator: str = ""
     stop_words: tuple[str, ...] = ()
+    image_start: str = IMAGE_START
+    image_token: str = IMAGE_TOKEN
+    image_end: str = IMAGE_END
+    regions: bool = True
+    segment: str = SEGMENT_PROMPT
+    questions: tuple[str, ...] = SEG_QUESTIONS
+    sentence: str | None = None
+    sentences: tuple[str, ...] = ()
+
+    @property
+    def image_last(self) -> str:
+        """The last token of an image's placeholder."""
+        return self.image_end or self.image_token
+
+    def image_string(self, tokens: int) -> str:
+        """The placeholder of an image whose tiles give `tokens` image tokens."""
+        return f"{self.image_start}{self.image_token * tokens}{self.image_end}\n"
+
+    def segment_question(self, text: str) -> str:
+        """What evaluation asks, to find what `text` names."""
+        return (self.sentence if self.asks_itself(text) else self.segment).format(text)
+
+    def training_questions(self, text: str) -> tuple[str, ...]:
+        """The wordings of training, with `{}` for the expression."""
+        return self.sentences if self.asks_itself(text) else self.questions
+
+    def expression(self, text: str) -> str:
+        """A text as the training questions hold it."""
+        return text.strip() if self.asks_itself(text) else expression_text(text)
+
+    def asks_itself(self, text: str) -> bool:
+        """Whether a text is a whole sentence, as ReasonSeg's long queries are, and the model knows such."""
+        return self.sentence is not None and text.rstrip().endswith(("?", ".", "!"))
 
 
+_LISA = (
+    "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite "
+    "answers to the human's questions. USER: {input} ASSISTANT:"
+)
 _CHATML = "<|im_start|>user\n{input}<|im_end|>\n<|im_start|>assistant\n"
 TEMPLATES = {
     "phi3_chat": Template("<|user|>\n{input}<|end|>\n<|assistant|>\n", "<|end|>", "\n", ("<|end|>",)),
@@ -58,6 +104,19 @@ TEMPLATES = {
         "<|eot_id|>",
         "",
         ("<|eot_id|>",),
+    ),
+    "lisa": Template(
+        _LISA,
+        "</s>",
+        stop_words=("</s>",),
+        image_start="",
+        image_token="<image>",
+        image_end="",
+        regions=False,
+        segment="What is {} in this image? Please output segmentation mask.",
+        questions=LISA_QUESTIONS,
+        sentence="{} Please output segmentation mask.",
+        sentences=("{} Please respond with segmentation mask.", "{} Please output segmentation mask."),
     ),
 }
 

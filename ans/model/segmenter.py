@@ -1,4 +1,4 @@
-"""The segmenting vision-language model: InternVL and SAM2 joined by `[SEG]`. This is the public API.
+"""The segmenting vision-language model: a vision-language part and a mask part joined by `[SEG]`. This is the public API.
 
 model = Segmenter.from_pretrained("models/variants/full")
 model.segment([image], [["the left cup", "the man in red"]])   # per image, per expression: answer and masks
@@ -21,25 +21,29 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ans.checkpoints.layout import hf_to_model
+from ans.config import Part
 from ans.model import prompts
-from ans.model.config import ModelConfig
+from ans.model.config import LisaConfig, ModelConfig, Sa2vaConfig
+from ans.model.four_bit import hold_in_four_bits
 from ans.model.generate import Generated, Prefix, forced, greedy, prefill
-from ans.model.grounding import Masks, Sam2
-from ans.model.preprocess import normalise, sam_image, tiles
+from ans.model.grounding import Levels, Masks, Sam, Sam2
 from ans.model.visual_prompt import region_cells
-from ans.model.vlm import InternVL
+from ans.model.vlm import InternVL, Llava, Vlm
+
+_PARTS = {Sa2vaConfig: (InternVL, Sam2), LisaConfig: (Llava, Sam)}
+"""The two parts of each system; nothing else asks which one it is."""
 
 
 @dataclass(frozen=True)
 class Features:
     """What the frozen encoders say about B images; computed once, then handed around.
 
-    `tiles`: per image (T_i, G*G, C) ViT features, the overall view last. `levels`: SAM2's FPN maps, (B, D, S/4, S/4) and coarser.
+    `tiles`: per image (T_i, G*G, C) ViT features, the overall view last. `levels`: the maps of the mask part's image encoder.
     `sizes`: (height, width) of each image in pixels.
     """
 
     tiles: list[Tensor]
-    levels: tuple[Tensor, Tensor, Tensor]
+    levels: Levels
     sizes: list[tuple[int, int]]
 
 
@@ -49,7 +53,7 @@ class Read:
     decoder reads. `sizes`: (height, width) in pixels. `prefix`: the language model's keys and values up to each image's end."""
 
     visual: list[Tensor]
-    levels: tuple[Tensor, Tensor, Tensor]
+    levels: Levels
     sizes: list[tuple[int, int]]
     prefix: Prefix
 
@@ -109,27 +113,31 @@ class Forward:
 class Segmenter(nn.Module):
     """See the module's docstring. Everything that the model reads comes from its folder: sizes, template, tokenizer, weights."""
 
-    def __init__(self, config: ModelConfig, tokenizer: PreTrainedTokenizerBase, vlm: InternVL | None = None) -> None:
+    def __init__(self, config: ModelConfig, tokenizer: PreTrainedTokenizerBase, vlm: Vlm | None = None) -> None:
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
         self.template = prompts.TEMPLATES[config.template]
-        self.image_token, self.image_end, self.seg_token = (
-            self._token_id(text) for text in (prompts.IMAGE_TOKEN, prompts.IMAGE_END, prompts.SEG_TOKEN)
+        self.image_token, self.image_last, self.seg_token = (
+            self._token_id(text) for text in (self.template.image_token, self.template.image_last, prompts.SEG_TOKEN)
         )
-        self.vlm = vlm or InternVL(config)
-        self.sam = Sam2(config.sam2)
+        self.vlm = vlm or new_vlm(config)
+        self.sam = _PARTS[type(config)][1](config)
         width = config.language.hidden_size
-        self.text_hidden_fcs = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, config.sam2.d_model))
+        self.text_hidden_fcs = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, config.mask_width))
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+        cls,
+        folder: str | Path,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        four_bit: Sequence[Part] = (),
     ) -> "Segmenter":
         """Load a folder in the official Hugging Face layout, strictly: a missing, unexpected or mis-shaped tensor is an error.
 
-        With `dtype=torch.bfloat16` the vision-language model is held in bf16; SAM2 and `text_hidden_fcs` stay float32, as in
-        training.
+        With `dtype=torch.bfloat16` the vision-language model is held in bf16; the mask part and `text_hidden_fcs` stay float32,
+        as in training. The linear layers of the parts in `four_bit` are held in 4 bits on top of that.
         """
         folder = Path(folder)
         config = ModelConfig.from_folder(folder)
@@ -139,22 +147,27 @@ class Segmenter(nn.Module):
             )
         tokenizer = load_tokenizer(folder, config)
         with torch.device("meta"):  # no time or memory for random weights that the file replaces
-            vlm = InternVL(config)
+            vlm = new_vlm(config)
         model = cls(config, tokenizer, vlm)
-        state = hf_to_model(_read_folder(folder))
-        if config.language.tie_word_embeddings:
-            state.setdefault("vlm.language_model.lm_head.weight", state["vlm.language_model.model.embed_tokens.weight"])
+        files = _read_folder(folder)
+        for name, same in config.tied.items():
+            if same in files:
+                files.setdefault(name, files[same])
+        state = hf_to_model(files)
         state = {name: tensor.to(dtype if name.startswith("vlm.") else torch.float32) for name, tensor in state.items()}
         _check_names(folder, model, state)
         model.load_state_dict(state, strict=True, assign=True)
-        rotary = vlm.language_model.model.rotary_emb  # its frequencies are in no file, so they are still on the meta device
-        vlm.language_model.model.rotary_emb = type(rotary)(config=config.language)
+        vlm.restore_buffers()
+        frozen = {"language": vlm.language_model.model, "vision": vlm.vision, "sam": model.sam.encoder}
+        for part in four_bit:
+            hold_in_four_bits(frozen[part], torch.device(device))
+        vlm.language_model.is_loaded_in_4bit = "language" in four_bit  # what PEFT asks
         return model.to(device).eval()
 
     def _token_id(self, text: str) -> int:
         token = self.tokenizer.convert_tokens_to_ids(text)
         if token is None or token == self.tokenizer.unk_token_id:
-            raise ValueError(f"the tokenizer has no token {text}; a Sa2VA tokenizer knows it as one token")
+            raise ValueError(f"the tokenizer has no token {text}; this model's tokenizer must know it as one token")
         return token
 
     @cached_property
@@ -183,21 +196,17 @@ class Segmenter(nn.Module):
     @torch.no_grad()
     def encode_images(self, images: Sequence[Image.Image], max_tiles: int | None = None) -> Features:
         """Run the frozen encoders once over RGB images. `max_tiles` caps the tiles below the model's own number."""
-        config = self.config
-        limit = min(config.max_tiles, max_tiles or config.max_tiles)
-        cut = [tiles(image, config.image_size, config.min_tiles, limit, config.use_thumbnail) for image in images]
         return self.encode_pixels(
-            [normalise(parts) for parts in cut],
-            normalise([sam_image(image, config.sam2.image_size) for image in images]),
+            [self.config.tiles(image, max_tiles) for image in images],
+            torch.stack([self.config.sam_pixels(image) for image in images]),
             [(image.height, image.width) for image in images],
         )
 
     @torch.no_grad()
     def encode_pixels(self, tile_pixels: Sequence[Tensor], sam_pixels: Tensor, sizes: list[tuple[int, int]]) -> Features:
-        """As `encode_images`, from normalised pixels: per image (T_i, 3, S, S), and (B, 3, 1024, 1024) for SAM2."""
-        dtype = self.vlm.vision_model.embeddings.cls_token.dtype
-        features = self.vlm.encode(torch.cat(list(tile_pixels)).to(self.device, dtype))
-        levels = self.sam.encode(sam_pixels.to(self.device, self.sam.model.no_mem_embed.dtype))
+        """As `encode_images`, from normalised pixels: per image (T_i, 3, S, S), and (B, 3, 1024, 1024) for the mask part."""
+        features = self.vlm.encode(torch.cat(list(tile_pixels)).to(self.device, self.vlm.dtype))
+        levels = self.sam.encode(sam_pixels.to(self.device, self.sam.dtype))
         return Features(list(features.split([len(pixels) for pixels in tile_pixels])), levels, sizes)
 
     # ---------------------------------------------------------------- training
@@ -252,14 +261,14 @@ class Segmenter(nn.Module):
             visual += self._visual_tokens(features)
             levels.append(self.sam.project(features.levels))
             sizes += features.sizes
-        ids = prompts.encode_prompt(self.tokenizer, self.template, prompts.image_string(1))
-        place = ids.index(self.image_token)
+        ids = prompts.encode_prompt(self.tokenizer, self.template, self.template.image_string(1))
+        place, last = ids.index(self.image_token), ids.index(self.image_last)
         beginnings = []
         for tokens in visual:
-            whole = [*ids[:place], *[self.image_token] * len(tokens.flatten(0, 1)), self.image_end]
+            whole = [*ids[:place], *[self.image_token] * len(tokens.flatten(0, 1)), *ids[place + 1 : last + 1]]
             beginnings.append(self._embed(whole, tokens.flatten(0, 1)))
-        fine, middle, coarse = (torch.cat(level) for level in zip(*levels, strict=True))
-        return Read(visual, (fine, middle, coarse), sizes, prefill(self.vlm.language_model, beginnings))
+        joined = tuple(torch.cat(level) for level in zip(*levels, strict=True))
+        return Read(visual, joined, sizes, prefill(self.vlm.language_model, beginnings))
 
     @torch.no_grad()
     def segment(
@@ -310,8 +319,10 @@ class Segmenter(nn.Module):
     ) -> list[list[str]]:
         """Caption every region of every image. `masks`: per image (n, h, w), non-zero inside; each region is asked alone.
 
-        Raises `ValueError` for an empty mask or when the two lists differ in length.
+        Raises `ValueError` for an empty mask, when the two lists differ in length, or for a model that knows no regions.
         """
+        if not self.template.regions:
+            raise ValueError(f"template {self.config.template}: this model was not taught to describe regions")
         read = self.read(images)
         _same_length("masks", masks, read)
         rows = []
@@ -339,15 +350,12 @@ class Segmenter(nn.Module):
         return prompts.region_string(cells.flatten(1).sum(1).tolist(), "\n\n") + question
 
     def upscale(self, low_res: Tensor, size: tuple[int, int]) -> Tensor:
-        """(N, S/4, S/4) logits -> (N, h, w): bilinear to SAM2's own size, then to the image's, as the official model does."""
-        side = self.config.sam2.image_size
-        wide = low_res[:, None].to(torch.promote_types(low_res.dtype, torch.float32))  # float64 stays what it is
-        full = F.interpolate(wide, size=(side, side), mode="bilinear", align_corners=False)
-        return F.interpolate(full, size=size, mode="bilinear", align_corners=False)[:, 0]
+        """(N, S/4, S/4) logits -> (N, h, w): bilinear to the mask part's own size, then to the image's."""
+        return self.config.upscale(low_res, size)
 
     def _referring_rows(self, read: Read, expressions: Sequence[Sequence[str]]) -> list[Row]:
         _same_length("expressions", expressions, read)
-        return [(i, prompts.SEGMENT_PROMPT.format(text), None) for i, texts in enumerate(expressions) for text in texts]
+        return [(i, self.template.segment_question(text), None) for i, texts in enumerate(expressions) for text in texts]
 
     def _generate(self, images: Features | Read, rows: list[Row], max_new_tokens: int) -> list[Generated]:
         """Answers to (image, text, region cells) rows. What all rows of an image share, up to its last image token, runs once."""
@@ -361,8 +369,8 @@ class Segmenter(nn.Module):
         suffixes, regions = [], [read.visual[0].new_zeros(0, read.visual[0].shape[-1])]
         for i, text, cells in rows:
             # One image token stands for all: the text behind the image's end is cut into the same ids, many times faster.
-            ids = prompts.encode_prompt(self.tokenizer, self.template, prompts.image_string(1) + text)
-            suffixes.append(ids[ids.index(self.image_end) + 1 :])
+            ids = prompts.encode_prompt(self.tokenizer, self.template, self.template.image_string(1) + text)
+            suffixes.append(ids[ids.index(self.image_last) + 1 :])
             if cells is not None:
                 regions.append(_region_tokens(read.visual[i], cells))
         embeds = self._embed([token for ids in suffixes for token in ids], torch.cat(regions))
@@ -405,6 +413,11 @@ class Segmenter(nn.Module):
             for word in self.template.stop_words:
                 text = text.removesuffix(word)
         return text.strip()
+
+
+def new_vlm(config: ModelConfig) -> Vlm:
+    """The vision-language part with random weights, on the device that is the default."""
+    return _PARTS[type(config)][0](config)
 
 
 def load_tokenizer(folder: Path, config: ModelConfig) -> PreTrainedTokenizerBase:

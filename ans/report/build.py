@@ -21,7 +21,7 @@ def build(config: Config, reports: Path, data: Path, checkpoint: Path) -> None:
     missing or does not fit.
     """
     settings, root, figures = config.report, Path(config.paths.root), reports / "figures"
-    names = config.evaluate.split_results(), config.evaluate.caption_results()
+    names = config.questions.split_results(), config.questions.caption_results()
     results = read_results(reports, data, tuple(config.variants), *names)
     training = read_training(reports / "train" / "plots", checkpoint)
     indexes = [_read(reports / "data" / f"{source}.json", "index") for source in (*config.sources, "sa1b_subset")]

@@ -21,7 +21,8 @@ from ans.checkpoints.save import save_trained
 from ans.config import Config
 from ans.data.dataset import Referring, Regions, Sampling, TrainingData, training_rows
 from ans.data.index import check_listing, read_index
-from ans.model.adapters import add_lora, group_of_parameter, select_trained
+from ans.model.adapters import add_lora, add_seg_row, group_of_parameter, select_trained
+from ans.model.four_bit import numbers
 from ans.model.segmenter import Segmenter
 from ans.objectives.batches import CaptionBatch, MaskBatch, ReferringBatch
 from ans.objectives.loop1 import loop1
@@ -38,7 +39,6 @@ from ans.training.schedule import lr_factor
 from ans.training.state import ResumeFolder, code_version, fingerprint, runs_folder
 from ans.training.watch import Watch
 
-REFERRING = ("refcoco", "refcoco_plus", "refcocog")
 Pair = tuple[ReferringBatch | MaskBatch, CaptionBatch | None]
 
 
@@ -74,7 +74,7 @@ def train(config: Config, run: Run = Run()) -> None:
     model, trained = load_model(config, run, accelerator)
     parameters, groups = list(trained.values()), slices_of_groups(trained)
     frozen_before = checksum(model, trained)
-    optimizer = torch.optim.AdamW(_groups(trained, config), lr=preset.lr, weight_decay=preset.weight_decay)
+    optimizer = new_optimizer(trained, config)
     rates = [group["lr"] for group in optimizer.param_groups]
     teacher = Teacher(trained, settings.ema.decay, settings.ema.warmup)
     curves = Curves(run.reports if accelerator.is_main_process else None)
@@ -82,6 +82,7 @@ def train(config: Config, run: Run = Run()) -> None:
     watch = Watch(settings.min_seg_rate)
     parts = {"optimizer": optimizer, "teacher": teacher, "curves": curves, "chains": chains, "watch": watch}
 
+    data, left_out = load_data(config, run, model, accelerator)
     folder = resume_folder(config, run, accelerator)
     first_step = 0
     if state := folder.load(accelerator.device):
@@ -91,7 +92,6 @@ def train(config: Config, run: Run = Run()) -> None:
         for name, part in parts.items():
             part.load_state_dict(state[name])
 
-    data, left_out = load_data(config, run, model, accelerator)
     manifest = describe(config, model, trained, data, left_out, accelerator.num_processes)
     manifest["base_sha256"] = shards.fingerprint(run.base)
     if accelerator.is_main_process:
@@ -186,7 +186,7 @@ def step_gradients(
     """The step's gradients over all micro-batches and processes, and its values. Loop 1's graph is gone before loop 2 starts."""
     settings = config.train
     size = sum(p.numel() for p in parameters)
-    gradients = [torch.zeros(size, device=accelerator.device) for _ in range(1 + settings.loop2.enabled)]
+    gradients = [torch.zeros(size, device=accelerator.device) for _ in range(2 if config.loop2 else 1)]
     sums: dict[str, Tensor] = {}
 
     def learn(losses: Losses, number: int) -> None:
@@ -207,7 +207,7 @@ def step_gradients(
         del losses, chain
         if second is not None:
             with accelerator.autocast():
-                arguments = (settings.loop2, settings.loss, settings.mask_points, totals.second, look(2))
+                arguments = (config.loop2, settings.loss, settings.mask_points, totals.second, look(2))
                 losses, chain = loop2(model, second, *arguments)
             learn(losses, 1)
             if chain is not None:
@@ -222,7 +222,7 @@ def step_gradients(
         raise FloatingPointError(f"step {step + 1}: NaN in {wrong}; lower presets.<preset>.train.lr, or look at the batch")
     if "loop1_caption_gradient2" in named:
         named["loop1_caption_gradient"] = named.pop("loop1_caption_gradient2") ** 0.5
-    return Gradients(reduced[0], reduced[1] if settings.loop2.enabled else None, named)
+    return Gradients(reduced[0], reduced[1] if config.loop2 else None, named)
 
 
 def _first(
@@ -244,7 +244,8 @@ def resume_folder(config: Config, run: Run, accelerator: Accelerator) -> ResumeF
     """The run's folder, the same on every process: only the first reads the inputs for the fingerprint."""
     name = [""]
     if accelerator.is_main_process:
-        name = [f"train-{fingerprint(config, shards.fingerprint(run.base), run.indexes.glob('*.arrow'))}"]
+        indexes = [run.indexes / f"{name}.arrow" for name in config.training_indexes()]
+        name = [f"train-{fingerprint(config, shards.fingerprint(run.base), indexes)}"]
     if accelerator.num_processes > 1:
         torch.distributed.broadcast_object_list(name)
     conditions = {"the number of processes": accelerator.num_processes, "code": code_version()}
@@ -269,24 +270,25 @@ def load_model(config: Config, run: Run, accelerator: Accelerator) -> tuple[Segm
     """The base on this process' device with LoRA in place, and its trained tensors (float32) by name."""
     lora = config.chosen.train.lora
     dtype = torch.bfloat16 if config.chosen.train.precision == "bf16" else torch.float32
-    model = Segmenter.from_pretrained(run.base, accelerator.device, dtype)
-    if "lora" in config.train.groups:
-        add_lora(model, lora.rank, lora.alpha, lora.dropout, config.train.seed)
+    model = Segmenter.from_pretrained(run.base, accelerator.device, dtype, config.chosen.train.four_bit)
+    if "lora" in config.chosen.train.trained:
+        add_lora(model, lora.rank, lora.alpha, lora.dropout, config.train.seed, lora.targets)
+    if "seg_row" in config.chosen.train.trained:
+        add_seg_row(model)
     if config.chosen.train.checkpoint_activations:
         model.vlm.language_model.activation_checkpointing_enable({"use_reentrant": False})
-    return model, select_trained(model, config.train.groups)
+    return model, select_trained(model, config.chosen.train.trained)
 
 
 def load_data(config: Config, run: Run, model: Segmenter, accelerator: Accelerator) -> tuple[TrainingData, int]:
     """The training data of this process, and how many image rows were left out as belonging to an evaluated split."""
     settings, preset, root = config.train, config.chosen.train, Path(config.paths.root)
-    referring = [read_index(run.indexes / f"{name}.arrow") for name in REFERRING]
-    sources = settings.loop1.sources if settings.loop1.enabled else {}
+    referring = [read_index(run.indexes / f"{name}.arrow") for name in preset.referring]
+    sources = config.loop1.sources if config.loop1 else {}
     masks = [Regions(n, read_index(run.indexes / f"{n}.arrow"), source.max_samples) for n, source in sources.items()]
-    name = settings.loop2.source
-    captions = (
-        Regions(name, read_index(run.indexes / f"{name}.arrow"), settings.loop2.max_samples) if settings.loop2.enabled else None
-    )
+    captions = None
+    if loop2 := config.loop2:
+        captions = Regions(loop2.source, read_index(run.indexes / f"{loop2.source}.arrow"), loop2.max_samples)
     for index in [*referring, *(source.index for source in [*masks, *([captions] if captions else [])])]:
         check_listing(index, root)
     rows, left_out = training_rows(referring)
@@ -324,21 +326,24 @@ def checksum(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> int:
     total = 0
     for name, tensor in model.state_dict().items():
         if name not in trained:
-            bits = tensor.detach().view(torch.int16 if tensor.element_size() == 2 else torch.int32)
-            weights = torch.arange(1, bits.numel() + 1, device=bits.device) % 65521
-            total += int((bits.flatten().long() * weights).sum())
+            kind = {1: torch.uint8, 2: torch.int16}.get(tensor.element_size(), torch.int32)
+            values = tensor.detach().contiguous().flatten().view(kind)
+            for bits in values.split(1 << 22):  # whole, the numbers beside an embedding would take gigabytes
+                weights = torch.arange(1, len(bits) + 1, device=bits.device) % 65521
+                total = (31 * total + int((bits.long() * weights).sum())) % 2**61
     return total
 
 
 def describe(
     config: Config,
-    model: nn.Module,
+    model: Segmenter,
     trained: Mapping[str, nn.Parameter],
     data: TrainingData,
     left_out: int,
     processes: int,
 ) -> dict[str, object]:
-    """The run's manifest: what is trained and frozen, the effective batch, the data, and the settings."""
+    """The run's manifest: what is trained and frozen, the effective batch, the data, and the settings. `seg_token`: the row that
+    group `seg_row` is."""
     preset = config.chosen.train
     groups = {name: {"state": "frozen", "tensors": 0, "parameters": 0} for name in SHARD_GROUPS}
     for name, parameter in model.named_parameters():
@@ -349,7 +354,7 @@ def describe(
         else:
             entry = groups[group_of(model_to_hf_name(name.replace(".base_layer.", ".")))]
         entry["tensors"] += 1
-        entry["parameters"] += parameter.numel()
+        entry["parameters"] += numbers(parameter)
     return {
         "groups": {name: entry for name, entry in groups.items() if entry["tensors"]},
         "processes": processes,
@@ -358,6 +363,8 @@ def describe(
         "effective_batch": preset.effective_batch(processes),
         "samples": data.sizes(),
         "left_out_evaluated_images": left_out,
+        "trained": list(preset.trained),
+        "seg_token": model.seg_token,
         "train": asdict(config.train),
         "preset": {"name": config.preset, **asdict(preset)},
         "versions": {"torch": str(torch.__version__), "python": sys.version.split()[0]},
@@ -377,6 +384,15 @@ def manifest_text(manifest: dict[str, object]) -> str:
     lines += [f"{count:>9,} samples of {name}" for name, count in manifest["samples"].items()]
     lines.append(f"{manifest['left_out_evaluated_images']:>9,} images left out, because they are in an evaluated split")
     return "\n".join(lines)
+
+
+def new_optimizer(trained: Mapping[str, nn.Parameter], config: Config) -> torch.optim.Optimizer:
+    """AdamW by the preset; the paged one raises `ModuleNotFoundError` without bitsandbytes."""
+    preset = config.chosen.train
+    kind = torch.optim.AdamW
+    if preset.optimizer == "paged_adamw":
+        from bitsandbytes.optim import PagedAdamW32bit as kind  # an extra
+    return kind(_groups(trained, config), lr=preset.lr, weight_decay=preset.weight_decay)
 
 
 def _groups(trained: Mapping[str, nn.Parameter], config: Config) -> list[dict[str, object]]:

@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ans.checkpoints.layout import model_to_hf
 from ans.config import World
-from ans.data.dataset import region_mask, soft_target
+from ans.data.dataset import region_mask
 from ans.data.images import open_image
 from ans.data.mixing import keyed_rng
 from ans.data.records import ImageRecord, Region
@@ -209,7 +209,7 @@ def load_scenes(root: Path, split: str, model: ModelConfig) -> list[Scene]:
             Scene(
                 np.asarray(sam_image(image, model.image_size)),
                 np.asarray(sam_image(image, model.sam2.image_size)),
-                torch.stack([soft_target(one, model.sam2.image_size // 4) for one in masks]),
+                torch.stack([model.soft_target(torch.from_numpy(one)) for one in masks]),
                 torch.stack([_centre(one) for one in masks]),
                 region_cells(torch.from_numpy(masks), model.grid_side),
                 [expressions for _, expressions, _ in usable],

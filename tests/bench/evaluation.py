@@ -50,7 +50,7 @@ def make_data(folder: Path, images: int) -> tuple[Config, Plan]:
     for source in ("refcoco", "refcoco_plus"):
         build(source, config, folder / "index")
     settings = dataclasses.replace(
-        config.evaluate, splits=("refcoco_val", "refcoco_plus_val"), captions=(), max_samples=None, max_texts_per_image=None
+        config.questions, splits=("refcoco_val", "refcoco_plus_val"), captions=(), max_samples=None, max_texts_per_image=None
     )
     return config, make_plan(settings, folder / "index", folder)
 

@@ -66,7 +66,7 @@ class Trainer:
         add_lora(self.model, preset.lora.rank, preset.lora.alpha, preset.lora.dropout, generator_seed=0)
         if preset.checkpoint_activations:
             self.model.vlm.language_model.activation_checkpointing_enable({"use_reentrant": False})
-        self.trained = select_trained(self.model, config.train.groups)
+        self.trained = select_trained(self.model, preset.trained)
         self.model.to(device).train()
         self.parameters = list(self.trained.values())
         self.teacher = Teacher(self.trained, config.train.ema.decay, config.train.ema.warmup)

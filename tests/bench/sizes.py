@@ -9,14 +9,14 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+from PIL import Image
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedTokenizerFast
 
 from ans.model import prompts
 from ans.model.config import ModelConfig
-from ans.model.segmenter import Segmenter
-from ans.model.vlm import InternVL
+from ans.model.segmenter import Segmenter, new_vlm
 from ans.objectives.batches import CaptionBatch, Images, MaskBatch, ReferringBatch, Targets, pad_right
 from ans.objectives.mask import point_candidates
 
@@ -63,6 +63,7 @@ def official(size: str) -> ModelConfig:
     """The configuration of a released model (`SIZES`): InternVL2.5 with Qwen2.5, and SAM2-L at 1024 px."""
     template, language = _SIZES[size]
     values: dict[str, Any] = {
+        "model_type": "sa2va_chat",
         "template": template,
         "select_layer": -1,
         "ps_version": "v2",
@@ -96,7 +97,7 @@ def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) 
     """Random weights, drawn on `device`; as in training the vision-language model is held in `dtype` and the rest in float32."""
     torch.manual_seed(0)
     with device:
-        vlm = InternVL(config).to(dtype)
+        vlm = new_vlm(config).to(dtype)
         model = Segmenter(config, tokenizer(config.language.vocab_size), vlm)
     return model.to(device)
 
@@ -158,13 +159,14 @@ def caption_batch(model: Segmenter, images: int, caption_len: int, mask_points: 
 
 def _images(model: Segmenter, images: int, tiles: int) -> Images:
     config = model.config
-    pixels = torch.randn(images, tiles, 3, config.image_size, config.image_size)
-    sam = torch.randn(images, 3, config.sam2.image_size, config.sam2.image_size)
+    blank = Image.new("RGB", (64, 64))
+    pixels = torch.randn(images, tiles, *config.tiles(blank, 1).shape[1:])
+    sam = torch.randn(images, *config.sam_pixels(blank).shape)
     return Images(list(pixels), sam, [(480, 640)] * images)
 
 
 def _targets(model: Segmenter, objects: int, mask_points: int) -> Targets:
-    side = model.config.sam2.image_size // 4
+    side = model.config.mask_side
     candidates = point_candidates(mask_points) if mask_points else 0
     return Targets((torch.rand(objects, side, side) > 0.5).float(), torch.rand(objects, candidates, 2))
 

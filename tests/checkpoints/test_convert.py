@@ -202,7 +202,7 @@ def test_a_base_pth_underneath(golden: GoldenCase, base: Path, checkpoint: Path,
 def test_our_own_checkpoint_says_everything_itself(
     base: Path, trained: dict[str, Tensor], converted: Path, tmp_path: Path
 ) -> None:
-    meta = {"train": {"groups": list(TRAINED)}, "preset": {"lora": {"rank": 4, "alpha": 8.0, "dropout": 0.0}}, "step": 7}
+    meta = {"trained": list(TRAINED), "preset": {"lora": {"rank": 4, "alpha": 8.0, "dropout": 0.0}}, "step": 7}
     ours = {_model_name(key): tensor for key, tensor in trained.items()}
     save_trained(tmp_path / "run" / "last.pth", ours, meta)
     convert(settings(tmp_path / "run", groups=None, lora=None), base, tmp_path / "hf")

@@ -37,7 +37,8 @@ def run(golden: GoldenCase, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for parameter in trained.values():
         parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
     size = {"rank": 4, "alpha": 6.0, "dropout": 0.1}
-    meta = {"train": {"groups": list(GROUPS), "seed": 42}, "preset": {"lora": size, "lr": 1e-4, "schedule": "cosine"}, "step": 9}
+    meta = {"trained": list(GROUPS), "train": {"seed": 42}, "step": 9}
+    meta["preset"] = {"lora": size, "lr": 1e-4, "schedule": "cosine"}
     save_trained(root / "checkpoint" / "last.pth", trained, meta)
     settings = Convert(str(root / "checkpoint"), None, None, None, "float32", "ByteDance/Sa2VA-4B")
     convert(settings, root / "base", root / "hf")

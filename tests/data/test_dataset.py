@@ -10,7 +10,7 @@ import torch
 from pycocotools import mask as coco
 
 from ans.data import masks
-from ans.data.dataset import Referring, Regions, Sampling, TrainingData, region_mask, soft_target, training_rows
+from ans.data.dataset import Referring, Regions, Sampling, TrainingData, region_mask, training_rows
 from ans.data.index import read_index, write_records
 from ans.data.mixing import Pool, interleaved
 from ans.data.records import Expression, ImageRecord, Region
@@ -109,7 +109,6 @@ def test_two_views_of_one_object(work, parts) -> None:
     for source in masks:
         data = dataset(parts, [source])
         batch = data._masks(range(4))
-        side = data.config.sam2.image_size // 4
         for n in range(4):
             record, region = source.sample(data.mask_pool.at(n)[1])
             seen = record.second if record.second and region.second_counts else record.path
@@ -119,7 +118,7 @@ def test_two_views_of_one_object(work, parts) -> None:
             assert torch.equal(batch.cells[n], cells)
             counts = region.second_counts if seen == record.second else region.counts
             truth = coco.decode({"size": [record.height, record.width], "counts": counts.encode()})
-            assert torch.equal(batch.targets.soft[n], soft_target(truth, side))
+            assert torch.equal(batch.targets.soft[n], data.config.soft_target(torch.from_numpy(truth)))
         assert len(batch.images.sam) == 4
         assert len(batch.images.tiles) == 4 + sum(d >= 4 for d in batch.describe_index)
 
@@ -152,12 +151,13 @@ def test_points_are_drawn_when_asked(parts) -> None:
     assert dataset(parts, mask_points=8)[0][0].targets.uniform.shape[1:] == (8 * 3 + 2, 2)
 
 
-def test_soft_target_is_the_share_of_a_cell() -> None:
-    mask = np.zeros((8, 8), np.uint8)
+def test_soft_target_is_the_share_of_a_cell(parts) -> None:
+    config = dataset(parts).config
+    mask = torch.zeros(2 * config.mask_side, 2 * config.mask_side, dtype=torch.uint8)
     mask[0:2, 0:3] = 1
-    expected = torch.zeros(4, 4)
+    expected = torch.zeros(config.mask_side, config.mask_side)
     expected[0, 0], expected[0, 1] = 1.0, 0.5
-    torch.testing.assert_close(soft_target(mask, 4), expected)
+    torch.testing.assert_close(config.soft_target(mask), expected)
 
 
 def test_region_mask_is_the_recorded_area(parts) -> None:

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ans.config import ConfigError, Evaluate, load
+from ans.config import ConfigError, Questions, load
 from ans.data.index import ListingChanged, fingerprint, write_records
 from ans.data.records import Expression, ImageRecord, Region
 from ans.evaluation.plan import Plan, Planned, make_plan
 
 SETTINGS = dataclasses.replace(
-    load().evaluate,
+    load().questions,
     splits=("refcoco_val", "refcoco_plus_val"),
     captions=("refcoco_val",),
     max_samples=None,
@@ -85,21 +85,22 @@ def test_caps_and_their_names(indexes: Path) -> None:
         ("a.jpg", [("refcoco_val_capped_1x1", 0, "thing 0 0")]),
         ("b.jpg", [("refcoco_plus_val_capped_1x1", 4, "thing 4 0")]),
     ]
-    assert Evaluate.split_results(dataclasses.replace(SETTINGS, max_samples=3))[0] == "refcoco_val_capped_3xall"
+    assert Questions.split_results(dataclasses.replace(SETTINGS, max_samples=3))[0] == "refcoco_val_capped_3xall"
     assert not SETTINGS.capped and SETTINGS.caption_results() == ("refcoco_val_captions",)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"max_samples": 0}, "evaluate.max_samples: must be null or at least 1"),
-        ({"captions": ("a_val", "a_val")}, "evaluate.captions: names a split twice"),
-        ({"splits": ()}, "evaluate.splits: names no split"),
+        ({"max_samples": 0}, "^evaluate.max_samples: must be null or at least 1"),
+        ({"captions": ("a_val", "a_val")}, "^presets.<preset>.evaluate.captions: names a split twice"),
+        ({"splits": ()}, "^presets.<preset>.evaluate.splits: names no split"),
     ],
 )
 def test_settings_that_cannot_be(changes: dict[str, object], message: str) -> None:
+    config = load()
     with pytest.raises(ConfigError, match=message):
-        dataclasses.replace(SETTINGS, **changes)
+        dataclasses.replace(config.evaluate if "max_samples" in changes else config.chosen.evaluate, **changes)
 
 
 def test_the_checksum_is_of_what_is_asked(indexes: Path) -> None:
@@ -110,9 +111,9 @@ def test_the_checksum_is_of_what_is_asked(indexes: Path) -> None:
 
 
 def test_mistakes_are_named(indexes: Path) -> None:
-    with pytest.raises(ValueError, match="evaluate.splits: refcocog_val: there is no index .*refcocog.arrow"):
+    with pytest.raises(ValueError, match=r"presets.<preset>.evaluate.splits: refcocog_val: there is no index .*refcocog.arrow"):
         plan_of(indexes, splits=("refcocog_val",))
-    with pytest.raises(ValueError, match="evaluate.captions: x_val: there is no index"):
+    with pytest.raises(ValueError, match=r"presets.<preset>.evaluate.captions: x_val: there is no index"):
         plan_of(indexes, captions=("x_val",))
     with pytest.raises(ValueError, match="refcoco_testA: .*refcoco.arrow has no region of split 'testA'"):
         plan_of(indexes, splits=("refcoco_testA",))

@@ -33,7 +33,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def config(work: Path) -> Config:
-    changes = {"evaluate__splits": ["refcoco_val", "refcoco_plus_val", "refcocog_test"], "evaluate__captions": ["refcocog_val"]}
+    changes = {"splits": ["refcoco_val", "refcoco_plus_val", "refcocog_test"], "captions": ["refcocog_val"]}
+    changes = {f"presets__tiny__evaluate__{name}": value for name, value in changes.items()}
     return parse(Config, pipeline.small_values(work.parent / "world", **changes))
 
 
@@ -103,13 +104,13 @@ def test_other_settings_or_code_do_not_continue(work: Path, config: Config, tmp_
 
 def test_what_is_left(work: Path, config: Config, uninterrupted) -> None:
     out, files = uninterrupted
-    names = (*config.evaluate.split_results(), "refcocog_val_captions")
+    names = (*config.questions.split_results(), "refcocog_val_captions")
     assert set(files) == {"protocol.json", *(f"{name}.json" for name in names), *(f"{name}.parquet" for name in names)}
     protocol = json.loads(files["protocol.json"])
     assert protocol["prompt"] == " Please segment {} in this image."
     assert protocol["weights_sha256"] == weights_checksum(work / "models" / "base") and protocol["code_sha256"] == code_checksum()
     assert protocol["precision"] == "float32" and protocol["capped"] is False
-    for name in config.evaluate.split_results():
+    for name in config.questions.split_results():
         metrics, table = json.loads(files[f"{name}.json"]), pd.read_parquet(out / "data" / f"{name}.parquet")
         expected = summarise(table.to_dict("records")) | {"images": table["image_path"].nunique(), "capped": 0}
         assert metrics == expected and metrics["n"] == protocol["splits"][name]["n"] == len(table)

@@ -39,7 +39,7 @@ def make_config(tree: Path, variants: tuple[str, ...] = VARIANTS, splits: tuple[
     values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     values["paths"]["root"] = str(tree / "root")
     values["variants"] = {name: values["variants"][name] for name in variants}
-    values["evaluate"] |= {"splits": list(splits), "captions": ["refcoco_val"]}
+    values["presets"]["tiny"]["evaluate"] |= {"splits": list(splits), "captions": ["refcoco_val"]}
     values["report"] = {"seed": 0, "bootstrap": 300, "gallery": 3, "examples": 12}
     return parse(Config, values)
 

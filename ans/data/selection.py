@@ -1,0 +1,21 @@
+"""Which indexes the parameters name. DVC's dependencies cannot depend on parameters: this file of them can be one instead."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from ans.files import replacing
+
+
+def select(names: Iterable[str], indexes: Path, out: Path) -> None:
+    """Write `out`: index name -> sha256 of `indexes/<name>.arrow`, as JSON. Raises `FileNotFoundError` naming a missing index."""
+    sums = {}
+    for name in sorted(names):
+        path = indexes / f"{name}.arrow"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such index, though {out.stem} is to read it; name {name} under `sources`")
+        with open(path, "rb") as file:
+            sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    with replacing(out) as temporary:
+        temporary.write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
