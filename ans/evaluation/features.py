@@ -21,6 +21,9 @@ from ans.model.segmenter import Features, Segmenter
 
 DIGEST = hashlib.sha256().digest_size
 
+REMOTE = ("architectures", "auto_map")
+"""Keys of config.json that conversion adds for others' code: the base, which has none, shares the features too."""
+
 
 class FeatureCache:
     """Encodes images as the model does, to the same bits; what it has encoded lies in `${ANS_RUNS:-runs}/features/`.
@@ -36,7 +39,7 @@ class FeatureCache:
         device = model.device
         machine = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
         settings = {
-            "config": model.config.values,
+            "config": {key: value for key, value in model.config.values.items() if key not in REMOTE},
             "machine": [machine, torch.get_num_threads(), precision],
             "code": [code_checksum(), *(version(name) for name in ("torch", "transformers", "sam2", "pillow"))],
         }

@@ -88,6 +88,15 @@ def test_variants_share_it_and_other_encoders_do_not(
     assert same(cached, other.encode_images(images))
 
 
+def test_what_conversion_adds_to_the_config_makes_no_difference(model: Segmenter, runs: Path, encoded: list[int]) -> None:
+    other = copy.deepcopy(model)
+    for changes, number in (({"auto_map": {"AutoModel": "a--b.C"}, "architectures": ["C"]}, 1), ({"min_dynamic_patch": 2}, 2)):
+        FeatureCache(model, "float32", 1e9).encode(pictures(0))
+        other.config = dataclasses.replace(model.config, values=model.config.values | changes)
+        FeatureCache(other, "float32", 1e9).encode(pictures(0))
+        assert len(encoded) == number
+
+
 @pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b[:500] + b"x" + b[501:], lambda b: b"", lambda b: b + b"\0"])
 def test_a_damaged_file_is_named_and_made_again(model: Segmenter, runs: Path, encoded: list[int], capsys, damage) -> None:
     images = pictures(0)
@@ -129,7 +138,7 @@ def test_an_evaluation_has_the_same_bytes_with_it(tmp_path: Path, monkeypatch, e
     monkeypatch.setenv("ANS_RUNS", str(tmp_path / "runs"))
     found, counts = [], []
     for gigabytes in (0, 1, 1):
-        config = parse(Config, pipeline.small_values(tmp_path / "world", evaluate__captions=["refcocog_val"]))
+        config = parse(Config, pipeline.small_values(tmp_path / "world", presets__tiny__evaluate__captions=["refcocog_val"]))
         config = dataclasses.replace(config, launch=dataclasses.replace(config.launch, feature_cache_gb=gigabytes))
         out = tmp_path / f"out{len(found)}"
         evaluate(config, "base", work / "models" / "base", work / "data" / "index", out / "reports", out / "data")
