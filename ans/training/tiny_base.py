@@ -55,14 +55,14 @@ WORLD = World(
 )
 SOURCES = {"refcoco": "ref_seg/refcoco", "refcoco_plus": "ref_seg/refcoco+", "refcocog": "ref_seg/refcocog"}
 SEED = 17
-STEPS = {"sam2": 5000, "vlm": 3000, "joint": 3600}
+STEPS = {"sam2": 5000, "vlm": 3000, "joint": 3200}
 LR = 1e-3
 POINT_SCALE = 3.0  # a prompt's standard deviation is then about 2; smaller ones drown in SAM2's two-way transformer
 POINT_NOISE = 0.03  # standard deviation of the points around the object's centre, in fractions of the image
 POINTS_ONLY = 0.2  # of stage (a)'s steps; words alone, from the start, take four times as long to find objects at all
 POINT_SHARE = 0.15  # of the prompts afterwards
 ALIGN_SHARE = 0.25  # of the joint steps in which the `[SEG]` vector is drawn towards the word vectors, ever less
-SAM2_LR_SCALE = 0.5  # at the full rate the decoder unlearns while the `[SEG]` vectors are still noise
+SAM2_LR_SCALE = 0.2  # at the full rate the decoder unlearns while the `[SEG]` vectors are still noise
 
 _SPECIAL = ("<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "[SEG]", "<p>", "</p>", "<vp>", "</vp>")
 
