@@ -12,6 +12,38 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+ImageLike = Image.Image | np.ndarray | Tensor
+"""What `as_image` takes."""
+
+
+def as_image(image: ImageLike) -> Image.Image:
+    """An RGB image of 8 bits, from PIL's of any such mode; from an array (h, w, 3) or, grey, (h, w), uint8; or from a tensor
+    (3, h, w) or, grey, (1, h, w), uint8 or floating point in [0, 1].
+
+    Raises `ValueError` for any other shape, type or range.
+    """
+    if isinstance(image, Image.Image):
+        if image.mode[0] in "IF":
+            raise ValueError(f"image: mode {image.mode} has more than 8 bits per channel; bring it to 0..255 first")
+        return image.convert("RGB")
+    if not isinstance(image, np.ndarray | Tensor):
+        raise ValueError(f"image: expected PIL's, an array or a tensor, found {type(image).__name__}")
+    shape, kind = tuple(image.shape), image.dtype
+    if isinstance(image, Tensor):
+        if len(shape) != 3 or shape[0] not in (1, 3):
+            raise ValueError(f"image: expected a tensor (3, h, w) or (1, h, w), found {shape}")
+        if image.is_floating_point():
+            if not 0 <= image.min() <= image.max() <= 1:
+                raise ValueError(f"image: a {kind} tensor must lie in [0, 1], found {image.min():g} to {image.max():g}")
+            image = (image * 255).round().to(torch.uint8)
+        image = image.permute(1, 2, 0).expand(-1, -1, 3).cpu().numpy()
+    elif image.ndim == 2:
+        image = np.repeat(image[..., None], 3, axis=2)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"image: expected uint8 (h, w, 3) or (h, w), or a tensor (3, h, w) in [0, 1], found {kind} {shape}")
+    return Image.fromarray(np.ascontiguousarray(image))
+
+
 def tile_grid(width: int, height: int, image_size: int, min_tiles: int, max_tiles: int) -> tuple[int, int]:
     """(columns, rows) whose aspect ratio is nearest to the image's; a tie goes to more tiles if the image is large enough for
     them (InternVL's rule: its area exceeds half of the tiles' area)."""

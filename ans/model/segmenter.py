@@ -3,6 +3,8 @@
 model = Segmenter.from_pretrained("models/variants/full")
 model.segment([image], [["the left cup", "the man in red"]])   # per image, per expression: answer and masks
 model.describe([image], [masks])                               # per image, per region: a caption
+
+An image is PIL's, an array (h, w, 3) or a tensor (3, h, w); masks are (n, h, w), arrays or tensors.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -27,6 +28,7 @@ from ans.model.config import LisaConfig, ModelConfig, Sa2vaConfig
 from ans.model.four_bit import hold_in_four_bits
 from ans.model.generate import Generated, Prefix, forced, greedy, prefill
 from ans.model.grounding import Levels, Masks, Sam, Sam2
+from ans.model.preprocess import ImageLike, as_image
 from ans.model.visual_prompt import region_cells
 from ans.model.vlm import InternVL, Llava, Vlm
 
@@ -194,8 +196,10 @@ class Segmenter(nn.Module):
         return self.text_hidden_fcs[0].weight.device
 
     @torch.no_grad()
-    def encode_images(self, images: Sequence[Image.Image], max_tiles: int | None = None) -> Features:
-        """Run the frozen encoders once over RGB images. `max_tiles` caps the tiles below the model's own number."""
+    def encode_images(self, images: Sequence[ImageLike], max_tiles: int | None = None) -> Features:
+        """Run the frozen encoders once over images, PIL's, arrays or tensors (see `preprocess.as_image`). `max_tiles` caps the
+        tiles below the model's own number."""
+        images = list(map(as_image, images))
         return self.encode_pixels(
             [self.config.tiles(image, max_tiles) for image in images],
             torch.stack([self.config.sam_pixels(image) for image in images]),
@@ -243,8 +247,8 @@ class Segmenter(nn.Module):
     @torch.no_grad()
     def read(
         self,
-        images: Sequence[Image.Image] | Features | Read,
-        encode: Callable[[Sequence[Image.Image]], Features] | None = None,
+        images: Sequence[ImageLike] | Features | Read,
+        encode: Callable[[Sequence[ImageLike]], Features] | None = None,
     ) -> Read:
         """Everything that answers about these images share, made once: `segment`, `segment_given` and `describe` take it too.
 
@@ -273,7 +277,7 @@ class Segmenter(nn.Module):
     @torch.no_grad()
     def segment(
         self,
-        images: Sequence[Image.Image] | Features | Read,
+        images: Sequence[ImageLike] | Features | Read,
         expressions: Sequence[Sequence[str]],
         max_new_tokens: int = 512,
     ) -> list[list[Segmentation]]:
@@ -291,7 +295,7 @@ class Segmenter(nn.Module):
 
     @torch.no_grad()
     def segment_given(
-        self, images: Sequence[Image.Image] | Features | Read, expressions: Sequence[Sequence[str]], answer: str
+        self, images: Sequence[ImageLike] | Features | Read, expressions: Sequence[Sequence[str]], answer: str
     ) -> list[list[Segmentation]]:
         """As `segment`, but every answer is `answer`, teacher-forced: what the masks would be, had the model said that.
 
@@ -313,8 +317,8 @@ class Segmenter(nn.Module):
     @torch.no_grad()
     def describe(
         self,
-        images: Sequence[Image.Image] | Features | Read,
-        masks: Sequence[np.ndarray],
+        images: Sequence[ImageLike] | Features | Read,
+        masks: Sequence[np.ndarray | Tensor],
         max_new_tokens: int = 512,
     ) -> list[list[str]]:
         """Caption every region of every image. `masks`: per image (n, h, w), non-zero inside; each region is asked alone.
@@ -327,7 +331,7 @@ class Segmenter(nn.Module):
         _same_length("masks", masks, read)
         rows = []
         for i, regions in enumerate(masks):
-            cells = region_cells(torch.as_tensor(np.asarray(regions) > 0), self.config.grid_side) if len(regions) else []
+            cells = region_cells(torch.as_tensor(regions).cpu() > 0, self.config.grid_side) if len(regions) else []
             rows += [(i, self.region_question(cell[None], prompts.DESCRIBE_PROMPT), cell[None]) for cell in cells]
         answers = iter(self._generate(read, rows, max_new_tokens))
         return [[self._decode(next(answers).ids, stop_word=False) for _ in regions] for regions in masks]
@@ -479,5 +483,5 @@ def _same_length(name: str, values: Sequence[object], read: Read) -> None:
         raise ValueError(f"{name}: {len(values)} lists for {len(read.sizes)} images")
 
 
-def _chunks(values: Sequence[Image.Image], size: int) -> list[Sequence[Image.Image]]:
+def _chunks(values: Sequence[ImageLike], size: int) -> list[Sequence[ImageLike]]:
     return [values[start : start + size] for start in range(0, len(values), size)]
