@@ -3,8 +3,9 @@
 python -m ans.ablation study             # how to read captions anew, on the tuning splits alone
 python -m ans.ablation run [ARM ...]     # the protocol: the runs that are not in the table yet
 python -m ans.ablation table             # reports/ablation.md from reports/ablation.csv
+python -m ans.ablation upper_bound       # what labels for everything would bring -> reports/upper_bound.json
 
-Cut off, both continue. The protocol is docs/ablation.md; the arms and seeds below are its numbers.
+Cut off, study and run continue. The protocol is docs/ablation.md; the arms and seeds below are its numbers.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import csv
 import hashlib
 import json
 import math
+import shlex
 import subprocess
 import sys
 import time
@@ -19,9 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-CSV, TABLE = Path("reports/ablation.csv"), Path("reports/ablation.md")
+CSV, TABLE, BOUND = Path("reports/ablation.csv"), Path("reports/ablation.md"), Path("reports/upper_bound.json")
 COLUMNS = ("arm", "seed", "split", "ciou", "miou", "seconds", "params_sha")
-KEEP = (":!reports/ablation.csv", ":!reports/ablation.md")
+KEEP = (":!reports/ablation.csv", ":!reports/ablation.md", ":!reports/upper_bound.json")
 
 _NO_LOOPS = ("train.loop1.enabled=false", "train.loop2.enabled=false")
 ARMS: dict[str, tuple[str, ...]] = {
@@ -55,6 +57,9 @@ STUDY: dict[str, tuple[str, ...]] = {
 }
 """As `ARMS`, loop 1 alone and only on the tuning splits: what chose the default of `train.loop1`."""
 
+LABELS_FOR_ALL = (*_NO_LOOPS, "world.train_images=3000", "train.steps=3000")
+"""The upper bound: thirty times the labelled images, supervised, until the loss no longer falls."""
+
 MANY = ("supervised_equal_steps", "both_orthogonal")
 REFERENCE = "supervised_equal_steps"
 
@@ -68,23 +73,55 @@ def seeds(arm: str) -> range:
 
 def run(arms: Sequence[str]) -> None:
     """Every run of `arms` that the table lacks. Raises `RuntimeError` in a work tree with other changes: runs reset it."""
-    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *KEEP)
-    if changed:
-        raise RuntimeError(f"the work tree has changes, and every run resets it; commit or drop them first:\n{changed}")
+    _refuse_changes()
     todo = [(arm, seed) for arm in arms for seed in seeds(arm) if (arm, str(seed)) not in {r[:2] for r in _rows()}]
     for number, (arm, seed) in enumerate(todo, 1):
         print(f"ablation {number}/{len(todo)}: {arm}, seed {seed}", flush=True)
         _git("checkout", "--", ".", *KEEP)
         start = time.monotonic()
         changes = (*STUDY[arm], *_TUNING) if arm in STUDY else ARMS[arm]
-        settings = [word for change in (*changes, f"train.seed={seed}") for word in ("-S", change)]
-        name = f"{arm.replace('.', '_')}-{seed}"
-        if name in _dvc("exp", "list", "--name-only").split():  # cut off between its end and its row
-            _dvc("exp", "remove", name)
-        subprocess.run([*_DVC, "exp", "run", "-q", "-n", name, *settings, "evaluate@full"], check=True)
+        _experiment(f"{arm.replace('.', '_')}-{seed}", (*changes, f"train.seed={seed}"), "evaluate@full")
         _append(arm, seed, time.monotonic() - start)
         table()
     _git("checkout", "--", ".", *KEEP)
+
+
+def upper_bound() -> None:
+    """Run `LABELS_FOR_ALL` and write, by split, cIoU of the base and of that run's variant `full`, with the command."""
+    _refuse_changes()
+    command = _experiment("upper-bound", LABELS_FOR_ALL, "evaluate@base", "evaluate@full")
+    found = {name: _ciou(Path("reports/eval") / name) for name in ("base", "full")}
+    means = {name: mean(of.values()) for name, of in found.items()}
+    values = {
+        "command": command,
+        "base": means["base"],
+        "upper_bound": means["full"],
+        "difference": means["full"] - means["base"],
+        "splits": {split: {"base": base, "upper_bound": found["full"][split]} for split, base in found["base"].items()},
+    }
+    _git("checkout", "--", ".", *KEEP)
+    BOUND.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _refuse_changes() -> None:
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *KEEP)
+    if changed:
+        raise RuntimeError(f"the work tree has changes, and every run resets it; commit or drop them first:\n{changed}")
+
+
+def _experiment(name: str, changes: Sequence[str], *targets: str) -> str:
+    """`dvc exp run`, under a name; the command as one would type it."""
+    if name in _dvc("exp", "list", "--name-only").split():  # cut off between its end and the note of its result
+        _dvc("exp", "remove", name)
+    words = ["exp", "run", "-n", name, *(word for change in changes for word in ("-S", change)), *targets]
+    subprocess.run([*_DVC, *words, "-q"], check=True)
+    return shlex.join(["dvc", *words])
+
+
+def _ciou(folder: Path) -> dict[str, float]:
+    """Split -> cIoU, of the results in a folder that are about expressions."""
+    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    return {split: values["ciou"] for split, values in results.items() if "ciou_forced" in values}
 
 
 def table() -> None:
@@ -171,6 +208,7 @@ def main() -> None:
     commands.add_parser("run").add_argument("arms", nargs="*", metavar="ARM", help=", ".join(ARMS))
     commands.add_parser("study")
     commands.add_parser("table")
+    commands.add_parser("upper_bound")
     given = parser.parse_args()
     if given.command == "run":
         if unknown := set(given.arms) - set(ARMS):
@@ -178,6 +216,8 @@ def main() -> None:
         run(given.arms or list(ARMS))
     elif given.command == "study":
         run(list(STUDY))
+    elif given.command == "upper_bound":
+        return upper_bound()
     table()
 
 
