@@ -111,6 +111,7 @@ class LossWeights:
     dice: float
     language: float
     iou: float
+    lisa_dice: bool
 
 
 @dataclass(frozen=True)
@@ -324,10 +325,36 @@ class Lora:
 
 
 @dataclass(frozen=True)
+class Validation:
+    """A look at a split after every epoch, by free generation. `patience`: epochs without a better `metric` after which training
+    stops. `save_best_only: false` keeps the last epoch's tensors beside the best one's. `max_samples`: images."""
+
+    split: str
+    metric: Literal["ciou", "miou", "box_giou", "p50"]
+    patience: int
+    save_best_only: bool
+    max_samples: int | None
+    max_new_tokens: int
+    tokens_per_batch: int
+
+    def __post_init__(self) -> None:
+        for name in ("patience", "max_new_tokens", "tokens_per_batch"):
+            _require(getattr(self, name) >= 1, f"presets.<preset>.train.validation.{name}", "must be at least 1")
+
+    @property
+    def questions(self) -> Questions:
+        """What is asked: every expression of the split."""
+        return Questions((self.split,), (), self.max_samples, None)
+
+
+@dataclass(frozen=True)
 class PresetTrain:
     precision: Literal["float32", "bf16"]
     four_bit: tuple[Part, ...]
     referring: tuple[str, ...]
+    max_train_samples: int | None
+    epochs: int | None
+    validation: Validation | None
     loops: bool
     groups: tuple[Group, ...]
     batch: int
@@ -351,6 +378,15 @@ class PresetTrain:
         _require(len(self.referring) >= 1, f"{path}.referring", "names no source whose expressions are learnt")
         _require(len(self.trained) >= 1, f"{path}.groups", "names no group: nothing would be trained")
         _require(len(set(self.groups)) == len(self.groups), f"{path}.groups", "names a group twice")
+        _require(
+            self.max_train_samples is None or self.max_train_samples >= 1,
+            f"{path}.max_train_samples",
+            "must be null or at least 1",
+        )
+        _require(self.epochs is None or self.epochs >= 1, f"{path}.epochs", "must be null (train.steps counts) or at least 1")
+        _require(
+            self.validation is None or self.epochs is not None, f"{path}.validation", "looks after epochs: set train.epochs too"
+        )
         both = {"seg_row", "embed_head"} <= set(self.groups)
         _require(not both, f"{path}.groups", "names seg_row and embed_head, which is the whole of it; choose one")
 
@@ -362,6 +398,10 @@ class PresetTrain:
     def effective_batch(self, processes: int) -> int:
         """Images per optimizer step over all processes."""
         return self.batch * self.accumulation * processes
+
+    def epoch_steps(self, samples: int, processes: int) -> int:
+        """Optimizer steps of a pass over `samples` images with expressions."""
+        return -(-samples // self.effective_batch(processes))
 
 
 @dataclass(frozen=True)
@@ -432,14 +472,20 @@ class Config:
         """Loop 2, where it is on; see `loop1`."""
         return self.train.loop2 if self.train.loop2.enabled and self.chosen.train.loops else None
 
+    def of_steps(self, steps: int) -> "Config":
+        """The same with so many steps: a preset may count epochs, whose length is the data's."""
+        return dataclasses.replace(self, train=dataclasses.replace(self.train, steps=steps))
+
     def variant(self, name: str) -> tuple[Group, ...]:
         """Of the groups that a variant names those that there are: what the preset trains, or a foreign checkpoint holds."""
         there = self.convert.groups or self.chosen.train.trained
         return tuple(group for group in self.variants[name] if group in there)
 
     def training_indexes(self) -> tuple[str, ...]:
-        """The indexes that training reads: of the expressions, and of the loops that are on."""
+        """The indexes that training reads: of the expressions, of the loops that are on, and of the validation."""
         names = [*self.chosen.train.referring, *(self.loop1.sources if self.loop1 else ())]
+        if validation := self.chosen.train.validation:
+            names.append(validation.split.rpartition("_")[0])
         return tuple(dict.fromkeys([*names, *([self.loop2.source] if self.loop2 else ())]))
 
     def evaluation_indexes(self) -> tuple[str, ...]:

@@ -28,15 +28,15 @@ class Checkpoint:
 
 
 def read_pth(path: Path) -> Checkpoint:
-    """Read a checkpoint: a run's folder (its `last.pth`), a `.pth`, or a folder with `pytorch_model.bin`, sharded too.
+    """Read a checkpoint: a run's folder (`best.pth`, else `last.pth`), a `.pth`, or a folder of `pytorch_model.bin`, sharded too.
 
     A file may be a bare dict of tensors, `{state_dict}`, `{meta, state_dict}` or `{model}`. Tensors stay on disk until used.
     Raises `FileNotFoundError`, or `ValueError` naming file and reason for one that is damaged, hostile or no checkpoint.
     """
     if not path.is_dir():
         content, meta = _unwrap(path, _load(path))
-    elif (path / "last.pth").exists():
-        return read_pth(path / "last.pth")
+    elif found := [path / name for name in ("best.pth", "last.pth") if (path / name).exists()]:
+        return read_pth(found[0])
     elif (path / "pytorch_model.bin.index.json").exists():
         content, meta = _read_shards(path), {}
     elif (path / "pytorch_model.bin").exists():

@@ -56,7 +56,8 @@ def mask_terms(
         flat, truth = mask.sample(logits, points), mask.sample(soft, points)
     else:
         flat, truth = logits.flatten(1), soft.flatten(1)
-    entropy, dice, iou = (term(flat, truth).sum() / counts.objects for term in (mask.cross_entropy, mask.dice, mask.soft_iou))
+    terms = (mask.cross_entropy, mask.lisa_dice if weights.lisa_dice else mask.dice, mask.soft_iou)
+    entropy, dice, iou = (term(flat, truth).sum() / counts.objects for term in terms)
     values = {
         "mask": entropy.detach(),
         "dice": dice.detach(),

@@ -20,6 +20,13 @@ def dice(logits: Tensor, targets: Tensor) -> Tensor:
     return 1 - overlap / (probability.sum(-1) + targets.sum(-1) + 1)
 
 
+def lisa_dice(logits: Tensor, targets: Tensor, scale: float = 1000.0, eps: float = 1e-6) -> Tensor:
+    """(N,) Dice loss of each object as LISA has it (dvlab-research/LISA, `dice_loss`): all sums over `scale`, with `eps`."""
+    probability, targets = logits.float().sigmoid(), targets.float()
+    overlap = 2 * (probability / scale * targets).sum(-1) + eps
+    return 1 - overlap / ((probability / scale).sum(-1) + (targets / scale).sum(-1) + eps)
+
+
 def soft_iou(logits: Tensor, targets: Tensor) -> Tensor:
     """(N,) 1 - soft IoU of each object."""
     probability, targets = logits.float().sigmoid(), targets.float()

@@ -37,6 +37,7 @@ from ans.training.ema import Teacher
 from ans.training.gradients import add_gradient, assign, clip
 from ans.training.schedule import lr_factor
 from ans.training.state import ResumeFolder, code_version, fingerprint, runs_folder
+from ans.training.validation import Validation, draw_history
 from ans.training.watch import Watch
 
 Pair = tuple[ReferringBatch | MaskBatch, CaptionBatch | None]
@@ -69,20 +70,27 @@ def train(config: Config, run: Run = Run()) -> None:
     global batch. Killed and started again it continues, to the same bits. Raises `FloatingPointError` at a loss or gradient that
     is not finite, `Degenerate` where going on would be pointless, `ResumeError` when continued under other conditions.
     """
-    settings, preset = config.train, config.chosen.train
+    preset = config.chosen.train
     accelerator = connect(preset.precision)
     model, trained = load_model(config, run, accelerator)
+    data, left_out = load_data(config, run, model, accelerator)
+    config = config.of_steps(len(data) // preset.accumulation)
+    settings = config.train
     parameters, groups = list(trained.values()), slices_of_groups(trained)
     frozen_before = checksum(model, trained)
     optimizer = new_optimizer(trained, config)
     rates = [group["lr"] for group in optimizer.param_groups]
     teacher = Teacher(trained, settings.ema.decay, settings.ema.warmup)
     curves = Curves(run.reports if accelerator.is_main_process else None)
-    chains = Chains(settings.gallery, settings.steps)
+    chains = Chains(settings.gallery if config.loop1 else 0, settings.steps)
     watch = Watch(settings.min_seg_rate)
     parts = {"optimizer": optimizer, "teacher": teacher, "curves": curves, "chains": chains, "watch": watch}
+    validation = None
+    if preset.validation:
+        validation = Validation(preset.validation, run.indexes, Path(config.paths.root), model, accelerator)
+        parts["validation"] = validation
+    epoch = preset.epoch_steps(len(data.referring.rows), accelerator.num_processes)
 
-    data, left_out = load_data(config, run, model, accelerator)
     folder = resume_folder(config, run, accelerator)
     first_step = 0
     if state := folder.load(accelerator.device):
@@ -109,6 +117,8 @@ def train(config: Config, run: Run = Run()) -> None:
     )  # fmt: skip
     model.train()
     for step in progress:
+        if validation and validation.over:
+            break
         torch.manual_seed(hash((settings.seed, step, accelerator.process_index)))  # for dropout; all else is keyed by sample
         pairs = list(islice(batches, preset.accumulation))
         totals = count(pairs, accelerator, stop.received)
@@ -132,6 +142,14 @@ def train(config: Config, run: Run = Run()) -> None:
         values["lr"] = preset.lr * factor
         curves.add(step + 1, values)
         watch.look(step + 1, values)
+        if validation and (step + 1) % epoch == 0:
+            loss = sum(value for _, value in curves.rows["loss"][-epoch:]) / epoch
+            seen = validation.look(step + 1, loss, model, trained)
+            curves.add(step + 1, seen)
+            if accelerator.is_main_process:
+                progress.write(
+                    f"epoch {(step + 1) // epoch}: " + ", ".join(f"{name} {value:.3f}" for name, value in seen.items())
+                )
         progress.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
         if accelerator.is_main_process and settings.save_every and (step + 1) % settings.save_every == 0:
             save_trained(folder.folder / f"step_{step + 1:06d}.pth", trained, manifest | {"step": step + 1})
@@ -146,10 +164,16 @@ def train(config: Config, run: Run = Run()) -> None:
         for path in sorted(folder.folder.glob("step_*.pth")):
             (run.out / path.name).unlink(missing_ok=True)
             shards.link(path, run.out / path.name)
-        save_trained(run.out / "last.pth", trained, manifest | {"step": settings.steps})
+        if validation:
+            manifest["best"] = validation.best["row"]
+            save_trained(run.out / "best.pth", validation.best["trained"], manifest | {"step": manifest["best"]["step"]})
+        if not (validation and validation.chosen.save_best_only):
+            save_trained(run.out / "last.pth", trained, manifest | {"step": curves.rows["loss"][-1][0]})
         write_json(run.out / "manifest.json", manifest)
         write_json(run.out / "chains.json", chains.kept)
         curves.finish()
+        write_json(run.reports / "history.json", validation.history if validation else [])
+        draw_history(curves.rows, run.reports / "training_history.png")
         folder.remove()
 
 
@@ -292,6 +316,10 @@ def load_data(config: Config, run: Run, model: Segmenter, accelerator: Accelerat
     for index in [*referring, *(source.index for source in [*masks, *([captions] if captions else [])])]:
         check_listing(index, root)
     rows, left_out = training_rows(referring)
+    rows = rows[: preset.max_train_samples]
+    steps = settings.steps
+    if preset.epochs is not None:
+        steps = preset.epochs * preset.epoch_steps(len(rows), accelerator.num_processes)
     sampling = Sampling(
         seed=settings.seed,
         batch=preset.batch,
@@ -313,7 +341,7 @@ def load_data(config: Config, run: Run, model: Segmenter, accelerator: Accelerat
         model.config,
         model.tokenizer,
         sampling,
-        items=settings.steps * preset.accumulation,
+        items=steps * preset.accumulation,
         accumulation=preset.accumulation,
         process=accelerator.process_index,
         processes=accelerator.num_processes,
