@@ -73,12 +73,13 @@ class World:
     sav_pairs: int
     openimages_images: int
     describe_images: int
+    reasonseg_images: int
     shift: float
 
     def __post_init__(self) -> None:
-        counts = ("train_images", "val_images", "test_images", "sa1b_images", "sav_pairs", "openimages_images", "describe_images")
-        for name in counts:
-            _require(getattr(self, name) >= 1, f"world.{name}", "must be at least 1")
+        for field in dataclasses.fields(self):
+            if field.name not in ("seed", "shift"):
+                _require(getattr(self, field.name) >= 1, f"world.{field.name}", "must be at least 1")
         _require(0.0 <= self.shift <= 1.0, "world.shift", "must lie in [0, 1]")
 
 

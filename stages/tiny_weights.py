@@ -22,7 +22,7 @@ def main(name: str | None = None) -> None:
         running = [subprocess.Popen([*command, part], env=threads | os.environ) for part in together]
         if any([process.wait() for process in running]):
             raise SystemExit("a stage of the recipe failed; see above. Started again, it resumes")
-    tiny_base.export(RUN, OUT)
+    tiny_base.export(RUN, OUT, tiny_base.new_model())
     tiny_base.measure(WORLD, OUT)
 
 

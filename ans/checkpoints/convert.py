@@ -172,7 +172,7 @@ def convert(settings: Convert, base: Path, out: Path) -> None:
     scale = source.lora_scale(settings.lora)
     below = None if settings.under is None else _Overlay(read_pth(Path(settings.under)), where, tied)
     if below is not None and (below.pairs or below.rows):
-        raise ValueError(f"{below.path}: convert.under holds LoRA or a row that is not merged; convert it by itself first")
+        raise ValueError(f"{below.path}: convert.under holds LoRA that is not merged, or a row alone; convert it by itself first")
     trained = {group_of(name) for name in source.changed}
     moved = (
         set() if below is None else {group_of(n) for n in below.plain if not torch.equal(below.value(n).float(), _read(where[n]))}

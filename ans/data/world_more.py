@@ -19,7 +19,6 @@ from ans.data.scenes import CATEGORIES, COLOURS, SHAPES, Description, Scene, bbo
 from ans.data.world_loops import jpeg, rle, sa1b_image
 
 GREF_IMAGES = {"train": 12, "val": 4, "testA": 2, "testB": 2}
-REASON_IMAGES = {"train": 4, "val": 3, "test": 3}
 VIDEOS = 3
 ANNOTATED = 7
 """Annotated frames per video, one in four of its frames."""
@@ -109,13 +108,19 @@ def _categories(ids: Any, one: dict[str, Any], two: dict[str, Any]) -> Any:
 # ------------------------------------------------------------------------------------------------------------- ReasonSeg
 
 
+def reason_images(world: World) -> dict[str, int]:
+    """Images of each split of ReasonSeg."""
+    half = (world.reasonseg_images + 2) // 2
+    return {"train": world.reasonseg_images, "val": half, "test": half}
+
+
 def _write_reason_seg(folder: Path, world: World) -> None:
     """Outlines of one object as target; a smaller piece in its middle is to be ignored in every third, a flag is in every
     fourth. Every second JSON is in cp1252, with a letter that UTF-8 has otherwise."""
-    for split, count in REASON_IMAGES.items():
+    for place, (split, count) in enumerate(reason_images(world).items()):
         (folder / split).mkdir(parents=True)
         for index in range(count):
-            number = list(REASON_IMAGES).index(split) * 100 + index
+            number = place * 100_000 + index
             scene, rng = make_scene(world.seed, "reasonseg", number, world.shift)
             pixels, _ = render(scene, world.shift, rng)
             shape = scene.shapes[0]

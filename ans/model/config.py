@@ -65,7 +65,7 @@ class ModelConfig(ABC):
     @property
     @abstractmethod
     def mask_side(self) -> int:
-        """S/4: of the mask decoder's logits, in cells."""
+        """Of the mask decoder's logits, in cells; called S/4, as it is at full size."""
 
     @property
     @abstractmethod
@@ -243,7 +243,7 @@ class LisaConfig(ModelConfig):
 
     @property
     def mask_side(self) -> int:
-        return self.sam.vision_config.image_size // 4
+        return 4 * (self.sam.vision_config.image_size // self.sam.vision_config.patch_size)
 
     @property
     def tied(self) -> dict[str, str]:
@@ -267,7 +267,7 @@ class LisaConfig(ModelConfig):
         side = self.sam.vision_config.image_size
         height, width = preprocess.longest_side(*mask.shape, side)
         scaled = F.interpolate(mask[None, None].float(), size=(height, width), mode="area")
-        return F.avg_pool2d(F.pad(scaled, (0, side - width, 0, side - height)), 4)[0, 0]
+        return F.avg_pool2d(F.pad(scaled, (0, side - width, 0, side - height)), side // self.mask_side)[0, 0]
 
     def upscale(self, low_res: Tensor, size: tuple[int, int]) -> Tensor:
         side = self.sam.vision_config.image_size

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,7 @@ WORLD = World(
     sav_pairs=1,
     openimages_images=1,
     describe_images=1,
+    reasonseg_images=4,
     shift=0.0,
 )
 SOURCES = {"refcoco": "ref_seg/refcoco", "refcoco_plus": "ref_seg/refcoco+", "refcocog": "ref_seg/refcocog"}
@@ -148,7 +150,7 @@ def new_model() -> Segmenter:
     vision = model.vlm.vision_model.embeddings
     nn.init.normal_(vision.cls_token, std=0.02)
     with torch.no_grad():
-        vision.position_embeddings[0, 1:] = _waves(model.config.vision.image_size[0] // model.config.vision.patch_size[0], 64)
+        vision.position_embeddings[0, 1:] = waves(model.config.vision.image_size[0] // model.config.vision.patch_size[0], 64)
     for name, parameter in model.vlm.vision_model.named_parameters():
         if ".lambda_" in name:
             nn.init.ones_(parameter)
@@ -163,7 +165,10 @@ def new_model() -> Segmenter:
     return model
 
 
-def _waves(side: int, width: int) -> Tensor:
+Prepare = Callable[[Image.Image], tuple[np.ndarray, np.ndarray]]
+
+
+def waves(side: int, width: int) -> Tensor:
     """(side * side, width) sines and cosines of a cell's x and y, about as large as the embeddings of patches."""
     frequencies = torch.pi * 2.0 ** torch.linspace(-1, 2, width // 4)
     angles = ((torch.arange(side) + 0.5) / side)[:, None] * frequencies
@@ -174,7 +179,7 @@ def _waves(side: int, width: int) -> Tensor:
 @dataclass(frozen=True)
 class Scene:
     """One image of the base's world in memory: pixels as uint8 RGB, and per object its mask, its centre (x, y in fractions of the
-    image), its cells of the region grid, its expressions and its caption."""
+    mask part's square), its cells of the region grid, its expressions and its caption."""
 
     tile: np.ndarray
     sam: np.ndarray
@@ -185,8 +190,9 @@ class Scene:
     captions: list[str]
 
 
-def load_scenes(root: Path, split: str, model: ModelConfig) -> list[Scene]:
-    """Every image with a region of `split`, the expressions of the three sets put together per object."""
+def load_scenes(root: Path, split: str, model: ModelConfig, prepare: Prepare) -> list[Scene]:
+    """Every image with a region of `split`, the expressions of the three sets put together per object. `prepare`: an image ->
+    `Scene.tile` and `Scene.sam`."""
     found: dict[str, tuple[object, dict[int, tuple[object, list[str], str]]]] = {}
     for name, folder in SOURCES.items():
         for record in read(refcoco, root, folder, name):
@@ -203,14 +209,15 @@ def load_scenes(root: Path, split: str, model: ModelConfig) -> list[Scene]:
         usable = [entry for entry in regions.values() if entry[1] and entry[2]]
         if not usable:
             continue
-        image = open_image(root, record.path)
+        tile, sam = prepare(open_image(root, record.path))
+        inside = torch.tensor([sam.shape[1], sam.shape[0]]) / max(sam.shape)
         masks = np.stack([region_mask(record, region) for region, _, _ in usable])
         scenes.append(
             Scene(
-                np.asarray(sam_image(image, model.image_size)),
-                np.asarray(sam_image(image, model.sam2.image_size)),
+                tile,
+                sam,
                 torch.stack([model.soft_target(torch.from_numpy(one)) for one in masks]),
-                torch.stack([_centre(one) for one in masks]),
+                torch.stack([_centre(one) * inside for one in masks]),
                 region_cells(torch.from_numpy(masks), model.grid_side),
                 [expressions for _, expressions, _ in usable],
                 [caption for _, _, caption in usable],
@@ -232,7 +239,7 @@ def point_prompts(model: Segmenter, centres: Tensor) -> Tensor:
     return POINT_SCALE * encoding.forward_with_coords(centres[:, None] * side, (side, side))[:, 0]
 
 
-def _mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
+def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
     flat, truth = logits.flatten(1), targets.flatten(1)
     return (2.0 * mask.cross_entropy(flat, truth) + 0.5 * mask.dice(flat, truth)).mean()
 
@@ -244,32 +251,39 @@ def _pixels(arrays: list[np.ndarray]) -> Tensor:
 def bag_of_words(model: Segmenter) -> nn.EmbeddingBag:
     """Stage (a)'s language: the sum of a vector per word."""
     torch.manual_seed(SEED + 1)
-    return nn.EmbeddingBag(len(model.tokenizer), model.config.sam2.d_model, mode="sum")
+    return nn.EmbeddingBag(len(model.tokenizer), model.config.mask_width, mode="sum")
 
 
-def _word_vectors(bag: nn.EmbeddingBag, model: Segmenter, texts: list[str]) -> Tensor:
+def word_vectors(bag: nn.EmbeddingBag, model: Segmenter, texts: list[str]) -> Tensor:
     ids = [model.tokenizer.encode(text) for text in texts]
     offsets = torch.tensor([0, *np.cumsum([len(row) for row in ids])[:-1]])
     return bag(torch.tensor([token for row in ids for token in row]), offsets)
 
 
-def sam2_loss(
-    model: Segmenter, bag: nn.EmbeddingBag, scenes: list[Scene], rng: np.random.Generator, point_share: float
+def sam_loss(
+    model: Segmenter,
+    bag: nn.EmbeddingBag,
+    scenes: list[Scene],
+    rng: np.random.Generator,
+    point_share: float,
+    points: Callable[[Tensor], Tensor],
+    pixels: Callable[[list[np.ndarray]], Tensor],
+    each: int = 8,
 ) -> Tensor:
-    """Stage (a): 8 images, up to 8 expressions of each; `point_share` of them are replaced by a point on the object."""
+    """Stage (a): 8 images, up to `each` expressions of each; `point_share` of them are replaced by a point on the object."""
     chosen = [scenes[i] for i in rng.choice(len(scenes), 8, replace=False)]
     rows = []
     for place, scene in enumerate(chosen):
         pairs = [(place, number, text) for number, texts in enumerate(scene.expressions) for text in texts]
-        rows += [pairs[i] for i in rng.permutation(len(pairs))[:8]]
+        rows += [pairs[i] for i in rng.permutation(len(pairs))[:each]]
     centres = torch.stack([chosen[place].centres[number] for place, number, _ in rows])
     centres = centres + torch.from_numpy(rng.normal(0, POINT_NOISE, centres.shape)).float()
     by_point = torch.from_numpy(rng.random(len(rows)) < point_share)
-    words = _word_vectors(bag, model, [text for _, _, text in rows])
-    prompt = torch.where(by_point[:, None], point_prompts(model, centres), words)
-    levels = model.sam.encode(_pixels([scene.sam for scene in chosen]))
+    words = word_vectors(bag, model, [text for _, _, text in rows])
+    prompt = torch.where(by_point[:, None], points(centres), words)
+    levels = model.sam.encode(pixels([scene.sam for scene in chosen]))
     masks = model.sam.decode(model.sam.project(levels), torch.tensor([place for place, _, _ in rows]), prompt)
-    return _mask_loss(masks.low_res, torch.stack([chosen[place].targets[number] for place, number, _ in rows]))
+    return mask_loss(masks.low_res, torch.stack([chosen[place].targets[number] for place, number, _ in rows]))
 
 
 def _caption_row(
@@ -322,24 +336,25 @@ def joint_loss(model: Segmenter, bag: nn.EmbeddingBag, scenes: list[Scene], rng:
     language, seg_embeds, seg_image = _forward_rows(model, [scene.tile for scene in chosen], rows)
     levels = model.sam.encode(_pixels([scene.sam for scene in chosen]))
     masks = model.sam.decode(model.sam.project(levels), seg_image, seg_embeds)
-    loss = _mask_loss(masks.low_res, torch.stack(targets)) + language
+    loss = mask_loss(masks.low_res, torch.stack(targets)) + language
     if align:
         with torch.no_grad():
-            goal = _word_vectors(bag, model, texts)
+            goal = word_vectors(bag, model, texts)
         loss = loss + align * F.mse_loss(seg_embeds, goal)
     return loss
 
 
 def run_stage(
     name: str,
+    steps: int,
     modules: dict[str, nn.Module],
     groups: list[dict[str, object]],
     loss_at: Callable[[int], Tensor],
     folder: Path,
     save_every: int = 200,
 ) -> None:
-    """Train `groups` for `STEPS[name]` steps; leave the modules' weights in `folder/<name>.pt`. Resumes from it."""
-    steps, path = STEPS[name], folder / f"{name}.pt"
+    """Train `groups` for `steps` steps; leave the modules' weights in `folder/<name>.pt`. Resumes from it."""
+    path = folder / f"{name}.pt"
     optimizer = torch.optim.AdamW(groups, lr=LR, weight_decay=0.01)
     rates = [group["lr"] for group in optimizer.param_groups]
     first = 0
@@ -381,7 +396,8 @@ def stage(name: str, root: Path, folder: Path) -> None:
     """Run one stage; `joint` starts from what the other two left in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     model = new_model()
-    scenes = load_scenes(root, "train", model.config)
+    sides = model.config.image_size, model.config.sam2.image_size
+    scenes = load_scenes(root, "train", model.config, lambda image: tuple(np.asarray(sam_image(image, side)) for side in sides))
     bag = bag_of_words(model)
     if name == "sam2":
         groups = [{"params": [*_trained(model.sam, _UNUSED), *bag.parameters()]}]
@@ -389,12 +405,12 @@ def stage(name: str, root: Path, folder: Path) -> None:
 
         def loss_at(step: int) -> Tensor:
             share = 1.0 if step < POINTS_ONLY * STEPS["sam2"] else POINT_SHARE
-            return sam2_loss(model, bag, scenes, keyed_rng(SEED, 1, step), share)
+            return sam_loss(model, bag, scenes, keyed_rng(SEED, 1, step), share, partial(point_prompts, model), _pixels)
 
-        run_stage(name, modules, groups, loss_at, folder)
+        run_stage(name, STEPS[name], modules, groups, loss_at, folder)
     elif name == "vlm":
         groups = [{"params": list(model.vlm.parameters())}]
-        run_stage(name, {"vlm": model.vlm}, groups, lambda s: vlm_loss(model, scenes, keyed_rng(SEED, 2, s)), folder)
+        run_stage(name, STEPS[name], {"vlm": model.vlm}, groups, lambda s: vlm_loss(model, scenes, keyed_rng(SEED, 2, s)), folder)
     else:
         for part, key, module in (("sam2", "sam", model.sam), ("sam2", "bag", bag), ("vlm", "vlm", model.vlm)):
             module.load_state_dict(torch.load(folder / f"{part}.pt", weights_only=True)["modules"][key])
@@ -407,12 +423,11 @@ def stage(name: str, root: Path, folder: Path) -> None:
         def loss_at(step: int) -> Tensor:
             return joint_loss(model, bag, scenes, keyed_rng(SEED, 3, step), max(0.0, 1 - step / limit))
 
-        run_stage(name, {"model": model}, groups, loss_at, folder)
+        run_stage(name, STEPS[name], {"model": model}, groups, loss_at, folder)
 
 
-def export(folder: Path, out: Path) -> None:
-    """Write the joint stage's weights as a model folder in HF layout, fp16 on disk."""
-    model = new_model()
+def export(folder: Path, out: Path, model: Segmenter) -> None:
+    """Write the joint stage's weights, loaded into `model`, as a model folder in HF layout, fp16 on disk."""
     model.load_state_dict(torch.load(folder / "joint.pt", weights_only=True)["modules"]["model"])
     out.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.half().contiguous() for name, tensor in model_to_hf(model.state_dict()).items()}
@@ -451,6 +466,8 @@ def measure(root: Path, folder: Path) -> None:
                 rows.append((*intersection_union(one.mask, truth), len(one.masks) > 0))
                 blind["everything"].append((int(truth.sum()), truth.size))
                 blind["shuffled expressions"].append(intersection_union(two.mask, truth))
+        if not model.template.regions:
+            continue
         described = [{region.region_id: (region, caption) for region, _, caption in entries if caption} for _, entries in records]
         masks = [
             np.stack([region_mask(record, region) for region, _ in regions.values()])
@@ -468,8 +485,7 @@ def measure(root: Path, folder: Path) -> None:
         "miou": sum(i / u for i, u, _ in rows) / len(rows),
         "seg_rate": sum(seg for _, _, seg in rows) / len(rows),
         "expressions": len(rows),
-        "caption_token_accuracy": right / total,
-        "caption_exact": sum(captions) / len(captions),
+        **({"caption_token_accuracy": right / total, "caption_exact": sum(captions) / len(captions)} if captions else {}),
         "blind": {name: sum(i for i, _ in pairs) / sum(u for _, u in pairs) for name, pairs in blind.items()},
     }
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ from ans.data.images import open_image
 from ans.data.records import ImageRecord, Skipped
 from ans.data.sources import common, describe_anything, open_images, own, reason_seg, refcoco, sa1b, sav, sav_video
 
-LOOPS = {"sa1b_images": 2, "sav_pairs": 2, "openimages_images": 2, "describe_images": 8}
+LOOPS = {"sa1b_images": 2, "sav_pairs": 2, "openimages_images": 2, "describe_images": 8, "reasonseg_images": 4}
 SIZE = World(seed=3, train_images=4, val_images=1, test_images=1, **LOOPS, shift=0.0)
 LIMITS = config.load(Path(__file__).parents[2] / "params.yaml").subset_sa1b
 Reader = Callable[[Path], Iterator[ImageRecord | Skipped]]

@@ -25,6 +25,7 @@ SIZE = World(
     sav_pairs=1,
     openimages_images=1,
     describe_images=60,
+    reasonseg_images=4,
     shift=1.0,
 )
 MASK = np.zeros((10, 20), np.uint8, order="F")

@@ -28,7 +28,7 @@ PARAMS = Path(__file__).parents[2] / "params.yaml"
 @pytest.fixture(scope="module")
 def one_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("one") / "world"
-    counts = {"sa1b_images": 8, "sav_pairs": 6, "openimages_images": 3, "describe_images": 8}
+    counts = {"sa1b_images": 8, "sav_pairs": 6, "openimages_images": 3, "describe_images": 8, "reasonseg_images": 4}
     world.write_world(path, World(seed=3, train_images=12, val_images=3, test_images=2, **counts, shift=1.0))
     return path
 

@@ -21,6 +21,7 @@ SIZE = World(
     sav_pairs=1,
     openimages_images=8,
     describe_images=1,
+    reasonseg_images=4,
     shift=1.0,
 )
 HEADER = "MaskPath,ImageID,LabelName,BoxID,BoxXMin,BoxXMax,BoxYMin,BoxYMax,PredictedIoU,Clicks"

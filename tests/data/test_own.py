@@ -15,7 +15,7 @@ from ans.data.records import ImageRecord, Skipped
 from ans.data.sources import common, own
 from tests.pipeline import REPOSITORY
 
-COUNTS = {"sa1b_images": 1, "sav_pairs": 1, "openimages_images": 1, "describe_images": 1}
+COUNTS = {"sa1b_images": 1, "sav_pairs": 1, "openimages_images": 1, "describe_images": 1, "reasonseg_images": 4}
 SIZE = World(seed=3, train_images=1, val_images=1, test_images=1, **COUNTS, shift=1.0)
 MASK = np.zeros((10, 20), np.uint8)
 MASK[2:5, 3:9] = 1

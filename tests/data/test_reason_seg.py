@@ -13,7 +13,7 @@ from ans.data import masks, scenes, world_more
 from ans.data.records import ImageRecord, Skipped
 from ans.data.sources import common, reason_seg
 
-COUNTS = {"sa1b_images": 1, "sav_pairs": 1, "openimages_images": 1, "describe_images": 1}
+COUNTS = {"sa1b_images": 1, "sav_pairs": 1, "openimages_images": 1, "describe_images": 1, "reasonseg_images": 4}
 SIZE = World(seed=3, train_images=1, val_images=1, test_images=1, **COUNTS, shift=1.0)
 
 
@@ -140,8 +140,9 @@ def test_the_worlds_questions_are_read_back(tmp_path: Path) -> None:
     folder = tmp_path / "rs"
     world_more._write_reason_seg(folder, SIZE)
     found = read(tmp_path)
-    count = sum(world_more.REASON_IMAGES.values())
-    assert len({record.path for record in found}) == count and len(found) == count + world_more.REASON_IMAGES["train"]
+    images = world_more.reason_images(SIZE)
+    count = sum(images.values())
+    assert len({record.path for record in found}) == count and len(found) == count + images["train"]
     assert {bool(record.regions[0].ignore_counts) for record in found} == {True, False}
     (record,) = (record for record in found if record.path.endswith("_00.jpg") and record.regions[0].expressions[0].sent_id == 0)
     scene, rng = scenes.make_scene(SIZE.seed, "reasonseg", 0, SIZE.shift)

@@ -20,6 +20,7 @@ SIZE = World(
     sav_pairs=52,
     openimages_images=1,
     describe_images=1,
+    reasonseg_images=4,
     shift=1.0,
 )
 FRAME = np.full((6, 8, 3), 200, np.uint8)

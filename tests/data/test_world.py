@@ -14,7 +14,7 @@ from ans.data import masks, scenes, world
 from ans.data.scenes import Description
 from ans.data.sources.refcoco import load_refs
 
-LOOPS = {"sa1b_images": 6, "sav_pairs": 52, "openimages_images": 8, "describe_images": 16}
+LOOPS = {"sa1b_images": 6, "sav_pairs": 52, "openimages_images": 8, "describe_images": 16, "reasonseg_images": 4}
 SIZE = World(seed=3, train_images=50, val_images=12, test_images=8, **LOOPS, shift=1.0)
 REFS = {"refcoco": "refs(unc).p", "refcoco+": "refs(unc).p", "refcocog": "refs(umd).p"}
 
