@@ -26,7 +26,8 @@ quick: env
 	@$(RUN) python -m pytest -m "not slow"
 
 tiny-weights: env
-	@$(RUN) python -m stages.tiny_weights
+	@$(RUN) python -m stages.tiny_weights tiny
+	@$(RUN) python -m stages.tiny_weights lisa-tiny
 
 env: $(STAMP)
 

@@ -1,29 +1,33 @@
-"""`make tiny-weights`: train the embedded base from nothing -> weights/tiny. Resumes in runs/tiny."""
+"""`make tiny-weights`: train the embedded bases from nothing -> weights/tiny, weights/lisa-tiny. Resumes in runs/<name>."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-from ans.training import tiny_base
+from ans.training import tiny_base, tiny_lisa
 
-WORLD, RUN, OUT = Path("data/tiny_world"), Path("runs/tiny"), Path("weights/tiny")
+WORLD = Path("data/tiny_world")
+RECIPES = {"tiny": (tiny_base, (("sam2", "vlm"), ("joint",))), "lisa-tiny": (tiny_lisa, (("sam",), ("joint",)))}
+"""Name -> its module, and its stages: those in one bracket run side by side."""
 
 
-def main(name: str | None = None) -> None:
-    if name is not None:
-        tiny_base.stage(name, WORLD, RUN)
+def main(name: str, stage: str | None = None) -> None:
+    recipe, stages = RECIPES[name]
+    folder = Path("runs") / name
+    if stage is not None:
+        recipe.stage(stage, WORLD, folder)
         return
     tiny_base.make_world(WORLD)
-    for together in (("sam2", "vlm"), ("joint",)):
-        command = [sys.executable, "-m", "stages.tiny_weights"]
+    for together in stages:
+        command = [sys.executable, "-m", "stages.tiny_weights", name]
         # Two stages that each take every core stand in each other's way.
         threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // len(together)))}
         running = [subprocess.Popen([*command, part], env=threads | os.environ) for part in together]
         if any([process.wait() for process in running]):
             raise SystemExit("a stage of the recipe failed; see above. Started again, it resumes")
-    tiny_base.export(RUN, OUT, tiny_base.new_model())
-    tiny_base.measure(WORLD, OUT)
+    tiny_base.export(folder, Path("weights") / name, recipe.new_model())
+    tiny_base.measure(WORLD, Path("weights") / name)
 
 
 if __name__ == "__main__":

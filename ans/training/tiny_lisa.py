@@ -40,7 +40,7 @@ from ans.training.tiny_base import (
 )
 
 SEED = 18
-STEPS = {"sam": 4000, "joint": 2500}
+STEPS = {"sam": 2500, "joint": 1200}
 EACH = 4
 """Expressions of an image in one step."""
 ASKED = 0.3
