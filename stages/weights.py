@@ -17,8 +17,9 @@ def main() -> None:
         else:
             from ans.checkpoints.assemble import assemble
 
-            fetch_sam2(weights.sam2, folder / "sam2.pt")
-            assemble(folder / "base", folder / "sam2.pt", folder / "assembled")
+            masks = folder / Path(weights.sam2.location).name
+            fetch_sam2(weights.sam2, masks)
+            assemble(folder / "base", masks, folder / "assembled")
             shard(folder / "assembled", Path("models/base"))
 
 

@@ -17,7 +17,7 @@ def values():
 
 def test_the_committed_file_is_valid() -> None:
     config = load()
-    assert set(config.presets) == {"tiny", "sa2va-1b", "sa2va-4b"}
+    assert set(config.presets) == {"tiny", "sa2va-1b", "sa2va-4b", "lisa-tiny", "lisa-7b"}
     assert config.variants["base"] == ()
     assert config.presets["sa2va-4b"].train.effective_batch(processes=8) == 64
     assert config.presets["sa2va-4b"].train.lora.scale() == 2.0
@@ -36,7 +36,7 @@ def test_the_committed_file_is_valid() -> None:
         ("presets.tiny.train.lr", "1e-4", "presets.tiny.train.lr: expected float, found '1e-4' (YAML reads 1e-4 as text"),
         ("presets.tiny.train.lora.rank", 1.5, "presets.tiny.train.lora.rank: expected int"),
         ("presets.tiny.train.schedule", "step", "presets.tiny.train.schedule: expected one of constant, cosine, linear"),
-        ("preset", "huge", "preset: no preset named 'huge'; there are sa2va-1b, sa2va-4b, tiny"),
+        ("preset", "huge", "preset: no preset named 'huge'; there are lisa-7b, lisa-tiny, sa2va-1b, sa2va-4b, tiny"),
         ("variants.full", ["lora", "nothing"], "variants.full[1]: expected one of"),
         ("variants.base", ["lora"], "variants.base: must be there and be []"),
         ("launch.machine_rank", 3, "launch.machine_rank: must be below"),

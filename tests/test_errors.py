@@ -36,7 +36,7 @@ def message(work: Path, stage: str, *arguments: str) -> str:
 
 
 CASES = {
-    "unknown preset": ({"preset": "huge"}, "preset: no preset named 'huge'; there are sa2va-1b, sa2va-4b, tiny"),
+    "unknown preset": ({"preset": "huge"}, "preset: no preset named 'huge'; there are lisa-7b, lisa-tiny, sa2va-1b,"),
     "unknown key": ({"train__stepz": 3}, "train.stepz: unknown key"),
     "no group": ({"presets__tiny__train__groups": []}, "presets.<preset>.train.groups: names no group"),
     "no samples": (

@@ -23,6 +23,8 @@ class Teacher:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """average <- rate * average + (1 - rate) * student."""
+        if not self.trained:  # without loop 1 nobody is taught
+            return
         averages, students = list(self.average.values()), [p.detach() for p in self.trained.values()]
         torch._foreach_lerp_(averages, students, 1 - self.rate(step))
 

@@ -427,8 +427,13 @@ def stage(name: str, root: Path, folder: Path) -> None:
 
 
 def export(folder: Path, out: Path, model: Segmenter) -> None:
-    """Write the joint stage's weights, loaded into `model`, as a model folder in HF layout, fp16 on disk."""
+    """Write the joint stage's weights, loaded into `model`, to `out`; see `write_model`."""
     model.load_state_dict(torch.load(folder / "joint.pt", weights_only=True)["modules"]["model"])
+    write_model(model, out)
+
+
+def write_model(model: Segmenter, out: Path) -> None:
+    """Write a model folder in HF layout, fp16 on disk."""
     out.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.half().contiguous() for name, tensor in model_to_hf(model.state_dict()).items()}
     save_file(state, out / "model.safetensors", metadata={"format": "pt"})

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ans.checkpoints import shards
-from ans.checkpoints.assemble import NEW_TOKENS, assemble
+from ans.checkpoints.assemble import NEW_TOKENS, assemble, assemble_lisa
 from ans.checkpoints.layout import from_hf
 from ans.model.segmenter import Segmenter
-from tests import golden_case
+from tests import golden_case, lisa_case
 from tests.checkpoints.test_convert import read_all
 from tests.golden_case import GoldenCase
 
@@ -91,7 +91,55 @@ def test_what_cannot_be_put_together_is_named(released: tuple[Path, Path], tmp_p
         assemble(internvl, tmp_path / "part.pt", tmp_path / "base")
     other = tmp_path / "internvl"
     other.mkdir()
-    (other / "config.json").write_text(json.dumps({"llm_config": {"architectures": ["InternLM2ForCausalLM"]}}))
+    config = {"model_type": "internvl_chat", "llm_config": {"architectures": ["InternLM2ForCausalLM"]}}
+    (other / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="InternLM2ForCausalLM is not supported yet"):
         assemble(other, sam2, tmp_path / "base")
     assert not (tmp_path / "base").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------------ LISA
+
+
+@pytest.fixture(scope="module")
+def llava_and_sam(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(LLaVA's folder, SAM's file) as transformers saves them, in the prefixes of the release, the tokenizer without `[SEG]`."""
+    folder = tmp_path_factory.mktemp("released")
+    lisa_case.write_model(folder)
+    state = load_file(folder / "llava" / "model.safetensors")
+    old = {name.replace("vision_tower.", "vision_tower.vision_model."): tensor for name, tensor in state.items()}
+    save_file(old, folder / "llava" / "model.safetensors", metadata={"format": "pt"})
+    words = json.loads((folder / "lisa" / "tokenizer.json").read_text())
+    words["added_tokens"] = [token for token in words["added_tokens"] if token["content"] != "[SEG]"]
+    vocabulary = words["model"]["vocab"]
+    vocabulary["<pad>"] = vocabulary.pop("[SEG]")
+    (folder / "llava" / "tokenizer.json").write_text(json.dumps(words))
+    (folder / "llava" / "tokenizer_config.json").write_text((folder / "lisa" / "tokenizer_config.json").read_text())
+    return folder / "llava", folder / "sam" / "model.safetensors"
+
+
+def test_lisa_holds_both_and_loads(llava_and_sam: tuple[Path, Path], tmp_path: Path) -> None:
+    llava, sam = llava_and_sam
+    assemble_lisa(llava, sam, tmp_path / "assembled", torch.Generator().manual_seed(0), lisa_case.SAM)
+    shards.shard(tmp_path / "assembled", tmp_path / "base")
+    ours, theirs = read_all(tmp_path / "base"), load_file(llava / "model.safetensors")
+    model = Segmenter.from_pretrained(tmp_path / "base")
+    assert model.seg_token == len(model.tokenizer) - 1
+    for name, tensor in theirs.items():
+        found = ours[name.replace(".vision_model.", ".")]
+        differing = (found != tensor).flatten(1).any(1).nonzero().flatten().tolist() if tensor.ndim > 1 else []
+        assert found.shape == tensor.shape and differing == ([model.seg_token] if name in (EMBED, HEAD) else []), name
+    assert all(torch.equal(ours[f"sam.{name}"], tensor) for name, tensor in load_file(sam).items())
+    assert shards.read_sums(tmp_path / "base").keys() == {
+        f"model-{group}-00001-of-00001.safetensors"
+        for group in ("vision", "embed_head", "llm", "proj", "fcs", "sam2_decoder", "sam2_encoder")
+    }
+
+
+def test_lisa_of_other_files_is_named(llava_and_sam: tuple[Path, Path], tmp_path: Path) -> None:
+    llava, sam = llava_and_sam
+    with pytest.raises(ValueError, match="model.safetensors: holds no tensor of vision_encoder; it is not SAM"):
+        assemble(llava, llava / "model.safetensors", tmp_path / "base")
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    with pytest.raises(ValueError, match="config.json: model_type: 'qwen2' makes no base; internvl_chat, llava do"):
+        assemble(tmp_path, sam, tmp_path / "base")
