@@ -1,4 +1,5 @@
 """Full-size steps on a GPU, random weights: `python -m tests.bench.gpu [--size sa2va-1b] [--cpu-smoke]`.
+`--preset lisa-7b` is another table: see `tests.bench.lisa`.
 
 Without a GPU it says so and ends. Each row is one whole optimizer step (forwards, backward, surgery, clipping, AdamW, EMA) by the
 preset of that size, on one micro-batch that lies in the CPU's memory: supervised (5 objects per image; one tile and seven), and
@@ -40,7 +41,7 @@ from ans.objectives.supervised import supervised
 from ans.objectives.surgery import combine
 from ans.training.ema import Teacher
 from ans.training.gradients import add_gradient, assign, clip
-from tests.bench import sizes
+from tests.bench import lisa, sizes
 
 REPOSITORY = Path(__file__).parents[2]
 PEAKS = {"B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "A10G": 70, "RTX 4090": 165}
@@ -235,6 +236,11 @@ def _cell(value: str | float | None) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=sizes.SIZES, help="only this one")
+    parser.add_argument("--preset", choices=("lisa-7b",), help="memory of LISA on one card instead, measured or estimated")
     parser.add_argument("--cpu-smoke", action="store_true")
     arguments = parser.parse_args()
+    if arguments.preset:
+        chosen = dataclasses.replace(load(REPOSITORY / "params.yaml"), preset=arguments.preset)
+        print(json.dumps(lisa.report(chosen, torch.cuda.is_available())))
+        raise SystemExit
     print(json.dumps(main((arguments.size,) if arguments.size else sizes.SIZES, arguments.cpu_smoke)))

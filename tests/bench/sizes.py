@@ -79,11 +79,11 @@ def official(size: str) -> ModelConfig:
     return ModelConfig.from_dict(values)
 
 
-def tokenizer(size: int) -> PreTrainedTokenizerFast:
-    """`size` tokens: the special ones that the prompts use, and words w0, w1, ...; every other word is `<unk>`."""
+def tokenizer(size: int, more: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
+    """`size` tokens: the special ones that the prompts use and `more`, and words w0, w1, ...; every other word is `<unk>`."""
     image = [prompts.IMAGE_TOKEN, prompts.IMAGE_START, prompts.IMAGE_END]
     sa2va = [prompts.SEG_TOKEN, "<p>", "</p>", prompts.REGION_START, prompts.REGION_END]
-    special = ["<unk>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", *image, *sa2va]
+    special = ["<unk>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", *image, *sa2va, *more]
     names = [*special, *(f"w{i}" for i in range(size - len(special)))]
     made = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), "removed", invert=True)
@@ -107,13 +107,13 @@ def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) 
 
 def referring_batch(model: Segmenter, images: int, tiles: int, objects: int, mask_points: int) -> ReferringBatch:
     """One conversation about each image, with `objects` expressions of eight words."""
-    pixels, image = _images(model, images, tiles), prompts.image_string(tiles * model.config.tokens_per_tile)
+    pixels, image = pixels_of(model, images, tiles), prompts.image_string(tiles * model.config.tokens_per_tile)
     turns = [
         prompts.Turn(("" if n else image) + prompts.SEG_QUESTIONS[0].format(_words(8)), prompts.SEG_ANSWERS[2])
         for n in range(objects)
     ]
     ids, labels, mask = pad_right([prompts.encode_conversation(model.tokenizer, model.template, turns)] * images)
-    return ReferringBatch(pixels, ids, labels, mask, list(range(images)), _targets(model, images * objects, mask_points))
+    return ReferringBatch(pixels, ids, labels, mask, list(range(images)), targets_of(model, images * objects, mask_points))
 
 
 def mask_batch(model: Segmenter, images: int, caption_len: int, top_k: int, mask_points: int) -> MaskBatch:
@@ -124,7 +124,7 @@ def mask_batch(model: Segmenter, images: int, caption_len: int, top_k: int, mask
     uniform = torch.rand(images, caption_len, top_k).clamp(1e-6, 1 - 1e-6)
     answers = [prompts.SEG_ANSWERS[2]] * images
     return MaskBatch(
-        _images(model, images, 1),
+        pixels_of(model, images, 1),
         list(range(images)),
         list(range(images)),
         cells,
@@ -134,7 +134,7 @@ def mask_batch(model: Segmenter, images: int, caption_len: int, top_k: int, mask
         _answer_tokens(model, answers),
         torch.rand(images, caption_len, 2),
         -(-uniform.log()).log(),
-        _targets(model, images, mask_points),
+        targets_of(model, images, mask_points),
         [("random", "random")] * images,
     )
 
@@ -145,19 +145,19 @@ def caption_batch(model: Segmenter, images: int, caption_len: int, mask_points: 
     caption = model.tokenizer.encode(_words(caption_len), add_special_tokens=False)[: caption_len - len(end)] + end
     answers = [prompts.SEG_ANSWERS[2]] * images
     return CaptionBatch(
-        _images(model, images, 1),
+        pixels_of(model, images, 1),
         [caption] * images,
         [_words(caption_len)] * images,
         [prompts.DESCRIBE_PROMPT] * images,
         [prompts.SEG_QUESTIONS[0]] * images,
         answers,
         _answer_tokens(model, answers),
-        _targets(model, images, mask_points),
+        targets_of(model, images, mask_points),
         [("random", "random")] * images,
     )
 
 
-def _images(model: Segmenter, images: int, tiles: int) -> Images:
+def pixels_of(model: Segmenter, images: int, tiles: int) -> Images:
     config = model.config
     blank = Image.new("RGB", (64, 64))
     pixels = torch.randn(images, tiles, *config.tiles(blank, 1).shape[1:])
@@ -165,7 +165,7 @@ def _images(model: Segmenter, images: int, tiles: int) -> Images:
     return Images(list(pixels), sam, [(480, 640)] * images)
 
 
-def _targets(model: Segmenter, objects: int, mask_points: int) -> Targets:
+def targets_of(model: Segmenter, objects: int, mask_points: int) -> Targets:
     side = model.config.mask_side
     candidates = point_candidates(mask_points) if mask_points else 0
     return Targets((torch.rand(objects, side, side) > 0.5).float(), torch.rand(objects, candidates, 2))

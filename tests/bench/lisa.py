@@ -1,0 +1,175 @@
+"""GPU memory of LISA at full size, one sample a step: measured on a GPU, else an itemised estimate by formula.
+
+`python -m tests.bench.gpu --preset lisa-7b` measures where there is a GPU and prints the estimate in any case. Random weights;
+three choices of LoRA's targets. Peaks are `torch.cuda.max_memory_allocated`, without the CUDA context; GB are 10^9 bytes.
+"""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+
+from ans.checkpoints.assemble import SAM_VIT_B
+from ans.config import Config, PresetTrain
+from ans.model import prompts
+from ans.model.adapters import add_lora, add_seg_row, select_trained
+from ans.model.config import ModelConfig
+from ans.model.four_bit import hold_in_four_bits
+from ans.model.segmenter import Segmenter, new_vlm
+from ans.objectives.batches import ReferringBatch, pad_right
+from ans.objectives.losses import Counts
+from ans.objectives.supervised import supervised
+from ans.training.gradients import add_gradient, assign, clip
+from tests.bench import sizes
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "q,v": ("q_proj", "v_proj"),
+    "q,k,v,o": ("q_proj", "k_proj", "v_proj", "o_proj"),
+}
+"""LoRA's targets."""
+WORDS = 40
+"""Of the question in the sample; with the image, the system's text and the answer the sequence has about 700 tokens."""
+FOUR_BIT = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a value: 4 bits, an 8-bit scale per 64 values, and a 32-bit scale per 256 of those (double quantisation)."""
+
+VALUES: dict[str, Any] = {
+    "model_type": "lisa",
+    "template": "lisa",
+    "vision_config": {
+        "model_type": "clip_vision_model",
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 336,
+        "patch_size": 14,
+    },
+    "text_config": {"model_type": "llama", "vocab_size": 32064, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
+    "image_token_index": 32000,
+    "vision_feature_layer": -2,
+    "vision_feature_select_strategy": "default",
+    "sam_config": SAM_VIT_B,
+}
+"""LLaVA-1.5-7B (llava-hf) with SAM ViT-B (facebook)."""
+
+
+def empty_model(config: ModelConfig) -> Segmenter:
+    """The model without memory."""
+    words = sizes.tokenizer(config.language.vocab_size, ("<image>", "</s>"))
+    with torch.device("meta"):
+        return Segmenter(config, words, new_vlm(config))
+
+
+def trained_by(preset: PresetTrain, targets: tuple[str, ...]) -> PresetTrain:
+    lora = dataclasses.replace(preset.lora, enabled=bool(targets), targets=targets or preset.lora.targets)
+    return dataclasses.replace(preset, lora=lora)
+
+
+def estimate(preset: PresetTrain, targets: tuple[str, ...], values: dict[str, Any] = VALUES) -> dict[str, float]:
+    """GB by item, and their sum, for one sample a step. The image encoder of SAM and the language model work one after the other,
+    so the larger of the two counts."""
+    preset, config = trained_by(preset, targets), ModelConfig.from_dict(values)
+    model = empty_model(config)
+    language, tokens = config.language, config.tokens_per_tile + WORDS + 84
+    width, inner, layers = language.hidden_size, language.intermediate_size, language.num_hidden_layers
+    if preset.lora.enabled:
+        add_lora(model, preset.lora.rank, preset.lora.alpha, 0.0, 0, preset.lora.targets)
+    add_seg_row(model)
+    trained = sum(p.numel() for p in select_trained(model, preset.trained).values())
+    parts = {"language": model.vlm.language_model.model, "vision": model.vlm.vision, "sam": model.sam.encoder}
+    items = {}
+    for name, part in parts.items():
+        half = 4 if name == "sam" else 2
+        small = sum(m.weight.numel() for m in part.modules() if type(m) is nn.Linear and not m.weight.requires_grad)
+        small = 0 if name not in preset.four_bit else small
+        whole = sum(p.numel() for p in part.parameters() if not p.requires_grad)
+        embedding = language.vocab_size * width if name == "language" else 0
+        items[f"{name}: weights"] = FOUR_BIT * small + half * (whole - small - embedding)
+    items["embedding and output table"] = 2 * 2 * language.vocab_size * width
+    items["projector"] = 2 * sum(p.numel() for p in model.vlm.multi_modal_projector.parameters())
+    items["trained: values, gradient twice, AdamW"] = (4 + 8 + 8) * trained
+    heads, places = config.sam.vision_config.num_attention_heads, (config.mask_side // 4) ** 2
+    sam = 2 * 2 * heads * places**2  # relative positions of a global layer, and their sum, in bf16
+    kept = 2 * layers * tokens * width  # one state a layer, by checkpointing
+    layer = 2 * tokens * (8 * width + 6 * inner) + 2 * width * inner  # one layer again, and one weight in bf16
+    items["working memory: SAM's attention" if sam > kept + layer else "working memory: language model"] = max(sam, kept + layer)
+    return {name: value / 1e9 for name, value in items.items()} | {"sum": sum(items.values()) / 1e9}
+
+
+def measure(config: Config, targets: tuple[str, ...], values: dict[str, Any] = VALUES, device: str = "cuda") -> dict[str, float]:
+    """Peak GB of three optimizer steps on one sample, the sequence's length, and the quickest step's seconds."""
+    preset, sizes_ = trained_by(config.chosen.train, targets), ModelConfig.from_dict(values)
+    model = empty_model(sizes_).to_empty(device="cpu")
+    for name, parameter in model.named_parameters():
+        kind = torch.bfloat16 if name.startswith("vlm.") else torch.float32
+        parameter.data = (0.02 * torch.randn(parameter.shape)).to(kind)
+    for buffer in model.buffers():
+        buffer.zero_()
+    model.vlm.restore_buffers()
+    for name, part in {"language": model.vlm.language_model.model, "vision": model.vlm.vision, "sam": model.sam.encoder}.items():
+        if name in preset.four_bit:
+            hold_in_four_bits(part, torch.device(device))
+    model.vlm.language_model.is_loaded_in_4bit = "language" in preset.four_bit
+    model.to(device)
+    if preset.lora.enabled:
+        add_lora(model, preset.lora.rank, preset.lora.alpha, preset.lora.dropout, 0, preset.lora.targets)
+    add_seg_row(model)
+    if preset.checkpoint_activations:
+        model.vlm.language_model.activation_checkpointing_enable({"use_reentrant": False})
+    trained = list(select_trained(model, preset.trained).values())
+    model.to(device).train()
+    kind = torch.optim.AdamW
+    if preset.optimizer == "paged_adamw" and device == "cuda":
+        from bitsandbytes.optim import PagedAdamW32bit as kind
+    optimizer = kind(trained, lr=preset.lr, weight_decay=preset.weight_decay)
+    batch = sample(model, config.train.mask_points)
+    seconds = []
+    for number in range(4):
+        if number == 1 and device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        seconds.append(sizes.seconds(lambda: step(model, batch, config, trained, optimizer, preset)))
+    peak = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else float("nan")
+    return {"peak_gb": peak, "tokens": batch.ids.shape[1], "seconds": min(seconds[1:])}
+
+
+def step(
+    model: Segmenter,
+    batch: ReferringBatch,
+    config: Config,
+    trained: list[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    preset: PresetTrain,
+) -> None:
+    """One optimizer step, as the trainer does it."""
+    total = torch.zeros(sum(p.numel() for p in trained), device=model.device)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=preset.precision == "bf16"):
+        losses = supervised(model, batch, config.train.loss, config.train.mask_points, Counts(*batch.counts))
+    add_gradient(losses.total, trained, total)
+    gradient, _ = clip(total, preset.clip)
+    assign(gradient, trained)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def sample(model: Segmenter, mask_points: int) -> ReferringBatch:
+    """One image, one expression of `WORDS` words."""
+    image = model.template.image_string(model.config.tokens_per_tile)
+    turn = prompts.Turn(image + model.template.questions[0].format(" ".join(["w1"] * WORDS)), prompts.SEG_ANSWERS[2])
+    ids, labels, mask = pad_right([prompts.encode_conversation(model.tokenizer, model.template, [turn])])
+    return ReferringBatch(sizes.pixels_of(model, 1, 1), ids, labels, mask, [0], sizes.targets_of(model, 1, mask_points))
+
+
+def report(config: Config, measured: bool) -> dict[str, Any]:
+    """Print both tables; what goes into the JSON line."""
+    result: dict[str, Any] = {"preset": config.preset, "estimate_gb": {}, "measured": {}}
+    tables = {name: estimate(config.chosen.train, targets) for name, targets in CHOICES.items()}
+    print("An estimate by formula, in GB, for one sample a step; LoRA on: " + ", ".join(tables))
+    for item in next(iter(tables.values())):
+        print(f"{item:<42}" + "".join(f"{table[item]:>9.2f}" for table in tables.values()))
+    result["estimate_gb"] = {name: round(table["sum"], 2) for name, table in tables.items()}
+    for name, targets in CHOICES.items() if measured else ():
+        result["measured"][name] = measure(config, targets)
+        print(f"measured, LoRA on {name}: {result['measured'][name]}")
+    return result

@@ -1,0 +1,50 @@
+"""The estimate of LISA's memory: its weights are counted, its table is the README's, and the measuring code runs."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ans.config import load
+from ans.model.four_bit import hold_in_four_bits
+from tests import lisa_case
+from tests.bench import lisa
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.mark.slow
+def test_the_readme_has_the_estimate() -> None:
+    preset = load().presets["lisa-7b"].train
+    tables = [lisa.estimate(preset, targets) for targets in lisa.CHOICES.values()]
+    rows = {m[1].strip(): m[2] for m in re.finditer(r"^\| ([^|]+)\|((?: *\d+\.\d\d *\|){3})$", README.read_text(), re.MULTILINE)}
+    for item in tables[0]:
+        assert [float(cell) for cell in rows[item].split("|")[:3]] == [round(table[item], 2) for table in tables], item
+    # 7B: 32 layers of 4 x 4096^2 + 3 x 4096 x 11008 in 4 bits, 4 bytes of scales per 64 x 256 and one per 64
+    linear = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    assert tables[0]["language: weights"] == pytest.approx(linear * (0.5 + 1 / 64 + 1 / 4096) / 1e9, rel=1e-3)
+    trained = [table["trained: values, gradient twice, AdamW"] for table in tables]
+    assert trained[1] - trained[0] == pytest.approx(20 * 32 * 2 * 8 * (4096 + 4096) / 1e9)
+
+
+def test_bytes_of_four_bits() -> None:
+    pytest.importorskip("bitsandbytes", reason="an extra")
+    layer = nn.Sequential(nn.Linear(1024, 1024, bias=False))
+    hold_in_four_bits(layer, torch.device("cpu"))
+    state = layer.state_dict()
+    held = sum(t.numel() * t.element_size() for name, t in state.items() if not name.endswith(("map", "nf4")))
+    assert held == pytest.approx(lisa.FOUR_BIT * 1024**2, rel=0.01)
+
+
+@pytest.mark.slow
+def test_the_measuring_code_runs_on_a_tiny_model() -> None:
+    config = dataclasses.replace(load(), preset="lisa-7b")
+    preset = dataclasses.replace(config.chosen.train, four_bit=(), precision="float32", optimizer="adamw")
+    config = dataclasses.replace(config, presets={"lisa-7b": dataclasses.replace(config.chosen, train=preset)})
+    values = lisa_case.config()
+    values["text_config"] |= {"vocab_size": 200}
+    found = lisa.measure(config, ("q_proj", "v_proj"), values | {"image_token_index": 199}, "cpu")
+    assert found["seconds"] > 0 and found["tokens"] > 9 + lisa.WORDS
