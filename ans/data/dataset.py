@@ -155,7 +155,12 @@ class TrainingData(Dataset):
 
     def sizes(self) -> dict[str, int]:
         """Samples of each source, before repeats."""
-        sizes = {"referring images": len(self.referring.rows)} | {source.name: source.count for source in self.masks}
+        rows = self.referring.rows
+        sizes = {"referring images": len(rows)}
+        images = len({self.referring.indexes[number].record(row).path for number, row in rows})
+        if images != len(rows):  # ReasonSeg has a row for each query, and the RefCOCO sets share images
+            sizes["distinct referring images"] = images
+        sizes |= {source.name: source.count for source in self.masks}
         return sizes | ({self.captions.name: self.captions.count} if self.captions else {})
 
     def is_referring(self, step: int) -> bool:
