@@ -331,7 +331,8 @@ class Segmenter(nn.Module):
         _same_length("masks", masks, read)
         rows = []
         for i, regions in enumerate(masks):
-            cells = region_cells(torch.as_tensor(regions).cpu() > 0, self.config.grid_side) if len(regions) else []
+            inside = regions.cpu() if isinstance(regions, Tensor) else torch.from_numpy(np.asarray(regions))
+            cells = region_cells(inside > 0, self.config.grid_side) if len(regions) else []
             rows += [(i, self.region_question(cell[None], prompts.DESCRIBE_PROMPT), cell[None]) for cell in cells]
         answers = iter(self._generate(read, rows, max_new_tokens))
         return [[self._decode(next(answers).ids, stop_word=False) for _ in regions] for regions in masks]
