@@ -57,7 +57,7 @@ STUDY: dict[str, tuple[str, ...]] = {
 }
 """As `ARMS`, loop 1 alone and only on the tuning splits: what chose the default of `train.loop1`."""
 
-LABELS_FOR_ALL = (*_NO_LOOPS, "world.train_images=3000", "train.steps=3000")
+LABELS_FOR_ALL = (*_NO_LOOPS, "world.train_images=3000", "train.steps=1500")
 """The upper bound: thirty times the labelled images, supervised, until the loss no longer falls."""
 
 MANY = ("supervised_equal_steps", "both_orthogonal")
