@@ -120,7 +120,7 @@ def _write_reason_seg(folder: Path, world: World) -> None:
     for place, (split, count) in enumerate(reason_images(world).items()):
         (folder / split).mkdir(parents=True)
         for index in range(count):
-            number = place * 100_000 + index
+            number = place * 10_000 + index
             scene, rng = make_scene(world.seed, "reasonseg", number, world.shift)
             pixels, _ = render(scene, world.shift, rng)
             shape = scene.shapes[0]
