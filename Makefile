@@ -13,7 +13,7 @@ PIP   := $(VENV)/bin/python -m pip -qq --disable-pip-version-check --no-input in
 # DVC starts `python -m stages.x` from PATH.
 RUN   := PATH="$(abspath $(VENV))/bin:$$PATH"
 
-.PHONY: repro test quick tiny-weights env
+.PHONY: repro test quick tiny-weights lisa-weights env
 
 repro: env
 	@$(RUN) dvc repro
@@ -27,6 +27,8 @@ quick: env
 
 tiny-weights: env
 	@$(RUN) python -m stages.tiny_weights tiny
+
+lisa-weights: env
 	@$(RUN) python -m stages.tiny_weights lisa-tiny
 
 env: $(STAMP)

@@ -1,4 +1,4 @@
-"""`make tiny-weights`: train the embedded bases from nothing -> weights/tiny, weights/lisa-tiny. Resumes in runs/<name>."""
+"""`make tiny-weights`, `make lisa-weights`: an embedded base from nothing -> weights/<name>. Resumes in runs/<name>."""
 
 import os
 import subprocess
