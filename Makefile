@@ -1,6 +1,7 @@
 # Each target does all it needs on a fresh machine: the environment first, then the job.
 #   make repro         the whole pipeline (dvc repro)         make test    all tests
-#   make tiny-weights  make the embedded base weights anew    make quick   lint and the tests that take seconds
+#   make tiny-weights  the embedded base weights anew         make quick   lint and the tests that take seconds
+#   make lisa-weights  those of the preset lisa-tiny
 # VENV=/some/where uses (and fills) a virtual environment elsewhere; PYTHON=python3.12 builds it with another interpreter.
 
 VENV   ?= .venv
