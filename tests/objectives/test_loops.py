@@ -113,11 +113,14 @@ def test_options_add_their_terms(case: SimpleNamespace) -> None:
 
 def test_a_caption_like_the_teachers_is_rewarded(case: SimpleNamespace) -> None:
     """Self-critical: the loss is -(CIDEr of what was said - CIDEr of the greedy caption) x log-probability of what was said."""
+    drawn = case.data._masks(range(4))
+    loud = dataclasses.replace(drawn, noise=5 * drawn.noise)  # so that what is said differs from the greedy caption
+    case.data._masks = lambda positions: loud
     plain, chain = run_loop1(case)
     losses, rewarded = run_loop1(case, reward=0.1, reward_by="cider")
     assert rewarded.after == chain.after
     advantage = float(losses.values["loop1_advantage"])
-    quiet = dataclasses.replace(case.data._masks(range(4)), noise=torch.zeros_like(case.data._masks(range(4)).noise))
+    quiet = dataclasses.replace(drawn, noise=torch.zeros_like(drawn.noise))
     case.data._masks = lambda positions: quiet
     greedy = run_loop1(case)[1].after
     earned = [likeness(a, t) - likeness(g, t) for a, g, t in zip(chain.after, greedy, chain.before, strict=True)]
