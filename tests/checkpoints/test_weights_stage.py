@@ -1,11 +1,13 @@
 """Stage `weights` as DVC runs it: a preset that puts a base together, and a download that goes on in the next run."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import yaml
 
 from ans.checkpoints import shards
+from ans.checkpoints.fetch import fetch, read_sums
 from ans.config import ConfigError, load
 from ans.model.segmenter import Segmenter
 from tests import pipeline
@@ -46,3 +48,14 @@ def test_an_unsupported_release_says_so(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(text.replace("preset: tiny ", "preset: sa2va-26b ", 1), encoding="utf-8")
     with pytest.raises(ConfigError, match="preset: Sa2VA-26B is not supported yet .* InternLM2.5"):
         load(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(("preset", "most"), [("tiny", 8e6), ("lisa-tiny", 4e6)])
+def test_the_embedded_bases_are_small_and_load(preset: str, most: float, tmp_path: Path) -> None:
+    weights = load().presets[preset].weights
+    folder = pipeline.REPOSITORY / weights.location
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= most
+    fetch(
+        dataclasses.replace(weights, source="path", location=str(folder), sha256=read_sums(folder / "SHA256SUMS")), tmp_path / "m"
+    )
+    assert Segmenter.from_pretrained(tmp_path / "m").seg_token > 0
