@@ -61,10 +61,10 @@ def test_another_split_has_no_such_keys(done: Path) -> None:
 
 def test_reasonseg_counts_no_ignored_pixel(done: Path) -> None:
     """By pycocotools: what is left of both masks without the ignored pixels."""
-    tables = [result(done, split)[1] for split in ("reasonseg_val", "reasonseg_test")]
+    tables = [result(done, split)[1] for split in ("reasonseg_val", "reasonseg_test", "reasonseg_val-all")]
     table = pd.concat(tables, ignore_index=True)
     table = table[table["ignore_counts"] != ""]
-    assert len(table) == 2
+    assert len(table) == 4
     changed = 0
     for _, row in table.iterrows():
         found, truth, ignored = (
