@@ -122,6 +122,7 @@ def test_dvc_takes_these_options(words: list[str]) -> None:
             assert target.split("@")[0] in STAGES, target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", of("python", "-m"))
 def test_modules_take_these_options(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model's command line is run; other modules have to exist and know the options by their own help."""

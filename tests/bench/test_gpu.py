@@ -23,12 +23,14 @@ def run(*arguments: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_without_a_gpu() -> None:
     lines = run("-m", "tests.bench.gpu")
     assert len(lines) == 2 and "no GPU" in lines[0]
     assert json.loads(lines[1]) == {"device": None}
 
 
+@pytest.mark.slow
 def test_needs_few_packages() -> None:
     others = {"pandas", "pyarrow", "pycocotools", "matplotlib", "torchvision", "dvc"}
     (found,) = run("-c", f"import sys, tests.bench.gpu; print(sorted({others!r} & set(sys.modules)))")

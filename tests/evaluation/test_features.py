@@ -132,6 +132,7 @@ def test_it_stays_within_its_limit(model: Segmenter, runs: Path, encoded: list[i
     assert sum(file.stat().st_size for file in runs.iterdir()) <= limit
 
 
+@pytest.mark.slow
 def test_an_evaluation_has_the_same_bytes_with_it(tmp_path: Path, monkeypatch, encoded: list[int]) -> None:
     """Off, on and empty, on and full: every file that is left is the same; the third time no image is encoded."""
     work = pipeline.prepare(tmp_path)

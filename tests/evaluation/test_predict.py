@@ -54,6 +54,7 @@ def uninterrupted(work: Path, config: Config, tmp_path_factory: pytest.TempPathF
     return out, files
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_continues(work: Path, config: Config, uninterrupted, tmp_path: Path, monkeypatch) -> None:
     """Stopped in several batches, once with a file half written: the same bytes, and no batch is computed twice."""
     monkeypatch.setenv("ANS_RUNS", str(tmp_path / "runs"))
@@ -159,6 +160,7 @@ def test_batched_is_one_by_one(asked: tuple[Path, list[Item]]) -> None:
     assert abs(before["ciou"] - after["ciou"]) < 1e-5 and abs(before["ciou_forced"] - after["ciou_forced"]) < 1e-5
 
 
+@pytest.mark.slow
 def test_in_float64_masks_are_identical(asked: tuple[Path, list[Item]]) -> None:
     root, items = asked
     model = Segmenter.from_pretrained(TINY).double()

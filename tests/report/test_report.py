@@ -240,6 +240,7 @@ def test_everything_is_written(built: Path) -> None:
     assert not list(reports.rglob(".*")), "a temporary file was left"
 
 
+@pytest.mark.slow
 def test_same_results_give_the_same_bytes(built: Path, tree: Path) -> None:
     again = run(tree)
     for name in (
@@ -287,6 +288,7 @@ def test_gallery_mixes_kinds_and_never_repeats_an_image(built: Path) -> None:
     assert set(choose(table, {"few": two}, 5).index) <= set(two.index), "an order without a row has no such expression"
 
 
+@pytest.mark.slow
 def test_curves_that_a_run_lacks_are_left_out(tree: Path) -> None:
     """Loop 2 off: no second gradient, so no conflict; loop 1 off too: no chains. Figures of an earlier run go."""
     reports = tree / "reports"
@@ -317,6 +319,7 @@ def test_chains_are_read_as_training_writes_them(tree: Path) -> None:
     assert first.iou == pytest.approx(0.5) and first.truth.sum() == CHAIN_SIDE * 64
 
 
+@pytest.mark.slow
 def test_only_named_results_are_read(tree: Path) -> None:
     """What lies around from other runs is not looked at, even if it is broken."""
     (tree / "reports" / "eval" / "lora" / "refcoco_val.json").write_text("broken")
