@@ -386,7 +386,9 @@ class PresetTrain:
         )
         _require(self.epochs is None or self.epochs >= 1, f"{path}.epochs", "must be null (train.steps counts) or at least 1")
         _require(
-            self.validation is None or self.epochs is not None, f"{path}.validation", "looks after epochs: set train.epochs too"
+            self.validation is None or self.epochs is not None,
+            f"{path}.validation",
+            "looks after epochs: set presets.<preset>.train.epochs too",
         )
         both = {"seg_row", "embed_head"} <= set(self.groups)
         _require(not both, f"{path}.groups", "names seg_row and embed_head, which is the whole of it; choose one")

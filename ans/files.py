@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and where unfinished work lies."""
 
 import os
 from collections.abc import Iterator
@@ -16,3 +16,8 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def runs_folder() -> Path:
+    """Where unfinished work lies: `ANS_RUNS`, else `runs` beside `dvc.yaml`."""
+    return Path(os.environ.get("ANS_RUNS", "runs"))

@@ -10,7 +10,6 @@ groups small enough for that takes longer to open than training should wait, and
 import gc
 import hashlib
 import json
-import os
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,7 +28,7 @@ from ans.config import Config, ConfigError, SubsetSa1b
 from ans.data import parts
 from ans.data.records import Expression, ImageRecord, Region, Skipped
 from ans.data.sources import describe_anything, open_images, own, reason_seg, refcoco, sa1b, sav, sav_video
-from ans.files import replacing
+from ans.files import replacing, runs_folder
 
 FOLDER = Path("data/index")
 SUFFIX = ".arrow"
@@ -243,7 +242,7 @@ def _resume_folder(settings: dict[str, Any], root: Path) -> Path:
     digest = hashlib.sha256(repr((sorted(settings.items()), str(root.resolve()))).encode())
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
-    return Path(os.environ.get("ANS_RUNS", "runs")) / f"index-{settings['source']}-{digest.hexdigest()[:12]}"
+    return runs_folder() / f"index-{settings['source']}-{digest.hexdigest()[:12]}"
 
 
 def _write_part(schema: pa.Schema, read_one: Callable[[Any], Iterable[Any]], tasks: Sequence[Any], path: Path) -> None:

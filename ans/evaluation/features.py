@@ -16,7 +16,7 @@ from safetensors.torch import save
 from tqdm import tqdm
 
 from ans.evaluation.protocol import code_checksum
-from ans.files import replacing
+from ans.files import replacing, runs_folder
 from ans.model.segmenter import Features, Segmenter
 
 DIGEST = hashlib.sha256().digest_size
@@ -34,7 +34,7 @@ class FeatureCache:
     """
 
     def __init__(self, model: Segmenter, precision: str, limit: float) -> None:
-        self.folder = Path(os.environ.get("ANS_RUNS", "runs")) / "features"
+        self.folder = runs_folder() / "features"
         self._model, self._limit, self._started = model, limit, time.time()
         device = model.device
         machine = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()

@@ -1,12 +1,11 @@
 """Finished batches of an evaluation, kept on disk until all are done: a killed run continues behind the last of them."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-from ans.files import replacing
+from ans.files import replacing, runs_folder
 
 Row = dict[str, Any]
 
@@ -19,7 +18,7 @@ class Kept:
     """
 
     def __init__(self, variant: str, fingerprint: str) -> None:
-        self.folder = Path(os.environ.get("ANS_RUNS", "runs")) / f"evaluate-{variant}-{fingerprint}"
+        self.folder = runs_folder() / f"evaluate-{variant}-{fingerprint}"
 
     def has(self, batch: int) -> bool:
         return self._path(batch).is_file()

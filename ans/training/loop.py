@@ -21,6 +21,7 @@ from ans.checkpoints.save import save_trained
 from ans.config import Config
 from ans.data.dataset import Referring, Regions, Sampling, TrainingData, training_rows
 from ans.data.index import check_listing, read_index
+from ans.files import runs_folder
 from ans.model.adapters import add_lora, add_seg_row, group_of_parameter, select_trained
 from ans.model.four_bit import numbers
 from ans.model.segmenter import Segmenter
@@ -36,7 +37,7 @@ from ans.training.curves import Curves, write_json
 from ans.training.ema import Teacher
 from ans.training.gradients import add_gradient, assign, clip
 from ans.training.schedule import lr_factor
-from ans.training.state import ResumeFolder, code_version, fingerprint, runs_folder
+from ans.training.state import ResumeFolder, code_version, fingerprint
 from ans.training.validation import Validation, draw_history
 from ans.training.watch import Watch
 

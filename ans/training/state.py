@@ -8,7 +8,6 @@ that comes after it is a function of the state and of keyed randomness.
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping
@@ -26,11 +25,6 @@ STATE = "state.pt"
 
 class ResumeError(ValueError):
     """A run was begun under other conditions than it would be continued. The message names them and the choice."""
-
-
-def runs_folder() -> Path:
-    """Where unfinished work lies: `ANS_RUNS`, else `runs` beside `dvc.yaml`."""
-    return Path(os.environ.get("ANS_RUNS", "runs"))
 
 
 def fingerprint(config: Config, base: str, inputs: Iterable[Path]) -> str:

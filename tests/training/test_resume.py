@@ -18,14 +18,11 @@ from ans.config import Config, parse
 from ans.training import loop
 from ans.training.state import ResumeError
 from tests import pipeline
+from tests.training.death import Killed, die_and_go_on
 
 pytestmark = pytest.mark.slow
 
 STEPS = 4
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: no handler may catch it."""
 
 
 @pytest.fixture(scope="module")
@@ -66,30 +63,8 @@ def uninterrupted(work: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 def test_killed_at_any_file(here: loop.Run, work: Path, uninterrupted, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every rename and every write of tensors is a point of death; between two of them nothing on disk changes."""
-    deaths = 0
-    finished = False
-    while not finished:
-        calls = 0
-
-        def dying(real, deaths=deaths):
-            def call(*arguments, **named):
-                nonlocal calls
-                calls += 1
-                if calls == deaths + 1:
-                    raise Killed
-                return real(*arguments, **named)
-
-            return call
-
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "replace", dying(os.replace))
-            patch.setattr(torch, "save", dying(torch.save))
-            try:
-                loop.train(config(work), here)
-                finished = True
-            except Killed:
-                deaths += 1
+    """Every rename and every write of tensors is a point of death."""
+    deaths = die_and_go_on(lambda: loop.train(config(work), here), monkeypatch)
     assert deaths > 3 * STEPS
     assert outcome(here) == uninterrupted
 

@@ -1,7 +1,6 @@
 """Validation inside training: epochs instead of steps, the best epoch kept, an early end, and all of it across a kill."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from ans.checkpoints.layout import model_to_pth_name
 from ans.config import Config, ConfigError, parse
 from ans.training import loop, validation
 from tests import pipeline
+from tests.training.death import die_and_go_on
 
 pytestmark = pytest.mark.slow
 
@@ -19,10 +19,6 @@ LOOK = {
     "split": "refcoco_val", "metric": "ciou", "patience": 2, "save_best_only": True, "max_samples": 2, "max_new_tokens": 8,
     "tokens_per_batch": 500,
 }  # fmt: skip
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL."""
 
 
 @pytest.fixture(scope="module")
@@ -109,28 +105,7 @@ def uninterrupted(work: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 def test_killed_and_continued(here: loop.Run, work: Path, uninterrupted, monkeypatch: pytest.MonkeyPatch) -> None:
     """At every rename and every write of tensors: the same history, the same best tensors, the same early end."""
-    deaths, finished = 0, False
-    while not finished:
-        calls = 0
-
-        def dying(real, deaths=deaths):
-            def call(*arguments, **named):
-                nonlocal calls
-                calls += 1
-                if calls == deaths + 1:
-                    raise Killed
-                return real(*arguments, **named)
-
-            return call
-
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "replace", dying(os.replace))
-            patch.setattr(torch, "save", dying(torch.save))
-            try:
-                loop.train(config(work, patience=1), here)
-                finished = True
-            except Killed:
-                deaths += 6
+    deaths = die_and_go_on(lambda: loop.train(config(work, patience=1), here), monkeypatch, stride=6)
     assert deaths > 12
     assert left(here) == uninterrupted
 
