@@ -16,13 +16,13 @@ from ans.data import masks
 from ans.data.dataset import region_mask
 from ans.data.images import open_image
 from ans.data.records import ImageRecord
-from ans.evaluation.features import FeatureCache
 from ans.evaluation.kept import Kept, Row
 from ans.evaluation.metrics import box_giou, intersection_union, iou
 from ans.evaluation.plan import Item, Question, make_plan
 from ans.evaluation.protocol import GIVEN_ANSWER, fingerprint, make_protocol, protocol_text
 from ans.evaluation.tables import CaptionTable, ExpressionTable, write_json
 from ans.model.config import ModelConfig
+from ans.model.feature_cache import FeatureCache
 from ans.model.segmenter import Features, Segmentation, Segmenter
 from ans.processes import connect
 
@@ -53,7 +53,9 @@ def evaluate(config: Config, variant: str, folder: Path, index_folder: Path, rep
     if todo:
         dtype = torch.bfloat16 if preset.precision == "bf16" else torch.float32
         model = Segmenter.from_pretrained(folder, accelerator.device, dtype, preset.four_bit)
-        encode = FeatureCache(model, preset.precision, 1e9 * cache).encode if (cache := config.launch.feature_cache_gb) else None
+        encode = None
+        if cache := config.launch.feature_cache_gb:
+            encode = FeatureCache(model, preset.precision, 1e9 * cache, accelerator.num_processes).encode
         quiet = None if accelerator.is_main_process else True
         for number in tqdm(todo, desc=f"evaluate {variant}", unit="batch", disable=quiet, mininterval=1):
             items = [plan.item(image) for image in batches[number]]

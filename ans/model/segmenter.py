@@ -48,6 +48,12 @@ class Features:
     levels: Levels
     sizes: list[tuple[int, int]]
 
+    @classmethod
+    def join(cls, parts: Sequence["Features"]) -> "Features":
+        """Those of several images from those of each; images that are not segmented, which have no levels, come last."""
+        levels = tuple(torch.cat(maps) for maps in zip(*(part.levels for part in parts if part.levels), strict=True))
+        return cls([tiles for part in parts for tiles in part.tiles], levels, [size for part in parts for size in part.sizes])
+
 
 @dataclass(frozen=True)
 class Read:
@@ -208,9 +214,10 @@ class Segmenter(nn.Module):
 
     @torch.no_grad()
     def encode_pixels(self, tile_pixels: Sequence[Tensor], sam_pixels: Tensor, sizes: list[tuple[int, int]]) -> Features:
-        """As `encode_images`, from normalised pixels: per image (T_i, 3, S, S), and (B, 3, 1024, 1024) for the mask part."""
+        """As `encode_images`, from normalised pixels: per image (T_i, 3, S, S), and (n, 3, 1024, 1024) of the first n images for
+        the mask part."""
         features = self.vlm.encode(torch.cat(list(tile_pixels)).to(self.device, self.vlm.dtype))
-        levels = self.sam.encode(sam_pixels.to(self.device, self.sam.dtype))
+        levels = self.sam.encode(sam_pixels.to(self.device, self.sam.dtype)) if len(sam_pixels) else ()
         return Features(list(features.split([len(pixels) for pixels in tile_pixels])), levels, sizes)
 
     # ---------------------------------------------------------------- training

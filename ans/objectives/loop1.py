@@ -19,7 +19,7 @@ from ans.model import prompts
 from ans.model.segmenter import Conversations, Features, Forward, Segmenter
 from ans.objectives.batches import MaskBatch, pad_right
 from ans.objectives.gumbel import straight_through
-from ans.objectives.losses import Chain, Counts, Losses, encode, hard_iou, mask_terms, seg_rate
+from ans.objectives.losses import Chain, Counts, Losses, hard_iou, mask_terms, seg_rate
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Expression:
 def loop1(
     model: Segmenter,
     teacher: Callable[[], AbstractContextManager[None]],
+    features: Features,
     batch: MaskBatch,
     settings: Loop1,
     weights: LossWeights,
@@ -46,8 +47,8 @@ def loop1(
     tau: float,
     counts: Counts,
 ) -> tuple[Losses, Chain]:
-    """One micro-batch's share of the loss. Within `teacher()`, `model` is the teacher. `tau`: this step's Gumbel temperature."""
-    features = encode(model, batch.images)
+    """One micro-batch's share of the loss. Within `teacher()`, `model` is the teacher. `features`: of the batch's images, which
+    teacher and both passes share. `tau`: this step's Gumbel temperature."""
     with teacher():
         said, ended = _describe(model, features, batch)
         reference = None

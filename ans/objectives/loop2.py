@@ -8,13 +8,14 @@ from torch import Tensor
 
 from ans.config import Loop2, LossWeights
 from ans.model import prompts
-from ans.model.segmenter import Conversations, Segmenter
+from ans.model.segmenter import Conversations, Features, Segmenter
 from ans.objectives.batches import CaptionBatch, pad_right
-from ans.objectives.losses import Chain, Counts, Losses, encode, mask_terms, seg_rate
+from ans.objectives.losses import Chain, Counts, Losses, mask_terms, seg_rate
 
 
 def loop2(
     model: Segmenter,
+    features: Features,
     batch: CaptionBatch,
     settings: Loop2,
     weights: LossWeights,
@@ -22,9 +23,8 @@ def loop2(
     counts: Counts,
     look: bool = False,
 ) -> tuple[Losses, Chain | None]:
-    """One micro-batch's share of the loss. `counts.tokens`: labels of answers and captions together. To `look`, the model also
-    describes freely what it found."""
-    features = encode(model, batch.images)
+    """One micro-batch's share of the loss. `features`: of its images. `counts.tokens`: labels of answers and captions together.
+    To `look`, the model also describes freely what it found."""
     index = list(range(len(batch.captions)))
     image = prompts.image_string(model.config.tokens_per_tile)
     encoded = [

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ans.config import LossWeights
-from ans.model.segmenter import Features, Forward, Segmenter
+from ans.model.segmenter import Forward, Segmenter
 from ans.objectives import mask
-from ans.objectives.batches import Images, Targets
+from ans.objectives.batches import Targets
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,6 @@ class Chain:
     before: list[str]
     after: list[str]
     logits: Tensor
-
-
-def encode(model: Segmenter, images: Images) -> Features:
-    """The frozen encoders over one micro-batch, once."""
-    return model.encode_pixels(images.tiles, images.sam, images.sizes)
 
 
 def mask_terms(

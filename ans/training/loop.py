@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,9 +23,10 @@ from ans.data.dataset import Referring, Regions, Sampling, TrainingData, trainin
 from ans.data.index import check_listing, read_index
 from ans.files import runs_folder
 from ans.model.adapters import add_lora, add_seg_row, group_of_parameter, select_trained
+from ans.model.feature_cache import FeatureCache
 from ans.model.four_bit import numbers
-from ans.model.segmenter import Segmenter
-from ans.objectives.batches import CaptionBatch, MaskBatch, ReferringBatch
+from ans.model.segmenter import Features, Segmenter
+from ans.objectives.batches import CaptionBatch, Images, MaskBatch, ReferringBatch
 from ans.objectives.loop1 import loop1
 from ans.objectives.loop2 import loop2
 from ans.objectives.losses import Chain, Counts, Losses
@@ -42,6 +43,7 @@ from ans.training.validation import Validation, draw_history
 from ans.training.watch import Watch
 
 Pair = tuple[ReferringBatch | MaskBatch, CaptionBatch | None]
+Encode = Callable[[Images], Features]
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ def train(config: Config, run: Run = Run()) -> None:
     frozen_before = checksum(model, trained)
     optimizer = new_optimizer(trained, config)
     rates = [group["lr"] for group in optimizer.param_groups]
+    encode = image_encoder(config, model, accelerator)
     teacher = Teacher(trained if config.loop1 else {}, settings.ema.decay, settings.ema.warmup)
     curves = Curves(run.reports if accelerator.is_main_process else None)
     chains = Chains(settings.gallery, settings.steps)
@@ -127,7 +130,7 @@ def train(config: Config, run: Run = Run()) -> None:
             save_state(step)
             raise SystemExit(128 + signal.SIGTERM)
         speaking = partial(teacher.speaking, model)
-        gradients = step_gradients(model, speaking, parameters, pairs, config, step, totals, accelerator, chains)
+        gradients = step_gradients(model, encode, speaking, parameters, pairs, config, step, totals, accelerator, chains)
         values, gradient = gradients.values, gradients.first
         if gradients.second is not None:
             values |= conflict(gradients.first, gradients.second, groups)
@@ -199,6 +202,7 @@ def count(pairs: list[Pair], accelerator: Accelerator, stop: bool) -> Totals:
 
 def step_gradients(
     model: Segmenter,
+    encode: Encode,
     teacher: partial[AbstractContextManager[None]],
     parameters: list[nn.Parameter],
     pairs: list[Pair],
@@ -225,7 +229,7 @@ def step_gradients(
 
     for first, second in pairs:
         with accelerator.autocast():
-            losses, chain = _first(model, teacher, first, config, step, totals.first)
+            losses, chain = _first(model, encode(first.images), teacher, first, config, step, totals.first)
         learn(losses, 0)
         if chain is not None and look(1):
             chains.keep(1, step, first, chain)
@@ -233,7 +237,7 @@ def step_gradients(
         if second is not None:
             with accelerator.autocast():
                 arguments = (config.loop2, settings.loss, settings.mask_points, totals.second, look(2))
-                losses, chain = loop2(model, second, *arguments)
+                losses, chain = loop2(model, encode(second.images), second, *arguments)
             learn(losses, 1)
             if chain is not None:
                 chains.keep(2, step, second, chain)
@@ -252,6 +256,7 @@ def step_gradients(
 
 def _first(
     model: Segmenter,
+    features: Features,
     teacher: partial[AbstractContextManager[None]],
     batch: ReferringBatch | MaskBatch,
     config: Config,
@@ -260,9 +265,9 @@ def _first(
 ) -> tuple[Losses, Chain | None]:
     settings = config.train
     if isinstance(batch, ReferringBatch):
-        return supervised(model, batch, settings.loss, settings.mask_points, counts), None
+        return supervised(model, features, batch, settings.loss, settings.mask_points, counts), None
     tau = settings.loop1.tau_at(step, settings.steps)
-    return loop1(model, teacher, batch, settings.loop1, settings.loss, settings.mask_points, tau, counts)
+    return loop1(model, teacher, features, batch, settings.loop1, settings.loss, settings.mask_points, tau, counts)
 
 
 def resume_folder(config: Config, run: Run, accelerator: Accelerator) -> ResumeFolder:
@@ -273,7 +278,12 @@ def resume_folder(config: Config, run: Run, accelerator: Accelerator) -> ResumeF
         name = [f"train-{fingerprint(config, shards.fingerprint(run.base), indexes)}"]
     if accelerator.num_processes > 1:
         torch.distributed.broadcast_object_list(name)
-    conditions = {"the number of processes": accelerator.num_processes, "code": code_version()}
+    conditions = {
+        "the number of processes": accelerator.num_processes,
+        # with them each image is encoded by itself
+        "features on disk (launch.feature_cache_gb)": "on" if config.launch.feature_cache_gb else "off",
+        "code": code_version(),
+    }
     folder = ResumeFolder(runs_folder() / name[0], conditions, config.launch.save_state_seconds)
     if accelerator.is_main_process:
         folder.lock()
@@ -303,6 +313,14 @@ def load_model(config: Config, run: Run, accelerator: Accelerator) -> tuple[Segm
     if config.chosen.train.checkpoint_activations:
         model.vlm.language_model.activation_checkpointing_enable({"use_reentrant": False})
     return model, select_trained(model, config.chosen.train.trained)
+
+
+def image_encoder(config: Config, model: Segmenter, accelerator: Accelerator) -> Encode:
+    """The frozen encoders over one micro-batch's images, once; with `launch.feature_cache_gb`, what they say lies on disk."""
+    encode = model.encode_pixels
+    if cache := config.launch.feature_cache_gb:
+        encode = FeatureCache(model, config.chosen.train.precision, 1e9 * cache, accelerator.num_processes).encode_pixels
+    return lambda images: encode(images.tiles, images.sam, images.sizes)
 
 
 def load_data(config: Config, run: Run, model: Segmenter, accelerator: Accelerator) -> tuple[TrainingData, int]:
@@ -418,7 +436,7 @@ def manifest_text(manifest: dict[str, object]) -> str:
 def new_optimizer(trained: Mapping[str, nn.Parameter], config: Config) -> torch.optim.Optimizer:
     """AdamW by the preset; the paged one raises `ModuleNotFoundError` without bitsandbytes."""
     preset = config.chosen.train
-    kind = torch.optim.AdamW
+    kind = partial(torch.optim.AdamW, fused=True)
     if preset.optimizer == "paged_adamw":
         from bitsandbytes.optim import PagedAdamW32bit as kind  # an extra
     return kind(_groups(trained, config), lr=preset.lr, weight_decay=preset.weight_decay)

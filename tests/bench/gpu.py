@@ -109,13 +109,15 @@ class Trainer:
 
     def _losses(self, batch: ReferringBatch | MaskBatch | CaptionBatch) -> Losses:
         settings, counts = self.config.train, Counts(*batch.counts)
-        points = settings.mask_points
+        points, images = settings.mask_points, batch.images
+        features = self.model.encode_pixels(images.tiles, images.sam, images.sizes)
         if isinstance(batch, ReferringBatch):
-            return supervised(self.model, batch, settings.loss, points, counts)
+            return supervised(self.model, features, batch, settings.loss, points, counts)
         if isinstance(batch, CaptionBatch):
-            return loop2(self.model, batch, settings.loop2, settings.loss, points, counts)[0]
+            return loop2(self.model, features, batch, settings.loop2, settings.loss, points, counts)[0]
         speaking = partial(self.teacher.speaking, self.model)
-        return loop1(self.model, speaking, batch, settings.loop1, settings.loss, points, settings.loop1.tau, counts)[0]
+        tau = settings.loop1.tau
+        return loop1(self.model, speaking, features, batch, settings.loop1, settings.loss, points, tau, counts)[0]
 
 
 def cases(lengths: tuple[int, ...]) -> list[Case]:

@@ -145,7 +145,8 @@ def step(
     """One optimizer step, as the trainer does it."""
     total = torch.zeros(sum(p.numel() for p in trained), device=model.device)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=preset.precision == "bf16"):
-        losses = supervised(model, batch, config.train.loss, config.train.mask_points, Counts(*batch.counts))
+        features = model.encode_pixels(batch.images.tiles, batch.images.sam, batch.images.sizes)
+        losses = supervised(model, features, batch, config.train.loss, config.train.mask_points, Counts(*batch.counts))
     add_gradient(losses.total, trained, total)
     gradient, _ = clip(total, preset.clip)
     assign(gradient, trained)

@@ -38,12 +38,22 @@ from ans.objectives.batches import Targets
 from ans.objectives.gumbel import straight_through
 from ans.objectives.loop1 import loop1
 from ans.objectives.loop2 import loop2, region_share
-from ans.objectives.losses import Counts, encode, mask_terms
+from ans.objectives.losses import Counts, mask_terms
 from ans.objectives.surgery import combine, conflict
 from ans.processes import connect
 from ans.training.ema import Teacher
 from ans.training.gradients import add_gradient, assign, clip
-from ans.training.loop import Gradients, Run, Totals, count, load_data, load_model, slices_of_groups, step_gradients
+from ans.training.loop import (
+    Gradients,
+    Run,
+    Totals,
+    count,
+    image_encoder,
+    load_data,
+    load_model,
+    slices_of_groups,
+    step_gradients,
+)
 from tests import pipeline
 from tests.bench.sizes import VOCABULARY, peak_bytes
 
@@ -64,6 +74,7 @@ class Bench:
             if ".lora_B." in name:  # as after some steps: from zero, nothing reaches A
                 nn.init.normal_(parameter, std=0.02)
         self.model.train()
+        self.encode = image_encoder(self.config, self.model, self.accelerator)
         self.parameters, self.groups = list(self.trained.values()), slices_of_groups(self.trained)
         self.teacher = Teacher(self.trained, self.config.train.ema.decay, warmup=False)
         # A learning rate of zero: every step does all its work, and the next one starts where it did.
@@ -83,7 +94,9 @@ class Bench:
     def gradients(self) -> Gradients:
         speaking = partial(self.teacher.speaking, self.model)
         pairs = [(self.first, self.second)]
-        return step_gradients(self.model, speaking, self.parameters, pairs, self.config, 0, self.totals, self.accelerator)
+        return step_gradients(
+            self.model, self.encode, speaking, self.parameters, pairs, self.config, 0, self.totals, self.accelerator
+        )
 
     def surgery(self, first: Tensor, second: Tensor) -> Tensor:
         conflict(first, second, self.groups)
@@ -100,12 +113,14 @@ class Bench:
         settings = self.config.train
         speaking = partial(self.teacher.speaking, self.model)
         counts = self.totals.first
-        losses, _ = loop1(self.model, speaking, self.first, settings.loop1, settings.loss, settings.mask_points, 0.7, counts)
+        features, points = self.encode(self.first.images), settings.mask_points
+        losses, _ = loop1(self.model, speaking, features, self.first, settings.loop1, settings.loss, points, 0.7, counts)
         self.step_on(losses.total)
 
     def loop2_alone(self) -> None:
         settings = self.config.train
-        losses, _ = loop2(self.model, self.second, settings.loop2, settings.loss, settings.mask_points, self.totals.second)
+        features, points = self.encode(self.second.images), settings.mask_points
+        losses, _ = loop2(self.model, features, self.second, settings.loop2, settings.loss, points, self.totals.second)
         self.step_on(losses.total)
 
     def step_on(self, loss: Tensor) -> None:
@@ -136,12 +151,12 @@ class Bench:
             times[name] = seconds(lambda: kept.append(work()))
             return kept[0]
 
-        first = timed("loop 1: image features", lambda: encode(self.model, self.first.images))
+        first = timed("loop 1: image features", lambda: self.encode(self.first.images))
         timed("teacher's captions", lambda: self.captions(first))
         loss = timed("loop 1: forwards", lambda: self.loss1(first))
         one, two = self.zeros(), self.zeros()
         timed("loop 1: backward", lambda: add_gradient(loss, self.parameters, one))
-        second = timed("loop 2: image features", lambda: encode(self.model, self.second.images))
+        second = timed("loop 2: image features", lambda: self.encode(self.second.images))
         loss = timed("loop 2: forwards", lambda: self.loss2(second))
         timed("loop 2: backward", lambda: add_gradient(loss, self.parameters, two))
         gradient = timed("surgery", lambda: self.surgery(one, two))
@@ -191,7 +206,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def teacher_extra(bench: Bench) -> int:
     """Bytes that captioning by a new teacher, and its update, need at their peak beyond captioning by the student."""
-    features = encode(bench.model, bench.first.images)
+    features = bench.encode(bench.first.images)
 
     def by_student() -> None:
         with bench.model.evaluating():

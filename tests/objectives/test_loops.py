@@ -1,6 +1,7 @@
 """Both loops on the tiny model: what reaches what, and that nothing else does."""
 
 import dataclasses
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,9 @@ from torch.nn.utils.stateless import _reparametrize_module
 
 from ans.captions import likeness
 from ans.model import prompts
+from ans.model.segmenter import Features
 from ans.objectives import loop1 as loop1_module
+from ans.objectives.batches import CaptionBatch, MaskBatch
 from ans.objectives.gumbel import _SoftGradient
 from ans.objectives.loop1 import corrupt, loop1
 from ans.objectives.loop2 import loop2, region_share
@@ -18,12 +21,18 @@ from ans.objectives.losses import Chain, Counts, Losses
 from ans.training.ema import Teacher
 
 
+def seen(case: SimpleNamespace, batch: MaskBatch | CaptionBatch) -> Features:
+    """The features of a batch's images."""
+    return case.model.encode_pixels(batch.images.tiles, batch.images.sam, batch.images.sizes)
+
+
 def run_loop1(case: SimpleNamespace, **changes: object) -> tuple[Losses, Chain]:
     batch = case.data._masks(range(4))
     teacher = Teacher(case.trained, 0.99, warmup=False)
     settings = dataclasses.replace(case.config.train.loop1, **changes)
     counts = Counts(*batch.counts)
-    return loop1(case.model, lambda: teacher.speaking(case.model), batch, settings, case.config.train.loss, 0, 0.7, counts)
+    speaking = partial(teacher.speaking, case.model)
+    return loop1(case.model, speaking, seen(case, batch), batch, settings, case.config.train.loss, 0, 0.7, counts)
 
 
 def gradients(losses: Losses, case: SimpleNamespace) -> dict[str, Tensor | None]:
@@ -164,7 +173,7 @@ def test_loop2_teaches_by_caption_alone(case: SimpleNamespace) -> None:
 
     def reaches_decoder(**changes: object) -> bool:
         settings = dataclasses.replace(case.config.train.loop2, **changes)
-        found = gradients(loop2(case.model, batch, settings, weights, 0, counts)[0], case)
+        found = gradients(loop2(case.model, seen(case, batch), batch, settings, weights, 0, counts)[0], case)
         assert any(g is not None and g.abs().max() > 0 for name, g in found.items() if "lora_B" in name)
         assert any(g is not None and g.abs().max() > 0 for name, g in found.items() if "mlp1" in name)
         return any(g is not None and g.abs().max() > 0 for name, g in found.items() if "sam_mask_decoder" in name)
@@ -179,11 +188,11 @@ def test_loop2_tells_freely_what_it_found(case: SimpleNamespace) -> None:
     case.model.eval()
     batch = case.data._captions(range(2))
     arguments = (case.config.train.loop2, case.config.train.loss, 0, Counts(*batch.counts))
-    losses, chain = loop2(case.model, batch, *arguments, look=True)
-    assert float(losses.total) == float(loop2(case.model, batch, *arguments)[0].total)
+    losses, chain = loop2(case.model, seen(case, batch), batch, *arguments, look=True)
+    assert float(losses.total) == float(loop2(case.model, seen(case, batch), batch, *arguments)[0].total)
     assert chain.before == batch.texts
     cells = region_share(chain.logits, case.model.config.grid_side) > 0.5
-    features = case.model.encode_pixels(batch.images.tiles, batch.images.sam, batch.images.sizes)
+    features = seen(case, batch)
     ids, _ = case.model.caption_ids(features, [0, 1], cells, batch.describe_questions, max(map(len, batch.captions)))
     assert chain.after == [case.model.tokenizer.decode(row) for row in ids]
 
@@ -191,7 +200,8 @@ def test_loop2_tells_freely_what_it_found(case: SimpleNamespace) -> None:
 def test_loop2_keeps_an_empty_mask(case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = case.data._captions(range(4))
     monkeypatch.setattr("ans.objectives.loop2.region_share", lambda logits, side: region_share(logits, side) * 0)
-    losses, _ = loop2(case.model, batch, case.config.train.loop2, case.config.train.loss, 0, Counts(*batch.counts))
+    arguments = (case.config.train.loop2, case.config.train.loss, 0, Counts(*batch.counts))
+    losses, _ = loop2(case.model, seen(case, batch), batch, *arguments)
     assert float(losses.values["loop2_non_empty"]) == 0 and float(losses.values["loop2_caption"]) > 0
 
 
@@ -199,9 +209,10 @@ def test_loop2_loss_by_hand(case: SimpleNamespace) -> None:
     """The caption's cross-entropy, row by row with transformers' own forward, the end token included."""
     case.model.eval()
     batch = case.data._captions(range(2))
-    losses, _ = loop2(case.model, batch, case.config.train.loop2, case.config.train.loss, 0, Counts(*batch.counts))
+    arguments = (case.config.train.loop2, case.config.train.loss, 0, Counts(*batch.counts))
+    losses, _ = loop2(case.model, seen(case, batch), batch, *arguments)
     model, total = case.model, 0.0
-    features = model.encode_pixels(batch.images.tiles, batch.images.sam, batch.images.sizes)
+    features = seen(case, batch)
     visual = model._visual_tokens(features)
     image = prompts.image_string(model.config.tokens_per_tile)
     for n, caption in enumerate(batch.captions):

@@ -23,14 +23,15 @@ def main(out: Path) -> None:
         if ".lora_B." in name:  # from zero, nothing would reach A
             parameter.data.normal_(0, 0.02, generator=generator)
     data, _ = loop.load_data(config, run, model, accelerator)
+    encode = loop.image_encoder(config, model, accelerator)
     teacher = Teacher(trained, 0.99, warmup=False)
-    found = {}
+    found, parameters = {}, list(trained.values())
     model.train()
     for step in range(config.train.steps):
         pairs = [data[step * data.accumulation + micro] for micro in range(data.accumulation)]
         totals = loop.count(pairs, accelerator, stop=False)
         speaking = partial(teacher.speaking, model)
-        gradients = loop.step_gradients(model, speaking, list(trained.values()), pairs, config, step, totals, accelerator)
+        gradients = loop.step_gradients(model, encode, speaking, parameters, pairs, config, step, totals, accelerator)
         found[f"{step} {type(pairs[0][0]).__name__} first"] = gradients.first
         found[f"{step} CaptionBatch second"] = gradients.second
         found[f"{step} combined"] = combine(gradients.first, gradients.second, config.train.surgery, config.train.beta)

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from ans.config import Config, parse
-from ans.evaluation.features import FeatureCache
 from ans.evaluation.predict import evaluate
+from ans.model.feature_cache import FeatureCache
 from ans.model.segmenter import Features, Segmenter
 from tests import pipeline
 
