@@ -133,6 +133,7 @@ class Loop1:
     mask_ratio: float
     description_prompts: int
     denoising: float
+    confidence: bool
     distillation: float
     reward: float
     reward_by: Literal["iou", "cider"]

@@ -1,6 +1,7 @@
 """Generation over a prompt prefix that several rows share, keeping the hidden states of `[SEG]`: greedy, or of a given answer."""
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -26,10 +27,12 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Generated:
-    """One row's answer: its token ids, and the last hidden state (n, D) of each `[SEG]` in it."""
+    """One row's answer: its token ids, the last hidden state (n, D) of each `[SEG]` in it, and the geometric mean of the
+    probabilities that the tokens had."""
 
     ids: list[int]
     seg_states: Tensor
+    confidence: float
 
 
 def pad_left(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -71,13 +74,17 @@ def greedy(
     mask = torch.cat([prefix.mask, suffix_mask], dim=1)
     ids: list[list[int]] = [[] for _ in rows]
     states: list[list[Tensor]] = [[] for _ in rows]
+    likely = [0.0] * len(rows)
     running = [True] * len(rows)
     batch = list(range(len(rows)))  # the row at each place of the batch
     for _ in range(max_new_tokens):
         hidden = _forward(language_model, embeds, mask, prefix.cache)[:, -1]
-        tokens = language_model.lm_head(hidden).argmax(-1)
+        logits = language_model.lm_head(hidden).float()
+        tokens = logits.argmax(-1)
+        log_probability = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0].tolist()
         for place, (number, token) in enumerate(zip(batch, tokens.tolist(), strict=True)):
             if running[number]:
+                likely[number] += log_probability[place]
                 if ids[number] and ids[number][-1] == seg_token:
                     states[number].append(hidden[place])
                 ids[number].append(token)
@@ -92,7 +99,10 @@ def greedy(
         embeds = language_model.get_input_embeddings()(tokens)[:, None]
         mask = torch.cat([mask, mask.new_ones(len(batch), 1)], dim=1)
     empty = embeds.new_zeros(0, embeds.shape[-1])
-    return [Generated(row, torch.stack(found) if found else empty) for row, found in zip(ids, states, strict=True)]
+    return [
+        Generated(row, torch.stack(found) if found else empty, math.exp(total / max(1, len(row))))
+        for row, found, total in zip(ids, states, likely, strict=True)
+    ]
 
 
 @torch.no_grad()

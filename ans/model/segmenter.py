@@ -347,14 +347,16 @@ class Segmenter(nn.Module):
     @torch.no_grad()
     def caption_ids(
         self, features: Features, image_index: Sequence[int], cells: Tensor, questions: Sequence[str], max_new_tokens: int
-    ) -> tuple[list[list[int]], list[bool]]:
-        """Greedy captions of regions `cells` (R, G, G), the r-th on image `image_index[r]`, as ids of text tokens; and whether
-        each came to its end."""
+    ) -> tuple[list[list[int]], list[bool], list[float]]:
+        """Greedy captions of regions `cells` (R, G, G), the r-th on image `image_index[r]`, as ids of text tokens; whether each
+        came to its end; and the geometric mean of its tokens' probabilities."""
         rows = [(i, self.region_question(c[None], q), c[None]) for i, c, q in zip(image_index, cells, questions, strict=True)]
         end = self.tokenizer.encode(self.template.suffix, add_special_tokens=False) or [self.tokenizer.eos_token_id]
-        answers = [answer.ids for answer in self._generate(features, rows, max_new_tokens)]
+        answers = self._generate(features, rows, max_new_tokens)
         text = set(self.text_tokens.tolist())
-        return [[i for i in ids if i in text] for ids in answers], [ids[len(ids) - len(end) :] == end for ids in answers]
+        captions = [[i for i in answer.ids if i in text] for answer in answers]
+        ended = [answer.ids[len(answer.ids) - len(end) :] == end for answer in answers]
+        return captions, ended, [answer.confidence for answer in answers]
 
     @staticmethod
     def region_question(cells: Tensor, question: str) -> str:

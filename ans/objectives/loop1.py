@@ -50,7 +50,7 @@ def loop1(
     """One micro-batch's share of the loss. Within `teacher()`, `model` is the teacher. `features`: of the batch's images, which
     teacher and both passes share. `tau`: this step's Gumbel temperature."""
     with teacher():
-        said, ended = _describe(model, features, batch)
+        said, ended, confidence = _describe(model, features, batch)
         reference = None
         if settings.distillation or (settings.reward and settings.reward_by == "iou"):
             _, reference = _segment(model, features, batch, said, None)
@@ -62,7 +62,8 @@ def loop1(
     else:
         heard = Expression(said, None, 0.0, {})
     out, logits = _segment(model, features, batch, heard.ids, heard.embeds)
-    loss, values = mask_terms(logits, batch.targets, weights, mask_points, counts)
+    sure = torch.tensor(confidence, device=logits.device)
+    loss, values = mask_terms(logits, batch.targets, weights, mask_points, counts, sure if settings.confidence else None)
     language = out.language_loss / counts.tokens
     loss = loss + weights.language * language + heard.extra
     if settings.distillation:
@@ -78,6 +79,7 @@ def loop1(
         reward = (advantage * heard.log_probability).sum() / counts.objects
         loss, values["advantage"] = loss - settings.reward * reward, advantage.sum() / counts.objects
     values |= heard.values | {"language": language.detach(), "seg_rate": seg_rate(model, out, counts)}
+    values["teacher_confidence"] = sure.sum() / counts.objects
     values |= _teacher_values(said, ended, counts, logits.device)
     chain = Chain(*([model.tokenizer.decode(ids) for ids in captions] for captions in (said, heard.ids)), logits.detach())
     return Losses(loss, {f"loop1_{name}": value for name, value in values.items()}), chain
@@ -95,7 +97,7 @@ def corrupt(ids: list[int], ratio: float, uniform: Tensor, ordinary: Tensor) -> 
     return result
 
 
-def _describe(model: Segmenter, features: Features, batch: MaskBatch) -> tuple[list[list[int]], list[bool]]:
+def _describe(model: Segmenter, features: Features, batch: MaskBatch) -> tuple[list[list[int]], list[bool], list[float]]:
     length = batch.noise.shape[1]
     return model.caption_ids(features, batch.describe_index, batch.cells, batch.describe_questions, length)
 

@@ -61,7 +61,7 @@ def loop2(
     chain = None
     if look:
         with model.evaluating():
-            freely, _ = model.caption_ids(features, index, cells, batch.describe_questions, max(map(len, batch.captions)))
+            freely, *_ = model.caption_ids(features, index, cells, batch.describe_questions, max(map(len, batch.captions)))
         chain = Chain(batch.texts, [model.tokenizer.decode(ids) for ids in freely], logits.detach())
     return Losses(loss, {f"loop2_{name}": value for name, value in values.items()}), chain
 

@@ -41,9 +41,15 @@ class Chain:
 
 
 def mask_terms(
-    logits: Tensor, targets: Targets, weights: LossWeights, mask_points: int, counts: Counts
+    logits: Tensor,
+    targets: Targets,
+    weights: LossWeights,
+    mask_points: int,
+    counts: Counts,
+    confidence: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weighted mask loss of `logits` (N, S/4, S/4) and its parts, on `mask_points` uncertain points or (0) on the whole mask."""
+    """Weighted mask loss of `logits` (N, S/4, S/4) and its parts, on `mask_points` uncertain points or (0) on the whole mask.
+    `confidence` (N,), if given, weighs each object."""
     soft = targets.soft.to(logits.device)
     logits = logits.float()
     if mask_points:
@@ -52,7 +58,8 @@ def mask_terms(
     else:
         flat, truth = logits.flatten(1), soft.flatten(1)
     terms = (mask.cross_entropy, mask.lisa_dice if weights.lisa_dice else mask.dice, mask.soft_iou)
-    entropy, dice, iou = (term(flat, truth).sum() / counts.objects for term in terms)
+    share = (1.0 if confidence is None else confidence) / counts.objects
+    entropy, dice, iou = ((share * term(flat, truth)).sum() for term in terms)
     values = {
         "mask": entropy.detach(),
         "dice": dice.detach(),

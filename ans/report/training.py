@@ -78,6 +78,7 @@ PANELS = (
         {"loop1_teacher_ended": "end", "loop1_teacher_different": "differ", "loop1_teacher_empty": "are empty"},
         share=True,
     ),
+    Panel("the teacher's captions: confidence", {"loop1_teacher_confidence": "mean probability of a token"}, share=True),
     Panel("the teacher's captions: tokens", {"loop1_teacher_length": "length"}),
     Panel(
         "the student's reading",

@@ -1,5 +1,6 @@
 """Own greedy generation against transformers' `generate`, and batches against single rows."""
 
+import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -32,7 +33,11 @@ def test_equals_transformers_with_a_shared_prefix() -> None:
         expected = llm.generate(
             whole, attention_mask=torch.ones_like(whole), max_new_tokens=12, do_sample=False, eos_token_id=END, pad_token_id=0
         )
-        assert answer.ids == expected[0, whole.shape[1] :].tolist()
+        ids = expected[0, whole.shape[1] :]
+        assert answer.ids == ids.tolist()
+        with torch.no_grad():
+            said = llm(expected).logits[0, whole.shape[1] - 1 : -1].log_softmax(-1).gather(1, ids[:, None])
+        assert answer.confidence == pytest.approx(float(said.mean().exp()), rel=1e-5)
 
 
 def test_seg_states_are_those_of_a_full_forward() -> None:

@@ -13,6 +13,7 @@ from ans.captions import likeness
 from ans.model import prompts
 from ans.model.segmenter import Features
 from ans.objectives import loop1 as loop1_module
+from ans.objectives import mask
 from ans.objectives.batches import CaptionBatch, MaskBatch
 from ans.objectives.gumbel import _SoftGradient
 from ans.objectives.loop1 import corrupt, loop1
@@ -120,6 +121,22 @@ def test_options_add_their_terms(case: SimpleNamespace) -> None:
             assert float(losses.total) == pytest.approx(float(plain.total) + 0.5 * float(losses.values[value]), rel=1e-4)
 
 
+def test_confidence_weighs_each_mask(case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mask losses add up with the teacher's confidence as weight; the language loss does not know of it."""
+    plain, chain = run_loop1(case)
+    sure = [0.9, 0.0, 0.5, 0.1]
+    describe = loop1_module._describe
+    monkeypatch.setattr(loop1_module, "_describe", lambda *arguments: (*describe(*arguments)[:2], sure))
+    assert float(run_loop1(case)[0].total) == float(plain.total), "off by default"
+    weighed, _ = run_loop1(case, confidence=True)
+    soft = case.data._masks(range(4)).targets.soft
+    for name, term in (("mask", mask.cross_entropy), ("dice", mask.dice)):
+        each = term(chain.logits.flatten(1), soft.flatten(1))
+        assert float(weighed.values[f"loop1_{name}"]) == pytest.approx(float((torch.tensor(sure) * each).sum()) / 4, rel=1e-5)
+    assert float(weighed.values["loop1_language"]) == float(plain.values["loop1_language"])
+    assert float(weighed.values["loop1_teacher_confidence"]) == pytest.approx(sum(sure) / 4)
+
+
 def test_a_caption_like_the_teachers_is_rewarded(case: SimpleNamespace) -> None:
     """Self-critical: the loss is -(CIDEr of what was said - CIDEr of the greedy caption) x log-probability of what was said."""
     drawn = case.data._masks(range(4))
@@ -160,7 +177,7 @@ def test_corruption(case: SimpleNamespace) -> None:
 
 
 def test_loop1_without_a_caption_still_segments(case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop1_module, "_describe", lambda model, features, batch: ([[]] * 4, [True] * 4))
+    monkeypatch.setattr(loop1_module, "_describe", lambda model, features, batch: ([[]] * 4, [True] * 4, [1.0] * 4))
     losses, _ = run_loop1(case)
     assert losses.total.isfinite() and float(losses.values["loop1_teacher_empty"]) == 1.0
 
@@ -193,7 +210,7 @@ def test_loop2_tells_freely_what_it_found(case: SimpleNamespace) -> None:
     assert chain.before == batch.texts
     cells = region_share(chain.logits, case.model.config.grid_side) > 0.5
     features = seen(case, batch)
-    ids, _ = case.model.caption_ids(features, [0, 1], cells, batch.describe_questions, max(map(len, batch.captions)))
+    ids, *_ = case.model.caption_ids(features, [0, 1], cells, batch.describe_questions, max(map(len, batch.captions)))
     assert chain.after == [case.model.tokenizer.decode(row) for row in ids]
 
 
