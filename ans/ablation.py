@@ -5,7 +5,8 @@ python -m ans.ablation run [ARM ...]     # the protocol: the runs that are not i
 python -m ans.ablation table             # reports/ablation.md from reports/ablation.csv
 python -m ans.ablation upper_bound       # what labels for everything would bring -> reports/upper_bound.json
 
-Cut off, study and run continue. The protocol is docs/ablation.md; the arms and seeds below are its numbers.
+Cut off, study and run continue; `--seeds` gives each of several clones its share. The protocol is docs/ablation.md; the arms and
+seeds below are its numbers.
 """
 
 import argparse
@@ -54,11 +55,16 @@ STUDY: dict[str, tuple[str, ...]] = {
     "study_corrupted_tenth": (*_CORRUPTED, "train.loop1.mask_ratio=0.1"),
     "study_corrupted_denoising": (*_CORRUPTED, "train.loop1.denoising=0.5"),
     "study_all_uncorrupted": ("train.loop1.bridge=gumbel", "train.loop1.rescored=all", "train.loop1.mask_ratio=0.0"),
+    "study_corrupted_confidence": (*_CORRUPTED, "train.loop1.confidence=true"),
+    "study_hard_confidence": ("train.loop1.bridge=hard", "train.loop1.confidence=true"),
+    "study_corrupted_without_ema": (*_CORRUPTED, "train.ema.decay=0.0"),
+    "study_corrupted_long": (*_CORRUPTED, "train.steps=400"),
+    "study_hard_long": ("train.loop1.bridge=hard", "train.steps=400"),
 }
 """As `ARMS`, loop 1 alone and only on the tuning splits: what chose the default of `train.loop1`."""
 
-LABELS_FOR_ALL = (*_NO_LOOPS, "world.train_images=3000", "train.steps=750")
-"""The upper bound, or rather what is surely below it: thirty times the labelled images, supervised, four passes over them."""
+LABELS_FOR_ALL = (*_NO_LOOPS, "world.train_images=3000", "train.steps=3000")
+"""The upper bound: thirty times the labelled images, supervised, sixteen passes over them."""
 
 MANY = ("supervised_equal_steps", "both_orthogonal")
 REFERENCE = "supervised_equal_steps"
@@ -71,10 +77,13 @@ def seeds(arm: str) -> range:
     return range(1001, 1011 if arm in MANY else 1004)
 
 
-def run(arms: Sequence[str]) -> None:
-    """Every run of `arms` that the table lacks. Raises `RuntimeError` in a work tree with other changes: runs reset it."""
+def run(arms: Sequence[str], only: Sequence[int] = ()) -> None:
+    """Every run of `arms` that the table lacks, or those of the seeds `only`: seed by seed, so that what is there can be paired.
+    Raises `RuntimeError` in a work tree with other changes: runs reset it."""
     _refuse_changes()
-    todo = [(arm, seed) for arm in arms for seed in seeds(arm) if (arm, str(seed)) not in {r[:2] for r in _rows()}]
+    done = {row[:2] for row in _rows()}
+    todo = [(arm, seed) for arm in arms for seed in only or seeds(arm) if seed in seeds(arm) and (arm, str(seed)) not in done]
+    todo.sort(key=lambda one: one[1])
     for number, (arm, seed) in enumerate(todo, 1):
         print(f"ablation {number}/{len(todo)}: {arm}, seed {seed}", flush=True)
         _git("checkout", "--", ".", *KEEP)
@@ -139,7 +148,8 @@ def table() -> None:
     scores = _scores("tuning")
     lines += ["", "## How captions are read anew (tuning splits, loop 1 alone)", ""]
     lines += ["| arm | seeds | cIoU | difference to hard captions | seconds a run |", "| --- | ---: | ---: | ---: | ---: |"]
-    lines += [_line(arm, "study_hard", scores) for arm in STUDY if arm in scores]
+    hard = {arm: "study_hard_long" if arm.endswith("_long") else "study_hard" for arm in STUDY}
+    lines += [_line(arm, hard[arm], scores) for arm in STUDY if arm in scores]
     TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -205,17 +215,18 @@ def _git(*arguments: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("run").add_argument("arms", nargs="*", metavar="ARM", help=", ".join(ARMS))
-    commands.add_parser("study")
+    for name, arms in (("study", STUDY), ("run", ARMS)):
+        command = commands.add_parser(name)
+        command.add_argument("arms", nargs="*", metavar="ARM", help=", ".join(arms))
+        command.add_argument("--seeds", nargs="+", type=int, default=[], metavar="SEED", help="only these")
     commands.add_parser("table")
     commands.add_parser("upper_bound")
     given = parser.parse_args()
-    if given.command == "run":
-        if unknown := set(given.arms) - set(ARMS):
-            parser.error(f"no arm is called {', '.join(sorted(unknown))}; there are {', '.join(ARMS)}")
-        run(given.arms or list(ARMS))
-    elif given.command == "study":
-        run(list(STUDY))
+    if given.command in ("study", "run"):
+        arms = STUDY if given.command == "study" else ARMS
+        if unknown := set(given.arms) - set(arms):
+            parser.error(f"no arm is called {', '.join(sorted(unknown))}; there are {', '.join(arms)}")
+        run(given.arms or list(arms), given.seeds)
     elif given.command == "upper_bound":
         return upper_bound()
     table()

@@ -40,3 +40,25 @@ def test_the_table_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "| both_orthogonal | 3 | 44.00 | +4.00 (-0.97 to +8.97) | 300 |" in test
     assert "| supervised_equal_steps | 3 | 40.00 | +0.00 (+0.00 to +0.00) | 100 |" in test
     assert "| both_orthogonal | 3 | 74.00 |" in tuning
+
+
+def test_runs_go_seed_by_seed_and_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the table has is not run again, `only` some seeds can be asked for, and every run has its own seed."""
+    monkeypatch.setattr(ablation, "CSV", tmp_path / "a.csv")
+    monkeypatch.setattr(ablation, "TABLE", tmp_path / "a.md")
+    monkeypatch.setattr(ablation, "_git", lambda *words: "")
+    header = ",".join(ablation.COLUMNS)
+    (tmp_path / "a.csv").write_text(f"{header}\nboth_orthogonal,1001,refcoco_testA,0.5,0.5,1,abc\n", encoding="utf-8")
+    ran: list[tuple[str, ...]] = []
+    monkeypatch.setattr(ablation, "_experiment", lambda name, changes, *targets: ran.append((name, *changes[-1:], *targets)))
+    monkeypatch.setattr(ablation, "_append", lambda arm, seed, seconds: None)
+    ablation.run(["both_orthogonal", "loop1_hard"], [1002, 1001, 1009])
+    assert ran == [
+        ("loop1_hard-1001", "train.seed=1001", "evaluate@full"),
+        ("both_orthogonal-1002", "train.seed=1002", "evaluate@full"),
+        ("loop1_hard-1002", "train.seed=1002", "evaluate@full"),
+        ("both_orthogonal-1009", "train.seed=1009", "evaluate@full"),
+    ]
+    ran.clear()
+    ablation.run(["study_hard"])
+    assert [name for name, *_ in ran] == ["study_hard-2001", "study_hard-2002"]

@@ -57,7 +57,7 @@ WORLD = World(
 )
 SOURCES = {"refcoco": "ref_seg/refcoco", "refcoco_plus": "ref_seg/refcoco+", "refcocog": "ref_seg/refcocog"}
 SEED = 17
-STEPS = {"sam2": 5000, "vlm": 3000, "joint": 3200}
+STEPS = {"sam2": 4500, "vlm": 3000, "joint": 3000}
 LR = 1e-3
 POINT_SCALE = 3.0  # a prompt's standard deviation is then about 2; smaller ones drown in SAM2's two-way transformer
 POINT_NOISE = 0.03  # standard deviation of the points around the object's centre, in fractions of the image
@@ -318,8 +318,8 @@ def vlm_loss(model: Segmenter, scenes: list[Scene], rng: np.random.Generator) ->
 
 
 def joint_loss(model: Segmenter, bag: nn.EmbeddingBag, scenes: list[Scene], rng: np.random.Generator, align: float) -> Tensor:
-    """Stage (c): 16 images, up to 4 segmentation rows and one caption of each; `align` weighs the pull to the word vectors."""
-    chosen = [scenes[i] for i in rng.choice(len(scenes), 16, replace=False)]
+    """Stage (c): 12 images, up to 4 segmentation rows and one caption of each; `align` weighs the pull to the word vectors."""
+    chosen = [scenes[i] for i in rng.choice(len(scenes), 12, replace=False)]
     rows: list[tuple[int, prompts.Turn, Tensor | None]] = []
     texts, targets = [], []
     image = prompts.image_string(model.config.tokens_per_tile)
@@ -355,7 +355,7 @@ def run_stage(
 ) -> None:
     """Train `groups` for `steps` steps; leave the modules' weights in `folder/<name>.pt`. Resumes from it."""
     path = folder / f"{name}.pt"
-    optimizer = torch.optim.AdamW(groups, lr=LR, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(groups, lr=LR, weight_decay=0.01, fused=True)
     rates = [group["lr"] for group in optimizer.param_groups]
     first = 0
     if path.is_file():
