@@ -195,6 +195,26 @@ def test_measured_numbers_stand_in_their_files() -> None:
         assert value == f"{node:.{len(value.partition('.')[2])}f}", f"{file} {key}"
 
 
+def test_the_readme_shows_the_committed_run() -> None:
+    """Its table's cIoU and the differences, against the results of the same commit."""
+    page, results = (
+        subprocess.run(["git", "show", f"HEAD:{name}"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for name in ("README.md", "reports/summary.json")
+    )
+    names, scores, gains = (
+        [re.sub(r"\*| \(.*", "", cell.strip()) for cell in cells.split("|")]
+        for cells in re.search(
+            r"^\| \| (base .*) \|\n.*\n\| cIoU \| (.*) \|\n\| difference to base \| (.*) \|$", page, re.M
+        ).groups()
+    )
+    shown = {name: values for name, *values in zip(names, scores, gains, strict=True)}
+    expected = {
+        name: [f"{100 * values['ciou']:.1f}", f"{100 * values['difference']:+.1f}" if "difference" in values else ""]
+        for name, values in json.loads(results).items()
+    }
+    assert shown == expected
+
+
 @pytest.mark.slow
 def test_what_only_reads_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`dvc ... diff` and `dvc exp show`, in a scratch repository with one set of results committed and another on top."""
