@@ -201,6 +201,7 @@ def test_the_readme_shows_the_committed_run() -> None:
         subprocess.run(["git", "show", f"HEAD:{name}"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         for name in ("README.md", "reports/summary.json")
     )
+    table = r"^\| \| (base .*) \|\n.*\n\| cIoU \| (.*) \|\n\| difference to base \| (.*) \|$"
     names, scores, gains = (
         [re.sub(r"\*| \(.*", "", cell.strip()) for cell in cells.split("|")]
         for cells in re.search(
