@@ -131,6 +131,7 @@ class Loop1:
     tau_end: float
     top_k: int
     mask_ratio: float
+    noise: float
     description_prompts: int
     denoising: float
     confidence: bool
@@ -146,6 +147,7 @@ class Loop1:
         _require(min(self.tau, self.tau_end) > 0, "train.loop1.tau", "must be positive, tau_end too")
         _require(self.top_k >= 1, "train.loop1.top_k", "must be at least 1")
         _require(0 <= self.mask_ratio <= 1, "train.loop1.mask_ratio", "must lie in [0, 1]")
+        _require(self.noise >= 0, "train.loop1.noise", "must not be negative")
         _require(1 <= self.description_prompts <= 4, "train.loop1.description_prompts", "must lie in 1..4")
         _require(self.objects_per_image >= 1, "train.loop1.objects_per_image", "must be at least 1")
         _require(not self.reward or self.bridge == "gumbel", "train.loop1.reward", "needs train.loop1.bridge=gumbel")

@@ -204,9 +204,7 @@ def test_the_readme_shows_the_committed_run() -> None:
     table = r"^\| \| (base .*) \|\n.*\n\| cIoU \| (.*) \|\n\| difference to base \| (.*) \|$"
     names, scores, gains = (
         [re.sub(r"\*| \(.*", "", cell.strip()) for cell in cells.split("|")]
-        for cells in re.search(
-            r"^\| \| (base .*) \|\n.*\n\| cIoU \| (.*) \|\n\| difference to base \| (.*) \|$", page, re.M
-        ).groups()
+        for cells in re.search(table, page, re.MULTILINE).groups()
     )
     shown = {name: values for name, *values in zip(names, scores, gains, strict=True)}
     expected = {

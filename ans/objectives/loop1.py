@@ -118,7 +118,7 @@ def _reread(
     out = model(features, Conversations(ids, labels, attention, batch.describe_index, [cells[None] for cells in batch.cells]))
     logits = out.logits.index_fill(1, _no_text(model, out.logits), float("-inf"))  # an expression is text, without special tokens
     noise = torch.cat([row[: len(ids)] for row, ids in zip(batch.noise, said, strict=True)]).to(model.device)
-    noise = noise[:, : logits.shape[-1]]
+    noise = settings.noise * noise[:, : logits.shape[-1]]
     table = model.vlm.language_model.get_input_embeddings().weight
     embeds, chosen, kept = straight_through(logits, table, noise, tau)
     corrupted = torch.tensor([a != b for one, two in zip(shown, said, strict=True) for a, b in zip(one, two, strict=True)])

@@ -155,6 +155,18 @@ def test_a_caption_like_the_teachers_is_rewarded(case: SimpleNamespace) -> None:
     assert float(run_loop1(case, reward=0.1, reward_by="cider")[0].values["loop1_advantage"]) == 0, "without noise it is greedy"
 
 
+def test_without_noise_the_likeliest_token_is_said(case: SimpleNamespace) -> None:
+    """And the noise that was drawn does not matter then."""
+    drawn = case.data._masks(range(4))
+    loud = dataclasses.replace(drawn, noise=9 * drawn.noise)
+    still = dataclasses.replace(drawn, noise=torch.zeros_like(drawn.noise))
+    said = {}
+    for name, batch, noise in (("loud", loud, 1.0), ("scaled", loud, 0.0), ("still", still, 1.0)):
+        case.data._masks = lambda positions, batch=batch: batch
+        said[name] = run_loop1(case, noise=noise)[1].after
+    assert said["scaled"] == said["still"] != said["loud"]
+
+
 def test_only_corrupted_tokens_are_said_anew(case: SimpleNamespace) -> None:
     changed = float(run_loop1(case, rescored="corrupted")[0].values["loop1_changed_tokens"])
     assert changed <= float(run_loop1(case)[0].values["loop1_changed_tokens"]) + 1e-6
