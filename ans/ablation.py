@@ -26,6 +26,7 @@ CSV, TABLE, BOUND = Path("reports/ablation.csv"), Path("reports/ablation.md"), P
 COLUMNS = ("arm", "seed", "split", "ciou", "miou", "seconds", "params_sha")
 KEEP = (":!reports/ablation.csv", ":!reports/ablation.md", ":!reports/upper_bound.json")
 
+_ORIGINAL = ("train.loop1.rescored=all", "train.loop1.mask_ratio=0.25", "train.loop1.denoising=0.0")
 _NO_LOOPS = ("train.loop1.enabled=false", "train.loop2.enabled=false")
 ARMS: dict[str, tuple[str, ...]] = {
     "supervised_equal_steps": _NO_LOOPS,
@@ -39,10 +40,12 @@ ARMS: dict[str, tuple[str, ...]] = {
     "both_beta_0.25": ("train.beta=0.25",),
     "both_beta_1": ("train.beta=1.0",),
     "both_without_ema": ("train.ema.decay=0.0",),
+    "both_original": _ORIGINAL,
 }
 """Arm -> what it changes in `params.yaml`."""
 
 _TUNING = (
+    *_ORIGINAL,
     "train.loop2.enabled=false",
     "presets.tiny.evaluate.splits=[refcoco_val,refcoco_plus_val,refcocog_val]",
     "presets.tiny.evaluate.captions=[]",
@@ -91,11 +94,16 @@ def run(arms: Sequence[str], only: Sequence[int] = ()) -> None:
         print(f"ablation {number}/{len(todo)}: {arm}, seed {seed}", flush=True)
         _git("checkout", "--", ".", *KEEP)
         start = time.monotonic()
-        changes = (*STUDY[arm], *_TUNING) if arm in STUDY else ARMS[arm]
-        _experiment(f"{arm.replace('.', '_')}-{seed}", (*changes, f"train.seed={seed}"), "evaluate@full")
+        _experiment(f"{arm.replace('.', '_')}-{seed}", (*_changes(arm), f"train.seed={seed}"), "evaluate@full")
         _append(arm, seed, time.monotonic() - start)
         table()
     _git("checkout", "--", ".", *KEEP)
+
+
+def _changes(arm: str) -> list[str]:
+    """What an arm sets: those of the study start from the original's setting."""
+    changes = (*_TUNING, *STUDY[arm]) if arm in STUDY else ARMS[arm]
+    return [f"{key}={value}" for key, value in dict(change.split("=", 1) for change in changes).items()]
 
 
 def upper_bound() -> None:

@@ -21,6 +21,8 @@ from ans.objectives.loop2 import loop2, region_share
 from ans.objectives.losses import Chain, Counts, Losses
 from ans.training.ema import Teacher
 
+ORIGINAL = {"rescored": "all", "denoising": 0.0}
+
 
 def seen(case: SimpleNamespace, batch: MaskBatch | CaptionBatch) -> Features:
     """The features of a batch's images."""
@@ -30,7 +32,7 @@ def seen(case: SimpleNamespace, batch: MaskBatch | CaptionBatch) -> Features:
 def run_loop1(case: SimpleNamespace, **changes: object) -> tuple[Losses, Chain]:
     batch = case.data._masks(range(4))
     teacher = Teacher(case.trained, 0.99, warmup=False)
-    settings = dataclasses.replace(case.config.train.loop1, **changes)
+    settings = dataclasses.replace(case.config.train.loop1, **(ORIGINAL | changes))
     counts = Counts(*batch.counts)
     speaking = partial(teacher.speaking, case.model)
     return loop1(case.model, speaking, seen(case, batch), batch, settings, case.config.train.loss, 0, 0.7, counts)
