@@ -75,8 +75,7 @@ def read(where: str, split: str) -> pd.DataFrame:
     """The table of a split, of a variant or in a folder. Raises `ResultsError` naming the file that is not there."""
     path = _folder(where) / f"{split}.parquet"
     if not path.is_file():
-        there = ", ".join(sorted(other.stem for other in path.parent.glob("*.parquet"))) or "nothing"
-        raise ResultsError(f"{path}: not there, evaluate it first; the folder has {there}")
+        raise ResultsError(f"{path}: not there; evaluate it first")
     columns = [*KEY, "sent", "intersection", "union", "gt_counts", "height", "width", "category"]
     table = pd.read_parquet(path, columns=columns)
     return table.assign(area=[_area(counts) for counts in table["gt_counts"]])
