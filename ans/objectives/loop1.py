@@ -121,8 +121,8 @@ def _reread(
     noise = settings.noise * noise[:, : logits.shape[-1]]
     table = model.vlm.language_model.get_input_embeddings().weight
     embeds, chosen, kept = straight_through(logits, table, noise, tau)
-    corrupted = torch.tensor([a != b for one, two in zip(shown, said, strict=True) for a, b in zip(one, two, strict=True)])
-    corrupted = corrupted.to(model.device)
+    different = [a != b for one, two in zip(shown, said, strict=True) for a, b in zip(one, two, strict=True)]
+    corrupted = torch.tensor(different, dtype=torch.bool, device=model.device)
     if settings.rescored == "corrupted":
         embeds = torch.where(corrupted[:, None], embeds, F.embedding(out.labels, table))
         chosen = torch.where(corrupted, chosen, out.labels)

@@ -192,8 +192,9 @@ def test_corruption(case: SimpleNamespace) -> None:
 
 def test_loop1_without_a_caption_still_segments(case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop1_module, "_describe", lambda model, features, batch: ([[]] * 4, [True] * 4, [1.0] * 4))
-    losses, _ = run_loop1(case)
-    assert losses.total.isfinite() and float(losses.values["loop1_teacher_empty"]) == 1.0
+    for changes in ({}, {"rescored": "corrupted", "denoising": 0.5}):
+        losses, _ = run_loop1(case, **changes)
+        assert losses.total.isfinite() and float(losses.values["loop1_teacher_empty"]) == 1.0
 
 
 def test_loop2_teaches_by_caption_alone(case: SimpleNamespace) -> None:
