@@ -125,7 +125,7 @@ class MaskSource:
 class Loop1:
     enabled: bool
     sources: dict[str, MaskSource]
-    bridge: Literal["gumbel", "hard", "discrete"]
+    bridge: Literal["gumbel", "detached", "hard", "discrete"]
     rescored: Literal["all", "corrupted"]
     tau: float
     tau_end: float

@@ -24,7 +24,8 @@ def test_every_arm_is_a_valid_setting() -> None:
         if arm == "study_corrupted_denoising":  # an arm's own setting comes before what all of the study start from
             loop1 = values["train"]["loop1"]
             assert (loop1["rescored"], loop1["mask_ratio"], loop1["denoising"]) == ("corrupted", 0.25, 0.5)
-    assert set(ablation.MANY) | {ablation.REFERENCE} <= set(ablation.ARMS)
+    compared = {arm for one, others in ablation.COMPARED.items() for arm in (one, *others)}
+    assert {*ablation.MANY, ablation.REFERENCE} <= compared == set(ablation.ARMS)
 
 
 def test_the_table_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,6 +44,8 @@ def test_the_table_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "| both_orthogonal | 3 | 44.00 | +4.00 (-0.97 to +8.97) | 300 |" in test
     assert "| supervised_equal_steps | 3 | 40.00 | +0.00 (+0.00 to +0.00) | 100 |" in test
     assert "| both_orthogonal | 3 | 74.00 |" in tuning
+    assert "| both_orthogonal | supervised_equal_steps | 3 | +4.00 (-0.97 to +8.97) |" in tuning
+    assert "| loop1_gumbel |" not in text  # nothing of it in the table
 
 
 def test_runs_go_seed_by_seed_and_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

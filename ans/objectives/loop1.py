@@ -6,7 +6,7 @@ With the Gumbel bridge the gradient of the mask runs through the caption's token
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -54,13 +54,7 @@ def loop1(
         reference = None
         if settings.distillation or (settings.reward and settings.reward_by == "iou"):
             _, reference = _segment(model, features, batch, said, None)
-    if settings.bridge == "gumbel":
-        heard = _reread(model, features, batch, said, settings, tau, counts)
-    elif settings.bridge == "discrete":
-        with model.evaluating():
-            heard = Expression(_describe(model, features, batch)[0], None, 0.0, {})
-    else:
-        heard = Expression(said, None, 0.0, {})
+    heard = _bridge(model, features, batch, said, settings, tau, counts)
     out, logits = _segment(model, features, batch, heard.ids, heard.embeds)
     sure = torch.tensor(confidence, device=logits.device)
     loss, values = mask_terms(logits, batch.targets, weights, mask_points, counts, sure if settings.confidence else None)
@@ -100,6 +94,24 @@ def corrupt(ids: list[int], ratio: float, uniform: Tensor, ordinary: Tensor) -> 
 def _describe(model: Segmenter, features: Features, batch: MaskBatch) -> tuple[list[list[int]], list[bool], list[float]]:
     length = batch.noise.shape[1]
     return model.caption_ids(features, batch.describe_index, batch.cells, batch.describe_questions, length)
+
+
+def _bridge(
+    model: Segmenter, features: Features, batch: MaskBatch, said: list[list[int]], settings: Loop1, tau: float, counts: Counts
+) -> Expression:
+    """What of the teacher's caption reaches the segmentation prompt, by `settings.bridge`. The denoising loss belongs to all."""
+    heard = Expression(said, None, 0.0, {})
+    if settings.denoising or settings.bridge in ("gumbel", "detached"):
+        heard = _reread(model, features, batch, said, settings, tau, counts)
+    if settings.bridge == "gumbel":
+        return heard
+    if settings.bridge == "detached":
+        return replace(heard, embeds=None)
+    values = {name: value for name, value in heard.values.items() if name == "denoising"}  # nothing else was passed on
+    if settings.bridge == "discrete":
+        with model.evaluating():
+            said = _describe(model, features, batch)[0]
+    return Expression(said, None, heard.extra, values)
 
 
 def _reread(

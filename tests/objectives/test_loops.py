@@ -101,6 +101,33 @@ def test_only_gumbel_reaches_back(case: SimpleNamespace) -> None:
     assert hard.after == hard.before
 
 
+def test_detached_is_gumbel_without_the_gradient_through_the_caption(case: SimpleNamespace) -> None:
+    """The same words, the same loss; the first pass learns nothing from the mask, the second one the same as before."""
+    case.model.eval()  # dropout would differ from run to run
+    found = {}
+    for bridge in ("gumbel", "detached"):
+        losses, chain = run_loop1(case, bridge=bridge)
+        found[bridge] = (losses.total.item(), chain.after, chain.before, gradients(losses, case))
+    assert found["gumbel"][:3] == found["detached"][:3] and found["detached"][1] != found["detached"][2]
+    through, without = found["gumbel"][3], found["detached"][3]
+    decoder = [name for name in through if "text_hidden_fcs" in name or "sam_mask_decoder" in name]
+    assert decoder and all(torch.allclose(through[name], without[name], rtol=1e-4, atol=1e-7) for name in decoder)
+    assert any(not torch.allclose(through[name], without[name], rtol=1e-2) for name in through if "lora_B" in name)
+
+
+def test_the_denoising_loss_does_not_ask_for_the_bridge(case: SimpleNamespace) -> None:
+    """Whatever is passed on, the student's reading is taught the same; what is passed on stays what the bridge says."""
+    case.model.eval()
+    found = {}
+    for bridge in ("gumbel", "detached", "hard", "discrete"):
+        losses, chain = run_loop1(case, bridge=bridge, denoising=0.5, rescored="corrupted")
+        plain, other = run_loop1(case, bridge=bridge, rescored="corrupted")
+        assert chain.after == other.after
+        found[bridge] = float(losses.values["loop1_denoising"])
+        assert losses.total.item() == pytest.approx(plain.total.item() + 0.5 * found[bridge], rel=1e-5)
+    assert len(set(found.values())) == 1 and found["hard"] > 0
+
+
 def test_all_groups_learn_and_nothing_else_changes(case: SimpleNamespace) -> None:
     before = {name: tensor.clone() for name, tensor in case.model.state_dict().items()}
     found = gradients(run_loop1(case)[0], case)
