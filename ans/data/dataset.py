@@ -189,7 +189,7 @@ class TrainingData(Dataset):
 
     def _referring(self, positions: range) -> ReferringBatch:
         sampling = self.sampling
-        images, encoded, image_index, targets, uniform = _Loader(self, sampling.max_tiles), [], [], [], []
+        images, targets, encoded, image_index = _Loader(self, sampling.max_tiles), _Targets(self), [], []
         for place, position in enumerate(positions):
             number, row = self.referring.rows[self.referring_pool.at(position)[1]]
             record = self.referring.indexes[number].record(row)
@@ -197,19 +197,19 @@ class TrainingData(Dataset):
             rng = self._rng(REFERRING, position)
             regions = [region for region in record.regions if _taught(region)]
             picked = [regions[i] for i in rng.permutation(len(regions))[: sampling.objects_per_image]]
-            targets += [self._soft(record, region.counts) for region in picked]
-            uniform += [self._points(rng) for _ in picked]
+            for region in picked:
+                targets.add(record, region.counts, rng)
             for start in range(0, len(picked), sampling.objects_per_conversation):
                 turns = self._turns(picked[start : start + sampling.objects_per_conversation], tokens, rng)
                 encoded.append(prompts.encode_conversation(self.tokenizer, self.template, turns))
                 image_index.append(place)
         ids, labels, mask = pad_right(encoded)
-        return ReferringBatch(images.pack(), ids, labels, mask, image_index, Targets(torch.stack(targets), torch.stack(uniform)))
+        return ReferringBatch(images.pack(), ids, labels, mask, image_index, targets.pack())
 
     def _masks(self, positions: range) -> MaskBatch:
         sampling, side = self.sampling, self.config.grid_side
-        images, described = _Loader(self, max_tiles=1), {}
-        segment, cells, questions, corruption, noise, targets, uniform, where = [], [], [], [], [], [], [], []
+        images, targets, described = _Loader(self, max_tiles=1), _Targets(self), {}
+        segment, cells, questions, corruption, noise, where = [], [], [], [], [], []
         for place, position in enumerate(positions):
             source, number = self.mask_pool.at(position)
             record, region = self.masks[source].sample(number)
@@ -223,8 +223,7 @@ class TrainingData(Dataset):
             for one in [region, *picked]:
                 segment.append(place)
                 cells.append(region_cells(torch.from_numpy(region_mask(record, one))[None], side)[0])
-                targets.append(self._soft(record, one.second_counts if two_views else one.counts))
-                uniform.append(self._points(rng))
+                targets.add(record, one.second_counts if two_views else one.counts, rng)
                 questions.append(self._questions(rng))
                 corruption.append(rng.random((sampling.caption_len, 2), dtype=np.float32))
                 noise.append(rng.gumbel(size=(sampling.caption_len, sampling.top_k)).astype(np.float32))
@@ -236,11 +235,11 @@ class TrainingData(Dataset):
         return MaskBatch(
             images.pack(), index, segment, torch.stack(cells), describe, ask, answers,
             self._answer_tokens(answers), torch.from_numpy(np.stack(corruption)), torch.from_numpy(np.stack(noise)),
-            Targets(torch.stack(targets), torch.stack(uniform)), where,
+            targets.pack(), where,
         )  # fmt: skip
 
     def _captions(self, positions: range) -> CaptionBatch:
-        images, learnt, texts, questions, targets, uniform, where = _Loader(self, max_tiles=1), [], [], [], [], [], []
+        images, targets, learnt, texts, questions, where = _Loader(self, max_tiles=1), _Targets(self), [], [], [], []
         for position in positions:
             record, region = self.captions.sample(self.caption_pool.at(position)[1])
             rng = self._rng(CAPTIONS, position)
@@ -250,13 +249,12 @@ class TrainingData(Dataset):
             learnt.append(ids[: self.sampling.caption_len])
             texts.append(prompts.expression_text(caption))
             where.append((record.path, self.captions.name))
-            targets.append(self._soft(record, region.counts))
-            uniform.append(self._points(rng))
+            targets.add(record, region.counts, rng)
             questions.append(self._questions(rng))
         describe, ask, answers = (list(column) for column in zip(*questions, strict=True))
         return CaptionBatch(
             images.pack(), learnt, texts, describe, ask, answers, self._answer_tokens(answers),
-            Targets(torch.stack(targets), torch.stack(uniform)), where,
+            targets.pack(), where,
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------ their parts
@@ -280,12 +278,25 @@ class TrainingData(Dataset):
     def _answer_tokens(self, answers: Sequence[str]) -> int:
         return sum(len(self.tokenizer.encode(a + self.template.suffix, add_special_tokens=False)) for a in answers)
 
-    def _soft(self, record: ImageRecord, counts: str) -> Tensor:
-        return self.config.soft_target(torch.from_numpy(rle.decode(counts, record.height, record.width)))
 
-    def _points(self, rng: np.random.Generator) -> Tensor:
-        count = point_candidates(self.sampling.mask_points) if self.sampling.mask_points else 0
-        return torch.from_numpy(rng.random((count, 2), dtype=np.float32))
+class _Targets:
+    """Collects the masks of one micro-batch, and the points on which they may be compared."""
+
+    def __init__(self, data: TrainingData) -> None:
+        self.config = data.config
+        self.points = point_candidates(data.sampling.mask_points) if data.sampling.mask_points else 0
+        self.soft: list[Tensor] = []
+        self.share: list[tuple[float, float]] = []
+        self.uniform: list[np.ndarray] = []
+
+    def add(self, record: ImageRecord, counts: str, rng: np.random.Generator) -> None:
+        height, width = record.height, record.width
+        self.soft.append(self.config.soft_target(torch.from_numpy(rle.decode(counts, height, width))))
+        self.share.append(self.config.image_share(height, width))
+        self.uniform.append(rng.random((self.points, 2), dtype=np.float32))
+
+    def pack(self) -> Targets:
+        return Targets(torch.stack(self.soft), torch.tensor(self.share), torch.from_numpy(np.stack(self.uniform)))
 
 
 class _Loader:

@@ -33,7 +33,7 @@ from ans.files import replacing, runs_folder
 FOLDER = Path("data/index")
 SUFFIX = ".arrow"
 ROWS_PER_BATCH = 64
-IMAGES_PER_PART = 512
+IMAGES_PER_PART = 128
 """Images that one process reads at a time; as much is lost by a kill."""
 
 EXAMPLES = 5

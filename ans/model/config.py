@@ -89,6 +89,10 @@ class ModelConfig(ABC):
         """(h, w) mask in {0, 1} -> (S/4, S/4) share of each cell of the decoder's logits that it covers."""
 
     @abstractmethod
+    def image_share(self, height: int, width: int) -> tuple[float, float]:
+        """(x, y): how far from the left and from the top the decoder's logits show an image of this size; the rest is padding."""
+
+    @abstractmethod
     def upscale(self, low_res: Tensor, size: tuple[int, int]) -> Tensor:
         """The decoder's logits (N, S/4, S/4) -> (N, h, w), at the image's own size."""
 
@@ -158,6 +162,9 @@ class Sa2vaConfig(ModelConfig):
 
     def soft_target(self, mask: Tensor) -> Tensor:
         return F.interpolate(mask[None, None].float(), size=(self.mask_side, self.mask_side), mode="area")[0, 0]
+
+    def image_share(self, height: int, width: int) -> tuple[float, float]:
+        return 1.0, 1.0
 
     def upscale(self, low_res: Tensor, size: tuple[int, int]) -> Tensor:
         return _resized(_resized(_wide(low_res), (self.sam2.image_size, self.sam2.image_size)), size)[:, 0]
@@ -268,6 +275,11 @@ class LisaConfig(ModelConfig):
         height, width = preprocess.longest_side(*mask.shape, side)
         scaled = F.interpolate(mask[None, None].float(), size=(height, width), mode="area")
         return F.avg_pool2d(F.pad(scaled, (0, side - width, 0, side - height)), side // self.mask_side)[0, 0]
+
+    def image_share(self, height: int, width: int) -> tuple[float, float]:
+        side = self.sam.vision_config.image_size
+        height, width = preprocess.longest_side(height, width, side)
+        return width / side, height / side
 
     def upscale(self, low_res: Tensor, size: tuple[int, int]) -> Tensor:
         side = self.sam.vision_config.image_size

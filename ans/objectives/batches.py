@@ -21,9 +21,11 @@ class Images:
 
 @dataclass(frozen=True)
 class Targets:
-    """Of N objects: `soft` (N, S/4, S/4) masks in [0, 1], `uniform` (N, M, 2) point candidates; M is 0 for whole-mask losses."""
+    """Of N objects: `soft` (N, S/4, S/4) masks in [0, 1]; `share` (N, 2), how far to the right and down these show the image
+    (1 where nothing is padded); `uniform` (N, M, 2) point candidates, x and y in [0, 1). M is 0 for whole-mask losses."""
 
     soft: Tensor
+    share: Tensor
     uniform: Tensor
 
 

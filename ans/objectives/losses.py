@@ -48,23 +48,28 @@ def mask_terms(
     counts: Counts,
     confidence: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weighted mask loss of `logits` (N, S/4, S/4) and its parts, on `mask_points` uncertain points or (0) on the whole mask.
+    """Weighted mask loss of `logits` (N, S/4, S/4) and its parts, on `mask_points` uncertain points or (0) on the whole mask;
+    padding is no part of it.
     `confidence` (N,), if given, weighs each object."""
-    soft = targets.soft.to(logits.device)
+    soft, share, uniform = (of.to(logits.device) for of in (targets.soft, targets.share, targets.uniform))
     logits = logits.float()
+    within = mask.within(share, *logits.shape[1:])
+    visible = logits.masked_fill(~within, mask.NOTHING)
     if mask_points:
-        points = mask.uncertain_points(logits, targets.uniform.to(logits.device), mask_points)
-        flat, truth = mask.sample(logits, points), mask.sample(soft, points)
+        points = mask.uncertain_points(logits, share[:, None] * uniform, mask_points)
+        flat, truth, scale = mask.sample(logits, points), mask.sample(soft, points), 1.0
     else:
-        flat, truth = logits.flatten(1), soft.flatten(1)
-    terms = (mask.cross_entropy, mask.lisa_dice if weights.lisa_dice else mask.dice, mask.soft_iou)
-    share = (1.0 if confidence is None else confidence) / counts.objects
-    entropy, dice, iou = ((share * term(flat, truth)).sum() for term in terms)
+        flat, truth = visible.flatten(1), soft.flatten(1)
+        scale = flat.shape[1] / within.flatten(1).sum(1)  # the mean is taken over the image, without its padding
+    each = (1.0 if confidence is None else confidence) / counts.objects
+    entropy = (each * scale * mask.cross_entropy(flat, truth)).sum()
+    dice = (each * (mask.lisa_dice if weights.lisa_dice else mask.dice)(flat, truth)).sum()
+    iou = (each * mask.soft_iou(flat, truth)).sum()
     values = {
         "mask": entropy.detach(),
         "dice": dice.detach(),
         "iou": iou.detach(),
-        "train_iou": hard_iou(logits, soft).sum() / counts.objects,
+        "train_iou": hard_iou(visible, soft).sum() / counts.objects,
     }
     return weights.mask * entropy + weights.dice * dice + weights.iou * iou, values
 

@@ -7,6 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+NOTHING = -1e4
+"""A logit that adds nothing to any of these losses where the target is 0."""
+
+
+def within(share: Tensor, height: int, width: int) -> Tensor:
+    """(N, height, width) bool: the cells that show some of an image that reaches to `share` (N, 2) of the width and height."""
+    across = torch.arange(width, device=share.device) / width < share[:, :1]
+    down = torch.arange(height, device=share.device) / height < share[:, 1:]
+    return down[:, :, None] & across[:, None]
+
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """(N,) mean sigmoid cross-entropy of each object."""

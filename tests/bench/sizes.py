@@ -168,7 +168,7 @@ def pixels_of(model: Segmenter, images: int, tiles: int) -> Images:
 def targets_of(model: Segmenter, objects: int, mask_points: int) -> Targets:
     side = model.config.mask_side
     candidates = point_candidates(mask_points) if mask_points else 0
-    return Targets((torch.rand(objects, side, side) > 0.5).float(), torch.rand(objects, candidates, 2))
+    return Targets((torch.rand(objects, side, side) > 0.5).float(), torch.ones(objects, 2), torch.rand(objects, candidates, 2))
 
 
 def _words(count: int) -> str:

@@ -12,6 +12,7 @@ from ans.model.config import ModelConfig
 from ans.model.preprocess import longest_side
 from ans.model.segmenter import Conversations, Segmenter
 from ans.objectives.batches import pad_right
+from ans.objectives.mask import within
 from tests import lisa_case
 
 SIZES = [(90, 120), (120, 90), (64, 64), (37, 101)]
@@ -63,6 +64,14 @@ def test_a_target_lies_where_its_image_does(model: Segmenter) -> None:
     assert torch.equal(model.config.soft_target(mask.T), expected.T)
     back = model.upscale(20 * (expected[None] - 0.5), (32, 64))[0] > 0
     assert torch.equal(back[:-2], mask[:-2] > 0), "the last rows mix with the padding, as in SAM"
+
+
+@pytest.mark.parametrize("size", [(30, 60), (61, 40), (50, 50), (1, 90)])
+def test_padding_begins_where_the_image_ends(model: Segmenter, size: tuple[int, int]) -> None:
+    """The cells that a mask of the whole image touches are those that the loss looks at."""
+    touched = model.config.soft_target(torch.ones(size)) > 0
+    share = torch.tensor([model.config.image_share(*size)])
+    assert torch.equal(within(share, *touched.shape)[0], touched)
 
 
 def test_image_tokens_are_derived(model: Segmenter) -> None:
