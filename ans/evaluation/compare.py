@@ -72,10 +72,12 @@ def compare(first: pd.DataFrame, second: pd.DataFrame, resamples: int = RESAMPLE
 
 
 def read(where: str, split: str) -> pd.DataFrame:
-    """The table of a split, of a variant or in a folder. Raises `ResultsError` naming the file that is not there."""
+    """The table of a split, of a variant or in a folder. Raises `ResultsError` naming the file that is not there, and those that
+    are."""
     path = _folder(where) / f"{split}.parquet"
     if not path.is_file():
-        raise ResultsError(f"{path}: not there; evaluate it first")
+        there = ", ".join(sorted(other.stem for other in path.parent.glob("*.parquet"))) or "none"
+        raise ResultsError(f"{path}: not there; evaluate it first (tables in that folder: {there})")
     columns = [*KEY, "sent", "intersection", "union", "gt_counts", "height", "width", "category"]
     table = pd.read_parquet(path, columns=columns)
     return table.assign(area=[_area(counts) for counts in table["gt_counts"]])
