@@ -98,19 +98,28 @@ def seeds(arm: str) -> range:
 
 def run(arms: Sequence[str], only: Sequence[int] = ()) -> None:
     """Every run of `arms` that the table lacks, or those of the seeds `only`: seed by seed, so that what is there can be paired.
-    Raises `RuntimeError` in a work tree with other changes: runs reset it."""
+    Raises `RuntimeError` in a work tree with other changes, which runs would reset, and at the end when runs broke down."""
     _refuse_changes()
     done = {row[:2] for row in _rows()}
     todo = [(arm, seed) for arm in arms for seed in only or seeds(arm) if seed in seeds(arm) and (arm, str(seed)) not in done]
     todo.sort(key=lambda one: one[1])
-    for number, (arm, seed) in enumerate(todo, 1):
-        print(f"ablation {number}/{len(todo)}: {arm}, seed {seed}", flush=True)
+    broken = []
+    try:
+        for number, (arm, seed) in enumerate(todo, 1):
+            print(f"ablation {number}/{len(todo)}: {arm}, seed {seed}", flush=True)
+            _git("checkout", "--", ".", *KEEP)
+            start = time.monotonic()
+            try:
+                _experiment(f"{arm.replace('.', '_')}-{seed}", (*_changes(arm), f"train.seed={seed}"), "evaluate@full")
+            except subprocess.CalledProcessError:
+                broken.append(f"{arm} with seed {seed}")
+                continue
+            _append(arm, seed, time.monotonic() - start)
+            table()
+    finally:
         _git("checkout", "--", ".", *KEEP)
-        start = time.monotonic()
-        _experiment(f"{arm.replace('.', '_')}-{seed}", (*_changes(arm), f"train.seed={seed}"), "evaluate@full")
-        _append(arm, seed, time.monotonic() - start)
-        table()
-    _git("checkout", "--", ".", *KEEP)
+    if broken:
+        raise RuntimeError(f"these runs broke down and are not in the table: {', '.join(broken)}")
 
 
 def _changes(arm: str) -> list[str]:
@@ -139,7 +148,10 @@ def upper_bound() -> None:
 def _refuse_changes() -> None:
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *KEEP)
     if changed:
-        raise RuntimeError(f"the work tree has changes, and every run resets it; commit or drop them first:\n{changed}")
+        raise RuntimeError(
+            "the work tree has changes, and every run resets it; commit them, or drop them (`git checkout .`) if they are those of "
+            f"a run that was killed:\n{changed}"
+        )
 
 
 def _experiment(name: str, changes: Sequence[str], *targets: str) -> str:

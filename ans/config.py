@@ -120,6 +120,11 @@ class MaskSource:
     repeats: float
     max_samples: int | None
 
+    def __post_init__(self) -> None:
+        path = "train.loop1.sources.*"
+        _require(self.repeats >= 0, f"{path}.repeats", "must not be negative")
+        _require(self.max_samples is None or self.max_samples >= 1, f"{path}.max_samples", "must be null or at least 1")
+
 
 @dataclass(frozen=True)
 class Loop1:
@@ -142,14 +147,15 @@ class Loop1:
 
     def __post_init__(self) -> None:
         _require(bool(self.sources), "train.loop1.sources", "names no source; to leave loop 1 out set train.loop1.enabled=false")
-        for name, source in self.sources.items():
-            _require(source.repeats >= 0, f"train.loop1.sources.{name}.repeats", "must not be negative")
         _require(min(self.tau, self.tau_end) > 0, "train.loop1.tau", "must be positive, tau_end too")
         _require(self.top_k >= 1, "train.loop1.top_k", "must be at least 1")
         _require(0 <= self.mask_ratio <= 1, "train.loop1.mask_ratio", "must lie in [0, 1]")
         _require(self.noise >= 0, "train.loop1.noise", "must not be negative")
         _require(1 <= self.description_prompts <= 4, "train.loop1.description_prompts", "must lie in 1..4")
         _require(self.objects_per_image >= 1, "train.loop1.objects_per_image", "must be at least 1")
+        _require(
+            not self.denoising or self.mask_ratio, "train.loop1.denoising", "needs corrupted tokens: train.loop1.mask_ratio > 0"
+        )
         _require(not self.reward or self.bridge == "gumbel", "train.loop1.reward", "needs train.loop1.bridge=gumbel")
 
     def tau_at(self, step: int, steps: int) -> float:
@@ -164,6 +170,10 @@ class Loop2:
     max_samples: int | None
     soft_region: bool
     mask_supervision: float
+
+    def __post_init__(self) -> None:
+        capped = self.max_samples is None or self.max_samples >= 1
+        _require(capped, "train.loop2.max_samples", "must be null or at least 1")
 
 
 @dataclass(frozen=True)
@@ -180,7 +190,6 @@ class Train:
     seed: int
     steps: int
     loss: LossWeights
-    mask_points: int
     beta: float
     surgery: Literal["orthogonal", "pcgrad", "none"]
     ema: Ema
@@ -195,7 +204,6 @@ class Train:
         _require(self.gallery >= 0, "train.gallery", "must be 0 (none) or how many times chains are kept to be looked at")
         _require(self.keep is None or self.keep >= 1, "train.keep", "must be null (all) or at least 1")
         _require(self.steps >= 1, "train.steps", "must be at least 1")
-        _require(self.mask_points >= 0, "train.mask_points", "must be 0 (the whole mask) or a number of points")
         _require(self.beta >= 0, "train.beta", "must not be negative")
         _require(self.save_every >= 0, "train.save_every", "must be 0 (only the last) or a number of steps")
 
@@ -230,12 +238,10 @@ class Evaluate:
     seed: int
     max_samples: int | None
     max_texts_per_image: int | None
-    max_new_tokens: int
 
     def __post_init__(self) -> None:
         for name in ("max_samples", "max_texts_per_image"):
             _require(getattr(self, name) is None or getattr(self, name) >= 1, f"evaluate.{name}", "must be null or at least 1")
-        _require(self.max_new_tokens >= 1, "evaluate.max_new_tokens", "must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -342,8 +348,10 @@ class Validation:
     tokens_per_batch: int
 
     def __post_init__(self) -> None:
+        path = "presets.<preset>.train.validation"
         for name in ("patience", "max_new_tokens", "tokens_per_batch"):
-            _require(getattr(self, name) >= 1, f"presets.<preset>.train.validation.{name}", "must be at least 1")
+            _require(getattr(self, name) >= 1, f"{path}.{name}", "must be at least 1")
+        _require(self.max_samples is None or self.max_samples >= 1, f"{path}.max_samples", "must be null or at least 1")
 
     @property
     def questions(self) -> Questions:
@@ -373,6 +381,7 @@ class PresetTrain:
     lora: Lora
     objects_per_image: int
     objects_per_conversation: int
+    mask_points: int
     max_tiles: int
     caption_len: int
     checkpoint_activations: bool
@@ -387,6 +396,7 @@ class PresetTrain:
             f"{path}.max_train_samples",
             "must be null or at least 1",
         )
+        _require(self.mask_points >= 0, f"{path}.mask_points", "must be 0 (the whole mask) or a number of points")
         _require(self.epochs is None or self.epochs >= 1, f"{path}.epochs", "must be null (train.steps counts) or at least 1")
         _require(
             self.validation is None or self.epochs is not None,
@@ -415,12 +425,14 @@ class PresetEvaluate:
     precision: Literal["float32", "bf16"]
     four_bit: tuple[Part, ...]
     tokens_per_batch: int
+    max_new_tokens: int
     splits: tuple[str, ...]
     captions: tuple[str, ...]
 
     def __post_init__(self) -> None:
         path = "presets.<preset>.evaluate"
-        _require(self.tokens_per_batch >= 1, f"{path}.tokens_per_batch", "must be at least 1")
+        for name in ("tokens_per_batch", "max_new_tokens"):
+            _require(getattr(self, name) >= 1, f"{path}.{name}", "must be at least 1")
         _require(len(self.splits) >= 1, f"{path}.splits", "names no split")
         for name in ("splits", "captions"):
             _require(len(set(getattr(self, name))) == len(getattr(self, name)), f"{path}.{name}", "names a split twice")
@@ -455,6 +467,8 @@ class Config:
                 raise ConfigError(f"preset: {name} is not supported yet ({reason}); Sa2VA-1B and Sa2VA-4B are")
         if self.preset not in self.presets:
             raise ConfigError(f"preset: no preset named {self.preset!r}; there are {', '.join(sorted(self.presets))}")
+        counted = self.chosen.train.epochs is None or not self.loop1
+        _require(counted, f"presets.{self.preset}.train.epochs", "counts passes without loop 1 between; with it set train.steps")
         _require(self.variants.get("base") == (), "variants.base", "must be there and be [] (the untouched base)")
 
     @property

@@ -18,7 +18,8 @@ def write_report(report: dict[str, Any]) -> None:
     temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, path)
     skipped = sum(reason["count"] for reason in report["skipped"].values())
-    print(f"{report['source']}: {report['images']} images, {skipped} records skipped")
+    found = f"not there ({report['absent']})" if "absent" in report else f"{report['images']} images, {skipped} records skipped"
+    print(f"{report['source']}: {found}")
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """The ablation's table by hand, and arms that `params.yaml` knows."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,20 @@ def test_runs_go_seed_by_seed_and_continue(tmp_path: Path, monkeypatch: pytest.M
     ran.clear()
     ablation.run(["study_hard"])
     assert [name for name, *_ in ran] == ["study_hard-2001", "study_hard-2002"]
+
+
+def test_a_run_that_breaks_down_is_named_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ablation, "CSV", tmp_path / "a.csv")
+    monkeypatch.setattr(ablation, "TABLE", tmp_path / "a.md")
+    resets, added = [], []
+    monkeypatch.setattr(ablation, "_git", lambda *words: resets.append(words[0]) or "")
+    monkeypatch.setattr(ablation, "_append", lambda arm, seed, seconds: added.append((arm, seed)))
+
+    def experiment(name: str, *rest: object) -> None:
+        if name == "loop1_hard-1002":
+            raise subprocess.CalledProcessError(1, name)
+
+    monkeypatch.setattr(ablation, "_experiment", experiment)
+    with pytest.raises(RuntimeError, match="broke down and are not in the table: loop1_hard with seed 1002$"):
+        ablation.run(["loop1_hard"])
+    assert added == [("loop1_hard", 1001), ("loop1_hard", 1003)] and resets[-1] == "checkout"

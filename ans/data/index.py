@@ -36,6 +36,10 @@ ROWS_PER_BATCH = 64
 IMAGES_PER_PART = 128
 """Images that one process reads at a time; as much is lost by a kill."""
 
+ABSENT = ""
+"""`root_listing` of an index without rows, because there is no such folder. A run need not have every set that `sources` names;
+`select` refuses those that it reads."""
+
 EXAMPLES = 5
 AREAS = (1, 32**2, 96**2, 256**2, 512**2, 1024**2)
 """Lower edges of the reported histogram of areas, in pixels; the second and third are those of COCO."""
@@ -87,8 +91,7 @@ class Index:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._file = _open(self.path, RECORD)
-        metadata = self._file.schema.metadata
-        self.source, self.folder, self.root_listing = (metadata[key].decode() for key in (b"source", b"folder", b"root_listing"))
+        self.source, self.folder, self.root_listing = _metadata(self._file).values()
         self._starts = np.frombuffer(_last(self._file)[b"starts"], np.int64)
         self._batch = lru_cache(maxsize=8)(self._file.get_batch)
 
@@ -135,12 +138,17 @@ def build(name: str, config: Config, folder: Path = FOLDER, workers: int | None 
     """Index source `name` into `folder` and return the report: counts, areas, and what was skipped and why.
 
     `workers` processes read (None: one per core); the file does not depend on their number. A killed run is taken up where it
-    was. Raises `ConfigError` for a name that is not below `sources`, `FileNotFoundError` for a missing listing, and
-    `ValueError` when more than `index.max_bad_fraction` of the records cannot be used.
+    was. Where the source's folder is not there, the index has no rows and `ABSENT` as its listing. Raises `ConfigError` for a
+    name that is not below `sources`, `FileNotFoundError` for a missing root or listing, and `ValueError` when more than
+    `index.max_bad_fraction` of the records cannot be used.
     """
     if name not in config.sources:
         raise ConfigError(f"sources.{name}: missing; there are {', '.join(config.sources)}")
     root, source = Path(config.paths.root), config.sources[name]
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: not found; paths.root names it")
+    if not (root / source.folder).is_dir():
+        return _absent(folder, name, ENTRY if name == "sa1b" else RECORD, name, source.folder)
     metadata = {"source": name, "folder": source.folder, "root_listing": fingerprint(root, source.folder, name)}
     reader = sa1b if name == "sa1b" else reader_of(name)
     with _Parts(_resume_folder(metadata | asdict(source), root)) as place:
@@ -162,7 +170,9 @@ def subset_sa1b(config: Config, folder: Path = FOLDER, workers: int | None = Non
     """
     root, path = Path(config.paths.root), folder / f"sa1b{SUFFIX}"
     listing = _open(path, ENTRY)
-    metadata = {key: listing.schema.metadata[key.encode()].decode() for key in ("source", "folder", "root_listing")}
+    metadata = _metadata(listing)
+    if metadata["root_listing"] == ABSENT:
+        return _absent(folder, "sa1b_subset", RECORD, "sa1b", metadata["folder"])
     _check(metadata, path, root)
     table = pa.Table.from_batches(_batches(listing), listing.schema)
     rows = pc.sort_indices(table["name"]).to_numpy()[_choose(table.num_rows, config.subset_sa1b)]
@@ -170,6 +180,15 @@ def subset_sa1b(config: Config, folder: Path = FOLDER, workers: int | None = Non
         write = partial(_write_sa1b_part, root, config.subset_sa1b)
         paths = parts.write_parts(_Entries(table, rows), write, place, IMAGES_PER_PART, "subset of sa1b", "image", workers)
         return _assemble(folder, paths, RECORD, metadata, config, None, "sa1b_subset")
+
+
+def is_absent(path: Path) -> bool:
+    """Whether an index, of either kind, has no rows because its folder was not there. Raises `ValueError` for another file."""
+    try:
+        with pa.memory_map(str(path)) as file:
+            return _metadata(pa.ipc.open_file(file))["root_listing"] == ABSENT
+    except (pa.ArrowInvalid, KeyError) as error:
+        raise ValueError(f"{path}: not an index; `python -m stages.index SOURCE` makes it") from error
 
 
 def reader_of(name: str) -> ModuleType:
@@ -294,6 +313,13 @@ def _sa1b_batch(images: list[sa1b.Masks]) -> pa.RecordBatch:
 # ------------------------------------------------------------------------------------------------------------------- file
 
 
+def _absent(folder: Path, name: str, schema: pa.Schema, source: str, place: str) -> dict[str, Any]:
+    """Write the index of a set that is not there, and return its report."""
+    metadata = {"source": source, "folder": place, "root_listing": ABSENT}
+    _write_atomically(folder / f"{name}{SUFFIX}", schema, [], metadata)
+    return {"source": name, "absent": place, "images": 0, **_Skips().report()}
+
+
 def _assemble(
     folder: Path, paths: list[Path], schema: pa.Schema, metadata: dict[str, str], config: Config, cap: int | None, name: str = ""
 ) -> dict[str, Any]:
@@ -387,6 +413,10 @@ def _open(path: Path, schema: pa.Schema) -> pa.ipc.RecordBatchFileReader:
         kind = "image records" if schema is RECORD else "SA-1B's files"
         raise ValueError(f"{path}: not an index of {kind}, or of an older version; `python -m stages.index SOURCE` makes it")
     return file
+
+
+def _metadata(file: pa.ipc.RecordBatchFileReader) -> dict[str, str]:
+    return {key: file.schema.metadata[key.encode()].decode() for key in ("source", "folder", "root_listing")}
 
 
 def _batches(file: pa.ipc.RecordBatchFileReader) -> Iterator[pa.RecordBatch]:

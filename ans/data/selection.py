@@ -5,17 +5,28 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from ans.data.index import is_absent
 from ans.files import replacing
 
 
 def select(names: Iterable[str], indexes: Path, out: Path) -> None:
-    """Write `out`: index name -> sha256 of `indexes/<name>.arrow`, as JSON. Raises `FileNotFoundError` naming a missing index."""
-    sums = {}
+    """Write `out`: index name -> sha256 of `indexes/<name>.arrow`, as JSON. Raises `FileNotFoundError` naming a missing index, or
+    all whose data was not there to be indexed."""
+    sums, absent = {}, []
     for name in sorted(names):
         path = indexes / f"{name}.arrow"
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such index, though {out.stem} is to read it; name {name} under `sources`")
+        if is_absent(path):
+            absent.append(name)
         with open(path, "rb") as file:
             sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    if absent:
+        again = " ".join(f"index@{name.removesuffix('_subset')}" for name in absent)
+        raise FileNotFoundError(
+            f"{', '.join(absent)}: not below paths.root when it was indexed, though {out.stem} is to read it. Either take it out "
+            "of the sources and splits that params.yaml names, or put it there (folders are `sources.<name>.folder`) and run "
+            f"`dvc repro --force --single-item {again}`"
+        )
     with replacing(out) as temporary:
         temporary.write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")

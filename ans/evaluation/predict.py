@@ -36,12 +36,12 @@ def evaluate(config: Config, variant: str, folder: Path, index_folder: Path, rep
     Batches are planned from the data alone and handed out whole, so any number of processes gives the same numbers. Each is kept
     when it is done; a run that was killed, started again, does the others. Raises what `make_plan` and `open_image` raise.
     """
-    settings, preset, root = config.evaluate, config.chosen.evaluate, Path(config.paths.root)
+    preset, root = config.chosen.evaluate, Path(config.paths.root)
     accelerator = connect(preset.precision)
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(config.evaluate.seed)
     plan = make_plan(config.questions, index_folder, root)
     sizes = ModelConfig.from_folder(folder)
-    batches = plan.batches(lambda *size: row_tokens(sizes, *size) + settings.max_new_tokens, preset.tokens_per_batch)
+    batches = plan.batches(lambda *size: row_tokens(sizes, *size) + preset.max_new_tokens, preset.tokens_per_batch)
     protocol = make_protocol(config, variant, folder, accelerator.device.type, plan)
     kept = Kept(variant, fingerprint(protocol))
     mine = range(accelerator.process_index, len(batches), accelerator.num_processes)
@@ -60,7 +60,7 @@ def evaluate(config: Config, variant: str, folder: Path, index_folder: Path, rep
         for number in tqdm(todo, desc=f"evaluate {variant}", unit="batch", disable=quiet, mininterval=1):
             items = [plan.item(image) for image in batches[number]]
             with accelerator.autocast():
-                kept.write(number, predict(model, root, items, settings.max_new_tokens, encode))
+                kept.write(number, predict(model, root, items, preset.max_new_tokens, encode))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         with ExitStack() as stack:

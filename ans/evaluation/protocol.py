@@ -37,7 +37,7 @@ def make_protocol(config: Config, variant: str, folder: Path, device: str, plan:
         "packages": {name: version(name) for name in ("torch", "transformers", "sam2")},
         "seed": settings.seed,
         "tokens_per_batch": preset.tokens_per_batch,
-        "max_new_tokens": settings.max_new_tokens,
+        "max_new_tokens": preset.max_new_tokens,
         "max_samples": settings.max_samples,
         "max_texts_per_image": settings.max_texts_per_image,
         "capped": config.questions.capped,

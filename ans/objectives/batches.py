@@ -93,9 +93,9 @@ class CaptionBatch:
     """As in `MaskBatch`."""
 
     @property
-    def counts(self) -> tuple[int, int]:
-        """Objects, and labels of answers and captions together."""
-        return len(self.captions), self.answer_tokens + sum(len(ids) for ids in self.captions)
+    def counts(self) -> tuple[int, int, int]:
+        """Objects, labels of the answers, and labels of the captions."""
+        return len(self.captions), self.answer_tokens, sum(len(ids) for ids in self.captions)
 
 
 Batch = ReferringBatch | MaskBatch | CaptionBatch

@@ -4,6 +4,7 @@ must come the object's mask. No text is given.
 With the Gumbel bridge the gradient of the mask runs through the caption's tokens into the student's reading of the first image.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -133,6 +134,7 @@ def _reread(
     noise = settings.noise * noise[:, : logits.shape[-1]]
     table = model.vlm.language_model.get_input_embeddings().weight
     embeds, chosen, kept = straight_through(logits, table, noise, tau)
+    lengths = [len(ids) for ids in said]
     different = [a != b for one, two in zip(shown, said, strict=True) for a, b in zip(one, two, strict=True)]
     corrupted = torch.tensor(different, dtype=torch.bool, device=model.device)
     if settings.rescored == "corrupted":
@@ -148,10 +150,10 @@ def _reread(
     }
     extra: Tensor | float = 0.0
     if settings.denoising:
-        entropy = F.cross_entropy(out.logits.float(), out.labels, reduction="none") * corrupted
-        denoising = entropy.sum() / max(1, int(corrupted.sum())) * len(said) / counts.objects
+        entropy = F.cross_entropy(out.logits[corrupted].float(), out.labels[corrupted], reduction="none")
+        places = torch.stack([part.sum() for part in corrupted.split(lengths)])  # of each object, whose mean is taken
+        denoising = (entropy / places.repeat_interleave(places)).sum() / counts.objects
         extra, values["denoising"] = settings.denoising * denoising, denoising.detach()
-    lengths = [len(ids) for ids in said]
     words = [part.tolist() for part in chosen.split(lengths)]
     if not settings.reward:
         return Expression(words, embeds, extra, values)
@@ -212,7 +214,9 @@ def _mean_per_object(values: Tensor, captions: list[list[int]], counts: Counts) 
 
 
 def _teacher_values(said: list[list[int]], ended: list[bool], counts: Counts, device: torch.device) -> dict[str, Tensor]:
-    """Share of captions that came to an end, their mean length in tokens, the share of empty and of different ones."""
-    sums = (sum(ended), sum(map(len, said)), sum(not ids for ids in said), len({tuple(ids) for ids in said}))
+    """Share of captions that came to an end, their mean length in tokens, the share of empty ones, and of those that no other
+    object of the micro-batch has (an object by itself has such a one)."""
+    times = Counter(map(tuple, said))
+    sums = (sum(ended), sum(map(len, said)), sum(not ids for ids in said), sum(count == 1 for count in times.values()))
     names = ("teacher_ended", "teacher_length", "teacher_empty", "teacher_different")
     return {name: torch.tensor(float(value), device=device) / counts.objects for name, value in zip(names, sums, strict=True)}

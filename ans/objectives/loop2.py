@@ -23,8 +23,8 @@ def loop2(
     counts: Counts,
     look: bool = False,
 ) -> tuple[Losses, Chain | None]:
-    """One micro-batch's share of the loss. `features`: of its images. `counts.tokens`: labels of answers and captions together.
-    To `look`, the model also describes freely what it found."""
+    """One micro-batch's share of the loss: the captions' and the answers' cross-entropy, each a mean over its own labels.
+    `features`: of its images. To `look`, the model also describes freely what it found."""
     index = list(range(len(batch.captions)))
     image = prompts.image_string(model.config.tokens_per_tile)
     encoded = [
@@ -46,7 +46,7 @@ def loop2(
     ids, labels, attention = (x.to(model.device) for x in pad_right(encoded))
     told = model(features, Conversations(ids, labels, attention, index, [region[None] for region in regions]))
 
-    caption, answer = told.language_loss / counts.tokens, found.language_loss / counts.tokens
+    caption, answer = told.language_loss / counts.caption_tokens, found.language_loss / counts.tokens
     loss = weights.language * (caption + answer)
     supervision, values = mask_terms(logits, batch.targets, weights, mask_points, counts)
     if settings.mask_supervision:

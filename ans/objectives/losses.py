@@ -13,10 +13,12 @@ from ans.objectives.batches import Targets
 
 @dataclass(frozen=True)
 class Counts:
-    """Of a whole step, over all processes and micro-batches: so the shares of all add up to the loss of one large batch."""
+    """Of a whole step, over all processes and micro-batches: so the shares of all add up to the loss of one large batch.
+    `tokens`: labels of the answers, `caption_tokens`: labels of loop 2's captions."""
 
     objects: int
     tokens: int
+    caption_tokens: int = 0
 
 
 @dataclass(frozen=True)

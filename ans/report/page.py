@@ -366,6 +366,7 @@ def _data(page: Page) -> str:
         count = sum(reason["count"] for reason in index["skipped"].values())
         numbers = [f"{index[name]:,}" if name in index else "" for name in ("images", "regions", "expressions")]
         splits = ", ".join(f"{split} {of['images']:,}" for split, of in index.get("splits", {}).items())
+        splits = f"not there: {index['absent']}" if "absent" in index else splits
         rows.append([index["source"], *numbers, f"{count:,}", Html(f'<td class="text">{escape(splits)}</td>')])
         for reason, of in index["skipped"].items():
             examples = Html(f'<td class="text">{escape(", ".join(map(str, of["examples"])))}</td>')

@@ -10,7 +10,7 @@ from ans.model.segmenter import Segmenter
 
 
 class Teacher:
-    """float32 copies of the trained tensors. `decay` 0 makes the teacher the student of the step before."""
+    """float32 copies of the trained tensors. `decay` 0 makes the teacher the student itself."""
 
     def __init__(self, trained: Mapping[str, nn.Parameter], decay: float, warmup: bool) -> None:
         self.trained, self.decay, self.warmup = trained, decay, warmup
@@ -30,16 +30,22 @@ class Teacher:
 
     @contextmanager
     def speaking(self, model: Segmenter) -> Iterator[None]:
-        """Within, `model` is the teacher, in eval mode and without gradients; afterwards the student, untouched."""
+        """Within, `model` is the teacher, in eval mode and without gradients; afterwards the student, untouched.
+
+        Autocast keeps the low-precision copy of a parameter until its outermost context ends, whatever the parameter's data is by
+        then; so one's copies are dropped before the other speaks.
+        """
         students = {name: parameter.data for name, parameter in self.trained.items()}
         try:
             for name, parameter in self.trained.items():
                 parameter.data = self.average[name]
+            torch.clear_autocast_cache()
             with model.evaluating():
                 yield
         finally:
             for name, parameter in self.trained.items():
                 parameter.data = students[name]
+            torch.clear_autocast_cache()
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.average

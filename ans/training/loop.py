@@ -103,6 +103,7 @@ def train(config: Config, run: Run = Run()) -> None:
             parameter.data.copy_(state["trained"][name])
         for name, part in parts.items():
             part.load_state_dict(state[name])
+    del state  # copies of all that is trained
 
     manifest = describe(config, model, trained, data, left_out, accelerator.num_processes)
     manifest["base_sha256"] = shards.fingerprint(run.base)
@@ -141,7 +142,8 @@ def train(config: Config, run: Run = Run()) -> None:
             group["lr"] = rate * factor
         assign(gradient, parameters)
         optimizer.step()
-        optimizer.zero_grad()  # it holds the step's flat gradient
+        optimizer.zero_grad()
+        del gradients, gradient  # a flat vector for each loop, and their combination: not beside the next step's
         teacher.update(step)
         values["lr"] = preset.lr * factor
         curves.add(step + 1, values)
@@ -192,12 +194,12 @@ class Totals:
 
 def count(pairs: list[Pair], accelerator: Accelerator, stop: bool) -> Totals:
     """Counts over micro-batches and processes. One process that was asked to stop stops all, at the same step."""
-    local = torch.zeros(5, device=accelerator.device)
+    local = torch.zeros(6, device=accelerator.device)
     for first, second in pairs:
-        local += torch.tensor([*first.counts, *(second.counts if second else (0, 0)), 0], device=local.device)
-    local[4] = float(stop)
-    objects, tokens, objects2, tokens2, stopping = (int(value) for value in accelerator.reduce(local, "sum"))
-    return Totals(Counts(objects, tokens), Counts(objects2, tokens2), stopping > 0)
+        local += torch.tensor([*first.counts, *(second.counts if second else (0, 0, 0)), 0], device=local.device)
+    local[5] = float(stop)
+    *counts, stopping = (int(value) for value in accelerator.reduce(local, "sum"))
+    return Totals(Counts(*counts[:2]), Counts(*counts[2:]), stopping > 0)
 
 
 def step_gradients(
@@ -236,7 +238,7 @@ def step_gradients(
         del losses, chain
         if second is not None:
             with accelerator.autocast():
-                arguments = (config.loop2, settings.loss, settings.mask_points, totals.second, look(2))
+                arguments = (config.loop2, settings.loss, config.chosen.train.mask_points, totals.second, look(2))
                 losses, chain = loop2(model, encode(second.images), second, *arguments)
             learn(losses, 1)
             if chain is not None:
@@ -263,11 +265,11 @@ def _first(
     step: int,
     counts: Counts,
 ) -> tuple[Losses, Chain | None]:
-    settings = config.train
+    settings, points = config.train, config.chosen.train.mask_points
     if isinstance(batch, ReferringBatch):
-        return supervised(model, features, batch, settings.loss, settings.mask_points, counts), None
+        return supervised(model, features, batch, settings.loss, points, counts), None
     tau = settings.loop1.tau_at(step, settings.steps)
-    return loop1(model, teacher, features, batch, settings.loop1, settings.loss, settings.mask_points, tau, counts)
+    return loop1(model, teacher, features, batch, settings.loop1, settings.loss, points, tau, counts)
 
 
 def resume_folder(config: Config, run: Run, accelerator: Accelerator) -> ResumeFolder:
@@ -343,7 +345,7 @@ def load_data(config: Config, run: Run, model: Segmenter, accelerator: Accelerat
         seed=settings.seed,
         batch=preset.batch,
         max_tiles=preset.max_tiles,
-        mask_points=settings.mask_points,
+        mask_points=preset.mask_points,
         objects_per_image=preset.objects_per_image,
         masks_per_image=settings.loop1.objects_per_image,
         objects_per_conversation=preset.objects_per_conversation,
@@ -371,8 +373,9 @@ def load_data(config: Config, run: Run, model: Segmenter, accelerator: Accelerat
 def checksum(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> int:
     """A sum over the bits of every frozen tensor, to prove afterwards that none has changed."""
     total = 0
+    moving = {parameter.data_ptr() for parameter in trained.values()}  # tied tensors have two names
     for name, tensor in model.state_dict().items():
-        if name not in trained:
+        if name not in trained and tensor.data_ptr() not in moving:
             kind = {1: torch.uint8, 2: torch.int16}.get(tensor.element_size(), torch.int32)
             values = tensor.detach().contiguous().flatten().view(kind)
             for bits in values.split(1 << 22):  # whole, the numbers beside an embedding would take gigabytes

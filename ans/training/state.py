@@ -41,7 +41,9 @@ def code_version() -> str:
     """sha256 over the sources that a training run consists of."""
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for path in sorted(path for part in ("data", "model", "objectives", "training") for path in (package / part).rglob("*.py")):
+    parts = ("data", "model", "objectives", "training", "evaluation")
+    files = [path for part in parts for path in (package / part).rglob("*.py")]
+    for path in sorted([*files, package / "captions.py", package / "config.py"]):
         digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
 

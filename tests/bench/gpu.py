@@ -46,7 +46,6 @@ from tests.bench import lisa, sizes
 REPOSITORY = Path(__file__).parents[2]
 PEAKS = {"B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "A10G": 70, "RTX 4090": 165}
 """Dense bf16 TFLOP/s of GPUs whose name holds the key; the first that fits counts."""
-MASK_POINTS = 12544
 
 Pair = tuple[ReferringBatch | MaskBatch | None, CaptionBatch | None]
 Case = tuple[str, int, int]
@@ -109,7 +108,7 @@ class Trainer:
 
     def _losses(self, batch: ReferringBatch | MaskBatch | CaptionBatch) -> Losses:
         settings, counts = self.config.train, Counts(*batch.counts)
-        points, images = settings.mask_points, batch.images
+        points, images = self.preset.mask_points, batch.images
         features = self.model.encode_pixels(images.tiles, images.sam, images.sizes)
         if isinstance(batch, ReferringBatch):
             return supervised(self.model, features, batch, settings.loss, points, counts)
@@ -128,7 +127,7 @@ def cases(lengths: tuple[int, ...]) -> list[Case]:
 def micro_batches(trainer: Trainer, case: Case, images: int) -> Pair:
     """Random micro-batches of `images` images for one objective."""
     objective, tiles, length = case
-    model, points = trainer.model, trainer.config.train.mask_points
+    model, points = trainer.model, trainer.preset.mask_points
     if objective == "supervised":
         return sizes.referring_batch(model, images, tiles, trainer.preset.objects_per_image, points), None
     top_k = trainer.config.train.loop1.top_k
@@ -209,7 +208,6 @@ def main(names: tuple[str, ...], smoke: bool) -> dict[str, Any]:
         print("no GPU here, nothing measured (--cpu-smoke runs the code on a tiny model)")
         return {"device": None}
     config = load(REPOSITORY / "params.yaml")
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, mask_points=64 if smoke else MASK_POINTS))
     device = torch.device("cpu" if smoke else "cuda")
     label = "cpu" if smoke else torch.cuda.get_device_name()
     peak = next((value for key, value in PEAKS.items() if key in label), None)
@@ -218,7 +216,7 @@ def main(names: tuple[str, ...], smoke: bool) -> dict[str, Any]:
     rows: list[Row] = []
     if smoke:
         tiny = ModelConfig.from_folder(REPOSITORY / "weights" / "tiny")
-        preset = dataclasses.replace(config.presets["tiny"].train, precision="bf16", checkpoint_activations=True)
+        preset = dataclasses.replace(config.presets["tiny"].train, precision="bf16", checkpoint_activations=True, mask_points=64)
         rows += rows_of("tiny", Trainer(tiny, config, preset, device), (3,), (2,), 1, None)
     else:
         for name in names:

@@ -124,7 +124,7 @@ def measure(config: Config, targets: tuple[str, ...], values: dict[str, Any] = V
     if preset.optimizer == "paged_adamw" and device == "cuda":
         from bitsandbytes.optim import PagedAdamW32bit as kind
     optimizer = kind(trained, lr=preset.lr, weight_decay=preset.weight_decay)
-    batch = sample(model, config.train.mask_points)
+    batch = sample(model, preset.mask_points)
     seconds = []
     for number in range(4):
         if number == 1 and device == "cuda":
@@ -146,7 +146,7 @@ def step(
     total = torch.zeros(sum(p.numel() for p in trained), device=model.device)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=preset.precision == "bf16"):
         features = model.encode_pixels(batch.images.tiles, batch.images.sam, batch.images.sizes)
-        losses = supervised(model, features, batch, config.train.loss, config.train.mask_points, Counts(*batch.counts))
+        losses = supervised(model, features, batch, config.train.loss, preset.mask_points, Counts(*batch.counts))
     add_gradient(losses.total, trained, total)
     gradient, _ = clip(total, preset.clip)
     assign(gradient, trained)

@@ -24,7 +24,6 @@ def one_step(objective: str) -> dict[str, float]:
     torch.manual_seed(0)
     config = load(REPOSITORY / "params.yaml")
     preset = dataclasses.replace(config.presets["sa2va-1b"].train, precision="float32", objects_per_image=1)
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, mask_points=12544))
     trainer = Trainer(sizes.official("sa2va-1b"), config, preset, torch.device("cpu"))
     before = [p.detach().clone() for p in trainer.parameters]
     start = time.perf_counter()

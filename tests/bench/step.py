@@ -113,13 +113,13 @@ class Bench:
         settings = self.config.train
         speaking = partial(self.teacher.speaking, self.model)
         counts = self.totals.first
-        features, points = self.encode(self.first.images), settings.mask_points
+        features, points = self.encode(self.first.images), self.config.chosen.train.mask_points
         losses, _ = loop1(self.model, speaking, features, self.first, settings.loop1, settings.loss, points, 0.7, counts)
         self.step_on(losses.total)
 
     def loop2_alone(self) -> None:
         settings = self.config.train
-        features, points = self.encode(self.second.images), settings.mask_points
+        features, points = self.encode(self.second.images), self.config.chosen.train.mask_points
         losses, _ = loop2(self.model, features, self.second, settings.loop2, settings.loss, points, self.totals.second)
         self.step_on(losses.total)
 
@@ -192,7 +192,7 @@ class Bench:
     def mask_loss(self, features: Features, out: Forward, targets: Targets, counts: Counts) -> Tensor:
         settings = self.config.train
         logits = self.model.masks(features, out.seg_image, out.seg_embeds).low_res
-        return mask_terms(logits, targets, settings.loss, settings.mask_points, counts)[0]
+        return mask_terms(logits, targets, settings.loss, self.config.chosen.train.mask_points, counts)[0]
 
     def language(self, out: Forward, counts: Counts) -> Tensor:
         return self.config.train.loss.language * out.language_loss / counts.tokens

@@ -20,6 +20,7 @@ from ans.config import Config, ConfigError, World
 from ans.data import index, masks, scenes, world
 from ans.data.images import image_size, open_image, read_bytes
 from ans.data.records import Expression, ImageRecord, Region, Skipped
+from ans.data.selection import select
 from ans.data.sources import sa1b
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -144,10 +145,27 @@ def test_bad_records_of_the_other_sets_are_counted_too(settings_of: Config, tmp_
 
 
 def test_missing_folders_are_named_with_their_keys(settings_of: Config, tmp_path: Path) -> None:
-    elsewhere = dataclasses.replace(settings_of, paths=config.Paths(str(tmp_path / "nothing")))
+    with pytest.raises(FileNotFoundError, match=r"nothing: not found; paths.root names it"):
+        index.build("sav", dataclasses.replace(settings_of, paths=config.Paths(str(tmp_path / "nothing"))), tmp_path)
+    (tmp_path / "root").mkdir()
     for name in (*index.READERS, "sa1b"):
-        with pytest.raises(FileNotFoundError, match=rf"nothing.*not found.*paths.root.*sources.{name} "):
-            index.build(name, elsewhere, tmp_path)
+        with pytest.raises(FileNotFoundError, match=rf"root.*not found.*paths.root.*sources.{name} "):
+            index.fingerprint(tmp_path / "root", settings_of.sources[name].folder, name)
+
+
+def test_sets_that_are_not_there_hinder_no_run_that_does_not_read_them(settings_of: Config, tmp_path: Path) -> None:
+    """Their indexes have no rows and say so; `select` names all of those that a run is to read, and how to make them."""
+    (tmp_path / "root").mkdir()
+    chosen = dataclasses.replace(settings_of, paths=config.Paths(str(tmp_path / "root")))
+    for name in ("refcoco", "sa1b"):
+        report = index.build(name, chosen, tmp_path)
+        assert report == {"source": name, "absent": settings_of.sources[name].folder, "images": 0, "skipped": {}}
+    assert index.subset_sa1b(chosen, tmp_path)["absent"] == settings_of.sources["sa1b"].folder
+    index.build("sav", settings_of, tmp_path)
+    select(["sav"], tmp_path, tmp_path / "train.json")
+    with pytest.raises(FileNotFoundError, match=r"^refcoco, sa1b_subset: not below .*index@refcoco index@sa1b`$"):
+        select(["refcoco", "sav", "sa1b_subset"], tmp_path, tmp_path / "train.json")
+    assert len(index.read_index(tmp_path / f"refcoco{index.SUFFIX}")) == 0
 
 
 def test_what_is_no_index_is_named(settings_of: Config, tmp_path: Path) -> None:

@@ -8,25 +8,35 @@ import pytest
 import yaml
 
 from ans.config import Config, load, parse
+from ans.data.index import write_records
 from ans.data.selection import select
 
 
+def write(path: Path, listing: str) -> None:
+    write_records(path, [], {"source": "x", "folder": "x", "root_listing": listing})
+
+
 def test_names_and_contents(tmp_path: Path) -> None:
-    (tmp_path / "b.arrow").write_bytes(b"two")
-    (tmp_path / "a.arrow").write_bytes(b"one")
+    write(tmp_path / "b.arrow", "two")
+    write(tmp_path / "a.arrow", "one")
     out = tmp_path / "selected" / "train.json"
     select(("b", "a"), tmp_path, out)
     first = out.read_text()
-    assert json.loads(first) == {name: hashlib.sha256(data).hexdigest() for name, data in (("a", b"one"), ("b", b"two"))}
-    (tmp_path / "unrelated.arrow").write_bytes(b"three")
+    assert json.loads(first) == {
+        name: hashlib.sha256((tmp_path / f"{name}.arrow").read_bytes()).hexdigest() for name in ("a", "b")
+    }
+    write(tmp_path / "unrelated.arrow", "three")
     select(("a", "b"), tmp_path, out)
     assert out.read_text() == first
-    (tmp_path / "a.arrow").write_bytes(b"other")
+    write(tmp_path / "a.arrow", "other")
     select(("a", "b"), tmp_path, out)
     assert out.read_text() != first
     assert [path.name for path in out.parent.iterdir()] == ["train.json"]
     with pytest.raises(FileNotFoundError, match="c.arrow: no such index, though train is to read it; name c under `sources`"):
         select(("c",), tmp_path, out)
+    (tmp_path / "a.arrow").write_bytes(b"no index")
+    with pytest.raises(ValueError, match="a.arrow: not an index"):
+        select(("a",), tmp_path, out)
 
 
 def test_what_the_parameters_name() -> None:

@@ -77,7 +77,7 @@ def test_other_expressions_are_an_error(folders: tuple[Path, Path]) -> None:
     first = read(str(folders[0]), "refcoco_val")
     with pytest.raises(ValueError, match="same expressions"):
         compare(first, first.assign(sent_id=first["sent_id"] + 1))
-    with pytest.raises(ResultsError, match=r"one/refcoco_testA.parquet: not there; .*folder: refcoco_val, refcoco_val_captions\)"):
+    with pytest.raises(ResultsError, match=r"testA.parquet: not there; .*folder: refcoco_val, refcoco_val_captions\)"):
         read(str(folders[0]), "refcoco_testA")
 
 

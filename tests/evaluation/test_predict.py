@@ -92,7 +92,8 @@ def test_other_settings_or_code_do_not_continue(work: Path, config: Config, tmp_
         raise KeyboardInterrupt
 
     seen = []
-    changed = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, max_new_tokens=9))
+    preset = dataclasses.replace(config.chosen.evaluate, max_new_tokens=9)
+    changed = dataclasses.replace(config, presets={config.preset: dataclasses.replace(config.chosen, evaluate=preset)})
     for settings, code in ((config, "a"), (changed, "a"), (config, "b"), (config, "a")):
         monkeypatch.setattr("ans.evaluation.protocol.code_checksum", lambda code=code: code)
         monkeypatch.setattr(module, "predict", lambda *arguments: [])
@@ -132,8 +133,8 @@ def test_captions_and_the_way_back(work: Path, config: Config, uninterrupted) ->
     row = table.iloc[2]
     image = module.open_image(work.parent / "world", row["image_path"])
     truth = decode(row["gt_counts"], row["height"], row["width"])
-    caption = model.describe([image], [truth[None]], config.evaluate.max_new_tokens)[0][0]
-    back = model.segment([image], [[caption]], config.evaluate.max_new_tokens)[0][0].mask
+    caption = model.describe([image], [truth[None]], config.chosen.evaluate.max_new_tokens)[0][0]
+    back = model.segment([image], [[caption]], config.chosen.evaluate.max_new_tokens)[0][0].mask
     assert caption == row["caption"]
     assert np.count_nonzero(back != decode(row["counts"], row["height"], row["width"])) <= 1
 

@@ -196,6 +196,30 @@ def test_without_noise_the_likeliest_token_is_said(case: SimpleNamespace) -> Non
     assert said["scaled"] == said["still"] != said["loud"]
 
 
+def test_the_denoising_loss_by_hand(case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each object's mean over its own corrupted tokens; objects weigh the same, however many tokens were corrupted."""
+    case.model.eval()
+    said = [case.model.text_tokens[:length].tolist() for length in (8, 4, 12, 1)]
+    monkeypatch.setattr(loop1_module, "_describe", lambda *_: (said, [True] * 4, [1.0] * 4))
+    kept, straight = [], loop1_module.straight_through
+    monkeypatch.setattr(loop1_module, "straight_through", lambda logits, *rest: kept.append(logits) or straight(logits, *rest))
+    monkeypatch.setattr(loop1_module, "_no_text", lambda model, logits: torch.zeros(0, dtype=torch.long))  # all may be said
+    found = float(run_loop1(case, denoising=0.5, bridge="hard")[0].values["loop1_denoising"])
+    logits = kept[0].detach().log_softmax(-1).split([len(ids) for ids in said])
+    batch, expected = case.data._masks(range(4)), 0.0
+    for ids, uniform, scores in zip(said, batch.corruption, logits, strict=True):
+        shown = corrupt(ids, 0.25, uniform, case.model.text_tokens)
+        losses = [-float(row[true]) for row, true, other in zip(scores, ids, shown, strict=True) if true != other]
+        expected += sum(losses) / max(1, len(losses)) / 4
+    assert found == pytest.approx(expected, rel=1e-4) and found > 0
+
+
+def test_a_teacher_that_repeats_itself_shows(case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    for said, different in (([[5], [5], [5], [5]], 0.0), ([[5], [6], [5], [7]], 0.5), ([[5], [6], [7], [8]], 1.0)):
+        monkeypatch.setattr(loop1_module, "_describe", lambda *_, said=said: (said, [True] * 4, [1.0] * 4))
+        assert float(run_loop1(case, bridge="hard")[0].values["loop1_teacher_different"]) == different
+
+
 def test_only_corrupted_tokens_are_said_anew(case: SimpleNamespace) -> None:
     changed = float(run_loop1(case, rescored="corrupted")[0].values["loop1_changed_tokens"])
     assert changed <= float(run_loop1(case)[0].values["loop1_changed_tokens"]) + 1e-6
@@ -292,4 +316,6 @@ def test_loop2_loss_by_hand(case: SimpleNamespace) -> None:
         embeds = model.vlm.embed(torch.tensor([prompt + caption]), tokens, model.image_token)
         logits = model.vlm.language_model(inputs_embeds=embeds).logits[0, len(prompt) - 1 : -1]
         total += float(torch.nn.functional.cross_entropy(logits, torch.tensor(caption), reduction="sum"))
-    assert float(losses.values["loop2_caption"]) == pytest.approx(total / batch.counts[1], rel=1e-4)
+    caption, answer = (float(losses.values[f"loop2_{name}"]) for name in ("caption", "language"))
+    assert caption == pytest.approx(total / sum(map(len, batch.captions)), rel=1e-4)
+    assert losses.total.item() == pytest.approx(caption + answer, rel=1e-5), "each a mean over its own labels"

@@ -46,3 +46,23 @@ def test_the_student_is_untouched() -> None:
         raise KeyError
     assert model.training and torch.is_grad_enabled()
     assert all(torch.equal(p.data, before[name]) and (p.grad == 1).all() for name, p in trained.items())
+
+
+def test_autocast_keeps_nothing_of_the_teacher() -> None:
+    """Autocast keeps a parameter's bf16 copy until its context ends, and does not see that the parameter's data was swapped."""
+    layer, x = nn.Linear(8, 8), torch.randn(2, 8)
+    model = Segmenter.from_pretrained(pipeline.REPOSITORY / "weights" / "tiny")
+    teacher = Teacher(dict(layer.named_parameters()), 0.5, warmup=False)
+    for average in teacher.average.values():
+        average.add_(1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        alone = layer(x)
+        with teacher.speaking(model):
+            taught = layer(x)
+        assert torch.equal(layer(x), alone) and not torch.equal(alone, taught)
+    with torch.autocast("cpu", torch.bfloat16):
+        with teacher.speaking(model):
+            assert torch.equal(layer(x), taught)
+        student = layer(x)
+    assert torch.equal(student, alone)
+    assert all(g.abs().max() > 0 for g in torch.autograd.grad(student.float().sum(), list(layer.parameters())))
