@@ -22,6 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
+import yaml
+
 CSV, TABLE, BOUND = Path("reports/ablation.csv"), Path("reports/ablation.md"), Path("reports/upper_bound.json")
 COLUMNS = ("arm", "seed", "split", "ciou", "miou", "seconds", "params_sha")
 KEEP = (":!reports/ablation.csv", ":!reports/ablation.md", ":!reports/upper_bound.json")
@@ -100,6 +102,8 @@ def run(arms: Sequence[str], only: Sequence[int] = ()) -> None:
     """Every run of `arms` that the table lacks, or those of the seeds `only`: seed by seed, so that what is there can be paired.
     Raises `RuntimeError` in a work tree with other changes, which runs would reset, and at the end when runs broke down."""
     _refuse_changes()
+    if (set(arms) & set(ARMS)) and {row[6] for row in _rows() if row[0] in ARMS} - {_defaults()}:
+        raise RuntimeError(f"{CSV} has runs of another params.yaml, which cannot be paired with new ones; take them out first")
     done = {row[:2] for row in _rows()}
     todo = [(arm, seed) for arm in arms for seed in only or seeds(arm) if seed in seeds(arm) and (arm, str(seed)) not in done]
     todo.sort(key=lambda one: one[1])
@@ -149,8 +153,8 @@ def _refuse_changes() -> None:
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *KEEP)
     if changed:
         raise RuntimeError(
-            "the work tree has changes, and every run resets it; commit them, or drop them (`git checkout .`) if they are those of "
-            f"a run that was killed:\n{changed}"
+            "the work tree has changes, and every run resets it; commit them, or drop them (`git checkout .`) if a run that was "
+            f"killed left them:\n{changed}"
         )
 
 
@@ -240,9 +244,14 @@ def _rows() -> list[tuple[str, ...]]:
         return [tuple(row[name] for name in COLUMNS) for row in csv.DictReader(file)]
 
 
+def _defaults() -> str:
+    """12 hex digits of the committed `params.yaml`, its comments left out: what all arms have in common."""
+    values = yaml.safe_load(_git("show", "HEAD:params.yaml"))
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def _append(arm: str, seed: int, seconds: float) -> None:
-    sha = hashlib.sha256(Path("params.yaml").read_bytes()).hexdigest()[:12]
-    new = not CSV.is_file()
+    sha, new = _defaults(), not CSV.is_file()
     with open(CSV, "a", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         if new:

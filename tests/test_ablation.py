@@ -55,7 +55,11 @@ def test_runs_go_seed_by_seed_and_continue(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(ablation, "TABLE", tmp_path / "a.md")
     monkeypatch.setattr(ablation, "_git", lambda *words: "")
     header = ",".join(ablation.COLUMNS)
-    (tmp_path / "a.csv").write_text(f"{header}\nboth_orthogonal,1001,refcoco_testA,0.5,0.5,1,abc\n", encoding="utf-8")
+    row = "both_orthogonal,1001,refcoco_testA,0.5,0.5,1"
+    (tmp_path / "a.csv").write_text(f"{header}\n{row},other\n", encoding="utf-8")
+    with pytest.raises(RuntimeError, match="runs of another params.yaml"):
+        ablation.run(["loop1_hard"])
+    (tmp_path / "a.csv").write_text(f"{header}\n{row},{ablation._defaults()}\n", encoding="utf-8")
     ran: list[tuple[str, ...]] = []
     monkeypatch.setattr(ablation, "_experiment", lambda name, changes, *targets: ran.append((name, *changes[-1:], *targets)))
     monkeypatch.setattr(ablation, "_append", lambda arm, seed, seconds: None)
