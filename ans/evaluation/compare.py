@@ -116,10 +116,13 @@ def main() -> None:
     parser.add_argument("second", metavar="B", help="the one whose gain over A is shown")
     parser.add_argument("--split", help="one result, e.g. refcoco_val (default: all that both have)")
     chosen = parser.parse_args()
+    names = [Path(chosen.first).name, Path(chosen.second).name]
+    if names[0] == names[1]:  # the same variant of two runs
+        names = [chosen.first, chosen.second]
     try:
         for split in [chosen.split] if chosen.split else splits(chosen.first, chosen.second):
             table = compare(read(chosen.first, split), read(chosen.second, split))
-            print(text(table, split, Path(chosen.first).name, Path(chosen.second).name), end="\n\n")
+            print(text(table, split, *names), end="\n\n")
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
 

@@ -23,9 +23,11 @@ CODE = (*Path(__file__).parent.glob("*.py"), *Path(prompts.__file__).parent.glob
 def make_protocol(config: Config, variant: str, folder: Path, device: str, plan: Plan) -> dict[str, Any]:
     """The protocol as stored in `protocol.json` and in each table's metadata."""
     settings, preset = config.evaluate, config.chosen.evaluate
+    template = prompts.TEMPLATES[ModelConfig.from_folder(folder).template]
     return {
         "variant": variant,
-        "prompt": prompts.TEMPLATES[ModelConfig.from_folder(folder).template].segment,
+        "prompt": template.segment,
+        "sentence_prompt": template.sentence,
         "generation": "greedy, free; an answer without [SEG] is an empty mask; several masks are united",
         "forced_answer": GIVEN_ANSWER,
         "caption_prompt": prompts.DESCRIBE_PROMPT,
@@ -56,6 +58,7 @@ def protocol_text(protocol: dict[str, Any]) -> str:
     lines = [
         f"protocol   {fingerprint(protocol)}: {protocol['variant']}, {protocol['precision']} on {protocol['device']}",
         f"prompt     {protocol['prompt']!r}, at most {protocol['max_new_tokens']} new tokens; {protocol['generation']}",
+        *([f"           {protocol['sentence_prompt']!r} where the text is a sentence"] if protocol["sentence_prompt"] else []),
         f"weights    {protocol['weights_sha256'][:16]}   code {protocol['code_sha256'][:16]}",
         f"questions  {part if protocol['capped'] else 'all of each split'}",
         *(

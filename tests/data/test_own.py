@@ -103,6 +103,8 @@ WRONG = {
     '{"image": "a.jpg", "mask": "m.png", "text": 3}': "text is neither a text nor a list of texts",
     '{"image": "a.jpg", "mask": "m.png", "text": ["a", " "]}': "or one is empty",
     '{"image": "a.jpg", "mask": "m.png", "split": 3}': "split is 3, expected str",
+    '{"image": "a.jpg", "mask": "m.png", "split": "hard_val"}': "split hard_val: a split's name has no `_`, "
+    "which parts it from the source's",
     '{"image": "../own/images/a.jpg", "mask": "m.png"}': "leaves paths.root",
     '{"image": "a.jpg", "mask": "/etc/passwd"}': "leaves paths.root",
     '{"image": "c.jpg", "mask": "m.png"}': "no such image: images/c.jpg",

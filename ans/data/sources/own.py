@@ -6,7 +6,8 @@
     expressions.jsonl   {"image": "a.jpg", "mask": "a_cup.png", "text": "the red cup"}
                         {"image": "a.jpg", "annotation": 17, "text": ["the left cup", "cup by the door"], "split": "val"}
 
-`text` may be left out: such an object is described and segmented, but never asked for. `split` is train where it is not given.
+`text` may be left out: such an object is described and segmented, but never asked for. `split` is train where it is not given; it
+has no `_`, since a split is asked for as `<source>_<split>`.
 """
 
 import json
@@ -131,6 +132,8 @@ def _read_line(content: bytes, line: int, annotations: dict[int, Any]) -> tuple[
         raise ValueError("text is neither a text nor a list of texts, or one is empty")
     texts = tuple(field({"text": text}, "text", str).strip() for text in texts)
     split, category = (field({"split": "train", "category": ""} | record, key, str) for key in ("split", "category"))
+    if "_" in split:
+        raise ValueError(f"split {split}: a split's name has no `_`, which parts it from the source's")
     if ("mask" in record) == ("annotation" in record):
         raise ValueError("needs either a mask (a PNG below masks/) or an annotation (an id in annotations.json)")
     if "mask" in record:
