@@ -512,6 +512,10 @@ class Config:
         """The indexes that evaluation reads: a split is `<index>_<part>`."""
         return tuple(dict.fromkeys(split.rpartition("_")[0] for split in (*self.questions.splits, *self.questions.captions)))
 
+    def evaluated_alone(self) -> tuple[str, ...]:
+        """The indexes that are evaluated and not learnt from: training does not look for their images among its own."""
+        return tuple(name for name in self.evaluation_indexes() if name not in self.chosen.train.referring)
+
 
 def load(path: str | Path = "params.yaml") -> Config:
     """Read and check the whole file. Raises `ConfigError` naming the first offending key."""

@@ -51,3 +51,4 @@ def test_what_the_parameters_name() -> None:
     values["presets"]["tiny"]["evaluate"] |= {"splits": ["my_own_val"], "captions": ["refcocog_val"]}
     other = parse(Config, values)
     assert other.training_indexes() == ("reasonseg",) and other.evaluation_indexes() == ("my_own", "refcocog")
+    assert other.evaluated_alone() == ("my_own", "refcocog") and config.evaluated_alone() == ()
