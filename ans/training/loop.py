@@ -111,8 +111,8 @@ def train(config: Config, run: Run = Run()) -> None:
         print(manifest_text(manifest) + (f"\ncontinued at step {first_step}" if first_step else ""), flush=True)
         if unseen := config.evaluated_alone():
             print(
-                f"note: {', '.join(unseen)} will be evaluated, and training does not leave its images out; where they may be among "
-                f"those learnt from, name it in presets.{config.preset}.train.referring too",
+                f"note: {', '.join(unseen)} will be evaluated, and training does not leave its images out; where they may be "
+                f"among those learnt from, name it in presets.{config.preset}.train.referring too",
                 flush=True,
             )
 
