@@ -45,6 +45,8 @@ ARMS: dict[str, tuple[str, ...]] = {
     "both_beta_1": ("train.beta=1.0",),
     "both_without_ema": ("train.ema.decay=0.0",),
     "both_original": _ORIGINAL,
+    "supervised_100_images": (*_NO_LOOPS, "world.train_images=100"),
+    "both_100_images": ("world.train_images=100",),
 }
 """Arm -> what it changes in `params.yaml`. In all with loop 1 the student's reading is taught by the denoising loss alike, but in
 `both_original`, which has none: the bridges differ in what goes on to the second pass, and in its gradient, alone."""
@@ -87,6 +89,7 @@ COMPARED = {
     "both_beta_1": ("both_orthogonal",),
     "both_without_ema": ("both_orthogonal",),
     "both_original": ("both_orthogonal",),
+    "both_100_images": ("supervised_100_images",),
 }
 """Arm -> the arms that it is compared with: the protocol's two questions first, then each part of the method."""
 

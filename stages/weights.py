@@ -11,14 +11,15 @@ from ans.errors import run
 def main() -> None:
     weights = load().chosen.weights
     with working_folder(Path("models/.fetched")) as folder:
+        if weights.sam2 is not None:  # first: it is the smaller one
+            masks = folder / Path(weights.sam2.location).name
+            fetch_sam2(weights.sam2, masks)
         fetch(weights, folder / "base")
         if weights.sam2 is None:
             shard(folder / "base", Path("models/base"))
         else:
             from ans.checkpoints.assemble import assemble
 
-            masks = folder / Path(weights.sam2.location).name
-            fetch_sam2(weights.sam2, masks)
             assemble(folder / "base", masks, folder / "assembled")
             shard(folder / "assembled", Path("models/base"))
 

@@ -56,12 +56,19 @@ def training_rows(indexes: Sequence[Index]) -> tuple[list[tuple[int, int]], int]
     candidates: list[tuple[int, int, str]] = []
     for number, index in enumerate(indexes):
         for row, record in enumerate(index.records()):
+            photograph = _photograph(record.path)
             if {region.split for region in record.regions} - {TRAIN_SPLIT}:
-                evaluated.add(record.path)
+                evaluated.add(photograph)
             if any(map(_taught, record.regions)):
-                candidates.append((number, row, record.path))
-    kept = [(number, row) for number, row, path in candidates if path not in evaluated]
+                candidates.append((number, row, photograph))
+    kept = [(number, row) for number, row, photograph in candidates if photograph not in evaluated]
     return kept, len(candidates) - len(kept)
+
+
+def _photograph(path: str) -> str:
+    """What an image is known by. A COCO photograph has one name wherever it lies: each RefCOCO set may have its own folder."""
+    name = path.rpartition("/")[2]
+    return name if name.startswith("COCO_") else path
 
 
 def _taught(region: Region) -> bool:
@@ -83,14 +90,14 @@ class Referring:
 
 
 class Regions:
-    """Regions of one source. One sample is one region with a pixel, and of no evaluated split; `max_samples` keeps the first in
-    the index's order."""
+    """Regions of one source. One sample is one region with a pixel, and of no evaluated split; if `described`, with a text.
+    `max_samples` keeps the first in the index's order."""
 
     SPLITS = ("", TRAIN_SPLIT)
 
-    def __init__(self, name: str, index: Index, max_samples: int | None) -> None:
-        self.name, self.index = name, index
-        self.ends = np.cumsum(index.region_counts(self.SPLITS))
+    def __init__(self, name: str, index: Index, max_samples: int | None, described: bool = False) -> None:
+        self.name, self.index, self.described = name, index, described
+        self.ends = np.cumsum(index.region_counts(self.SPLITS, described))
         self.count = min(int(self.ends[-1]) if len(self.ends) else 0, max_samples or int(1e18))
 
     def sample(self, i: int) -> tuple[ImageRecord, Region]:
@@ -100,7 +107,8 @@ class Regions:
 
     def usable(self, record: ImageRecord) -> list[Region]:
         """The regions of an image of this source that are samples."""
-        return [region for region in record.regions if region.area and region.split in self.SPLITS]
+        of_splits = [region for region in record.regions if region.area and region.split in self.SPLITS]
+        return [region for region in of_splits if region.expressions or not self.described]
 
 
 class TrainingData(Dataset):

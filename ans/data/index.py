@@ -13,6 +13,7 @@ import json
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 from dataclasses import asdict
 from functools import lru_cache, partial
 from itertools import islice, pairwise
@@ -108,12 +109,15 @@ class Index:
         batch = int(np.searchsorted(self._starts, i, side="right")) - 1
         return _to_record(self._batch(batch).slice(i - int(self._starts[batch]), 1).to_pylist()[0])
 
-    def region_counts(self, splits: Sequence[str]) -> np.ndarray:
-        """(rows,) number of regions of every row that have a pixel and belong to one of `splits`, without reading their masks."""
+    def region_counts(self, splits: Sequence[str], described: bool = False) -> np.ndarray:
+        """(rows,) number of regions of every row that have a pixel and belong to one of `splits`, and, if `described`, have a
+        text; their masks are not read."""
         counts = [np.zeros(0, np.int64)]
         for batch in _batches(self._file):
             regions = batch["regions"].flatten()
             wanted = pc.and_(pc.greater(regions.field("area"), 0), pc.is_in(regions.field("split"), pa.array(splits)))
+            if described:
+                wanted = pc.and_(wanted, pc.greater(pc.list_value_length(regions.field("expressions")), 0))
             rows = np.repeat(np.arange(batch.num_rows), _sizes(batch))
             counts.append(np.bincount(rows[wanted.to_numpy(zero_copy_only=False)], minlength=batch.num_rows))
         return np.concatenate(counts)
@@ -178,8 +182,9 @@ def subset_sa1b(config: Config, folder: Path = FOLDER, workers: int | None = Non
     rows = pc.sort_indices(table["name"]).to_numpy()[_choose(table.num_rows, config.subset_sa1b)]
     with _Parts(_resume_folder(metadata | asdict(config.subset_sa1b), root)) as place:
         write = partial(_write_sa1b_part, root, config.subset_sa1b)
-        paths = parts.write_parts(_Entries(table, rows), write, place, IMAGES_PER_PART, "subset of sa1b", "image", workers)
-        return _assemble(folder, paths, RECORD, metadata, config, None, "sa1b_subset")
+        entries = _Entries(table.take(rows).combine_chunks())
+        paths = parts.write_parts(entries, write, place, IMAGES_PER_PART, "subset of sa1b", "image", workers)
+        return _assemble(folder, paths, RECORD, metadata, config, config.sources["sa1b"].max_samples, "sa1b_subset")
 
 
 def is_absent(path: Path) -> bool:
@@ -217,16 +222,17 @@ def _check(metadata: dict[str, str], path: Path, root: Path) -> None:
 
 
 class _Entries(Sequence[sa1b.Entry]):
-    """Rows of a listing, which stays in its file until they are asked for."""
+    """Rows of a listing, as Python's objects only where they are asked for."""
 
-    def __init__(self, table: pa.Table, rows: np.ndarray) -> None:
-        self.table, self.rows = table, rows
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self.table.num_rows
 
     def __getitem__(self, wanted: slice) -> list[sa1b.Entry]:
-        return [sa1b.Entry(**row) for row in self.table.take(self.rows[wanted]).to_pylist()]
+        start, stop, _ = wanted.indices(len(self))
+        return [sa1b.Entry(**row) for row in self.table.slice(start, stop - start).to_pylist()]
 
 
 def _choose(available: int, subset: SubsetSa1b) -> np.ndarray:
@@ -241,8 +247,8 @@ def _choose(available: int, subset: SubsetSa1b) -> np.ndarray:
 
 
 class _Parts:
-    """A folder for parts. It stays when the process is killed or interrupted, to be taken up again, and goes in every other case:
-    whoever mends what an error names may have mended the files that the parts were made from."""
+    """A folder for parts. It stays when a process is killed or interrupted or the disk fails, to be taken up again, and goes in
+    every other case: whoever mends what an error names may have mended the files that the parts were made from."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -252,7 +258,8 @@ class _Parts:
         return self.folder
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        if kind is None or issubclass(kind, Exception):
+        kept = kind is not None and (not issubclass(kind, Exception) or issubclass(kind, BrokenExecutor | OSError))
+        if not kept:
             shutil.rmtree(self.folder)
 
 

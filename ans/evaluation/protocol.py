@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from ans import captions
+from ans import data as data_package
 from ans.checkpoints.shards import files
 from ans.config import Config
 from ans.evaluation.plan import Plan
 from ans.model import prompts
 from ans.model.config import ModelConfig
 
+PACKAGES = ("torch", "transformers", "sam2")
 GIVEN_ANSWER = "Sure, [SEG]."
 """The teacher-forced answer of `ciou_forced`: one of those that training uses."""
 
-CODE = (*Path(__file__).parent.glob("*.py"), *Path(prompts.__file__).parent.glob("*.py"), Path(captions.__file__))
+_DATA = (Path(data_package.__file__).parent / f"{name}.py" for name in ("dataset", "images", "index", "masks", "records"))
+CODE = (*Path(__file__).parent.glob("*.py"), *Path(prompts.__file__).parent.glob("*.py"), Path(captions.__file__), *_DATA)
 """The sources that decide about the results."""
 
 
@@ -36,7 +39,7 @@ def make_protocol(config: Config, variant: str, folder: Path, device: str, plan:
         "precision": preset.precision,
         "four_bit": list(preset.four_bit),
         "device": device,
-        "packages": {name: version(name) for name in ("torch", "transformers", "sam2")},
+        "packages": {name: version(name) for name in PACKAGES + (("bitsandbytes",) if preset.four_bit else ())},
         "seed": settings.seed,
         "tokens_per_batch": preset.tokens_per_batch,
         "max_new_tokens": preset.max_new_tokens,

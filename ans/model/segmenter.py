@@ -193,6 +193,7 @@ class Segmenter(nn.Module):
             with torch.no_grad():
                 yield
         finally:
+            torch.clear_autocast_cache()  # copies of parameters that were made without a gradient
             self.train(training)
 
     # ---------------------------------------------------------------- images
@@ -351,12 +352,9 @@ class Segmenter(nn.Module):
         """Greedy captions of regions `cells` (R, G, G), the r-th on image `image_index[r]`, as ids of text tokens; whether each
         came to its end; and the geometric mean of its tokens' probabilities."""
         rows = [(i, self.region_question(c[None], q), c[None]) for i, c, q in zip(image_index, cells, questions, strict=True)]
-        end = self.tokenizer.encode(self.template.suffix, add_special_tokens=False) or [self.tokenizer.eos_token_id]
         answers = self._generate(features, rows, max_new_tokens)
-        text = set(self.text_tokens.tolist())
-        captions = [[i for i in answer.ids if i in text] for answer in answers]
-        ended = [answer.ids[len(answer.ids) - len(end) :] == end for answer in answers]
-        return captions, ended, [answer.confidence for answer in answers]
+        captions = [self._text_ids(answer.ids) for answer in answers]
+        return captions, [self._ended(answer.ids) for answer in answers], [answer.confidence for answer in answers]
 
     @staticmethod
     def region_question(cells: Tensor, question: str) -> str:
@@ -420,6 +418,17 @@ class Segmenter(nn.Module):
         longest = max((len(word) for word in self.template.stop_words), default=0)
         tail = self.tokenizer.decode(ids[-longest:] if longest else []).replace("\r", "").replace("\n", "")
         return tail.endswith(self.template.stop_words) if longest else False
+
+    def _text_ids(self, ids: list[int]) -> list[int]:
+        """The tokens of an answer that stand for text, without the stop word, which may be text to the tokenizer as well
+        (Sa2VA-4B's `<|end|>`), and then share a token with the words before it."""
+        text = set(self.text_tokens.tolist())
+        kept = [i for i in ids if i in text]
+        said = self.tokenizer.decode(kept)
+        for word in self.template.stop_words:
+            if said.rstrip().endswith(word):
+                return self.tokenizer.encode(said.rstrip().removesuffix(word).rstrip(), add_special_tokens=False)
+        return kept
 
     def _decode(self, ids: list[int], stop_word: bool = True) -> str:
         text = self.tokenizer.decode(ids, skip_special_tokens=False)

@@ -47,7 +47,7 @@ def draw_gallery(results: Results, chosen: pd.DataFrame, data: Path, root: Path,
         image = np.asarray(small(open_image(root, expression.image_path), LONGEST_SIDE))
         words = textwrap.wrap(f"“{expression.sent}”", 24, max_lines=6, placeholder=" …”")
         note = f"{expression.kind},\n{compared(results)} - base: {expression.change:+.2f}\n{expression.split}"
-        line[0].text(0, 1, "\n".join(words), fontsize=9, va="top", transform=line[0].transAxes)
+        line[0].text(0, 1, "\n".join(words), fontsize=9, va="top", transform=line[0].transAxes, parse_math=False)
         line[0].text(0, 0, note, fontsize=8, va="bottom", color="#555555", transform=line[0].transAxes)
         line[0].set_frame_on(False)
         line[0].set_box_aspect(image.shape[0] / image.shape[1] / TEXT_WIDTH)  # as high as the images beside it
@@ -84,7 +84,7 @@ def draw_chains(chains: list[Chain], root: Path, path: Path) -> None:
             draw_mask(right, image, chain.mask, PREDICTION)
             for axis, (who, words) in zip((left, right), chain.words, strict=True):
                 wrapped = textwrap.wrap(f"{who}: {words}", 24, max_lines=3, placeholder=" …")
-                axis.set_title("\n".join(wrapped), fontsize=8, loc="left")
+                axis.set_title("\n".join(wrapped), fontsize=8, loc="left", parse_math=False)
             left.set_xlabel(chain.source, fontsize=8, labelpad=2)
             right.set_xlabel(f"IoU {chain.iou:.2f}", fontsize=8, labelpad=2)
     save(figure, path, colours=160)

@@ -114,8 +114,11 @@ in <code>dvc.lock</code>. This file holds all that it shows and asks the network
 
 def _lead(page: Page) -> str:
     manifest, variant = page.training.manifest, compared(page.results)
-    how = " + ".join(["supervised", *(f"loop {number}" for number in (1, 2) if manifest["train"][f"loop{number}"]["enabled"])])
+    loops = [number for number in (1, 2) if manifest["preset"]["loops"] and manifest["train"][f"loop{number}"]["enabled"]]
+    how = " + ".join(["supervised", *(f"loop {number}" for number in loops)])
     text = f"Preset {manifest['preset']['name']}, {manifest['train']['steps']} steps, {how}."
+    if best := manifest.get("best"):
+        text = f"Preset {manifest['preset']['name']}, {how}: epoch {best['epoch']} (step {best['step']}), the best by validation."
     if variant != BASE:
         score = page.scores[variant, MEAN]
         change, low, high = (100 * value for value in score.difference)

@@ -1,6 +1,7 @@
 """Metric curves as DVC reads them: one TSV per curve, and the last values as JSON."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from ans.files import replacing
@@ -24,13 +25,16 @@ class Curves:
     def load_state_dict(self, state: dict[str, list[tuple[int, float]]]) -> None:
         self.rows = state
 
-    def finish(self) -> None:
-        """Write all curves, and as metrics the mean of the last tenth of each (one step alone is mostly noise)."""
+    def finish(self, best: Mapping[str, float] | None = None) -> None:
+        """Write all curves, and as metrics the mean of the last tenth of each (one step alone is mostly noise), or its value in
+        `best`, the epoch that is kept."""
         metrics = {}
         for name, rows in self.rows.items():
             self._write(f"plots/{name}.tsv", f"step\t{name}\n" + "".join(f"{step}\t{value:.6g}\n" for step, value in rows))
             tail = rows[-max(1, len(rows) // 10) :]
             metrics[name] = sum(value for _, value in tail) / len(tail)
+            if best and name.startswith("val_"):
+                metrics[name] = best[name]
         if self.folder is not None:
             write_json(self.folder / "metrics.json", metrics)
 

@@ -103,6 +103,7 @@ def train(config: Config, run: Run = Run()) -> None:
             parameter.data.copy_(state["trained"][name])
         for name, part in parts.items():
             part.load_state_dict(state[name])
+        page_again(optimizer)
     del state  # copies of all that is trained
 
     manifest = describe(config, model, trained, data, left_out, accelerator.num_processes)
@@ -183,7 +184,7 @@ def train(config: Config, run: Run = Run()) -> None:
             save_trained(run.out / "last.pth", trained, manifest | {"step": curves.rows["loss"][-1][0]})
         write_json(run.out / "manifest.json", manifest)
         write_json(run.out / "chains.json", chains.kept)
-        curves.finish()
+        curves.finish(validation.best["row"] if validation else {})
         write_json(run.reports / "history.json", validation.history if validation else [])
         draw_history(curves.rows, run.reports / "training_history.png")
         folder.remove()
@@ -339,9 +340,10 @@ def load_data(config: Config, run: Run, model: Segmenter, accelerator: Accelerat
     masks = [Regions(n, read_index(run.indexes / f"{n}.arrow"), source.max_samples) for n, source in sources.items()]
     captions = None
     if loop2 := config.loop2:
-        captions = Regions(loop2.source, read_index(run.indexes / f"{loop2.source}.arrow"), loop2.max_samples)
-    for index in [*referring, *(source.index for source in [*masks, *([captions] if captions else [])])]:
-        check_listing(index, root)
+        captions = Regions(loop2.source, read_index(run.indexes / f"{loop2.source}.arrow"), loop2.max_samples, described=True)
+    if accelerator.is_main_process:  # of a large set it takes long, and each process would look at the same disk
+        for index in [*referring, *(source.index for source in [*masks, *([captions] if captions else [])])]:
+            check_listing(index, root)
     rows, left_out = training_rows(referring)
     rows = rows[: preset.max_train_samples]
     steps = settings.steps
@@ -449,6 +451,18 @@ def new_optimizer(trained: Mapping[str, nn.Parameter], config: Config) -> torch.
     if preset.optimizer == "paged_adamw":
         from bitsandbytes.optim import PagedAdamW32bit as kind  # an extra
     return kind(_groups(trained, config), lr=preset.lr, weight_decay=preset.weight_decay)
+
+
+def page_again(optimizer: torch.optim.Optimizer) -> None:
+    """Put a loaded state of a paged optimizer where such an optimizer keeps it: `torch.load` makes ordinary tensors of pages,
+    which still say that they are pages, and bitsandbytes ends the process over that (bitsandbytes#782). Not tried on a GPU."""
+    if not hasattr(optimizer, "get_state_buffer"):
+        return
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                state[name] = optimizer.get_state_buffer(parameter, value.dtype)
+                state[name].copy_(value)
 
 
 def _groups(trained: Mapping[str, nn.Parameter], config: Config) -> list[dict[str, object]]:

@@ -71,6 +71,6 @@ def draw_history(rows: Mapping[str, list[tuple[int, float]]], path: Path) -> Non
     """Training loss and learning rate by step, and what was seen of the validation split, as one picture."""
     seen = {name: name.removeprefix("val_") for name in rows if name.startswith("val_")}
     panels = [Panel("loss", {"loss": "training"}), Panel("learning rate", {"lr": "lr"})]
-    panels += [Panel("validation", seen, share=True)] if seen else []
+    panels += [Panel("validation", seen)] if seen else []
     series = {name: pd.Series(dict(values)) for name, values in rows.items()}
     plot_panels([(panel, {name: series[name] for name in panel.curves}) for panel in panels], path)

@@ -290,10 +290,36 @@ def test_a_damaged_shard_is_named_and_loses_nothing_silently(settings_of: Config
     whole = shard.read_bytes()
     with tarfile.open(shard) as archive:
         second = archive.getmembers()[1].offset
-    for damaged in (whole[: second + 600], whole[:second] + b"!" + whole[second + 1 :], b"no tar" * 200):
+    unfinished = whole[:second] + bytes(1 << 20)  # its space was asked for beforehand
+    for damaged in (whole[: second + 600], whole[:second] + b"!" + whole[second + 1 :], b"no tar" * 200, unfinished):
         shard.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"sa_000000.tar: not a readable tar"):
             index.build("sa1b", settings_of, tmp_path)
+
+
+def test_other_tars_beside_the_shards_are_left_alone(settings_of: Config, tmp_path: Path) -> None:
+    before = index.build("sa1b", settings_of, tmp_path)
+    (Path(settings_of.paths.root) / "sa1b/sa_co_gold.tar").write_bytes(b"something else")
+    assert index.build("sa1b", settings_of, tmp_path) == before
+
+
+def test_parts_stay_when_the_disk_fails(settings_of: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And go when a file was at fault: whoever mends it may change what the parts were made from."""
+    monkeypatch.setenv("ANS_RUNS", str(tmp_path / "runs"))
+    for error, kept in ((OSError(28, "no space left"), True), (ValueError("a broken file"), False)):
+        monkeypatch.setattr(index, "_assemble", lambda *_, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(type(error)):
+            index.build("sav", settings_of, tmp_path)
+        assert bool(list(tmp_path.glob("runs/index-sav-*/*"))) is kept
+
+
+def test_a_cap_on_the_subsets_masks(settings_of: Config, tmp_path: Path) -> None:
+    index.build("sa1b", settings_of, tmp_path)
+    whole = index.subset_sa1b(settings_of, tmp_path)
+    capped = dataclasses.replace(settings_of.sources["sa1b"], max_samples=7)
+    sources = settings_of.sources | {"sa1b": capped}
+    report = index.subset_sa1b(dataclasses.replace(settings_of, sources=sources), tmp_path)
+    assert report["regions"] == 7 < whole["regions"]
 
 
 def test_images_are_upright_and_errors_name_the_file(tmp_path: Path) -> None:

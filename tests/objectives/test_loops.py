@@ -214,6 +214,16 @@ def test_the_denoising_loss_by_hand(case: SimpleNamespace, monkeypatch: pytest.M
     assert found == pytest.approx(expected, rel=1e-4) and found > 0
 
 
+def test_a_stop_word_that_is_text_is_no_part_of_a_caption(case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sa2VA-4B ends its answers with `<|end|>`, which its tokenizer cuts into ordinary tokens."""
+    model = case.model
+    words = model.tokenizer.encode("small red star", add_special_tokens=False)
+    assert len(words) == 3 and model._text_ids([*words, model.tokenizer.eos_token_id]) == words
+    monkeypatch.setattr(model, "template", dataclasses.replace(model.template, stop_words=("star",)))
+    assert model._text_ids(words) == words[:2] and model._ended(words) and not model._ended(words[:2])
+    assert model._text_ids(words[2:]) == []
+
+
 def test_a_teacher_that_repeats_itself_shows(case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     for said, different in (([[5], [5], [5], [5]], 0.0), ([[5], [6], [5], [7]], 0.5), ([[5], [6], [7], [8]], 1.0)):
         monkeypatch.setattr(loop1_module, "_describe", lambda *_, said=said: (said, [True] * 4, [1.0] * 4))

@@ -169,7 +169,7 @@ def write_training(tmp_path: Path) -> None:
         "samples": {"sav": 100},
         "left_out_evaluated_images": 7,
         "train": {"steps": STEPS, "surgery": "orthogonal", "beta": 0.5, **loops},
-        "preset": {"name": "tiny", "precision": "float32"},
+        "preset": {"name": "tiny", "precision": "float32", "loops": True},
         "versions": {"torch": "2.0"},
         "base_sha256": "ba5e",
     }  # fmt: skip

@@ -48,6 +48,17 @@ def test_the_student_is_untouched() -> None:
     assert all(torch.equal(p.data, before[name]) and (p.grad == 1).all() for name, p in trained.items())
 
 
+def test_autocast_keeps_nothing_of_an_evaluation() -> None:
+    """What was cast without a gradient would have none afterwards."""
+    layer, x = nn.Linear(8, 8), torch.randn(2, 8)
+    model = Segmenter.from_pretrained(pipeline.REPOSITORY / "weights" / "tiny")
+    with torch.autocast("cpu", torch.bfloat16):
+        with model.evaluating():
+            layer(x)
+        loss = layer(x).float().sum()
+    assert all(g.abs().max() > 0 for g in torch.autograd.grad(loss, list(layer.parameters())))
+
+
 def test_autocast_keeps_nothing_of_the_teacher() -> None:
     """Autocast keeps a parameter's bf16 copy until its context ends, and does not see that the parameter's data was swapped."""
     layer, x = nn.Linear(8, 8), torch.randn(2, 8)

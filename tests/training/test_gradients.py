@@ -1,12 +1,14 @@
 """Flat gradients and schedules against autograd, optimizers and hand-computed values."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ans.training.gradients import add_gradient, assign, clip
+from ans.training.loop import page_again
 from ans.training.schedule import lr_factor
 
 
@@ -47,3 +49,21 @@ def test_schedule_by_hand() -> None:
     assert cosine[55] == pytest.approx(0.5)
     assert cosine[99] == pytest.approx(0.5 * (1 + math.cos(math.pi * 89 / 90)))
     assert [lr_factor(step, 10, 0.0, "constant") for step in range(10)] == [1.0] * 10
+
+
+def test_a_loaded_state_lies_in_the_paged_optimizers_own_buffers() -> None:
+    p, made = nn.Parameter(torch.zeros(4)), []
+
+    def buffer(parameter: Tensor, kind: torch.dtype) -> Tensor:
+        made.append(torch.full_like(parameter, 9.0, dtype=kind))
+        return made[-1]
+
+    loaded = torch.arange(4.0)
+    optimizer = SimpleNamespace(state={p: {"step": 3, "state1": loaded, "qmap": torch.ones(2)}}, get_state_buffer=buffer)
+    page_again(optimizer)
+    state = optimizer.state[p]
+    assert state["state1"] is made[0] and torch.equal(made[0], torch.arange(4.0)) and len(made) == 1
+    assert state["step"] == 3 and torch.equal(state["qmap"], torch.ones(2))
+    ordinary = torch.optim.AdamW([p])
+    page_again(ordinary)  # has no pages
+    assert not ordinary.state

@@ -1,5 +1,6 @@
 """What stops a run, and what only warns."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -74,3 +75,11 @@ def test_metrics_are_the_mean_of_the_last_tenth(tmp_path) -> None:
     curves.finish()
     assert (tmp_path / "plots" / "loss.tsv").read_text().splitlines()[:2] == ["step\tloss", "1\t0"]
     assert '"loss": 18.5' in (tmp_path / "metrics.json").read_text()
+
+
+def test_metrics_of_a_validated_run_are_those_of_the_epoch_that_is_kept(tmp_path) -> None:
+    curves = Curves(tmp_path)
+    for step, ciou in ((10, 0.3), (20, 0.5), (30, 0.4)):
+        curves.add(step, {"loss": 1.0, "val_ciou": ciou})
+    curves.finish({"epoch": 2, "step": 20, "loss": 2.0, "val_ciou": 0.5})
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"loss": 1.0, "val_ciou": 0.5}

@@ -46,6 +46,10 @@ def field(record: Any, key: str, kind: type) -> Any:
     return value
 
 
+END = 64 * tarfile.RECORDSIZE
+"""Bytes that may follow a tar's last member; tools fill their last record, of 10 kB as a rule."""
+
+
 def tar_members(root: Path, tar: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[str, str, str]]:
     """(stem, suffix, locator) of the members of a tar that end in one of `suffixes`; folders within the tar are left out.
 
@@ -62,5 +66,7 @@ def tar_members(root: Path, tar: Path, suffixes: tuple[str, ...]) -> Iterator[tu
             shard.fileobj.seek(shard.offset)
             if shard.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes a damaged header for the end
                 raise ValueError(f"damaged at byte {shard.offset}")
+            if tar.stat().st_size - shard.offset > END:  # as tools leave it that ask for a download's space beforehand
+                raise ValueError(f"nothing but its end from byte {shard.offset} on; is the download complete?")
     except (tarfile.TarError, ValueError, EOFError) as error:
         raise ValueError(f"{tar}: not a readable tar: {error}") from error

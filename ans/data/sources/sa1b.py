@@ -22,6 +22,8 @@ from ans.data.records import Skipped
 from ans.data.sources.common import field, source_folder, tar_members
 
 SUBFOLDER = re.compile(r"sa_\d{6}")
+SHARD = re.compile(r"sa_\d{6}\.tar")
+"""As in the published list of links, which has other tars too (`sa_co_gold.tar`)."""
 SUFFIXES = (".jpg", ".json")
 
 
@@ -93,7 +95,7 @@ def _contents(place: Path) -> tuple[list[str], list[str], str]:
             suffixes.append(entry.name[-4:])
         elif entry.is_dir():
             folders.append(entry.name)
-        elif entry.name.endswith(".tar"):
+        elif SHARD.fullmatch(entry.name):
             tars.append(entry.name)
     return folders, tars, f"{suffixes.count('.jpg')} jpg, {suffixes.count('json')} json"
 
