@@ -10,6 +10,14 @@ from ans.model.segmenter import Segmenter  # noqa: E402
 from tests.golden_case import GoldenCase  # noqa: E402
 
 
+LONG = ("test_commands", "test_pipeline", "test_resume", "test_killed", "test_ranks", "test_lisa_pipeline", "test_errors")
+"""Files that take a minute and more: begun first, so that no process waits for another at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 @pytest.fixture(scope="session")
 def golden() -> GoldenCase:
     return GoldenCase()
