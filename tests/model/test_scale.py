@@ -11,6 +11,8 @@ from ans.model.segmenter import Segmenter
 from ans.model.vlm import InternVL
 from tests.bench import sizes
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[2]
 SAM2 = "grounding_encoder.sam2_model."
 

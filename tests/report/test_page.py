@@ -14,6 +14,8 @@ import pytest
 
 from tests.report.test_report import HOSTILE, VARIANTS, make_tree, run
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: the page is not opened in a browser")
 VOID = {"meta", "link", "img", "br", "path", "circle"}
