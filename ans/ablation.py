@@ -76,7 +76,7 @@ STUDY: dict[str, tuple[str, ...]] = {
 """As `ARMS`, loop 1 alone and only on the tuning splits: what chose the default of `train.loop1`."""
 
 LABELS_FOR_ALL = (*_NO_LOOPS, "world.train_images=3000", "train.steps=3000")
-"""The upper bound: thirty times the labelled images, supervised."""
+"""The upper bound: labels for 3,000 images, supervised."""
 
 REFERENCE = "supervised_equal_steps"
 MANY = (REFERENCE, "supervised_equal_compute", "both_orthogonal")
