@@ -2,6 +2,7 @@
 
 python -m ans.ablation study             # how to read captions anew, on the tuning splits alone
 python -m ans.ablation run [ARM ...]     # the protocol: the runs that are not in the table yet
+python -m ans.ablation join CSV ...      # the rows of other clones into this one's reports/ablation.csv
 python -m ans.ablation table             # reports/ablation.md from reports/ablation.csv
 python -m ans.ablation upper_bound       # what labels for everything would bring -> reports/upper_bound.json
 
@@ -152,6 +153,18 @@ def upper_bound() -> None:
     BOUND.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
+def join(files: Sequence[Path]) -> None:
+    """Add the runs of other clones' tables. Raises `ValueError` where a run is here already with other numbers."""
+    rows = _rows()
+    found = {row[:3]: row for row in rows}
+    for path in files:
+        for row in _rows(path):
+            if found.setdefault(row[:3], row) != row:
+                raise ValueError(f"{path}: {' '.join(row[:3])} is in {CSV} with other numbers; a run counts once")
+    with open(CSV, "a", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(list(found.values())[len(rows) :])
+
+
 def _refuse_changes() -> None:
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *KEEP)
     if changed:
@@ -213,7 +226,8 @@ def _line(arm: str, reference: str, scores: dict[str, dict[str, float]]) -> str:
     pairs = _pairs(scores[arm], scores.get(reference, {}))
     seconds = mean(float(row[5]) for row in _rows() if row[0] == arm)
     score = 100 * mean(scores[arm].values())
-    return f"| {arm} | {len(scores[arm])} | {score:.2f} | {_interval(pairs)} | {seconds:.0f} |"
+    difference = "(reference)" if arm == reference else _interval(pairs)
+    return f"| {arm} | {len(scores[arm])} | {score:.2f} | {difference} | {seconds:.0f} |"
 
 
 def _pairs(scores: dict[str, float], others: dict[str, float]) -> list[float]:
@@ -241,10 +255,11 @@ T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8
 """Student's t, two-sided 95 %, by degrees of freedom."""
 
 
-def _rows() -> list[tuple[str, ...]]:
-    if not CSV.is_file():
+def _rows(path: Path | None = None) -> list[tuple[str, ...]]:
+    """The rows of a table, by default of this work tree's own, which may not be there yet."""
+    if path is None and not CSV.is_file():
         return []
-    with open(CSV, encoding="utf-8", newline="") as file:
+    with open(path or CSV, encoding="utf-8", newline="") as file:
         return [tuple(row[name] for name in COLUMNS) for row in csv.DictReader(file)]
 
 
@@ -284,6 +299,7 @@ def main() -> None:
         command = commands.add_parser(name)
         command.add_argument("arms", nargs="*", metavar="ARM", help=", ".join(arms))
         command.add_argument("--seeds", nargs="+", type=int, default=[], metavar="SEED", help="only these")
+    commands.add_parser("join").add_argument("files", nargs="+", type=Path, metavar="CSV")
     commands.add_parser("table")
     commands.add_parser("upper_bound")
     given = parser.parse_args()
@@ -292,6 +308,8 @@ def main() -> None:
         if unknown := set(given.arms) - set(arms):
             parser.error(f"no arm is called {', '.join(sorted(unknown))}; there are {', '.join(arms)}")
         run(given.arms or list(arms), given.seeds)
+    elif given.command == "join":
+        join(given.files)
     elif given.command == "upper_bound":
         return upper_bound()
     table()

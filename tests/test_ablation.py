@@ -43,10 +43,24 @@ def test_the_table_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     text = (tmp_path / "a.md").read_text(encoding="utf-8")
     test, tuning = text.split("## Tuning")
     assert "| both_orthogonal | 3 | 44.00 | +4.00 (-0.97 to +8.97) | 300 |" in test
-    assert "| supervised_equal_steps | 3 | 40.00 | +0.00 (+0.00 to +0.00) | 100 |" in test
+    assert "| supervised_equal_steps | 3 | 40.00 | (reference) | 100 |" in test
     assert "| both_orthogonal | 3 | 74.00 |" in tuning
     assert "| both_orthogonal | supervised_equal_steps | 3 | +4.00 (-0.97 to +8.97) |" in tuning
     assert "| loop1_gumbel |" not in text  # nothing of it in the table
+
+
+def test_tables_of_clones_are_joined_and_no_run_counts_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ablation, "CSV", tmp_path / "a.csv")
+    rows = [",".join(ablation.COLUMNS), *(f"both_orthogonal,{seed},refcoco_val,0.5,0.5,1,abc" for seed in (1, 2, 3))]
+    for name, lines in (("a", rows[:2]), ("x", rows[:3]), ("y", rows[:2] + rows[3:])):
+        (tmp_path / f"{name}.csv").write_text("\r\n".join(lines) + "\r\n", encoding="utf-8", newline="")
+    ablation.join([tmp_path / "x.csv", tmp_path / "y.csv"])
+    assert (tmp_path / "a.csv").read_bytes().decode() == "\r\n".join(rows) + "\r\n"
+    (tmp_path / "x.csv").write_text(f"{rows[0]}\n{rows[2].replace('0.5', '0.6')}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"x\.csv: both_orthogonal 2 refcoco_val is in .* with other numbers"):
+        ablation.join([tmp_path / "x.csv"])
+    with pytest.raises(FileNotFoundError):
+        ablation.join([tmp_path / "z.csv"])
 
 
 def test_runs_go_seed_by_seed_and_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
