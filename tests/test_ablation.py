@@ -11,7 +11,7 @@ from ans.config import Config, parse
 
 
 def test_every_arm_is_a_valid_setting() -> None:
-    for arm in ablation.ARMS | ablation.STUDY:
+    for arm in ablation.ARMS | ablation.AFTER | ablation.STUDY:
         values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
         for change in ablation._changes(arm):
             path, _, value = change.partition("=")
