@@ -53,8 +53,7 @@ ARMS: dict[str, tuple[str, ...]] = {
 `both_original`, which has none: the bridges differ in what goes on to the second pass, and in its gradient, alone."""
 
 AFTER: dict[str, tuple[str, ...]] = {
-    "supervised_50_steps": (*_NO_LOOPS, "train.steps=50"),
-    "supervised_100_steps": (*_NO_LOOPS, "train.steps=100"),
+    f"supervised_{steps}_steps": (*_NO_LOOPS, f"train.steps={steps}") for steps in (10, 25, 50, 100)
 }
 """Not of the protocol, but asked by its result: do the labels alone do better when they are learnt for a shorter time?"""
 
