@@ -19,7 +19,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -111,7 +111,7 @@ def run(arms: Sequence[str], only: Sequence[int] = ()) -> None:
     """Every run of `arms` that the table lacks, or those of the seeds `only`: seed by seed, so that what is there can be paired.
     Raises `RuntimeError` in a work tree with other changes, which runs would reset, and at the end when runs broke down."""
     _refuse_changes()
-    if (set(arms) & set(ARMS)) and {row[6] for row in _rows() if row[0] in ARMS} - {_defaults()}:
+    if not set(arms) <= set(STUDY) and _shas(_rows()) - {_defaults()}:
         raise RuntimeError(f"{CSV} has runs of another params.yaml, which cannot be paired with new ones; take them out first")
     done = {row[:2] for row in _rows()}
     todo = [(arm, seed) for arm in arms for seed in only or seeds(arm) if seed in seeds(arm) and (arm, str(seed)) not in done]
@@ -159,13 +159,16 @@ def upper_bound() -> None:
 
 
 def join(files: Sequence[Path]) -> None:
-    """Add the runs of other clones' tables. Raises `ValueError` where a run is here already with other numbers."""
+    """Add the runs of other clones' tables. Raises `ValueError` where a run is here already with other numbers, or where runs
+    that are compared started from different `params.yaml`."""
     rows = _rows()
     found = {row[:3]: row for row in rows}
     for path in files:
         for row in _rows(path):
             if found.setdefault(row[:3], row) != row:
                 raise ValueError(f"{path}: {' '.join(row[:3])} is in {CSV} with other numbers; a run counts once")
+    if len(shas := _shas(found.values())) > 1:
+        raise ValueError(f"runs of different params.yaml ({', '.join(sorted(shas))}) cannot be paired; {CSV} is left as it was")
     with open(CSV, "a", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows(list(found.values())[len(rows) :])
 
@@ -201,12 +204,9 @@ def table() -> None:
         "",
         "cIoU in percent, mean over the splits; intervals: 95 %, Student's t over paired seeds. See docs/ablation.md.",
     ]
+    supervised = {arm: "supervised_100_images" if arm.endswith("_100_images") else REFERENCE for arm in ARMS}
     for kind in ("test", "tuning"):
-        scores = _scores(kind)
-        lines += ["", f"## {kind.capitalize()} splits", "", "| arm | seeds | cIoU | difference to supervised | seconds a run |"]
-        lines.append("| --- | ---: | ---: | ---: | ---: |")
-        supervised = {arm: "supervised_100_images" if arm.endswith("_100_images") else REFERENCE for arm in ARMS}
-        lines += [_line(arm, supervised[arm], scores) for arm in ARMS if arm in scores]
+        lines += _section(f"{kind.capitalize()} splits", kind, "supervised", supervised)
     scores = _scores("test")
     lines += [
         "",
@@ -220,16 +220,18 @@ def table() -> None:
             if pairs := _pairs(scores.get(arm, {}), scores.get(other, {})):
                 lines.append(f"| {arm} | {other} | {len(pairs)} | {_interval(pairs)} |")
     for kind in ("test", "tuning"):
-        scores = _scores(kind)
-        lines += ["", f"## After the protocol ({kind} splits)", ""]
-        lines += ["| arm | seeds | cIoU | difference to both loops | seconds a run |", "| --- | ---: | ---: | ---: | ---: |"]
-        lines += [_line(arm, "both_orthogonal", scores) for arm in AFTER if arm in scores]
-    scores = _scores("tuning")
-    lines += ["", "## How captions are read anew (tuning splits, loop 1 alone)", ""]
-    lines += ["| arm | seeds | cIoU | difference to hard captions | seconds a run |", "| --- | ---: | ---: | ---: | ---: |"]
+        lines += _section(f"After the protocol ({kind} splits)", kind, "both loops", dict.fromkeys(AFTER, "both_orthogonal"))
     hard = {arm: "study_hard_long" if arm.endswith("_long") else "study_hard" for arm in STUDY}
-    lines += [_line(arm, hard[arm], scores) for arm in STUDY if arm in scores]
+    lines += _section("How captions are read anew (tuning splits, loop 1 alone)", "tuning", "hard captions", hard)
     TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _section(title: str, kind: str, reference: str, references: dict[str, str]) -> list[str]:
+    """One table: the arms of `references`, as far as there are runs of them, each with its difference to its own reference."""
+    scores = _scores(kind)
+    header = f"| arm | seeds | cIoU | difference to {reference} | seconds a run |"
+    lines = [_line(arm, other, scores) for arm, other in references.items() if arm in scores]
+    return ["", f"## {title}", "", header, "| --- | ---: | ---: | ---: | ---: |", *lines]
 
 
 def _line(arm: str, reference: str, scores: dict[str, dict[str, float]]) -> str:
@@ -273,6 +275,11 @@ def _rows(path: Path | None = None) -> list[tuple[str, ...]]:
         return [tuple(row[name] for name in COLUMNS) for row in csv.DictReader(file)]
 
 
+def _shas(rows: Iterable[tuple[str, ...]]) -> set[str]:
+    """What the runs that are compared with each other started from; the study's are compared among themselves."""
+    return {row[6] for row in rows if row[0] not in STUDY}
+
+
 def _defaults() -> str:
     """12 hex digits of the committed `params.yaml`, its comments left out: what all arms have in common."""
     values = yaml.safe_load(_git("show", "HEAD:params.yaml"))
@@ -314,10 +321,10 @@ def main() -> None:
     commands.add_parser("upper_bound")
     given = parser.parse_args()
     if given.command in ("study", "run"):
-        arms = STUDY if given.command == "study" else ARMS | AFTER
-        if unknown := set(given.arms) - set(arms):
-            parser.error(f"no arm is called {', '.join(sorted(unknown))}; there are {', '.join(arms)}")
-        run(given.arms or list(STUDY if given.command == "study" else ARMS), given.seeds)
+        arms, known = (STUDY, STUDY) if given.command == "study" else (ARMS, ARMS | AFTER)
+        if unknown := set(given.arms) - set(known):
+            parser.error(f"no arm is called {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+        run(given.arms or list(arms), given.seeds)
     elif given.command == "join":
         join(given.files)
     elif given.command == "upper_bound":

@@ -1,5 +1,6 @@
 """The ablation's table by hand, and arms that `params.yaml` knows."""
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -59,8 +60,24 @@ def test_tables_of_clones_are_joined_and_no_run_counts_twice(tmp_path: Path, mon
     (tmp_path / "x.csv").write_text(f"{rows[0]}\n{rows[2].replace('0.5', '0.6')}\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"x\.csv: both_orthogonal 2 refcoco_val is in .* with other numbers"):
         ablation.join([tmp_path / "x.csv"])
+    (tmp_path / "x.csv").write_text(f"{rows[0]}\nsupervised_50_steps,1,refcoco_val,0.5,0.5,1,other\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"different params.yaml \(abc, other\)"):
+        ablation.join([tmp_path / "x.csv"])
     with pytest.raises(FileNotFoundError):
         ablation.join([tmp_path / "z.csv"])
+    assert (tmp_path / "a.csv").read_bytes().decode() == "\r\n".join(rows) + "\r\n"
+
+
+def test_the_committed_table_and_the_readme_say_what_the_rows_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    committed = ablation.TABLE.read_text(encoding="utf-8")
+    monkeypatch.setattr(ablation, "TABLE", tmp_path / "a.md")
+    ablation.table()
+    assert (tmp_path / "a.md").read_text(encoding="utf-8") == committed
+    scores, readme = ablation._scores("test"), Path("README.md").read_text(encoding="utf-8")
+    for other in (ablation.REFERENCE, "supervised_50_steps"):
+        pairs = ablation._pairs(scores["both_orthogonal"], scores[other])
+        gain, low, high = (f"{float(number):.1f}" for number in re.findall(r"[+-][0-9.]+", ablation._interval(pairs)))
+        assert re.search(rf"{gain} (points )?\({low} to {high}\)", readme), (other, gain, low, high)
 
 
 def test_runs_go_seed_by_seed_and_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
