@@ -5,15 +5,23 @@ Read once, at the edge: a stage script calls `load()` and hands typed values on.
 """
 
 import dataclasses
+import re
+import sys
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 
 T = TypeVar("T")
+
+INFINITY = sys.float_info.max
+"""As the upper end of a range: any finite number."""
+
+TINY = sys.float_info.min
+"""As the lower end of a range: any positive number."""
 
 Group = Literal["embed_head", "seg_row", "lora", "proj", "fcs", "sam2_decoder"]
 """Module groups that a run may train. `lora` stands for the language model's linear layers; `seg_row` is one row (of `[SEG]`) of
@@ -21,6 +29,13 @@ what `embed_head` is the whole of."""
 
 Part = Literal["language", "vision", "sam"]
 """Parts of a model that may be held in 4 bits: the language model, its image encoder, the mask part's image encoder."""
+
+
+SUBSET = "sa1b_subset"
+"""The index of SA-1B's images that are used; `sa1b` itself only lists them."""
+
+READERS = Path(__file__).parent / "data" / "sources"
+SEEDS = (0, 2**32 - 1)
 
 
 class ConfigError(ValueError):
@@ -44,23 +59,41 @@ class Launch:
     feature_cache_gb: float
 
     def __post_init__(self) -> None:
-        _require(self.processes >= 1, "launch.processes", "must be at least 1")
-        _require(self.machines >= 1, "launch.machines", "must be at least 1")
-        _require(self.feature_cache_gb >= 0, "launch.feature_cache_gb", "must be at least 0")
+        whole, positive = (1, INFINITY), (0, INFINITY)
+        _check_ranges(self, "launch", processes=whole, machines=whole, main_port=(1, 65535), workers=positive)
+        _check_ranges(self, "launch", save_state_seconds=positive, feature_cache_gb=positive)
         _require(0 <= self.machine_rank < self.machines, "launch.machine_rank", "must be below launch.machines")
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set lies below `paths.root`, and how much of it is indexed at most: its first images, its first masks."""
+    """A published data set: its reader (`ans/data/sources/<reader>.py`), where it lies below `paths.root`, and how much of it is
+    indexed at most: its first images, its first masks."""
 
+    reader: str
     folder: str
     max_images: int | None
     max_samples: int | None
 
     def __post_init__(self) -> None:
-        for name in ("max_images", "max_samples"):
-            _require(getattr(self, name) is None or getattr(self, name) >= 1, f"sources.*.{name}", "must be null or at least 1")
+        _check_ranges(self, "sources.*", max_images=(1, INFINITY), max_samples=(1, INFINITY))
+        there = sorted(path.stem for path in READERS.glob("*.py") if path.stem not in ("__init__", "common", "own"))
+        _require(self.reader in there, "sources.*.reader", f"no reader named {self.reader!r}; there are {', '.join(there)}")
+
+
+@dataclass(frozen=True)
+class Own:
+    """A folder of one's own data, below `paths.root`."""
+
+    folder: str
+
+    reader: ClassVar[str] = "own"
+    max_images: ClassVar[None] = None
+    max_samples: ClassVar[None] = None
+
+
+NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?")
+"""Names of sets become names of files and of DVC's stages."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +112,16 @@ class World:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             if field.name not in ("seed", "shift"):
-                _require(getattr(self, field.name) >= 1, f"world.{field.name}", "must be at least 1")
-        _require(0.0 <= self.shift <= 1.0, "world.shift", "must lie in [0, 1]")
+                _check_ranges(self, "world", **{field.name: (1, INFINITY)})
+        _check_ranges(self, "world", seed=SEEDS, shift=(0, 1))
 
 
 @dataclass(frozen=True)
 class Index:
     max_bad_fraction: float
+
+    def __post_init__(self) -> None:
+        _check_ranges(self, "index", max_bad_fraction=(0, 1))
 
 
 @dataclass(frozen=True)
@@ -100,10 +136,10 @@ class SubsetSa1b:
     max_masks: int | None
 
     def __post_init__(self) -> None:
-        _require(self.images >= 1, "subset_sa1b.images", "must be at least 1")
+        _check_ranges(self, "subset_sa1b", images=(1, INFINITY), seed=SEEDS, max_masks=(1, INFINITY))
+        _check_ranges(self, "subset_sa1b", min_predicted_iou=(0, 2), min_stability_score=(0, 1))
         shares = 0 <= self.min_area_share <= self.max_area_share <= 1
         _require(shares, "subset_sa1b.min_area_share", "must lie between 0 and max_area_share, and that at most at 1")
-        _require(self.max_masks is None or self.max_masks >= 1, "subset_sa1b.max_masks", "must be null or at least 1")
 
 
 @dataclass(frozen=True)
@@ -114,6 +150,10 @@ class LossWeights:
     iou: float
     lisa_dice: bool
 
+    def __post_init__(self) -> None:
+        _check_ranges(self, "train.loss", **dict.fromkeys(("mask", "dice", "language", "iou"), (0, INFINITY)))
+        _require(self.mask + self.dice + self.iou > 0, "train.loss", "no mask loss: mask, dice and iou are 0")
+
 
 @dataclass(frozen=True)
 class MaskSource:
@@ -121,9 +161,7 @@ class MaskSource:
     max_samples: int | None
 
     def __post_init__(self) -> None:
-        path = "train.loop1.sources.*"
-        _require(self.repeats >= 0, f"{path}.repeats", "must not be negative")
-        _require(self.max_samples is None or self.max_samples >= 1, f"{path}.max_samples", "must be null or at least 1")
+        _check_ranges(self, "train.loop1.sources.*", repeats=(0, INFINITY), max_samples=(1, INFINITY))
 
 
 @dataclass(frozen=True)
@@ -147,12 +185,9 @@ class Loop1:
 
     def __post_init__(self) -> None:
         _require(bool(self.sources), "train.loop1.sources", "names no source; to leave loop 1 out set train.loop1.enabled=false")
-        _require(min(self.tau, self.tau_end) > 0, "train.loop1.tau", "must be positive, tau_end too")
-        _require(self.top_k >= 1, "train.loop1.top_k", "must be at least 1")
-        _require(0 <= self.mask_ratio <= 1, "train.loop1.mask_ratio", "must lie in [0, 1]")
-        _require(self.noise >= 0, "train.loop1.noise", "must not be negative")
-        _require(1 <= self.description_prompts <= 4, "train.loop1.description_prompts", "must lie in 1..4")
-        _require(self.objects_per_image >= 1, "train.loop1.objects_per_image", "must be at least 1")
+        weights = dict.fromkeys(("noise", "denoising", "distillation", "reward"), (0, INFINITY))
+        _check_ranges(self, "train.loop1", tau=(TINY, INFINITY), tau_end=(TINY, INFINITY), top_k=(1, INFINITY), **weights)
+        _check_ranges(self, "train.loop1", mask_ratio=(0, 1), description_prompts=(1, 4), objects_per_image=(1, INFINITY))
         _require(
             not self.denoising or self.mask_ratio, "train.loop1.denoising", "needs corrupted tokens: train.loop1.mask_ratio > 0"
         )
@@ -172,8 +207,7 @@ class Loop2:
     mask_supervision: float
 
     def __post_init__(self) -> None:
-        capped = self.max_samples is None or self.max_samples >= 1
-        _require(capped, "train.loop2.max_samples", "must be null or at least 1")
+        _check_ranges(self, "train.loop2", max_samples=(1, INFINITY), mask_supervision=(0, INFINITY))
 
 
 @dataclass(frozen=True)
@@ -182,7 +216,7 @@ class Ema:
     warmup: bool
 
     def __post_init__(self) -> None:
-        _require(0 <= self.decay < 1, "train.ema.decay", "must lie in [0, 1)")
+        _check_ranges(self, "train.ema", decay=(0, 1 - sys.float_info.epsilon))
 
 
 @dataclass(frozen=True)
@@ -201,11 +235,8 @@ class Train:
     keep: int | None
 
     def __post_init__(self) -> None:
-        _require(self.gallery >= 0, "train.gallery", "must be 0 (none) or how many times chains are kept to be looked at")
-        _require(self.keep is None or self.keep >= 1, "train.keep", "must be null (all) or at least 1")
-        _require(self.steps >= 1, "train.steps", "must be at least 1")
-        _require(self.beta >= 0, "train.beta", "must not be negative")
-        _require(self.save_every >= 0, "train.save_every", "must be 0 (only the last) or a number of steps")
+        _check_ranges(self, "train", seed=SEEDS, steps=(1, INFINITY), beta=(0, INFINITY), min_seg_rate=(0, 1))
+        _check_ranges(self, "train", gallery=(0, INFINITY), save_every=(0, INFINITY), keep=(1, INFINITY))
 
 
 @dataclass(frozen=True)
@@ -216,7 +247,7 @@ class LoraSize:
     alpha: float
 
     def __post_init__(self) -> None:
-        _require(self.rank >= 1, "convert.lora.rank", "must be at least 1")
+        _check_ranges(self, "convert.lora", rank=(1, INFINITY), alpha=(TINY, INFINITY))
 
 
 @dataclass(frozen=True)
@@ -240,8 +271,7 @@ class Evaluate:
     max_texts_per_image: int | None
 
     def __post_init__(self) -> None:
-        for name in ("max_samples", "max_texts_per_image"):
-            _require(getattr(self, name) is None or getattr(self, name) >= 1, f"evaluate.{name}", "must be null or at least 1")
+        _check_ranges(self, "evaluate", seed=SEEDS, max_samples=(1, INFINITY), max_texts_per_image=(1, INFINITY))
 
 
 @dataclass(frozen=True)
@@ -279,8 +309,7 @@ class Report:
     examples: int
 
     def __post_init__(self) -> None:
-        for name in ("bootstrap", "gallery", "examples"):
-            _require(getattr(self, name) >= 1, f"report.{name}", "must be at least 1")
+        _check_ranges(self, "report", seed=SEEDS, **dict.fromkeys(("bootstrap", "gallery", "examples"), (1, INFINITY)))
 
 
 @dataclass(frozen=True)
@@ -327,7 +356,7 @@ class Lora:
 
     def __post_init__(self) -> None:
         path = "presets.<preset>.train.lora"
-        _require(self.rank >= 1, f"{path}.rank", "must be at least 1")
+        _check_ranges(self, path, rank=(1, INFINITY), alpha=(TINY, INFINITY), dropout=(0, 0.99))
         _require(len(self.targets) >= 1, f"{path}.targets", "names no layer; to leave LoRA out set lora.enabled=false")
 
     def scale(self) -> float:
@@ -349,9 +378,8 @@ class Validation:
 
     def __post_init__(self) -> None:
         path = "presets.<preset>.train.validation"
-        for name in ("patience", "max_new_tokens", "tokens_per_batch"):
-            _require(getattr(self, name) >= 1, f"{path}.{name}", "must be at least 1")
-        _require(self.max_samples is None or self.max_samples >= 1, f"{path}.max_samples", "must be null or at least 1")
+        names = ("patience", "max_new_tokens", "tokens_per_batch", "max_samples")
+        _check_ranges(self, path, **dict.fromkeys(names, (1, INFINITY)))
 
     @property
     def questions(self) -> Questions:
@@ -391,13 +419,10 @@ class PresetTrain:
         _require(len(self.referring) >= 1, f"{path}.referring", "names no source whose expressions are learnt")
         _require(len(self.trained) >= 1, f"{path}.groups", "names no group: nothing would be trained")
         _require(len(set(self.groups)) == len(self.groups), f"{path}.groups", "names a group twice")
-        _require(
-            self.max_train_samples is None or self.max_train_samples >= 1,
-            f"{path}.max_train_samples",
-            "must be null or at least 1",
-        )
-        _require(self.mask_points >= 0, f"{path}.mask_points", "must be 0 (the whole mask) or a number of points")
-        _require(self.epochs is None or self.epochs >= 1, f"{path}.epochs", "must be null (train.steps counts) or at least 1")
+        names = ("batch", "accumulation", "max_train_samples", "epochs", "objects_per_image", "objects_per_conversation")
+        _check_ranges(self, path, **dict.fromkeys((*names, "max_tiles", "caption_len"), (1, INFINITY)), mask_points=(0, INFINITY))
+        _check_ranges(self, path, lr=(TINY, INFINITY), lr_sam2_scale=(0, INFINITY), clip=(TINY, INFINITY), warmup=(0, 1))
+        _check_ranges(self, path, weight_decay=(0, INFINITY))
         _require(
             self.validation is None or self.epochs is not None,
             f"{path}.validation",
@@ -431,8 +456,7 @@ class PresetEvaluate:
 
     def __post_init__(self) -> None:
         path = "presets.<preset>.evaluate"
-        for name in ("tokens_per_batch", "max_new_tokens"):
-            _require(getattr(self, name) >= 1, f"{path}.{name}", "must be at least 1")
+        _check_ranges(self, path, **dict.fromkeys(("tokens_per_batch", "max_new_tokens"), (1, INFINITY)))
         _require(len(self.splits) >= 1, f"{path}.splits", "names no split")
         for name in ("splits", "captions"):
             _require(len(set(getattr(self, name))) == len(getattr(self, name)), f"{path}.{name}", "names a split twice")
@@ -451,6 +475,7 @@ class Config:
     paths: Paths
     launch: Launch
     sources: dict[str, Source]
+    own: dict[str, Own]
     variants: dict[str, tuple[Group, ...]]
     world: World
     index: Index
@@ -470,11 +495,38 @@ class Config:
         counted = self.chosen.train.epochs is None or not self.loop1
         _require(counted, f"presets.{self.preset}.train.epochs", "counts passes without loop 1 between; with it set train.steps")
         _require(self.variants.get("base") == (), "variants.base", "must be there and be [] (the untouched base)")
+        for name, groups in self.variants.items():
+            _require(name == "base" or bool(groups), f"variants.{name}", "names no group; the untouched base is `base`")
+        for section in ("sources", "own", "variants"):
+            for name in getattr(self, section):
+                _require(bool(NAME.fullmatch(name)), f"{section}.{name}", "a name consists of letters, digits, _ and -")
+        twice = set(self.own) & {*self.sources, SUBSET}
+        _require(not twice, f"own.{min(twice, default='')}", "the name of a published set; choose another")
+        self._check_names()
+
+    def _check_names(self) -> None:
+        """Every source that is named is an index that will be made."""
+        indexes = {*self.sources, *self.own, *([SUBSET] if "sa1b" in self.sources else [])} - {"sa1b"}
+        train, evaluate = self.chosen.train, self.chosen.evaluate
+        path = f"presets.{self.preset}"
+        named = [(f"{path}.train.referring", name) for name in train.referring]
+        named += [(f"{path}.train.validation.split", train.validation.split.rpartition("_")[0])] if train.validation else []
+        named += [(f"{path}.evaluate.splits", split.rpartition("_")[0]) for split in evaluate.splits]
+        named += [(f"{path}.evaluate.captions", split.rpartition("_")[0]) for split in evaluate.captions]
+        named += [("train.loop1.sources", name) for name in (self.loop1.sources if self.loop1 else ())]
+        named += [("train.loop2.source", self.loop2.source)] if self.loop2 else []
+        for key, name in named:
+            known = f"there are {', '.join(sorted(indexes))}; a split is <index>_<part>, e.g. refcoco_val"
+            _require(name in indexes, key, f"no index named {name!r}; {known}")
 
     @property
     def chosen(self) -> Preset:
         """The preset that `preset` names."""
         return self.presets[self.preset]
+
+    def source(self, name: str) -> Source | Own | None:
+        """Where the set lies from which the index of that name is made."""
+        return self.sources.get(name) or self.own.get(name)
 
     @property
     def questions(self) -> Questions:
@@ -520,7 +572,10 @@ class Config:
 def load(path: str | Path = "params.yaml") -> Config:
     """Read and check the whole file. Raises `ConfigError` naming the first offending key."""
     with open(path, encoding="utf-8") as file:
-        values = yaml.safe_load(file)
+        try:
+            values = yaml.safe_load(file)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not YAML: {error}") from error
     return parse(Config, values)
 
 
@@ -532,6 +587,16 @@ def parse(kind: type[T], values: Any, path: str = "") -> T:
 def _require(condition: bool, path: str, message: str) -> None:
     if not condition:
         raise ConfigError(f"{path}: {message}")
+
+
+def _check_ranges(section: Any, path: str, **ranges: tuple[float, float]) -> None:
+    """Raise `ConfigError` where a number of `section` is not within its range, (lowest, highest) allowed; None is let pass."""
+    for name, (low, high) in ranges.items():
+        value = getattr(section, name)
+        if value is None or low <= value <= high:  # false for NaN
+            continue
+        limits = f"at least {low:g}" if high == INFINITY else f"in [{low:g}, {high:g}]"
+        raise ConfigError(f"{path}.{name}: must be {limits}, is {value}")
 
 
 def _parse(kind: Any, value: Any, path: str) -> Any:

@@ -3,8 +3,8 @@
 import sys
 
 from ans.config import load
-from ans.errors import run
 from ans.launch import launch
+from ans.stage import run_stage
 
 
 def main() -> None:
@@ -12,4 +12,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

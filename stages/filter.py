@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ans.checkpoints.shards import groups_of, make_variant
 from ans.config import load
-from ans.errors import run
+from ans.stage import run_stage
 
 
 def main() -> None:
@@ -18,4 +18,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

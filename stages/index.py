@@ -8,7 +8,7 @@ from typing import Any
 
 from ans import config
 from ans.data import index
-from ans.errors import run
+from ans.stage import run_stage
 
 
 def write_report(report: dict[str, Any]) -> None:
@@ -24,9 +24,9 @@ def write_report(report: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("source", help="a key of `sources` in params.yaml")
+    parser.add_argument("source", help="a key of `sources` or `own` in params.yaml")
     write_report(index.build(parser.parse_args().source, config.load()))
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

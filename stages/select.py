@@ -4,14 +4,16 @@ from pathlib import Path
 
 from ans.config import load
 from ans.data.selection import select
-from ans.errors import run
+from ans.stage import run_stage
 
 
 def main() -> None:
     config, indexes, out = load(), Path("data/index"), Path("data/selected")
-    select(config.training_indexes(), indexes, out / "train.json")
-    select(config.evaluation_indexes(), indexes, out / "evaluate.json")
+    validation = config.chosen.train.validation
+    select(config.training_indexes(), indexes, out / "train.json", [validation.split] if validation else [])
+    asked = (*config.questions.splits, *config.questions.captions)
+    select(config.evaluation_indexes(), indexes, out / "evaluate.json", asked)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

@@ -1,8 +1,8 @@
 """Stage `subset_sa1b`: the chosen images of SA-1B -> data/index/sa1b_subset.arrow and reports/data/sa1b_subset.json."""
 
 from ans import config
-from ans.data.index import subset_sa1b
-from ans.errors import run
+from ans.data.subset_sa1b import subset_sa1b
+from ans.stage import run_stage
 from stages.index import write_report
 
 
@@ -11,4 +11,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

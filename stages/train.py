@@ -1,8 +1,8 @@
 """Stage `train`: base, indexes -> models/checkpoint, and curves in reports/train."""
 
 from ans.config import load
-from ans.errors import run
 from ans.launch import launch
+from ans.stage import run_stage
 
 
 def main() -> None:
@@ -10,4 +10,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

@@ -5,7 +5,7 @@ from pathlib import Path
 from ans.checkpoints.fetch import fetch, fetch_sam2
 from ans.checkpoints.shards import shard, working_folder
 from ans.config import load
-from ans.errors import run
+from ans.stage import run_stage
 
 
 def main() -> None:
@@ -25,4 +25,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

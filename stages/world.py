@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ans import config
 from ans.data.world import checksum, write_world
-from ans.errors import run
+from ans.stage import run_stage
 
 ROOT = Path("data/world")
 
@@ -21,4 +21,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

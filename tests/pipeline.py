@@ -12,7 +12,8 @@ import yaml
 
 from ans.checkpoints.shards import shard
 from ans.config import Config, World, parse
-from ans.data.index import build, subset_sa1b
+from ans.data.index import build
+from ans.data.subset_sa1b import subset_sa1b
 from ans.data.world import write_world
 
 REPOSITORY = Path(__file__).parent.parent

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -30,7 +31,7 @@ def test_the_committed_file_is_valid() -> None:
         ("train.steps", "many", "train.steps: expected int, found 'many'"),
         ("train.steps", True, "train.steps: expected int, found True"),
         ("train.steps", 0, "train.steps: must be at least 1"),
-        ("train.beta", -1, "train.beta: must not be negative"),
+        ("train.beta", -1, "train.beta: must be at least 0, is -1"),
         ("presets.tiny.train.groups", ["vision"], "presets.tiny.train.groups[0]: expected one of"),
         ("presets.tiny.train.groups", [], "presets.<preset>.train.groups: names no group"),
         ("presets.tiny.train.lr", "1e-4", "presets.tiny.train.lr: expected float, found '1e-4' (YAML reads 1e-4 as text"),
@@ -54,6 +55,71 @@ def test_mistakes_are_named(values, path, value, message) -> None:
         parse(Config, values)
 
 
+UNUSABLE = {
+    "presets.tiny.train.batch": (0, -1),
+    "presets.tiny.train.accumulation": (0, -2),
+    "presets.tiny.train.lr": (0, -3, float("nan"), float("inf")),
+    "presets.tiny.train.lr_sam2_scale": (-1,),
+    "presets.tiny.train.warmup": (7, -0.1, float("nan")),
+    "presets.tiny.train.clip": (0, -1, float("nan")),
+    "presets.tiny.train.weight_decay": (-1,),
+    "presets.tiny.train.lora.dropout": (5, 1, -0.1),
+    "presets.tiny.train.lora.alpha": (0,),
+    "presets.tiny.train.max_tiles": (0,),
+    "presets.tiny.train.caption_len": (0, -1),
+    "presets.tiny.train.objects_per_image": (0,),
+    "presets.tiny.train.objects_per_conversation": (0,),
+    "presets.tiny.train.mask_points": (-1,),
+    "presets.tiny.evaluate.max_new_tokens": (0,),
+    "presets.tiny.evaluate.tokens_per_batch": (0,),
+    "train.steps": (0, -5),
+    "train.seed": (-1,),
+    "train.min_seg_rate": (5, -1),
+    "train.loss.mask": (-1, float("nan")),
+    "train.loss.dice": (-0.5,),
+    "train.loss.language": (-1,),
+    "train.loss.iou": (-1,),
+    "train.loop1.tau": (0, -1),
+    "train.loop1.denoising": (-1,),
+    "train.loop2.mask_supervision": (-1,),
+    "train.ema.decay": (1, -0.1),
+    "launch.workers": (-1,),
+    "launch.processes": (0,),
+    "launch.main_port": (0, 70000),
+    "launch.save_state_seconds": (-1,),
+    "index.max_bad_fraction": (-2, 2),
+    "subset_sa1b.images": (0,),
+    "subset_sa1b.min_predicted_iou": (-1,),
+    "presets.tiny.train.referring": (["nothing"], ["refcoco", "sa1b"], []),
+    "presets.tiny.evaluate.splits": (["nothing_val"], ["refcoco"], []),
+    "presets.tiny.evaluate.captions": (["nothing_val"],),
+    "train.loop1.sources": ({"nothing": {"repeats": 1.0, "max_samples": None}}, {}),
+    "train.loop2.source": ("nothing",),
+    "variants.lora": ([],),
+    "sources.sa1b.reader": ("nothing", "own", "common"),
+    "own": ({"refcoco": {"folder": "x"}}, {"a/b": {"folder": "x"}}, {"sa1b_subset": {"folder": "x"}}),
+}
+
+
+@pytest.mark.parametrize(("path", "value"), [(path, value) for path, values in UNUSABLE.items() for value in values])
+def test_what_cannot_work_is_refused_with_its_path(values, path: str, value: object) -> None:
+    node = values
+    *parents, key = path.split(".")
+    for parent in parents:
+        node = node[parent]
+    node[key] = value
+    with pytest.raises(ConfigError) as error:
+        parse(Config, values)
+    named = str(error.value).split(":")[0].replace("<preset>", "tiny").replace("sources.*", "sources.sa1b")
+    assert named in path or named.startswith(path), error.value
+
+
+def test_a_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("train: {steps: [}")
+    with pytest.raises(ConfigError, match="params.yaml: not YAML: "):
+        load(tmp_path / "params.yaml")
+
+
 def test_every_missing_key_is_named(values) -> None:
     """Each key of each section, removed alone, is named by its path."""
 
@@ -61,7 +127,7 @@ def test_every_missing_key_is_named(values) -> None:
         for key, child in node.items():
             free = (
                 prefix
-                and prefix[0] in ("sources", "variants")
+                and prefix[0] in ("sources", "own", "variants")
                 or prefix[-1:] == ("presets",)
                 or prefix[-1:] in (("sha256",), ("sources",))
             )

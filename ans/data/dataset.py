@@ -17,9 +17,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ans.data import masks as rle
-from ans.data.images import open_image
-from ans.data.index import Index
+from ans.data.arrow import Index
+from ans.data.matching import record_image, region_mask
 from ans.data.mixing import Pool, interleaved, keyed_rng
 from ans.data.records import ImageRecord, Region
 from ans.model import prompts
@@ -74,11 +73,6 @@ def _photograph(path: str) -> str:
 def _taught(region: Region) -> bool:
     """Whether a region is for supervised training. An expression of nothing (gRefCOCO) is not: `[SEG]` promises an object."""
     return region.split == TRAIN_SPLIT and bool(region.expressions) and region.area > 0
-
-
-def region_mask(record: ImageRecord, region: Region) -> np.ndarray:
-    """The region's mask, (height, width) uint8 in {0, 1}."""
-    return rle.decode(region.counts, record.height, record.width)
 
 
 @dataclass(frozen=True)
@@ -201,12 +195,12 @@ class TrainingData(Dataset):
         for place, position in enumerate(positions):
             number, row = self.referring.rows[self.referring_pool.at(position)[1]]
             record = self.referring.indexes[number].record(row)
-            tokens = images.add(record.path) * self.config.tokens_per_tile
+            tokens = images.add(record) * self.config.tokens_per_tile
             rng = self._rng(REFERRING, position)
             regions = [region for region in record.regions if _taught(region)]
             picked = [regions[i] for i in rng.permutation(len(regions))[: sampling.objects_per_image]]
             for region in picked:
-                targets.add(record, region.counts, rng)
+                targets.add(record, region, rng)
             for start in range(0, len(picked), sampling.objects_per_conversation):
                 turns = self._turns(picked[start : start + sampling.objects_per_conversation], tokens, rng)
                 encoded.append(prompts.encode_conversation(self.tokenizer, self.template, turns))
@@ -216,28 +210,29 @@ class TrainingData(Dataset):
 
     def _masks(self, positions: range) -> MaskBatch:
         sampling, side = self.sampling, self.config.grid_side
-        images, targets, described = _Loader(self, max_tiles=1), _Targets(self), {}
+        images, targets = _Loader(self, max_tiles=1), _Targets(self)
+        described: dict[int, ImageRecord] = {}
         segment, cells, questions, corruption, noise, where = [], [], [], [], [], []
         for place, position in enumerate(positions):
             source, number = self.mask_pool.at(position)
             record, region = self.masks[source].sample(number)
             rng = self._rng(MASKS, position)
             two_views = bool(record.second and region.second_counts)
-            images.add(record.second if two_views else record.path)
+            images.add(record, second=two_views)
             if two_views:
-                described[place] = record.path
+                described[place] = record
             others = [o for o in self.masks[source].usable(record) if o != region and bool(o.second_counts) == two_views]
             picked = [others[i] for i in rng.permutation(len(others))[: sampling.masks_per_image - 1]]
             for one in [region, *picked]:
                 segment.append(place)
                 cells.append(region_cells(torch.from_numpy(region_mask(record, one))[None], side)[0])
-                targets.add(record, one.second_counts if two_views else one.counts, rng)
+                targets.add(record, one, rng, second=two_views)
                 questions.append(self._questions(rng))
                 corruption.append(rng.random((sampling.caption_len, 2), dtype=np.float32))
                 noise.append(rng.gumbel(size=(sampling.caption_len, sampling.top_k)).astype(np.float32))
                 where.append((record.second if two_views else record.path, self.masks[source].name))
         # frames that are only described come behind those that are segmented
-        behind = {place: images.add_described(path) for place, path in described.items()}
+        behind = {place: images.add_described(record) for place, record in described.items()}
         index = [behind.get(place, place) for place in segment]
         describe, ask, answers = (list(column) for column in zip(*questions, strict=True))
         return MaskBatch(
@@ -251,13 +246,13 @@ class TrainingData(Dataset):
         for position in positions:
             record, region = self.captions.sample(self.caption_pool.at(position)[1])
             rng = self._rng(CAPTIONS, position)
-            images.add(record.path)
+            images.add(record)
             caption = region.expressions[rng.integers(len(region.expressions))].sent
             ids = self.tokenizer.encode(caption + self.template.suffix, add_special_tokens=False)
             learnt.append(ids[: self.sampling.caption_len])
             texts.append(prompts.expression_text(caption))
             where.append((record.path, self.captions.name))
-            targets.add(record, region.counts, rng)
+            targets.add(record, region, rng)
             questions.append(self._questions(rng))
         describe, ask, answers = (list(column) for column in zip(*questions, strict=True))
         return CaptionBatch(
@@ -297,10 +292,9 @@ class _Targets:
         self.share: list[tuple[float, float]] = []
         self.uniform: list[np.ndarray] = []
 
-    def add(self, record: ImageRecord, counts: str, rng: np.random.Generator) -> None:
-        height, width = record.height, record.width
-        self.soft.append(self.config.soft_target(torch.from_numpy(rle.decode(counts, height, width))))
-        self.share.append(self.config.image_share(height, width))
+    def add(self, record: ImageRecord, region: Region, rng: np.random.Generator, second: bool = False) -> None:
+        self.soft.append(self.config.soft_target(torch.from_numpy(region_mask(record, region, second))))
+        self.share.append(self.config.image_share(record.height, record.width))
         self.uniform.append(rng.random((self.points, 2), dtype=np.float32))
 
     def pack(self) -> Targets:
@@ -316,15 +310,15 @@ class _Loader:
         self.sam: list[Tensor] = []
         self.sizes: list[tuple[int, int]] = []
 
-    def add(self, path: str) -> int:
-        """Open an image that is segmented and return its number of tiles."""
-        image = open_image(self.data.root, path)
+    def add(self, record: ImageRecord, second: bool = False) -> int:
+        """Open an image that is segmented, or its second frame, and return its number of tiles."""
+        image = record_image(self.data.root, record, second)
         self.sam.append(self.data.config.sam_pixels(image))
         return self._cut(image)
 
-    def add_described(self, path: str) -> int:
+    def add_described(self, record: ImageRecord) -> int:
         """Open an image that is only described and return its number among the images."""
-        self._cut(open_image(self.data.root, path))
+        self._cut(record_image(self.data.root, record))
         return len(self.tiles) - 1
 
     def pack(self) -> Images:

@@ -15,7 +15,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 SEPARATOR = "::"
 BROKEN_NPZ = (OSError, EOFError, ValueError, SyntaxError, TypeError, struct.error, tokenize.TokenError, zlib.error)
@@ -25,8 +25,16 @@ BROKEN_NPZ += (zipfile.BadZipFile, NotImplementedError, RuntimeError, RecursionE
 BROKEN_IMAGE = (OSError, SyntaxError, ValueError, TypeError, IndexError, struct.error, zlib.error, Image.DecompressionBombError)
 """What Pillow raises on damaged files."""
 
-TURNED = (5, 6, 7, 8)
-"""EXIF orientations that swap width and height."""
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what makes the image upright; from 5 on width and height are swapped."""
 
 
 def member(tar: str, offset: int, size: int) -> str:
@@ -119,7 +127,8 @@ def open_image(root: str | Path, locator: str) -> Image.Image:
         if part and ":" not in part:
             return _from_array(read_array(below(root, path), part))
         with Image.open(BytesIO(read_bytes(root, locator))) as image:
-            return _to_rgb(ImageOps.exif_transpose(image))
+            turn = TURNS.get(_orientation(image))
+            return _to_rgb(image if turn is None else image.transpose(turn))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -156,7 +165,16 @@ def image_size(root: str | Path, locator: str) -> tuple[int, int]:
     """(width, height) in pixels of what `open_image` returns for a JPEG or PNG, without decoding it. Raises as `open_image`."""
     with _image_errors(root, locator), Image.open(BytesIO(read_bytes(root, locator))) as image:
         width, height = image.size
-        return (height, width) if image.getexif().get(0x0112) in TURNED else (width, height)
+        return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8; 1, upright, where the EXIF data has none or cannot be read: damaged metadata costs no sound image. Pillow's
+    `exif_transpose` also writes the data anew, which fails on values that it could read."""
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except (*BROKEN_IMAGE, KeyError, AttributeError, OverflowError):
+        return 1
 
 
 @contextmanager

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco
 
+BROKEN = "RLE counts that cannot be decoded"
+NOT_FILLED = "RLE that does not fill the image"
+
 MAX_SIDE = 65535
 """Of a JPEG; pycocotools counts pixels in 32 bits."""
 
@@ -41,7 +44,7 @@ def _from_rle(rle: dict[str, Any], height: int, width: int) -> str:
         raise ValueError("RLE of another size than the image")
     runs = np.asarray(counts) if isinstance(counts, list) else run_lengths(counts)
     if runs.dtype.kind != "i" or runs.ndim != 1 or not len(runs) or runs.min() < 0 or runs.sum() != height * width:
-        raise ValueError("RLE that does not fill the image")
+        raise ValueError(NOT_FILLED)
     if isinstance(counts, list):
         return coco.frPyObjects({"counts": counts, "size": size}, height, width)["counts"].decode("ascii")
     return counts
@@ -97,16 +100,38 @@ def from_array(mask: np.ndarray) -> str:
     return coco.encode(np.asfortranarray(mask > 0, np.uint8))["counts"].decode("ascii")
 
 
-def check_form(counts: Sequence[Any]) -> None:
-    """Raise `ValueError` where one of `counts` is no text in the coding of `run_lengths`; pycocotools would read on behind its
-    end. Whether the numbers fill the image is not looked at.
+def check_counts(counts: Sequence[Any], height: int, width: int) -> None:
+    """Raise `ValueError` where one of `counts` is no text in the coding of `run_lengths` (pycocotools would read on behind its
+    end), or where its runs do not fill height x width. All at once, since SA-1B has a hundred masks per image.
     """
+    if not counts:
+        return
     if not set(map(type, counts)) <= {str} or not all(counts):
-        raise ValueError("RLE counts that cannot be decoded")
+        raise ValueError(BROKEN)
     codes = np.frombuffer("".join(counts).encode("utf-8", "surrogatepass"), np.uint8)
     # of a number's last code bit 5 is not set: it is one of the first 32
-    if len(codes) and not (48 <= codes.min() <= codes.max() <= 111 and max([text[-1] for text in counts]) <= chr(79)):
-        raise ValueError("RLE counts that cannot be decoded")
+    if not (48 <= codes.min() <= codes.max() <= 111 and max([text[-1] for text in counts]) <= chr(79)):
+        raise ValueError(BROKEN)
+    codes = codes - 48
+    ends = np.flatnonzero(codes < 32)  # last code of each number
+    numbers = _numbers(codes, ends)
+    last = np.searchsorted(ends, np.cumsum([len(text) for text in counts]) - 1)  # last number of each mask
+    first = np.concatenate([[0], last[:-1] + 1])
+    sizes = last - first + 1
+    # Two columns, one for the zeros' and one for the ones' runs, and as many rows as the longer has: from the fourth run on a
+    # number is the difference to the one above it, so that runs are sums down the columns, but for the very first run.
+    rows = (sizes + 1) // 2
+    start = np.cumsum(rows) - rows
+    table = np.zeros((int(rows.sum()), 2), np.int64)
+    table.reshape(-1)[np.arange(len(numbers)) + np.repeat(2 * start - first, sizes)] = numbers
+    opening = table[start, 0]
+    table[start, 0] = 0
+    runs = np.cumsum(table, axis=0)
+    runs -= np.repeat(runs[start] - table[start], rows, axis=0)
+    runs[(start + rows - 1)[sizes % 2 == 1], 1] = 0  # a column that ends earlier
+    runs[start, 0] = opening
+    if runs.min() < 0 or (np.add.reduceat(runs.sum(1), start) != height * width).any():
+        raise ValueError(NOT_FILLED)
 
 
 def run_lengths(counts: Any) -> np.ndarray:
@@ -118,20 +143,24 @@ def run_lengths(counts: Any) -> np.ndarray:
     """
     if not isinstance(counts, str) or not counts.isascii():
         raise ValueError("RLE counts that are no ASCII text")
-    codes = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
-    if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        raise ValueError("RLE counts that cannot be decoded")
-    last = (codes & 32) == 0
-    starts = np.concatenate([[0], np.flatnonzero(last)[:-1] + 1])
-    lengths = np.diff(starts, append=len(codes))
-    if lengths.max() > 7:
-        raise ValueError("RLE counts that cannot be decoded")
-    shifts = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
-    runs = np.add.reduceat((codes & 31) << shifts, starts)
-    runs -= np.where(codes[last] & 16, 1 << (5 * lengths), 0)
+    codes = np.frombuffer(counts.encode("ascii"), np.uint8) - 48
+    if not len(codes) or codes.max() > 63 or codes[-1] & 32:  # what lies below 48 has become large
+        raise ValueError(BROKEN)
+    runs = _numbers(codes, np.flatnonzero(codes < 32))
     runs[1::2] = np.cumsum(runs[1::2])
     runs[2::2] = np.cumsum(runs[2::2])
     return runs
+
+
+def _numbers(codes: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """(numbers,) int64 of `codes` (n,) uint8 in 0..63, `ends` being the place of each number's last code."""
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > 7:  # more than any image's number of pixels
+        raise ValueError(BROKEN)
+    shifts = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
+    numbers = np.add.reduceat((codes & 31).astype(np.int64) << shifts, starts)
+    return numbers - np.where(codes[ends] & 16, 1 << (5 * lengths), 0)
 
 
 def measure(counts: str, height: int, width: int) -> tuple[int, tuple[float, float, float, float]]:

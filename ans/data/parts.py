@@ -10,9 +10,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ans.files import replacing
+from ans.progress import Progress
 
 Write = Callable[[Sequence[Any], Path], None]
 """Does some tasks and writes their file. Runs in another process: a function of a module, or a `partial` of one."""
@@ -35,10 +34,10 @@ def write_parts(
     paths = [folder / f"{start // size:06d}" for start in starts]
     missing = [(start, path) for start, path in zip(starts, paths, strict=True) if not path.exists()]
     workers = min(workers or processes(), len(missing))
-    with tqdm(total=len(tasks), desc=name, unit=unit, disable=None) as bar:
-        bar.update(len(tasks) - sum(min(size, len(tasks) - start) for start, _ in missing))
+    before = len(tasks) - sum(min(size, len(tasks) - start) for start, _ in missing)
+    with Progress(len(tasks), name, unit, before) as progress:
         for done in _results(missing, tasks, write, size, workers):
-            bar.update(done)
+            progress.update(done)
     return paths
 
 

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+QUERY_KINDS = {True: "long", False: "short"}
+"""ReasonSeg's `is_sentence` -> the name of the published subset, which is the category of its regions."""
+
 
 @dataclass(frozen=True)
 class Expression:

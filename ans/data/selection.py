@@ -5,13 +5,16 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from ans.data.index import is_absent
+from ans.data.arrow import is_absent, read_index
 from ans.files import replacing
 
 
-def select(names: Iterable[str], indexes: Path, out: Path) -> None:
-    """Write `out`: index name -> sha256 of `indexes/<name>.arrow`, as JSON. Raises `FileNotFoundError` naming a missing index, or
-    all whose data was not there to be indexed."""
+def select(names: Iterable[str], indexes: Path, out: Path, splits: Iterable[str] = ()) -> None:
+    """Write `out`: index name -> sha256 of `indexes/<name>.arrow`, as JSON.
+
+    Raises `FileNotFoundError` naming a missing index, or all whose data was not there to be indexed, and `ValueError` naming one
+    of `splits` (`<index>_<part>`) of which its index has no region: now, not after hours of training.
+    """
     sums, absent = {}, []
     for name in sorted(names):
         path = indexes / f"{name}.arrow"
@@ -28,5 +31,11 @@ def select(names: Iterable[str], indexes: Path, out: Path) -> None:
             "of the sources and splits that params.yaml names, or put it there (folders are `sources.<name>.folder`) and run "
             f"`dvc repro --force --single-item {again}`"
         )
+    for split in splits:
+        name, _, part = split.rpartition("_")
+        there = read_index(indexes / f"{name}.arrow").splits()
+        if part not in there:
+            known = ", ".join(f"{name}_{other}" for other in sorted(there)) or "none"
+            raise ValueError(f"split {split}: {name} has no region of it; its splits are {known}")
     with replacing(out) as temporary:
         temporary.write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")

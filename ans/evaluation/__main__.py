@@ -1,11 +1,11 @@
-"""The process that `stages/evaluate.py` starts under `accelerate launch`."""
+"""The process that `stages/evaluate.py` starts."""
 
 import sys
 from pathlib import Path
 
 from ans.config import load
 from ans.errors import run
-from ans.evaluation.predict import evaluate
+from ans.evaluation.evaluate import evaluate
 
 
 def main(variant: str) -> None:

@@ -9,16 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
 from ans.data.masks import run_lengths
-from ans.data.sources.reason_seg import KINDS
-from ans.evaluation.metrics import iou, paired_bootstrap
+from ans.data.records import QUERY_KINDS
+from ans.evaluation.metrics import FEWEST_IMAGES, iou, paired_bootstrap
 from ans.report.results import KEY, ResultsError
 
 DATA = Path("data/eval")
 RESAMPLES, SEED = 2000, 0
-FEWEST_IMAGES = 10
-"""Of fewer images an interval says nothing, and none is shown."""
 
 SIZES = {"small, < 3 % of the image": 0.03, "medium, 3 to 10 %": 0.10, "large, > 10 %": np.inf}
 LENGTHS = {"1 to 2 words": 2, "3 to 5 words": 5, "6 words and more": np.inf}
@@ -46,7 +45,7 @@ def groups(table: pd.DataFrame) -> Iterator[tuple[str, np.ndarray]]:
             low = high
     yield "with a position word", placed
     yield "without", ~placed
-    for kind in KINDS.values():
+    for kind in QUERY_KINDS.values():
         yield f"{kind} query", (table["category"] == kind).to_numpy()
 
 
@@ -78,6 +77,8 @@ def read(where: str, split: str) -> pd.DataFrame:
     if not path.is_file():
         there = ", ".join(sorted(other.stem for other in path.parent.glob("*.parquet"))) or "none"
         raise ResultsError(f"{path}: not there; evaluate it first (tables in that folder: {there})")
+    if "caption" in pq.read_schema(path).names:
+        raise ResultsError(f"{path}: is about captions; only results about expressions are compared, see the report for captions")
     columns = [*KEY, "sent", "intersection", "union", "gt_counts", "height", "width", "category"]
     table = pd.read_parquet(path, columns=columns)
     return table.assign(area=[_area(counts) for counts in table["gt_counts"]])

@@ -3,11 +3,9 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
+from ans.evaluation.plan import Row
 from ans.files import replacing, runs_folder
-
-Row = dict[str, Any]
 
 
 class Kept:

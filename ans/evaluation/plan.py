@@ -7,12 +7,17 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from ans.config import Questions
-from ans.data.index import Index, check_listing, read_index
+from ans.data.arrow import Index, read_index
+from ans.data.readers import check_listing
 from ans.data.records import Expression, ImageRecord, Region
+
+Row = dict[str, Any]
+"""The answer to a question, with its metrics."""
 
 
 @dataclass(frozen=True)

@@ -1,83 +1,26 @@
-"""Evaluate one variant on all its splits by free greedy generation, each image read once for all that is asked about it."""
+"""Predictions for a batch of images by free greedy generation, each image read once for all that is asked about it."""
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from pycocotools import mask as coco
-from tqdm import tqdm
 
 from ans import captions
-from ans.config import Config
 from ans.data import masks
-from ans.data.dataset import region_mask
-from ans.data.images import open_image
+from ans.data.matching import record_image, region_mask
 from ans.data.records import ImageRecord
-from ans.evaluation.kept import Kept, Row
 from ans.evaluation.metrics import box_giou, intersection_union, iou
-from ans.evaluation.plan import Item, Question, make_plan
-from ans.evaluation.protocol import GIVEN_ANSWER, fingerprint, make_protocol, protocol_text
-from ans.evaluation.tables import CaptionTable, ExpressionTable, write_json
+from ans.evaluation.plan import Item, Question, Row
 from ans.model.config import ModelConfig
-from ans.model.feature_cache import FeatureCache
 from ans.model.segmenter import Features, Segmentation, Segmenter
-from ans.processes import connect
+
+GIVEN_ANSWER = "Sure, [SEG]."
+"""The teacher-forced answer of `ciou_forced`: one of those that training uses."""
 
 TEXT_TOKENS = 32
 """What a question takes beside the image, for the token budget."""
-
-
-def evaluate(config: Config, variant: str, folder: Path, index_folder: Path, reports: Path, data: Path) -> None:
-    """Write `reports/<result>.json` and `data/<result>.parquet` for every split and captioning, and `data/protocol.json`.
-
-    Batches are planned from the data alone and handed out whole, so any number of processes gives the same numbers. Each is kept
-    when it is done; a run that was killed, started again, does the others. Raises what `make_plan` and `open_image` raise.
-    """
-    preset, root = config.chosen.evaluate, Path(config.paths.root)
-    accelerator = connect(preset.precision)
-    torch.manual_seed(config.evaluate.seed)
-    plan = make_plan(config.questions, index_folder, root)
-    sizes = ModelConfig.from_folder(folder)
-    batches = plan.batches(lambda *size: row_tokens(sizes, *size) + preset.max_new_tokens, preset.tokens_per_batch)
-    protocol = make_protocol(config, variant, folder, accelerator.device.type, plan)
-    kept = Kept(variant, fingerprint(protocol))
-    mine = range(accelerator.process_index, len(batches), accelerator.num_processes)
-    todo = [number for number in mine if not kept.has(number)]
-    if accelerator.is_main_process:
-        print(protocol_text(protocol), flush=True)
-        if done := sum(map(kept.has, range(len(batches)))):
-            print(f"continuing {kept.folder}: {done} of {len(batches)} batches are done", flush=True)
-    if todo:
-        dtype = torch.bfloat16 if preset.precision == "bf16" else torch.float32
-        model = Segmenter.from_pretrained(folder, accelerator.device, dtype, preset.four_bit)
-        encode = None
-        if cache := config.launch.feature_cache_gb:
-            encode = FeatureCache(model, preset.precision, 1e9 * cache, accelerator.num_processes).encode
-        quiet = None if accelerator.is_main_process else True
-        for number in tqdm(todo, desc=f"evaluate {variant}", unit="batch", disable=quiet, mininterval=1):
-            items = [plan.item(image) for image in batches[number]]
-            with accelerator.autocast():
-                kept.write(number, predict(model, root, items, preset.max_new_tokens, encode))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        with ExitStack() as stack:
-            tables = {name: ExpressionTable(data / f"{name}.parquet", protocol) for name in config.questions.split_results()}
-            tables |= {name: CaptionTable(data / f"{name}.parquet", protocol) for name in config.questions.caption_results()}
-            for table in tables.values():
-                stack.enter_context(table)
-            for number in range(len(batches)):
-                for row in kept.read(number):
-                    tables[row.pop("result")].add(row)
-        for name, table in tables.items():
-            write_json(
-                reports / f"{name}.json",
-                table.summary() | {"images": plan.counts[name]["images"], "capped": int(config.questions.capped)},
-            )
-        write_json(data / "protocol.json", protocol)
-        kept.remove()
 
 
 def row_tokens(sizes: ModelConfig, height: int, width: int) -> int:
@@ -93,7 +36,7 @@ def predict(
     encode: Callable[[Sequence[Image.Image]], Features] | None = None,
 ) -> list[Row]:
     """One row per question of a batch of images; `result` in it says where it belongs. `encode`: see `Segmenter.read`."""
-    read = model.read([open_image(root, item.record.path) for item in items], encode)
+    read = model.read([record_image(root, item.record) for item in items], encode)
     asked = [[question for question in item.questions if question.expression] for item in items]
     texts = [[question.expression.sent for question in questions] for questions in asked]
     free = model.segment(read, texts, max_new_tokens)

@@ -11,13 +11,11 @@ from ans import data as data_package
 from ans.checkpoints.shards import files
 from ans.config import Config
 from ans.evaluation.plan import Plan
+from ans.evaluation.predict import GIVEN_ANSWER
 from ans.model import prompts
 from ans.model.config import ModelConfig
 
 PACKAGES = ("torch", "transformers", "sam2")
-GIVEN_ANSWER = "Sure, [SEG]."
-"""The teacher-forced answer of `ciou_forced`: one of those that training uses."""
-
 _DATA = (Path(data_package.__file__).parent / f"{name}.py" for name in ("dataset", "images", "index", "masks", "records"))
 CODE = (*Path(__file__).parent.glob("*.py"), *Path(prompts.__file__).parent.glob("*.py"), Path(captions.__file__), *_DATA)
 """The sources that decide about the results."""

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ans.captions import cider
-from ans.data.sources.reason_seg import KINDS
-from ans.evaluation.kept import Row
+from ans.data.records import QUERY_KINDS
 from ans.evaluation.metrics import Totals, iou
+from ans.evaluation.plan import Row
 from ans.files import replacing
 
 ROWS_PER_GROUP = 1024
@@ -98,7 +98,7 @@ class ExpressionTable(_Table):
     def __init__(self, path: Path, protocol: dict[str, Any]) -> None:
         super().__init__(path, protocol)
         self._totals = Totals()
-        self._queries = {kind: Totals() for kind in KINDS.values()}
+        self._queries = {kind: Totals() for kind in QUERY_KINDS.values()}
 
     def _count(self, row: Row) -> None:
         self._totals.add(row)

@@ -184,6 +184,12 @@ class Segmenter(nn.Module):
         special = {*self.tokenizer.all_special_ids, *self.tokenizer.get_added_vocab().values()}
         return torch.tensor([number for number in range(len(self.tokenizer)) if number not in special])
 
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of `text` that the tokenizer has no token for; tokenizers made of bytes have one for everything."""
+        unknown = self.tokenizer.unk_token_id
+        words = {word: self.tokenizer.encode(word, add_special_tokens=False) for word in text.split()}
+        return [word for word, ids in words.items() if unknown is not None and unknown in ids]
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Within, no dropout and no gradients; afterwards the mode is as it was."""

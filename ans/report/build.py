@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ans.config import Config
+from ans.config import SUBSET, Config
 from ans.report.gallery import CHANGED, candidates, choose, draw_chains, draw_gallery, order
 from ans.report.page import Page, write_page
 from ans.report.plots import plot_ciou, plot_panels
@@ -24,7 +24,7 @@ def build(config: Config, reports: Path, data: Path, checkpoint: Path) -> None:
     names = config.questions.split_results(), config.questions.caption_results()
     results = read_results(reports, data, tuple(config.variants), *names)
     training = read_training(reports / "train" / "plots", checkpoint)
-    indexes = [_read(reports / "data" / f"{source}.json", "index") for source in (*config.sources, "sa1b_subset")]
+    indexes = [_read(reports / "data" / f"{source}.json", "index") for source in (*config.sources, *config.own, SUBSET)]
     protocols = {name: _read(data / "eval" / name / "protocol.json", "evaluate") for name in config.variants}
     scores = score(results, settings.bootstrap, settings.seed)
 

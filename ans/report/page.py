@@ -4,7 +4,7 @@ Everything is there without the script, which only sorts and filters the gallery
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -62,6 +62,7 @@ def write_page(page: Page, path: Path) -> None:
 def html(page: Page) -> str:
     """The page as text."""
     reasons = {variant: find_reasons(page.results, page.data, variant) for variant in page.results.variants}
+    examples = _examples(page, reasons[compared(page.results)])
     sections = {
         "results": ("Results", _results(page)),
         "training": ("What was trained on what", _trained(page)),
@@ -69,8 +70,8 @@ def html(page: Page) -> str:
         "conflict": ("Gradient conflict", _conflict(page)),
         "chains": ("What the loops did", _chains(page)),
         "captions": ("Captions", _captions(page)),
-        "gallery": ("Gallery", _gallery(page, reasons[compared(page.results)])),
-        "failures": ("Failures", _failures(page, reasons)),
+        "gallery": ("Gallery", _gallery(page, examples)),
+        "failures": ("Failures", _failures(page, reasons, set(examples["reason"]))),
         "data": ("Data", _data(page)),
         "environment": ("Environment", _environment(page)),
     }
@@ -293,20 +294,24 @@ def _described_cards(page: Page, name: str) -> Iterable[str]:
         yield f'<li class="card" style="{_photo_style(image)}">{lines}{_pictures(pictures)}</li>'
 
 
-def _gallery(page: Page, reasons: pd.Series) -> str:
-    results, variant = page.results, compared(page.results)
-    table = candidates(results, page.seed)
+def _examples(page: Page, reasons: pd.Series) -> pd.DataFrame:
+    """The expressions of the gallery, some of every kind and reason."""
+    table = candidates(page.results, page.seed)
     table = table.assign(reason=reasons.loc[pd.MultiIndex.from_frame(table[["split", *KEY]])].to_numpy())
     orders = {kind: order(table, kind) for kind in KINDS}
     orders |= {
         reason: table.index.to_series()[table["reason"] == reason] * 0 for reason in REASONS if (table["reason"] == reason).any()
     }
-    chosen = choose(table, orders, page.examples)
+    return choose(table, orders, page.examples)
+
+
+def _gallery(page: Page, chosen: pd.DataFrame) -> str:
+    variant, total = compared(page.results), sum(page.results.metrics[BASE, split]["n"] for split in page.results.splits)
     cards = "".join(_gallery_card(page, place, row) for place, row in enumerate(chosen.itertuples()))
     kinds = "".join(f"<option>{kind}</option>" for kind in dict.fromkeys(chosen["kind"]) if kind in KINDS)
     why = "".join(f"<option>{reason}</option>" for reason in REASONS if reason in set(chosen["reason"]))
     text = (
-        f"{len(chosen)} of {len(table):,} expressions, each of another image: some of every kind, not a fair sample. “Change” is "
+        f"{len(chosen)} of {total:,} expressions, each of another image: some of every kind, not a fair sample. “Change” is "
         f"the IoU of {variant} minus that of {BASE}; an expression has failed where the IoU of {variant} is below {FAILED_BELOW}."
     )
     return f"""{_paragraph(text)}
@@ -350,12 +355,13 @@ def _gallery_card(page: Page, place: int, row: Any) -> str:
     )
 
 
-def _failures(page: Page, reasons: Mapping[str, pd.Series]) -> str:
+def _failures(page: Page, reasons: Mapping[str, pd.Series], shown: Collection[str]) -> str:
+    """`shown`: the reasons of which the gallery has an example."""
     total = len(next(iter(reasons.values())))
     rows = []
     for reason, meaning in REASONS.items():
         counts = [int((of == reason).sum()) for of in reasons.values()]
-        link = Html(f'<a href="#gallery" data-reason="{reason}">{reason}</a>')
+        link = Html(f'<a href="#gallery" data-reason="{reason}">{reason}</a>') if reason in shown else reason
         rows.append([link, *(_share(count, total) for count in counts), Html(f'<td class="text">{escape(meaning)}</td>')])
     rows.append(["all failures", *(_share(int((of != "").sum()), total) for of in reasons.values()), ""])
     text = f"Expressions whose IoU is below {FAILED_BELOW}, by the first reason that fits; shares of all {total:,} expressions."

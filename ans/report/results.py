@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 
 from ans.data import masks
-from ans.data.sources.reason_seg import KINDS
+from ans.data.records import QUERY_KINDS
 
 BASE = "base"
 """The variant that all others are compared with."""
 
 METRICS = ("ciou", "miou", "p50", "p60", "p70", "p80", "p90", "seg_rate", "ciou_forced", "n")
-SPECIAL_METRICS = ("giou", "n_acc", "t_acc", *(f"{key}_{kind}" for kind in KINDS.values() for key in ("ciou", "miou", "n")))
+SPECIAL_METRICS = ("giou", "n_acc", "t_acc", *(f"{key}_{kind}" for kind in QUERY_KINDS.values() for key in ("ciou", "miou", "n")))
 """Those that only some splits have: of gRefCOCO, and of ReasonSeg's long and short queries."""
 
 CAPTION_METRICS = ("cider", "token_accuracy", "exact", "cycle_ciou", "cycle_miou", "n", "images")

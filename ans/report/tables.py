@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ans.data.sources.reason_seg import KINDS
-from ans.evaluation.metrics import THRESHOLDS, bootstrap_interval, iou, paired_bootstrap
+from ans.data.records import QUERY_KINDS
+from ans.evaluation.metrics import FEWEST_IMAGES, THRESHOLDS, bootstrap_interval, iou, paired_bootstrap
 from ans.files import replacing
 from ans.report.results import BASE, METRICS, SPECIAL_METRICS, Results
 
@@ -20,16 +20,17 @@ MEAN = "mean"
 
 @dataclass(frozen=True)
 class Score:
-    """cIoU of one variant on one split in [0, 1], its 95 % interval, and (difference to base, low, high)."""
+    """cIoU of one variant on one split of so many `images` in [0, 1], its 95 % interval, and (difference to base, low, high)."""
 
     ciou: float
     interval: tuple[float, float]
     difference: tuple[float, float, float]
+    images: int
 
     @property
     def differs(self) -> bool:
-        """Whether the interval of the difference to base excludes 0."""
-        return self.difference[1] > 0 or self.difference[2] < 0
+        """Whether the interval of the difference to base excludes 0, and enough images stand behind it."""
+        return self.images >= FEWEST_IMAGES and (self.difference[1] > 0 or self.difference[2] < 0)
 
 
 Scores = dict[tuple[str, str], Score]
@@ -42,7 +43,7 @@ CAPTIONS_SHOWN |= {"cycle_ciou": ("cycle cIoU", 100), "cycle_miou": ("cycle mIoU
 
 SPECIAL_SHOWN = {"n_acc": "N-acc", "t_acc": "T-acc"}
 SPECIAL_SHOWN |= {
-    f"{key}_{kind}": f"{name}, {kind}" for kind in KINDS.values() for key, name in (("miou", "mIoU"), ("ciou", "cIoU"))
+    f"{key}_{kind}": f"{name}, {kind}" for kind in QUERY_KINDS.values() for key, name in (("miou", "mIoU"), ("ciou", "cIoU"))
 }
 """Metric -> heading, of those that only some splits have."""
 
@@ -81,6 +82,7 @@ def score(results: Results, resamples: int, seed: int) -> Scores:
                 ciou=float(np.mean([iou(*total) for total in zip(*(values.sum(axis=0) for values in sums), strict=True)])),
                 interval=bootstrap_interval(*sums, resamples, seed),
                 difference=paired_bootstrap(sums, base, resamples, seed),
+                images=len(base[0]),
             )
     return scores
 
@@ -150,7 +152,7 @@ def markdown(results: Results, scores: Scores, pictures: Collection[str]) -> str
             f"## Difference to {BASE}",
             "",
             f"cIoU of the variant minus that of `{BASE}`, in points, with paired bootstrap intervals over the same images; "
-            "**bold** where the interval excludes 0.",
+            f"**bold** where the interval excludes 0 (never below {FEWEST_IMAGES} images).",
             "",
             *by_split(others, _difference_cell),
             "",

@@ -87,6 +87,7 @@ PANELS = (
     ),
     Panel("gradient norm", {"grad_norm": "step, before clipping", "loop1_caption_gradient": "at loop 1's caption"}, log=True),
     Panel("learning rate", {"lr": "rate"}),
+    Panel("validation split", {f"val_{name}": name for name in ("ciou", "miou", "box_giou", "p50", "seg_rate")}),
 )
 """What is drawn of a run; curves that it does not have (a loop was off) are left out, and so are panels without any."""
 

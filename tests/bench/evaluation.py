@@ -27,9 +27,9 @@ from torch import Tensor
 from ans.config import Config, load
 from ans.data.images import open_image
 from ans.data.index import build
+from ans.data.matching import record_image
 from ans.data.world import write_world
-from ans.evaluation.kept import Row
-from ans.evaluation.plan import Item, Plan, make_plan
+from ans.evaluation.plan import Item, Plan, Row, make_plan
 from ans.evaluation.predict import predict, row_tokens
 from ans.model import prompts
 from ans.model.generate import forced
@@ -149,7 +149,7 @@ def measure(images: int, repeats: int) -> dict[str, float | int]:
         budget = config.presets["tiny"].evaluate.tokens_per_batch
         seven, one = (batches(plan, model, budget, number) for number in (EXPRESSIONS, 1))
         items, firsts = ([item for batch in several for item in batch] for several in (seven, one))
-        pixels = [open_image(root, item.record.path) for item in items]
+        pixels = [record_image(root, item.record) for item in items]
 
         def batched(several: list[list[Item]]) -> list[Row]:
             return [row for batch in several for row in predict(model, root, batch, NEW_TOKENS)]
@@ -168,7 +168,7 @@ def measure(images: int, repeats: int) -> dict[str, float | int]:
         single_first = seconds(lambda: one_by_one(model, root, firsts), repeats) / len(firsts)
         together = seconds(lambda: batched(seven), repeats) / len(rows[0])
         together_first = seconds(lambda: batched(one), repeats) / len(firsts)
-        opening = seconds(lambda: [open_image(root, item.record.path) for item in items], repeats) / len(items)
+        opening = seconds(lambda: [record_image(root, item.record) for item in items], repeats) / len(items)
         encode = opening + seconds(lambda: [model.encode_images([image]) for image in pixels], repeats) / len(items)
         prefix = opening + seconds(lambda: [model.read([image]) for image in pixels], repeats) / len(items) - encode
         rest = single - encode - prefix

@@ -29,7 +29,9 @@ import pyarrow as pa
 from pycocotools import mask as coco
 
 from ans import config
-from ans.data import index, parts
+from ans.data import arrow, index, parts
+from ans.data.records import Expression, ImageRecord, Region
+from ans.data.subset_sa1b import subset_sa1b
 from tests.data import damage
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -84,10 +86,10 @@ def settings(root: Path, images: int) -> config.Config:
 def bare(root: Path, images: int, path: Path) -> None:
     """What any index has to do: open, parse, and write the columns that are kept."""
     names = sorted(f"sa_{number}" for number in range(images))
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, index.RECORD) as writer:
-        for start in range(0, images, index.ROWS_PER_BATCH):
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, arrow.RECORD) as writer:
+        for start in range(0, images, arrow.ROWS_PER_BATCH):
             rows = []
-            for name in names[start : start + index.ROWS_PER_BATCH]:
+            for name in names[start : start + arrow.ROWS_PER_BATCH]:
                 content = orjson.loads((root / "sa1b" / f"{name}.json").read_bytes())
                 image = content["image"]
                 regions = [
@@ -100,17 +102,17 @@ def bare(root: Path, images: int, path: Path) -> None:
                 ]  # fmt: skip
                 row = {"image_id": image["image_id"], "path": f"sa1b/{name}.jpg", "width": image["width"], "second": ""}
                 rows.append(row | {"height": image["height"], "regions": regions})
-            writer.write_batch(pa.RecordBatch.from_pylist(rows, index.RECORD))
+            writer.write_batch(pa.RecordBatch.from_pylist(rows, arrow.RECORD))
 
 
 def tuned(root: Path, images: int, path: Path) -> None:
     """The same file with every column gathered by hand, and nothing checked: the least that it can take."""
     names = sorted(f"sa_{number}" for number in range(images))
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, index.RECORD) as writer:
-        for start in range(0, images, index.ROWS_PER_BATCH):
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, arrow.RECORD) as writer:
+        for start in range(0, images, arrow.ROWS_PER_BATCH):
             image_ids, paths, widths, heights, ends = [], [], [], [], [0]
             ids, areas, boxes, counts = [], [], [], []
-            for name in names[start : start + index.ROWS_PER_BATCH]:
+            for name in names[start : start + arrow.ROWS_PER_BATCH]:
                 content = orjson.loads((root / "sa1b" / f"{name}.json").read_bytes())
                 image_ids.append(content["image"]["image_id"])
                 widths.append(content["image"]["width"])
@@ -142,10 +144,10 @@ def tuned(root: Path, images: int, path: Path) -> None:
                 pa.array(paths, pa.string()),
                 pa.array(widths, pa.int32()),
                 pa.array(heights, pa.int32()),
-                pa.ListArray.from_arrays(np.array(ends, np.int32), regions, type=index.RECORD.field("regions").type),
+                pa.ListArray.from_arrays(np.array(ends, np.int32), regions, type=arrow.RECORD.field("regions").type),
                 pa.repeat("", len(paths)),
             ]
-            writer.write_batch(pa.record_batch(columns, schema=index.RECORD))
+            writer.write_batch(pa.record_batch(columns, schema=arrow.RECORD))
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
@@ -168,9 +170,9 @@ def speed(root: Path, images: int, turns: int) -> dict[str, float]:
     for _ in range(turns):  # in turn, so that what slows the machine down slows all
         for name, work in (("bare", bare), ("tuned", tuned)):
             seconds[name].append(cpu_seconds(lambda work=work: work(root, images, root / "bare.arrow")))
-        seconds["ours"].append(cpu_seconds(lambda: index.subset_sa1b(chosen, out, workers=1)))
+        seconds["ours"].append(cpu_seconds(lambda: subset_sa1b(chosen, out, workers=1)))
     best = {name: min(times) for name, times in seconds.items()}
-    one, two = (min(wall_seconds(lambda n=n: index.subset_sa1b(chosen, out, workers=n)) for _ in range(turns)) for n in (1, 2))
+    one, two = (min(wall_seconds(lambda n=n: subset_sa1b(chosen, out, workers=n)) for _ in range(turns)) for n in (1, 2))
     ratios = {f"sa1b_over_{name}": best[name] / best["ours"] for name in ("bare", "tuned")}
     return {**ratios, "two_core_speedup": one / two}
 
@@ -194,7 +196,7 @@ def peak(root: Path, images: int) -> int:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    index.subset_sa1b(chosen, root / "memory", workers=1)
+    subset_sa1b(chosen, root / "memory", workers=1)
     done.set()
     watcher.join()
     return highest - before
@@ -207,14 +209,14 @@ def peak_apart(root: Path, images: int) -> int:
 
 def access(folder: Path) -> dict[str, float]:
     """A million images of three masks each."""
-    region = index.Region(7, "train", "shape", 100, (1.0, 2.0, 3.0, 4.0), "P`]<" * 50, (index.Expression(1, "a star", "A STAR"),))
-    records = [index.ImageRecord(i, f"images/{i:012d}.jpg", 640, 480, (region,) * 3) for i in range(index.ROWS_PER_BATCH)]
-    (batch,) = index._to_batches(index.RECORD, records)
+    region = Region(7, "train", "shape", 100, (1.0, 2.0, 3.0, 4.0), "P`]<" * 50, (Expression(1, "a star", "A STAR"),))
+    records = [ImageRecord(i, f"images/{i:012d}.jpg", 640, 480, (region,) * 3) for i in range(arrow.ROWS_PER_BATCH)]
+    (batch,) = arrow.to_batches(arrow.RECORD, records)
     path = folder / "million"
-    metadata = {"source": "x", "folder": "x", "root_listing": "x"}
-    index._write(path, index.RECORD, (batch for _ in range(MILLION // index.ROWS_PER_BATCH)), metadata)
-    opened = [wall_seconds(lambda: index.read_index(path)) for _ in range(7)]
-    found = index.read_index(path)
+    metadata = {"source": "x", "folder": "x", "reader": "sav", "root_listing": "x"}
+    arrow.write_file(path, arrow.RECORD, (batch for _ in range(MILLION // arrow.ROWS_PER_BATCH)), metadata)
+    opened = [wall_seconds(lambda: arrow.read_index(path)) for _ in range(7)]
+    found = arrow.read_index(path)
     rows = np.random.default_rng(0).integers(len(found), size=2000)
     sampled = [wall_seconds(lambda i=i: found.record(int(i))) for i in rows]
     path.unlink()

@@ -19,9 +19,8 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from ans.data import masks
-from ans.data.dataset import region_mask
-from ans.data.images import open_image
-from ans.data.index import read_index, write_records
+from ans.data.arrow import read_index, write_records
+from ans.data.matching import record_image, region_mask
 from ans.data.records import ImageRecord, Region
 from ans.model.preprocess import sam_image, tiles
 
@@ -47,7 +46,7 @@ def publish(root: Path, images: int) -> list[tuple[str, dict[str, object]]]:
         region = Region(number, "train", "", *masks.measure(counts, HEIGHT, WIDTH), counts)
         records.append(ImageRecord(number, f"{number}.jpg", WIDTH, HEIGHT, (region,)))
         found.append((str(root / f"{number}.jpg"), {"size": [HEIGHT, WIDTH], "counts": counts.encode("ascii")}))
-    write_records(root / "index", records, {"source": "x", "folder": "x", "root_listing": "x"})
+    write_records(root / "index", records, {"source": "x", "folder": "x", "reader": "sav", "root_listing": "x"})
     return found
 
 
@@ -55,7 +54,7 @@ def ours(root: Path) -> int:
     found, pixels = read_index(root / "index"), 0
     for number in range(len(found)):
         record = found.record(number)
-        image = open_image(root, record.path)
+        image = record_image(root, record)
         pixels += sam_image(image, SAM).width + len(tiles(image, TILE, 1, TILES, True))
         pixels += int(region_mask(record, record.regions[0])[0, 0])
     return pixels

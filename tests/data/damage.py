@@ -9,7 +9,7 @@ import numpy as np
 
 from ans import config
 from ans.config import World
-from ans.data import index, masks, world
+from ans.data import arrow, masks, subset_sa1b, world
 from ans.data.images import open_image
 from ans.data.records import ImageRecord, Skipped
 from ans.data.sources import common, describe_anything, open_images, own, reason_seg, refcoco, sa1b, sav, sav_video
@@ -50,12 +50,12 @@ def _reader(source: object, folder: str, name: str) -> Reader:
 
 
 def _read_sa1b(root: Path) -> Iterator[ImageRecord | Skipped]:
-    for entry in sa1b.list_entries(root, "sa1b"):
+    for entry in common.read(sa1b, root, "sa1b", "sa1b"):
         outcome = entry if isinstance(entry, Skipped) else sa1b.read_masks(root, entry, LIMITS)
         if isinstance(outcome, Skipped):
             yield outcome
         else:
-            yield from (index._to_record(row) for row in index._sa1b_batch([outcome]).to_pylist())
+            yield from (arrow._to_record(row) for row in subset_sa1b._to_batch([outcome]).to_pylist())
 
 
 READ: dict[str, Reader] = {
@@ -91,16 +91,13 @@ def use(root: Path, path: Path, reader: Reader, scratch: Path) -> bool:
         assert path.name in str(error), f"{path}: {error}"
         return False
     records = [item for item in found if not isinstance(item, Skipped)]
-    index.write_records(scratch / "x", records, {"source": "x", "folder": "x", "root_listing": ""})
-    assert list(index.read_index(scratch / "x").records()) == records
+    arrow.write_records(scratch / "x", records, {"source": "x", "folder": "x", "reader": "sav", "root_listing": ""})
+    assert list(arrow.read_index(scratch / "x").records()) == records
     for record in records:
         for region in record.regions:
             for counts in (region.counts, region.second_counts, region.ignore_counts):
                 if counts:
-                    try:
-                        masks.decode(counts, record.height, record.width)
-                    except ValueError:  # of SA-1B's run lengths only the form is looked at before
-                        assert reader is _read_sa1b
+                    masks.decode(counts, record.height, record.width)
         for locator in (record.path, record.second):
             if locator and path.name in locator:
                 try:

@@ -10,8 +10,9 @@ import torch
 from pycocotools import mask as coco
 
 from ans.data import masks
-from ans.data.dataset import Referring, Regions, Sampling, TrainingData, region_mask, training_rows
-from ans.data.index import read_index, write_records
+from ans.data.arrow import read_index, write_records
+from ans.data.dataset import Referring, Regions, Sampling, TrainingData, training_rows
+from ans.data.matching import region_mask
 from ans.data.mixing import Pool, interleaved
 from ans.data.records import Expression, ImageRecord, Region
 from ans.model import prompts
@@ -207,7 +208,7 @@ def test_no_evaluated_region_and_none_without_a_pixel_is_trained_on(tmp_path) ->
     ]
     records = [ImageRecord(i, f"{i}.jpg", 4, 4, tuple(regions)) for i, regions in enumerate(rows)]
     path = tmp_path / "some.arrow"
-    write_records(path, records, {"source": "some", "folder": "some", "root_listing": ""})
+    write_records(path, records, {"source": "some", "folder": "some", "reader": "sav", "root_listing": ""})
     regions = Regions("some", read_index(path), None)
     assert [regions.sample(i)[1].region_id for i in range(regions.count)] == [2, 3, 7]
     assert training_rows([read_index(path)]) == ([(0, 4)], 1), "row 0 also has an evaluated region; row 1 has nothing to find"
@@ -219,7 +220,7 @@ def test_a_photograph_is_known_wherever_it_lies(tmp_path) -> None:
     def write(name: str, split: str, path: str) -> None:
         counts = masks.from_array(np.ones((4, 4)))
         region = Region(1, split, "", 16, (0.0, 0.0, 4.0, 4.0), counts, (Expression(1, "it", "it"),))
-        metadata = {"source": name, "folder": name, "root_listing": "x"}
+        metadata = {"source": name, "folder": name, "reader": "sav", "root_listing": "x"}
         write_records(tmp_path / f"{name}.arrow", [ImageRecord(1, path, 4, 4, (region,))], metadata)
 
     image = "coco2014/train2014/COCO_train2014_000000000009.jpg"
@@ -238,7 +239,7 @@ def test_only_regions_with_a_text_are_described(tmp_path) -> None:
     write_records(
         tmp_path / "own.arrow",
         [ImageRecord(1, "a.jpg", 4, 4, regions), ImageRecord(2, "b.jpg", 4, 4, regions[:1])],
-        {"source": "own", "folder": "own", "root_listing": "x"},
+        {"source": "own", "folder": "own", "reader": "sav", "root_listing": "x"},
     )
     index = read_index(tmp_path / "own.arrow")
     described = Regions("own", index, None, described=True)

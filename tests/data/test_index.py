@@ -17,13 +17,17 @@ from PIL import Image
 
 from ans import config
 from ans.config import Config, ConfigError, World
-from ans.data import index, masks, scenes, world
+from ans.data import arrow, index, masks, readers, scenes, world
+from ans.data.counting import Counts
 from ans.data.images import image_size, open_image, read_bytes
 from ans.data.records import Expression, ImageRecord, Region, Skipped
 from ans.data.selection import select
-from ans.data.sources import sa1b
+from ans.data.sources import common, sa1b
+from ans.data.subset_sa1b import subset_sa1b
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
+SETS = ("refcoco", "refcoco_plus", "refcocog", "refcocog_google", "grefcoco", "reasonseg", "sav", "sav_video", "openimages")
+SETS += ("describe",)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +45,8 @@ def settings_of(tmp_path: Path, one_world: Path) -> Config:
     base = config.load(PARAMS)
     subset = dataclasses.replace(base.subset_sa1b, images=5)
     sources = base.sources | {"refcocog_google": base.sources["refcocog"]}
-    return dataclasses.replace(base, paths=config.Paths(str(tmp_path / "world")), subset_sa1b=subset, sources=sources)
+    own = {"own": config.Own("own")}
+    return dataclasses.replace(base, paths=config.Paths(str(tmp_path / "world")), subset_sa1b=subset, sources=sources, own=own)
 
 
 integers = st.integers(-(2**62), 2**62)
@@ -74,8 +79,8 @@ records = st.builds(
 @given(st.lists(records, max_size=5))
 def test_records_survive_the_file(tmp_path_factory: pytest.TempPathFactory, wanted: list[ImageRecord]) -> None:
     path = tmp_path_factory.mktemp("index") / "x"
-    index.write_records(path, wanted, {"source": "x", "folder": "y", "root_listing": "z"})
-    found = index.read_index(path)
+    arrow.write_records(path, wanted, {"source": "x", "folder": "y", "reader": "sav", "root_listing": "z"})
+    found = arrow.read_index(path)
     assert list(found.records()) == wanted
     assert [found.record(i) for i in range(len(found))] == wanted
     assert (found.source, found.folder, found.root_listing) == ("x", "y", "z")
@@ -83,19 +88,19 @@ def test_records_survive_the_file(tmp_path_factory: pytest.TempPathFactory, want
 
 
 def test_rows_are_found_across_batches(tmp_path: Path) -> None:
-    wanted = [ImageRecord(i, f"{i}.jpg", 1, 1) for i in range(3 * index.ROWS_PER_BATCH + 1)]
-    index.write_records(tmp_path / "x", wanted, {"source": "x", "folder": "y", "root_listing": "z"})
-    found = pickle.loads(pickle.dumps(index.read_index(tmp_path / "x")))
+    wanted = [ImageRecord(i, f"{i}.jpg", 1, 1) for i in range(3 * arrow.ROWS_PER_BATCH + 1)]
+    arrow.write_records(tmp_path / "x", wanted, {"source": "x", "folder": "y", "reader": "sav", "root_listing": "z"})
+    found = pickle.loads(pickle.dumps(arrow.read_index(tmp_path / "x")))
     order = np.random.default_rng(0).permutation(len(wanted))
     assert [found.record(int(i)).image_id for i in order] == order.tolist()
     with pytest.raises(IndexError):
         found.record(len(wanted))
 
 
-@pytest.mark.parametrize("name", (*index.READERS, "own"))
+@pytest.mark.parametrize("name", (*SETS, "own"))
 def test_build_keeps_all_of_the_world(settings_of: Config, tmp_path: Path, name: str) -> None:
     report = index.build(name, settings_of, tmp_path)
-    found = index.read_index(tmp_path / f"{name}{index.SUFFIX}")
+    found = arrow.read_index(tmp_path / f"{name}{arrow.SUFFIX}")
     assert (report["images"], report["skipped"]) == (len(found), {})
     assert report["expressions"] == sum(split["expressions"] for split in report.get("splits", {}).values())
     for record in found.records():
@@ -111,8 +116,8 @@ def test_building_twice_gives_the_same_bytes(settings_of: Config, tmp_path: Path
     for name in ("refcoco", "sa1b"):
         for folder in ("one", "two"):
             index.build(name, settings_of, tmp_path / folder)
-        assert (tmp_path / "one" / f"{name}{index.SUFFIX}").read_bytes() == (
-            tmp_path / "two" / f"{name}{index.SUFFIX}"
+        assert (tmp_path / "one" / f"{name}{arrow.SUFFIX}").read_bytes() == (
+            tmp_path / "two" / f"{name}{arrow.SUFFIX}"
         ).read_bytes()
 
 
@@ -123,7 +128,7 @@ def test_bad_records_are_counted_and_too_many_stop_the_run(settings_of: Config, 
         ValueError, match=r"sources.refcoco: .* cannot be used, index.max_bad_fraction is 0.01: .* image file not in"
     ):
         index.build("refcoco", settings_of, tmp_path)
-    assert not list(tmp_path.glob(f"*{index.SUFFIX}*")) and not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.glob(f"*{arrow.SUFFIX}*")) and not list(tmp_path.glob(".*"))
     lenient = dataclasses.replace(settings_of, index=config.Index(0.5))
     report = index.build("refcoco", lenient, tmp_path)
     ((reason, skipped),) = report["skipped"].items()
@@ -138,19 +143,20 @@ def test_bad_records_of_the_other_sets_are_counted_too(settings_of: Config, tmp_
     path.write_bytes(path.read_bytes()[:50]) if name != "describe" else path.unlink()
     with pytest.raises(ValueError, match=rf"sources.{name}: .* cannot be used, index.max_bad_fraction is 0.01: "):
         index.build(name, settings_of, tmp_path)
-    assert not list(tmp_path.glob(f"*{index.SUFFIX}*")) and not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.glob(f"*{arrow.SUFFIX}*")) and not list(tmp_path.glob(".*"))
     report = index.build(name, dataclasses.replace(settings_of, index=config.Index(0.5)), tmp_path)
     assert sum(reason["count"] for reason in report["skipped"].values()) > 0
-    assert report["images"] == len(index.read_index(tmp_path / f"{name}{index.SUFFIX}"))
+    assert report["images"] == len(arrow.read_index(tmp_path / f"{name}{arrow.SUFFIX}"))
 
 
 def test_missing_folders_are_named_with_their_keys(settings_of: Config, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nothing: not found; paths.root names it"):
         index.build("sav", dataclasses.replace(settings_of, paths=config.Paths(str(tmp_path / "nothing"))), tmp_path)
     (tmp_path / "root").mkdir()
-    for name in (*index.READERS, "sa1b"):
+    for name in (*SETS, "sa1b"):
+        source = settings_of.sources[name]
         with pytest.raises(FileNotFoundError, match=rf"root.*not found.*paths.root.*sources.{name} "):
-            index.fingerprint(tmp_path / "root", settings_of.sources[name].folder, name)
+            readers.fingerprint(tmp_path / "root", source.folder, name, source.reader)
 
 
 def test_sets_that_are_not_there_hinder_no_run_that_does_not_read_them(settings_of: Config, tmp_path: Path) -> None:
@@ -160,20 +166,20 @@ def test_sets_that_are_not_there_hinder_no_run_that_does_not_read_them(settings_
     for name in ("refcoco", "sa1b"):
         report = index.build(name, chosen, tmp_path)
         assert report == {"source": name, "absent": settings_of.sources[name].folder, "images": 0, "skipped": {}}
-    assert index.subset_sa1b(chosen, tmp_path)["absent"] == settings_of.sources["sa1b"].folder
+    assert subset_sa1b(chosen, tmp_path)["absent"] == settings_of.sources["sa1b"].folder
     index.build("sav", settings_of, tmp_path)
     select(["sav"], tmp_path, tmp_path / "train.json")
     with pytest.raises(FileNotFoundError, match=r"^refcoco, sa1b_subset: not below .*index@refcoco index@sa1b`$"):
         select(["refcoco", "sav", "sa1b_subset"], tmp_path, tmp_path / "train.json")
-    assert len(index.read_index(tmp_path / f"refcoco{index.SUFFIX}")) == 0
+    assert len(arrow.read_index(tmp_path / f"refcoco{arrow.SUFFIX}")) == 0
 
 
 def test_what_is_no_index_is_named(settings_of: Config, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"x: no such index.*stages.index"):
-        index.read_index(tmp_path / "x")
+        arrow.read_index(tmp_path / "x")
     index.build("sa1b", settings_of, tmp_path)
-    with pytest.raises(ValueError, match=rf"sa1b{index.SUFFIX}: not an index of image records"):
-        index.read_index(tmp_path / f"sa1b{index.SUFFIX}")
+    with pytest.raises(ValueError, match=rf"sa1b{arrow.SUFFIX}: not an index of image records"):
+        arrow.read_index(tmp_path / f"sa1b{arrow.SUFFIX}")
 
 
 def test_unknown_sources_are_named(settings_of: Config, tmp_path: Path) -> None:
@@ -194,40 +200,40 @@ def test_unknown_sources_are_named(settings_of: Config, tmp_path: Path) -> None:
 def test_every_listing_is_watched(settings_of: Config, tmp_path: Path, name: str, pattern: str) -> None:
     root = Path(settings_of.paths.root)
     index.build(name, settings_of, tmp_path)
-    found = index.read_index(tmp_path / f"{name}{index.SUFFIX}")
-    index.check_listing(found, root)
+    found = arrow.read_index(tmp_path / f"{name}{arrow.SUFFIX}")
+    readers.check_listing(found, root)
     path = root / pattern
     if name == "sav":
         path.unlink()
     else:
         path.write_bytes(path.read_bytes() + b"\n")
-    with pytest.raises(index.ListingChanged, match=rf"{name}{index.SUFFIX} .*dvc repro .*index@{name}"):
-        index.check_listing(found, root)
+    with pytest.raises(readers.ListingChanged, match=rf"{name}{arrow.SUFFIX} .*dvc repro .*index@{name}"):
+        readers.check_listing(found, root)
 
 
 def test_a_changed_listing_is_noticed(settings_of: Config, tmp_path: Path) -> None:
     root = Path(settings_of.paths.root)
     index.build("refcoco", settings_of, tmp_path)
     index.build("sa1b", settings_of, tmp_path)
-    found = index.read_index(tmp_path / f"refcoco{index.SUFFIX}")
-    index.check_listing(found, root)
+    found = arrow.read_index(tmp_path / f"refcoco{arrow.SUFFIX}")
+    readers.check_listing(found, root)
     with (root / "ref_seg/refcoco/instances.json").open("a") as file:
         file.write("\n")
-    with pytest.raises(index.ListingChanged, match=rf"refcoco{index.SUFFIX} .*dvc repro"):
-        index.check_listing(found, root)
-    index.subset_sa1b(settings_of, tmp_path)
+    with pytest.raises(readers.ListingChanged, match=rf"refcoco{arrow.SUFFIX} .*dvc repro"):
+        readers.check_listing(found, root)
+    subset_sa1b(settings_of, tmp_path)
     next((root / "sa1b").glob("*.jpg")).unlink()
-    with pytest.raises(index.ListingChanged):
-        index.subset_sa1b(settings_of, tmp_path)
-    with pytest.raises(index.ListingChanged):
-        index.check_listing(index.read_index(tmp_path / f"sa1b_subset{index.SUFFIX}"), root)
+    with pytest.raises(readers.ListingChanged):
+        subset_sa1b(settings_of, tmp_path)
+    with pytest.raises(readers.ListingChanged):
+        readers.check_listing(arrow.read_index(tmp_path / f"sa1b_subset{arrow.SUFFIX}"), root)
 
 
 def test_the_subset_is_the_first_by_name_or_a_seeded_sample(settings_of: Config, tmp_path: Path) -> None:
     def subset(order: str, seed: int) -> list[ImageRecord]:
         chosen = dataclasses.replace(settings_of.subset_sa1b, order=order, seed=seed)
-        index.subset_sa1b(dataclasses.replace(settings_of, subset_sa1b=chosen), tmp_path)
-        return list(index.read_index(tmp_path / f"sa1b_subset{index.SUFFIX}").records())
+        subset_sa1b(dataclasses.replace(settings_of, subset_sa1b=chosen), tmp_path)
+        return list(arrow.read_index(tmp_path / f"sa1b_subset{arrow.SUFFIX}").records())
 
     assert index.build("sa1b", settings_of, tmp_path)["images"] == 12
     first = subset("name", 0)
@@ -242,7 +248,7 @@ def test_the_subset_is_the_first_by_name_or_a_seeded_sample(settings_of: Config,
     assert {"::" in record.path for record in first} == {True, False}
     many = dataclasses.replace(settings_of.subset_sa1b, images=13)
     with pytest.raises(ValueError, match="subset_sa1b.images: 13 asked for, but the index has 12"):
-        index.subset_sa1b(dataclasses.replace(settings_of, subset_sa1b=many), tmp_path)
+        subset_sa1b(dataclasses.replace(settings_of, subset_sa1b=many), tmp_path)
 
 
 def test_listing_sa1b_opens_no_json_and_knows_every_layout(tmp_path: Path) -> None:
@@ -257,7 +263,7 @@ def test_listing_sa1b_opens_no_json_and_knows_every_layout(tmp_path: Path) -> No
     with tarfile.open(base / "sa_000009.tar", "w") as shard:
         shard.add(base / "sa_1.jpg", "deep/sa_8.jpg")
         shard.add(base / "sa_1.json", "deep/sa_8.json")
-    found = list(sa1b.list_entries(tmp_path, "sa1b"))
+    found = list(common.read(sa1b, tmp_path, "sa1b", "sa1b"))
     entries = {entry.name: entry for entry in found if isinstance(entry, sa1b.Entry)}
     assert sorted(entries) == ["sa_1", "sa_2", "sa_3", "sa_4", "sa_8"]
     assert (entries["sa_4"].image, entries["sa_4"].annotation) == ("sa1b/img/sa_4.jpg", "sa1b/js/sa_4.json")
@@ -277,7 +283,7 @@ def test_a_broken_json_is_skipped_and_counted(settings_of: Config, tmp_path: Pat
     empty = broken.with_stem("sa_223756")
     empty.write_text(json.dumps(json.loads(empty.read_text()) | {"annotations": []}))
     index.build("sa1b", settings_of, tmp_path)
-    report = index.subset_sa1b(dataclasses.replace(settings_of, index=config.Index(0.5)), tmp_path)
+    report = subset_sa1b(dataclasses.replace(settings_of, index=config.Index(0.5)), tmp_path)
     assert report["images"] == 3
     assert {reason: skipped["examples"] for reason, skipped in report["skipped"].items()} == {
         "not an SA-1B annotation: RLE counts that cannot be decoded": ["sa_223750"],
@@ -307,7 +313,7 @@ def test_parts_stay_when_the_disk_fails(settings_of: Config, tmp_path: Path, mon
     """And go when a file was at fault: whoever mends it may change what the parts were made from."""
     monkeypatch.setenv("ANS_RUNS", str(tmp_path / "runs"))
     for error, kept in ((OSError(28, "no space left"), True), (ValueError("a broken file"), False)):
-        monkeypatch.setattr(index, "_assemble", lambda *_, error=error: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(index, "assemble", lambda *_, error=error: (_ for _ in ()).throw(error))
         with pytest.raises(type(error)):
             index.build("sav", settings_of, tmp_path)
         assert bool(list(tmp_path.glob("runs/index-sav-*/*"))) is kept
@@ -315,10 +321,10 @@ def test_parts_stay_when_the_disk_fails(settings_of: Config, tmp_path: Path, mon
 
 def test_a_cap_on_the_subsets_masks(settings_of: Config, tmp_path: Path) -> None:
     index.build("sa1b", settings_of, tmp_path)
-    whole = index.subset_sa1b(settings_of, tmp_path)
+    whole = subset_sa1b(settings_of, tmp_path)
     capped = dataclasses.replace(settings_of.sources["sa1b"], max_samples=7)
     sources = settings_of.sources | {"sa1b": capped}
-    report = index.subset_sa1b(dataclasses.replace(settings_of, sources=sources), tmp_path)
+    report = subset_sa1b(dataclasses.replace(settings_of, sources=sources), tmp_path)
     assert report["regions"] == 7 < whole["regions"]
 
 
@@ -357,18 +363,18 @@ def test_locators_never_leave_the_root(tmp_path: Path, locator: str) -> None:
 
 def subset_with(settings_of: Config, folder: Path, workers: int | None = 1, **changes: object) -> dict:
     chosen = dataclasses.replace(settings_of.subset_sa1b, **changes)
-    return index.subset_sa1b(dataclasses.replace(settings_of, subset_sa1b=chosen), folder, workers)
+    return subset_sa1b(dataclasses.replace(settings_of, subset_sa1b=chosen), folder, workers)
 
 
 def test_masks_of_the_subset_are_filtered(settings_of: Config, tmp_path: Path) -> None:
     """Against the JSONs, read here once more."""
     index.build("sa1b", settings_of, tmp_path)
     root = Path(settings_of.paths.root)
-    path = tmp_path / f"sa1b_subset{index.SUFFIX}"
+    path = tmp_path / f"sa1b_subset{arrow.SUFFIX}"
     subset_with(settings_of, tmp_path, images=12)
     stated = {}
-    for record in index.read_index(path).records():
-        annotation = next(entry.annotation for entry in sa1b.list_entries(root, "sa1b") if entry.image == record.path)
+    for record in arrow.read_index(path).records():
+        annotation = next(entry.annotation for entry in common.read(sa1b, root, "sa1b", "sa1b") if entry.image == record.path)
         content = json.loads(read_bytes(root, annotation))
         stated[record.image_id] = content["annotations"]
         assert [dataclasses.astuple(region)[0] for region in record.regions] == [a["id"] for a in content["annotations"]]
@@ -387,14 +393,14 @@ def test_masks_of_the_subset_are_filtered(settings_of: Config, tmp_path: Path) -
 
     lenient = dataclasses.replace(settings_of, index=config.Index(0.9))
     report = subset_with(lenient, tmp_path, images=12, **limits)
-    found = {record.image_id: record for record in index.read_index(path).records()}
+    found = {record.image_id: record for record in arrow.read_index(path).records()}
     size = {record.image_id: (record.height, record.width) for record in found.values()}
     wanted = {i: [a["id"] for a in stated[i] if kept(*size[i], a)] for i in size}
     assert {i: [region.region_id for region in record.regions] for i, record in found.items()} == wanted
     assert 0 < sum(map(len, wanted.values())) < sum(map(len, stated.values()))
     assert len(found) + report["skipped"].get("no mask within the limits", {"count": 0})["count"] == 12
     subset_with(settings_of, tmp_path, images=12, max_masks=1)
-    assert [[r.region_id for r in record.regions] for record in index.read_index(path).records()] == [
+    assert [[r.region_id for r in record.regions] for record in arrow.read_index(path).records()] == [
         [stated[i][0]["id"]] for i in sorted(stated)
     ]
 
@@ -410,12 +416,15 @@ def test_masks_of_the_subset_are_filtered(settings_of: Config, tmp_path: Path) -
         ({"bbox": [1, 2, 3]}, "bbox that is not four numbers"),
         ({"bbox": [1, 2, 3, "4"]}, "bbox that is not four numbers"),
         ({"segmentation": {"size": [1, 2], "counts": "0"}}, "RLE of another size than the image"),
+        ({"segmentation": {"size": [4, 5], "counts": "050?"}}, "RLE that does not fill the image"),
         ({"segmentation": []}, "an annotation without id, area, bbox, or segmentation with size and counts"),
         ({"predicted_iou": None}, "an annotation without predicted_iou"),
     ),
 )
 def test_annotations_of_sa1b_of_another_form_are_skipped(tmp_path: Path, change: dict, reason: str) -> None:
-    mask = {"size": [4, 5], "counts": "050?"}
+    pixels = np.zeros((4, 5), np.uint8)
+    pixels[:, 1] = pixels[0, 2] = 1
+    mask = {"size": [4, 5], "counts": masks.from_array(pixels)}
     annotation = {"id": 7, "area": 5, "bbox": [1.0, 0.0, 2.0, 4.0], "segmentation": mask, "predicted_iou": 0.9}
     image = {"image_id": 3, "width": 5, "height": 4}
     limits = dataclasses.replace(config.load(PARAMS).subset_sa1b, min_predicted_iou=0.5)
@@ -433,12 +442,12 @@ def test_any_number_of_workers_writes_the_same_bytes(
     monkeypatch.setattr(index, "IMAGES_PER_PART", 2)
     reports = [index.build(name, settings_of, tmp_path / str(workers), workers) for workers in (1, 2, 3)]
     assert reports[0] == reports[1] == reports[2]
-    contents = [(tmp_path / str(workers) / f"{name}{index.SUFFIX}").read_bytes() for workers in (1, 2, 3)]
+    contents = [(tmp_path / str(workers) / f"{name}{arrow.SUFFIX}").read_bytes() for workers in (1, 2, 3)]
     assert contents[0] == contents[1] == contents[2]
     if name == "sa1b":
         for workers in (1, 2, 3):
             subset_with(settings_of, tmp_path / str(workers), workers, order="seed", seed=4)
-        assert len({(tmp_path / str(n) / f"sa1b_subset{index.SUFFIX}").read_bytes() for n in (1, 2, 3)}) == 1
+        assert len({(tmp_path / str(n) / f"sa1b_subset{arrow.SUFFIX}").read_bytes() for n in (1, 2, 3)}) == 1
 
 
 def test_an_interrupted_run_is_taken_up_where_it_was(
@@ -447,7 +456,7 @@ def test_an_interrupted_run_is_taken_up_where_it_was(
     monkeypatch.setattr(index, "IMAGES_PER_PART", 3)
     index.build("sa1b", settings_of, tmp_path)
     subset_with(settings_of, tmp_path, images=12)
-    path = tmp_path / f"sa1b_subset{index.SUFFIX}"
+    path = tmp_path / f"sa1b_subset{arrow.SUFFIX}"
     whole = path.read_bytes()
     read, opened = sa1b.read_masks, []
 
@@ -474,7 +483,8 @@ def test_parts_of_other_settings_are_left_alone(
 ) -> None:
     monkeypatch.setattr(index, "IMAGES_PER_PART", 1)
     index.build("sa1b", settings_of, tmp_path)
-    folders = [index._resume_folder({"source": "sa1b", "max_masks": n}, Path(settings_of.paths.root)) for n in (None, 1)]
+    settings = {"source": "sa1b", "reader": "sa1b"}
+    folders = [index.Parts(settings | {"max_masks": n}, Path(settings_of.paths.root)).folder for n in (None, 1)]
     assert folders[0] != folders[1]
 
 
@@ -517,7 +527,7 @@ def test_a_killed_run_leaves_no_index_and_the_next_one_the_same(
     assert killed.returncode == -signal.SIGKILL and not (tmp_path / "index").exists()
     assert len(list(runs.glob("*/0*"))) == 2
     subprocess.run(command, cwd=repository, check=True, capture_output=True)
-    name = f"sav{index.SUFFIX}"
+    name = f"sav{arrow.SUFFIX}"
     assert (tmp_path / "index" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
@@ -526,7 +536,7 @@ def test_caps_keep_the_first(settings_of: Config, tmp_path: Path) -> None:
         source = dataclasses.replace(settings_of.sources["refcoco"], **caps)
         capped = dataclasses.replace(settings_of, sources=settings_of.sources | {"refcoco": source})
         report = index.build("refcoco", capped, tmp_path)
-        return list(index.read_index(tmp_path / f"refcoco{index.SUFFIX}").records()), report
+        return list(arrow.read_index(tmp_path / f"refcoco{arrow.SUFFIX}").records()), report
 
     every, _ = build()
     assert build(max_images=3)[0] == every[:3]
@@ -550,8 +560,8 @@ def test_the_report_counts_areas_and_splits(tmp_path: Path) -> None:
         ImageRecord(1, "b", 1, 1, (region("train", 1024, 3), region("train", 2**30, 1))),
         ImageRecord(2, "c", 1, 1, ()),
     ]
-    counts = index._Counts()
-    for batch in index._to_batches(index.RECORD, records):
+    counts = Counts()
+    for batch in arrow.to_batches(arrow.RECORD, records):
         counts.add(batch)
     assert counts.report() == {
         "images": 3, "regions": 5, "expressions": 7,

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from ans.config import World
@@ -159,6 +161,36 @@ def test_the_page_says_what_the_reader_takes() -> None:
     assert len(lines) >= 3
     for line in lines:
         record = json.loads(line)
-        own._read_line(line.encode(), 1, {record.get("annotation", 0): (record["image"], [], "")})
+        own._read_line(line.encode(), 1, {record.get("annotation", 0): (record["image"], None, [], "")})
     assert all(f"`{key}`" in page for key in own.KEYS)
     assert "python -m ans.data.validate" in page
+
+
+@pytest.mark.slow
+def test_dvc_notices_every_edit(tmp_path: Path) -> None:
+    """By the pipeline's own stage, alone in a scratch repository."""
+    base = publish(tmp_path / "data", [{"image": "a.jpg", "mask": "m.png", "text": "it"}])
+    stages = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    own_stage = {"foreach": "${own}", "do": stages["own"]["do"]}
+    own_stage["do"]["deps"] = [dep for dep in own_stage["do"]["deps"] if dep.startswith("$")]
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"own": own_stage}}))
+    values = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+    values |= {"own": {"kitchen": {"folder": "own"}}, "paths": {"root": str(tmp_path / "data")}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+    def runs() -> bool:
+        command = [sys.executable, "-m", "dvc", "repro"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        return "Running stage 'own@kitchen'" in done.stdout
+
+    assert runs() and not runs()
+    Image.fromarray(255 * MASK[::-1].copy()).save(base / "masks/m.png")
+    assert runs() and not runs()
+    with (base / "expressions.jsonl").open("a") as file:
+        file.write('{"image": "sub/b.png", "mask": "m.png", "text": "at"}\n')
+    assert runs() and not runs()
+    report = json.loads((tmp_path / "reports/data/kitchen.json").read_text())
+    assert (report["images"], report["expressions"]) == (2, 2)

@@ -106,6 +106,13 @@ def test_pngs_say_the_same_as_a_json(root: Path) -> None:
     assert [len(record.regions) for record in found] == [int((row > 0).sum()) for row in from_json.areas[::6]]
 
 
+def test_folders_of_other_names_are_skipped_with_a_reason(root: Path) -> None:
+    (place,) = (root / "sav/videos/sav_val/Annotations_6fps").iterdir()
+    (place / "001").rename(place / "1")
+    (skipped,) = (item for item in read(root) if isinstance(item, Skipped))
+    assert skipped.key.endswith(place.name) and "the folder of an object is named by three digits, found 1" in skipped.reason
+
+
 @pytest.mark.parametrize(
     ("key", "change", "reason"),
     (
@@ -115,6 +122,7 @@ def test_pngs_say_the_same_as_a_json(root: Path) -> None:
         ("masklet", lambda v: [v[0][1:], *v[1:]], "masklet that has not one mask per object"),
         ("masklet", lambda v: [[{**v[0][0], "size": [3, 4]}, *v[0][1:]], *v[1:]], "RLE of another size than the video"),
         ("masklet", lambda v: [[{**v[0][0], "counts": "zz"}, *v[0][1:]], *v[1:]], "RLE counts that cannot be decoded"),
+        ("masklet", lambda v: [[{**v[0][0], "counts": "01"}, *v[0][1:]], *v[1:]], "RLE that does not fill the image"),
         ("video_height", lambda v: v + 0.5, "expected a whole number of pixels"),
         ("video_height", lambda v: None, "expected a whole number of pixels"),
         ("masklet_id", lambda v: [str(x) for x in v], "masklet_id is '0', expected int"),

@@ -8,12 +8,13 @@ import pytest
 import yaml
 
 from ans.config import Config, load, parse
-from ans.data.index import write_records
+from ans.data.arrow import write_records
+from ans.data.records import ImageRecord, Region
 from ans.data.selection import select
 
 
 def write(path: Path, listing: str) -> None:
-    write_records(path, [], {"source": "x", "folder": "x", "root_listing": listing})
+    write_records(path, [], {"source": "x", "folder": "x", "reader": "sav", "root_listing": listing})
 
 
 def test_names_and_contents(tmp_path: Path) -> None:
@@ -48,7 +49,20 @@ def test_what_the_parameters_name() -> None:
     values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     values["train"]["loop1"]["enabled"] = values["train"]["loop2"]["enabled"] = False
     values["presets"]["tiny"]["train"]["referring"] = ["reasonseg"]
+    values["own"] = {"my_own": {"folder": "mine"}}
     values["presets"]["tiny"]["evaluate"] |= {"splits": ["my_own_val"], "captions": ["refcocog_val"]}
     other = parse(Config, values)
     assert other.training_indexes() == ("reasonseg",) and other.evaluation_indexes() == ("my_own", "refcocog")
     assert other.evaluated_alone() == ("my_own", "refcocog") and config.evaluated_alone() == ()
+
+
+def test_a_split_that_no_region_has_is_found_before_training(tmp_path: Path) -> None:
+    regions = [Region(i, split, "", 1, (0.0, 0.0, 1.0, 1.0), "0") for i, split in enumerate(("train", "val", "testA"))]
+    records = [ImageRecord(i, f"{i}.png", 1, 1, (region,)) for i, region in enumerate(regions)]
+    metadata = {"source": "refcoco", "folder": "x", "reader": "refcoco", "root_listing": "y"}
+    write_records(tmp_path / "refcoco.arrow", records, metadata)
+    select(["refcoco"], tmp_path, tmp_path / "out.json", ["refcoco_val", "refcoco_testA"])
+    (tmp_path / "out.json").unlink()
+    with pytest.raises(ValueError, match="split refcoco_testB: .* its splits are refcoco_testA, refcoco_train, refcoco_val"):
+        select(["refcoco"], tmp_path, tmp_path / "out.json", ["refcoco_val", "refcoco_testB"])
+    assert not (tmp_path / "out.json").exists()

@@ -46,7 +46,8 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     for name, shift in (("one", 0), ("two", 10)):
         (tmp_path / name).mkdir()
         tables(shift).sample(frac=1, random_state=shift).to_parquet(tmp_path / name / "refcoco_val.parquet")
-        tables(shift).to_parquet(tmp_path / name / "refcoco_val_captions.parquet")
+        captions = tables(shift).drop(columns=["sent_id", "sent"]).assign(caption="a thing")
+        captions.to_parquet(tmp_path / name / "refcoco_val_captions.parquet")
     return tmp_path / "one", tmp_path / "two"
 
 
@@ -87,3 +88,5 @@ def test_the_command(folders: tuple[Path, Path]) -> None:
     assert "## refcoco_val: two - one" in done.stdout and "| all | 36 / 12 |" in done.stdout
     done = subprocess.run([*command, "--split", "nothing"], capture_output=True, text=True, check=False)
     assert done.returncode and done.stderr.startswith("error: ") and "nothing.parquet: not there" in done.stderr
+    done = subprocess.run([*command, "--split", "refcoco_val_captions"], capture_output=True, text=True, check=False)
+    assert done.returncode and done.stderr.startswith("error: ") and "is about captions; only results about" in done.stderr

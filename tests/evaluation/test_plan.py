@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ans.config import ConfigError, Questions, load
-from ans.data.index import ListingChanged, fingerprint, write_records
+from ans.data.arrow import write_records
+from ans.data.readers import ListingChanged, fingerprint
 from ans.data.records import Expression, ImageRecord, Region
 from ans.evaluation.plan import Plan, Planned, make_plan
 
@@ -44,7 +45,8 @@ def indexes(tmp_path: Path) -> Path:
         for file in ("instances.json", "refs(unc).p"):
             (root / folder / file).write_text("x")
         records = [ImageRecord(i, f"{path}.jpg", 40, 30, tuple(regions)) for i, (path, regions) in enumerate(images.items())]
-        metadata = {"source": name, "folder": folder, "root_listing": fingerprint(root, folder, name)}
+        metadata = {"source": name, "reader": "refcoco", "folder": folder}
+        metadata["root_listing"] = fingerprint(root, folder, name, "refcoco")
         write_records(tmp_path / "index" / f"{name}.arrow", records, metadata)
     return tmp_path
 
@@ -92,7 +94,7 @@ def test_caps_and_their_names(indexes: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"max_samples": 0}, "^evaluate.max_samples: must be null or at least 1"),
+        ({"max_samples": 0}, "^evaluate.max_samples: must be at least 1, is 0"),
         ({"captions": ("a_val", "a_val")}, "^presets.<preset>.evaluate.captions: names a split twice"),
         ({"splits": ()}, "^presets.<preset>.evaluate.splits: names no split"),
     ],

@@ -13,9 +13,10 @@ import torch
 
 from ans.config import Config, parse
 from ans.evaluation import predict as module
+from ans.evaluation.evaluate import evaluate
 from ans.evaluation.metrics import intersection_union, iou, summarise
 from ans.evaluation.plan import Item
-from ans.evaluation.predict import evaluate, predict
+from ans.evaluation.predict import predict
 from ans.evaluation.protocol import code_checksum, weights_checksum
 from ans.model.segmenter import Segmenter
 from ans.report.results import decode

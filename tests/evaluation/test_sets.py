@@ -12,7 +12,7 @@ from pycocotools import mask as coco
 
 from ans.config import Config, parse
 from ans.evaluation.compare import compare, read
-from ans.evaluation.predict import evaluate
+from ans.evaluation.evaluate import evaluate
 from ans.report.results import Results, decode, read_results
 from ans.report.tables import markdown, score, write_csv
 from tests import pipeline

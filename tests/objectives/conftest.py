@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from ans.config import Config, parse
+from ans.data.arrow import read_index
 from ans.data.dataset import Referring, Regions, Sampling, TrainingData, training_rows
-from ans.data.index import read_index
 from ans.model.adapters import add_lora, select_trained
 from ans.model.segmenter import Segmenter
 from tests import pipeline

@@ -10,6 +10,7 @@
 has no `_`, since a split is asked for as `<source>_<split>`.
 """
 
+import hashlib
 import json
 import os
 from collections import defaultdict
@@ -23,6 +24,7 @@ from PIL import Image
 
 from ans.data import masks
 from ans.data.images import BROKEN_IMAGE, below, image_size
+from ans.data.matching import check_size
 from ans.data.records import Expression, ImageRecord, Region, Skipped
 from ans.data.sources.common import field, source_folder
 
@@ -32,7 +34,8 @@ KEYS = {"image", "mask", "annotation", "text", "split", "category"}
 
 @dataclass(frozen=True)
 class Object:
-    """A line of expressions.jsonl: `line` is its number, from 1. Either `mask` or `segmentation` (of COCO) is there."""
+    """A line of expressions.jsonl: `line` is its number, from 1. Either `mask` or `segmentation` (of COCO) is there. `size` is
+    the image's (width, height) in pixels, where annotations.json states it."""
 
     line: int
     texts: tuple[str, ...]
@@ -40,6 +43,7 @@ class Object:
     category: str
     mask: str = ""
     segmentation: Any = None
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,16 @@ def plan(root: Path, folder: str, name: str) -> list[Task | Skipped]:
 
 
 def fingerprint(root: Path, folder: str, name: str) -> list[str]:
-    """Sizes of the two listings, and how many images and masks there are."""
+    """sha256 of every file. Own data is small, and it is edited: a mask drawn anew has the same name."""
     base = source_folder(root, folder, name)
-    lines = [f"{path.name}: {path.stat().st_size} bytes" for path in (base / EXPRESSIONS, base / ANNOTATIONS) if path.is_file()]
-    return lines + [f"{kind}: {sum(len(files) for *_, files in os.walk(base / kind))} files" for kind in ("images", "masks")]
+    files = [path for path in (base / EXPRESSIONS, base / ANNOTATIONS) if path.is_file()]
+    for kind in ("images", "masks"):
+        files += sorted(Path(place) / name for place, _, names in os.walk(base / kind) for name in names)
+    lines = []
+    for path in files:
+        with open(path, "rb") as file:
+            lines.append(f"{path.relative_to(base).as_posix()}: {hashlib.file_digest(file, 'sha256').hexdigest()}")
+    return lines
 
 
 def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
@@ -104,7 +114,7 @@ def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
     regions: dict[tuple[str, str], Region] = {}
     for one in task.objects:
         try:
-            region = _region(root, task.folder, one, height, width)
+            region = _region(root, task, one, height, width)
         except (ValueError, FileNotFoundError) as error:
             yield Skipped(f"{EXPRESSIONS}:{one.line}", str(error))
             continue
@@ -116,7 +126,7 @@ def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
         yield ImageRecord(task.number, path, width, height, tuple(regions.values()))
 
 
-def _read_line(content: bytes, line: int, annotations: dict[int, Any]) -> tuple[str, Object]:
+def _read_line(content: bytes, line: int, annotations: "dict[int, Annotation]") -> tuple[str, Object]:
     """The image and what is said of it. Raises `ValueError` that says what is wrong with the line."""
     try:
         record = json.loads(content)
@@ -143,21 +153,26 @@ def _read_line(content: bytes, line: int, annotations: dict[int, Any]) -> tuple[
     number = field(record, "annotation", int)
     if number not in annotations:
         raise ValueError(f"annotation {number} is not in {ANNOTATIONS}")
-    file_name, segmentation, its_category = annotations[number]
+    file_name, size, segmentation, its_category = annotations[number]
     if file_name != image:
         raise ValueError(f"annotation {number} is of {file_name}, not of {image}")
-    return image, Object(line, texts, split, category or its_category, segmentation=segmentation)
+    return image, Object(line, texts, split, category or its_category, segmentation=segmentation, size=size)
 
 
-def _read_annotations(path: Path) -> dict[int, tuple[str, Any, str]]:
-    """id -> the image's file name, segmentation, and class name."""
+Annotation = tuple[str, tuple[int, int] | None, Any, str]
+"""The image's file name and stated (width, height), segmentation, and class name."""
+
+
+def _read_annotations(path: Path) -> dict[int, Annotation]:
+    """id -> annotation."""
     try:
         content = json.loads(path.read_bytes())
-        images = {field(image, "id", int): field(image, "file_name", str) for image in field(content, "images", list)}
+        listed = field(content, "images", list)
+        images = {field(image, "id", int): (field(image, "file_name", str), _size(image)) for image in listed}
         names = {field(entry, "id", int): field(entry, "name", str) for entry in content.get("categories", [])}
         return {
             field(a, "id", int): (
-                images.get(a.get("image_id"), "no image"),
+                *images.get(a.get("image_id"), ("no image", None)),
                 a.get("segmentation"),
                 names.get(a.get("category_id"), ""),
             )
@@ -167,10 +182,19 @@ def _read_annotations(path: Path) -> dict[int, tuple[str, Any, str]]:
         raise ValueError(f"{path}: not a COCO listing: {error}") from error
 
 
-def _region(root: Path, folder: str, one: Object, height: int, width: int) -> Region:
+def _size(image: Any) -> tuple[int, int] | None:
+    """(width, height) that a listing states of an image; some tools leave both out."""
+    if "width" not in image and "height" not in image:
+        return None
+    return field(image, "width", int), field(image, "height", int)
+
+
+def _region(root: Path, task: Task, one: Object, height: int, width: int) -> Region:
     """Raises `ValueError` or `FileNotFoundError` with a reason."""
+    if one.size is not None:
+        check_size(f"images/{task.image}", (width, height), one.size, ANNOTATIONS)
     if one.mask:
-        counts = masks.from_array(_read_mask(root / folder / "masks" / one.mask, one.mask, height, width))
+        counts = masks.from_array(_read_mask(root / task.folder / "masks" / one.mask, one.mask, height, width))
     else:
         counts = masks.from_segmentation(one.segmentation, height, width)
     area, bbox = masks.measure(counts, height, width)

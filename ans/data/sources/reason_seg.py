@@ -17,16 +17,13 @@ import numpy as np
 
 from ans.data import masks
 from ans.data.images import image_size
-from ans.data.records import Expression, ImageRecord, Region, Skipped
+from ans.data.records import QUERY_KINDS, Expression, ImageRecord, Region, Skipped
 from ans.data.sources.common import field, source_folder
 
 SPLITS = ("train", "val", "test")
 TARGET, IGNORED = 1, 255
 ALL = "-all"
 """Behind the name of a split: with every question, not only the first."""
-
-KINDS = {True: "long", False: "short"}
-"""`is_sentence` -> the name of the published subset, as the region's category."""
 
 Task = tuple[str, str, int]
 """Folder below the root, stem, and position."""
@@ -54,7 +51,7 @@ def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
         width, height = image_size(root, f"{key}.jpg")
         drawn = draw(field(content, "shapes", list), height, width)
         texts = [field({"text": text}, "text", str).strip() for text in field(content, "text", list)]
-        kind = KINDS[field(content, "is_sentence", bool)]
+        kind = QUERY_KINDS[field(content, "is_sentence", bool)]
     except FileNotFoundError:
         yield Skipped(key, "image without JSON")
         return

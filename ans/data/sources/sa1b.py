@@ -17,6 +17,7 @@ import orjson
 
 from ans.config import SubsetSa1b
 from ans.data import masks
+from ans.data.arrow import ENTRY
 from ans.data.images import read_bytes
 from ans.data.records import Skipped
 from ans.data.sources.common import field, source_folder, tar_members
@@ -25,6 +26,9 @@ SUBFOLDER = re.compile(r"sa_\d{6}")
 SHARD = re.compile(r"sa_\d{6}\.tar")
 """As in the published list of links, which has other tars too (`sa_co_gold.tar`)."""
 SUFFIXES = (".jpg", ".json")
+
+SCHEMA = ENTRY
+"""What the index holds: names and locators. `ans/data/subset_sa1b.py` opens those that are used."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def plan(root: Path, folder: str, name: str) -> list[Path]:
     return [base, *([base / "img"] if {"img", "js"} <= set(folders) else []), *shards]
 
 
-def list_shard(root: Path, shard: Path) -> Iterator[Entry | Skipped]:
+def read_one(root: Path, shard: Path) -> Iterator[Entry | Skipped]:
     """Every image of a shard. An image or a JSON without its partner is a `Skipped`.
 
     Raises `ValueError` naming a tar that cannot be read.
@@ -73,15 +77,9 @@ def list_shard(root: Path, shard: Path) -> Iterator[Entry | Skipped]:
     return _pair(sorted(_files(root, shard)))
 
 
-def list_entries(root: Path, folder: str) -> Iterator[Entry | Skipped]:
-    """Every image below `root`/`folder`, shard by shard. Raises as `plan` and `list_shard`."""
-    for shard in plan(root, folder, "sa1b"):
-        yield from list_shard(root, shard)
-
-
-def fingerprint(root: Path, folder: str) -> list[str]:
+def fingerprint(root: Path, folder: str, name: str) -> list[str]:
     """What changes when the listing does: the number of images and of JSONs per folder, name and size of every tar."""
-    base = source_folder(root, folder, "sa1b")
+    base = source_folder(root, folder, name)
     folders, tars, images = _contents(base)
     lines = [f"{base.name}: {images}", *(f"{name}: {_contents(base / name)[2]}" for name in sorted(folders))]
     return [*lines, *(f"{name}: {(base / name).stat().st_size} bytes" for name in sorted(tars))]
@@ -104,8 +102,7 @@ def read_masks(root: Path, entry: Entry, limits: SubsetSa1b) -> Masks | Skipped:
     """Open one JSON and keep the masks within `limits`; one without any is a `Skipped`, and so is a JSON that is not as
     published.
 
-    Areas and boxes are those that the file states, and of the run lengths only the form is looked at: `masks.decode` looks at the
-    rest. To measure every mask takes longer than all else together.
+    Areas and boxes are those that the file states: to measure every mask takes longer than all else together.
     """
     try:
         content = orjson.loads(read_bytes(root, entry.annotation))
@@ -150,7 +147,7 @@ def _columns(annotations: list[Any], height: int, width: int) -> Columns:
     edges = list(chain.from_iterable(boxes))
     if not set(map(type, edges)) <= {int, float} or not math.isfinite(sum(edges)):
         raise ValueError("bbox that is not four numbers")
-    masks.check_form(counts)
+    masks.check_counts(counts, height, width)
     return numbers, areas, edges, counts
 
 

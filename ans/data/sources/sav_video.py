@@ -165,7 +165,7 @@ def _measured(height: int, width: int, ids: list[int], rles: list[list[dict[str,
     there = [(i, k) for i, row in enumerate(rles) for k, rle in enumerate(row) if rle is not None]
     if any(rles[i][k].get("size") != [height, width] for i, k in there):
         raise ValueError("RLE of another size than the video")
-    masks.check_form([rles[i][k].get("counts") for i, k in there])
+    masks.check_counts([rles[i][k].get("counts") for i, k in there], height, width)
     areas = np.zeros((len(rles), len(ids)), np.int64)
     for i, k in there:
         areas[i, k] = coco.area(rles[i][k])  # one by one: pycocotools fails on lists of more than 255
@@ -186,20 +186,23 @@ def _compare(masklets: Masklets, content: dict[str, Any]) -> None:
 
 
 def _from_pngs(place: Path) -> Masklets:
-    ids = sorted(int(path.name) for path in place.iterdir() if path.name.isdigit())
+    folders = {path.name: path for path in sorted(place.iterdir()) if path.is_dir()}
+    if wrong := [name for name in folders if not re.fullmatch(r"[0-9]{3}", name)]:
+        raise ValueError(f"{place}: the folder of an object is named by three digits, found {wrong[0]}")
+    ids = [int(name) for name in folders]
     frames = sorted({int(path.stem) for path in place.glob("*/*.png") if path.stem.isdigit()})
     if not frames:
         raise ValueError(f"{place}: no masks")
     rles: list[list[dict[str, Any] | None]] = [[None] * len(ids) for _ in range(frames[-1] // ANNOTATED_EVERY + 1)]
     size = None
-    for k, number in enumerate(ids):
-        for path in sorted((place / f"{number:03d}").glob("*.png")):
+    for k, folder in enumerate(folders.values()):
+        for path in sorted(folder.glob("*.png")):
             try:
                 with Image.open(path) as image:
                     mask = np.asarray(image.convert("L"))
             except BROKEN_IMAGE:
                 raise ValueError(f"{place}: a mask that cannot be read") from None
-            if size not in (None, mask.shape) or int(path.stem) % ANNOTATED_EVERY:
+            if size not in (None, mask.shape) or not path.stem.isdigit() or int(path.stem) % ANNOTATED_EVERY:
                 raise ValueError(f"{place}: a mask of another size, or of a frame that is not annotated")
             size = mask.shape
             rles[int(path.stem) // ANNOTATED_EVERY][k] = {"size": list(size), "counts": masks.from_array(mask)}

@@ -1,0 +1,98 @@
+"""What dvc.yaml says each stage depends on, against the imports of its code."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ans import provenance
+from ans.config import load
+from ans.provenance import ROOT, closure, digest
+
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+
+STARTED = {"train": ("ans.training.__main__",), "evaluate": ("ans.evaluation.__main__",)}
+"""Modules that a stage starts in processes of their own."""
+
+NEVER = {"ans/errors.py", "ans/files.py", "ans/launch.py", "ans/progress.py", "ans/provenance.py", "ans/stage.py"}
+"""How stages start, end and put files in place, not what is in them."""
+
+HANDED_ON = {"world", "index", "own", "subset_sa1b", "weights"}
+"""Stages that use settings as they stand in params.yaml, which DVC compares itself: ans/config.py decides nothing there. A set of
+eleven million images is not indexed anew because a check of the learning rate changed."""
+
+
+def code(stage: str, reader: str) -> set[str]:
+    """The files that decide what the stage makes, without empty ones."""
+    modules = [f"stages.{'index' if stage == 'own' else stage}", *STARTED.get(stage, ())]
+    if stage in ("index", "own"):
+        modules.append(f"ans.data.sources.{reader}")
+    paths = {path.as_posix() for path in closure(*modules) if (ROOT / path).stat().st_size}
+    return paths - NEVER - ({"ans/config.py"} if stage in HANDED_ON else set())
+
+
+def declared(stage: str, reader: str) -> set[str]:
+    """The code among the stage's `deps`, a folder standing for all that is in it."""
+    entry = STAGES[stage].get("do", STAGES[stage])
+    paths = [Path(dep.replace("${item.reader}", reader)) for dep in entry["deps"] if dep.startswith(("ans/", "stages/"))]
+    for path in paths:
+        assert (ROOT / path).exists(), f"{stage}: {path}"
+    files = [ROOT / file for path in paths for file in ([path] if path.suffix else (ROOT / path).rglob("*.py"))]
+    return {file.relative_to(ROOT).as_posix() for file in files if file.stat().st_size}
+
+
+CASES = [(stage, "own" if stage == "own" else "") for stage in STAGES if stage != "index"]
+CASES += sorted({("index", source.reader) for source in load(ROOT / "params.yaml").sources.values()})
+
+
+@pytest.mark.parametrize(("stage", "reader"), CASES)
+def test_deps_are_what_the_stage_imports(stage: str, reader: str) -> None:
+    lacks, idle = code(stage, reader) - declared(stage, reader), declared(stage, reader) - code(stage, reader)
+    assert not lacks, f"{stage} {reader}: a change of these would leave stale results: {sorted(lacks)}"
+    assert not idle, f"{stage} {reader}: a change of these would run it for nothing: {sorted(idle)}"
+
+
+def test_a_reader_concerns_its_own_sets_alone() -> None:
+    readers = {path.name for path in (ROOT / "ans/data/sources").glob("*.py")}
+    for reader in ("sa1b", "refcoco"):
+        assert {path.name for path in closure("stages.index", f"ans.data.sources.{reader}")} & readers == {
+            "__init__.py", "common.py", f"{reader}.py",
+        }  # fmt: skip
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, text in {
+        "ans/__init__.py": "",
+        "ans/a.py": "import json\nfrom ans.b import thing\n",
+        "ans/b/__init__.py": "from ans.b.c import thing\n",
+        "ans/b/c.py": "def thing():\n    from ans import d\n",
+        "ans/d.py": "import ans.a\n",
+        "ans/e.py": "",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    provenance._file.cache_clear()
+    provenance._imports.cache_clear()
+    yield tmp_path
+    provenance._file.cache_clear()
+    provenance._imports.cache_clear()
+
+
+def test_the_closure_follows_every_import(package: Path) -> None:
+    """Circles, imports inside functions, names that are modules, and packages that only lie on the way."""
+    assert {path.as_posix() for path in closure("ans.a")} == {
+        "ans/__init__.py", "ans/a.py", "ans/b/__init__.py", "ans/b/c.py", "ans/d.py",
+    }  # fmt: skip
+    assert {path.as_posix() for path in closure("ans.e")} == {"ans/__init__.py", "ans/e.py"}
+    with pytest.raises(ModuleNotFoundError, match="ans.nothing: no such module"):
+        closure("ans.nothing")
+
+
+def test_the_digest_is_of_the_closure_alone(package: Path) -> None:
+    before = digest("ans.a")
+    (package / "ans/e.py").write_text("1\n")
+    assert digest("ans.a") == before
+    (package / "ans/d.py").write_text("import ans.a  # changed\n")
+    assert digest("ans.a") != before
