@@ -4,6 +4,7 @@ For many images use `ans.model.segmenter.Segmenter`, which takes batches of them
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -117,6 +118,12 @@ def _segment(image: Image.Image, chosen: argparse.Namespace) -> None:
     model = _load(chosen)
     found = model.segment([image], [chosen.expressions], chosen.max_new_tokens)[0]
     _save(paint(image, [answer.mask for answer in found], chosen.expressions), chosen.output)
+    if unknown := model.unknown_words(" ".join(chosen.expressions)):
+        print(
+            f"note: {chosen.model} has no word for {', '.join(unknown)}. The tiny model knows coloured shapes and nothing else; "
+            "name a model of a real preset with --model",
+            file=sys.stderr,
+        )
     for number, (expression, answer) in enumerate(zip(chosen.expressions, found, strict=True)):
         share = f"{answer.mask.mean():.1%} of the image" if len(answer.masks) else "no mask: the answer has no [SEG]"
         print(f"{expression}: {share} ({answer.answer})")

@@ -1,48 +1,63 @@
-"""Starting a module under `accelerate launch`, with the processes that `launch:` asks for."""
+"""Starting a module in the processes that `launch:` asks for."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 from ans.config import Launch
+
+STOPPED = 128 + signal.SIGTERM
+"""Exit status of a module that was asked to stop and did."""
+
+PATIENCE = 3600
+"""Seconds after SIGTERM in which a step may end and its state be saved; PyTorch's launcher kills what lives longer."""
 
 
 def launch(module: str, settings: Launch, *arguments: str) -> None:
     """Run `python -m module` in every process and wait. Raises `SystemExit` with its exit code on failure.
 
-    SIGTERM and Ctrl-C are handed on to every process as SIGTERM, which a training answers by saving its state.
+    One process is started as it is, several by PyTorch's launcher; a user's `accelerate config` has no say. SIGTERM and Ctrl-C
+    are handed on to every process as SIGTERM, which a training answers by saving its state. The same happens when the DVC that
+    started this stage ends: nobody would make use of the results.
     """
-    total = settings.processes * settings.machines
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(total)]
-    command += ["--num_machines", str(settings.machines), "--machine_rank", str(settings.machine_rank)]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--module"]
-    if total > 1:
-        # accelerate's own CPU launcher wants MPI; its torchrun launcher works for gloo just as well.
-        command += ["--multi_gpu", "--main_process_ip", settings.main_address, "--main_process_port", str(settings.main_port)]
-    else:
-        command += ["--quiet"]  # the process says itself what failed; the launcher would add a traceback of its own
-    # An index of 8 GPUs per machine is accelerate's to see; threads are ours, or 8 processes would each take all cores.
+    command = [sys.executable, "-m", module, *arguments]
+    if settings.processes * settings.machines > 1:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--shutdown_timeout", str(PATIENCE)]
+        launcher += ["--nproc_per_node", str(settings.processes), "--nnodes", str(settings.machines)]
+        launcher += ["--node_rank", str(settings.machine_rank), "--master_addr", settings.main_address]
+        command = [*launcher, "--master_port", str(settings.main_port), "--module", module, *arguments]
+    # Threads are ours to share out, or 8 processes would each take all cores.
     environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads(settings.processes)))}
-    process = subprocess.Popen([*command, module, *arguments], env=environment, start_new_session=True)
+    process: subprocess.Popen[bytes] | None = None
     stopped = False
 
     def stop(*_: object) -> None:
         nonlocal stopped
         stopped = True
-        os.killpg(process.pid, signal.SIGTERM)
+        if process is not None and _alive(process.pid):
+            os.killpg(process.pid, signal.SIGTERM)
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    parent = os.getppid() if "DVC_STAGE" in os.environ else None
     try:
-        code = process.wait()
-        while stopped and _alive(process.pid):  # a launcher does not wait for what it started
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        if stopped:  # before there was a process to hand it to
+            stop()
+        while process.poll() is None:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.5)
+            if parent not in (None, os.getppid()) and not stopped:
+                stop()
+        while stopped and _alive(process.pid):  # a launcher may end before what it started
             time.sleep(0.1)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    if code:
-        raise SystemExit(128 + signal.SIGTERM if stopped else code)
+    if code := process.returncode:
+        raise SystemExit(STOPPED if stopped else code)
 
 
 def threads(processes: int) -> int:

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 
 
 def connect(precision: Literal["float32", "bf16"]) -> Accelerator:
-    """This process' place among those that `accelerate launch` started, on GPUs where there are any, else on CPUs by gloo.
+    """This process' place among those that `ans.launch` started, on GPUs where there are any, else on CPUs by gloo.
 
     Raises `RuntimeError` when the processes did not find each other: each would do the whole work alone and overwrite the rest.
     """

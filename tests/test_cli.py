@@ -37,6 +37,12 @@ def model() -> Segmenter:
     return Segmenter.from_pretrained(TINY)
 
 
+def test_damaged_metadata_is_no_obstacle(folder: Path, capsys) -> None:
+    for image in sorted(Path("tests/cases/exif_damaged/kitchen/images").iterdir()):
+        main(["segment", str(image), "red circle", "-o", str(folder / "out.png"), "--model", TINY])
+        assert "wrote" in capsys.readouterr().out
+
+
 def test_segment_writes_what_the_segmenter_finds(folder: Path, model: Segmenter, capsys) -> None:
     out, masks = folder / "new" / "out.png", folder / "masks"
     main(["segment", str(folder / "image.png"), *WORDS, "-o", str(out), "--masks", str(masks), "--model", TINY])
@@ -49,6 +55,13 @@ def test_segment_writes_what_the_segmenter_finds(folder: Path, model: Segmenter,
     assert said[-1] == f"wrote {out}"
     assert np.array_equal(np.asarray(Image.open(out)), np.asarray(paint(image, [answer.mask for answer in found], WORDS)))
     assert sorted(path.name for path in out.parent.iterdir()) == ["out.png"], "a temporary file was left"
+
+
+def test_words_that_the_model_lacks_are_said(folder: Path, capsys) -> None:
+    main(["segment", str(folder / "image.png"), "the left cup", "red cup", "-o", str(folder / "out.png"), "--model", TINY])
+    assert "weights/tiny has no word for cup. The tiny model knows coloured shapes" in capsys.readouterr().err
+    main(["segment", str(folder / "image.png"), "red circle", "-o", str(folder / "out.png"), "--model", TINY])
+    assert capsys.readouterr().err == ""
 
 
 def test_describe_says_what_the_segmenter_says(folder: Path, model: Segmenter, capsys) -> None:

@@ -45,7 +45,7 @@ CASES = {
     ),
     "unknown source": (
         {"train__loop1__sources": {"nothing": {"repeats": 1.0, "max_samples": None}}},
-        "data/index/nothing.arrow: no such index; `python -m stages.index SOURCE` makes it",
+        "train.loop1.sources: no index named 'nothing'; there are describe, grefcoco,",
     ),
     "numbers that blow up": (
         {"presets__tiny__train__lr": 1e30, "presets__tiny__train__warmup": 0.0},

@@ -41,10 +41,10 @@ class _Overlay:
         self.path, self.state, self.meta, self.base = checkpoint.path, checkpoint.state, checkpoint.meta, base
         try:
             self.pairs = lora_pairs(self.state)
-            keys = [key for key in self.state if ".lora_" not in key]
-            plain = [(checkpoint_to_hf_name(key), key) for key in keys]
+            matrices = {key for pair in self.pairs.values() for key in pair.values()}
+            plain = [(checkpoint_to_hf_name(key), key) for key in self.state if key not in matrices]
         except KeyError as error:
-            raise ValueError(f"{self.path}: {error.args[0]}; convert.source must be a Sa2VA checkpoint") from error
+            raise ValueError(f"{self.path}: {error.args[0]} (convert.source must be a Sa2VA checkpoint)") from error
         self.rows = {f"{match[1]}.weight": key for name, key in plain if (match := SEG_ROW.match(name))}
         self.plain = {name: key for name, key in plain if not MAY_BE_LEFT_OUT.match(name) and not SEG_ROW.match(name)}
         if len(set(name for name, _ in plain)) < len(plain):

@@ -194,13 +194,26 @@ def _swap(key: str, table: Iterable[tuple[str, str]], space: str) -> str:
 _LORA = re.compile(r"(.*)\.lora_([AB])(?:\.default)?\.weight$")
 
 
+_OTHER_ADAPTERS = (
+    (re.compile(r"lora_magnitude_vector"), "DoRA"),
+    (re.compile(r"lora_embedding_[AB]"), "LoRA on an embedding table"),
+    (re.compile(r"lora_[AB]\.(?:[^.]+\.)?bias$"), "LoRA with a bias of its own"),
+    (re.compile(r"lora_[AB]\.[^.]+\.weight$"), "an adapter that is not named `default`"),
+)
+
+
 def lora_pairs(keys: Iterable[str]) -> dict[str, dict[str, str]]:
-    """HF name of each weight that LoRA adapts -> its {"A": checkpoint's key, "B": checkpoint's key}."""
+    """HF name of each weight that LoRA adapts -> its {"A": checkpoint's key, "B": checkpoint's key}.
+
+    Raises `KeyError` for any other adapter's tensor: merging without it would give another model than was trained.
+    """
     pairs: dict[str, dict[str, str]] = {}
     for key in keys:
-        match = _LORA.match(key)
-        if match:
+        if match := _LORA.match(key):
             pairs.setdefault(checkpoint_to_hf_name(match.group(1) + ".weight"), {})[match.group(2)] = key
+        elif "lora" in key.lower():
+            kind = next((kind for pattern, kind in _OTHER_ADAPTERS if pattern.search(key)), "an adapter of an unknown kind")
+            raise KeyError(f"tensor {key}: {kind} is not converted; merge it with PEFT (merge_and_unload) and convert the result")
     return pairs
 
 

@@ -1,7 +1,9 @@
 """Fine-tuning. `train` reads as a page: load, then step after step: batches, gradients, surgery, step, teacher, log, save."""
 
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -13,15 +15,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from ans.checkpoints import shards
 from ans.checkpoints.layout import SHARD_GROUPS, group_of, model_to_hf_name
 from ans.checkpoints.save import save_trained
-from ans.config import Config
+from ans.config import Config, ConfigError, load
+from ans.data.arrow import read_index
 from ans.data.dataset import Referring, Regions, Sampling, TrainingData, training_rows
-from ans.data.index import check_listing, read_index
+from ans.data.readers import check_listing
 from ans.files import runs_folder
+from ans.launch import STOPPED
 from ans.model.adapters import add_lora, add_seg_row, group_of_parameter, select_trained
 from ans.model.feature_cache import FeatureCache
 from ans.model.four_bit import numbers
@@ -33,13 +36,14 @@ from ans.objectives.losses import Chain, Counts, Losses
 from ans.objectives.supervised import supervised
 from ans.objectives.surgery import combine, conflict
 from ans.processes import connect
+from ans.progress import Progress
 from ans.training.chains import Chains
 from ans.training.curves import Curves, write_json
 from ans.training.ema import Teacher
 from ans.training.gradients import add_gradient, assign, clip
 from ans.training.schedule import lr_factor
 from ans.training.state import ResumeFolder, code_version, fingerprint
-from ans.training.validation import Validation, draw_history
+from ans.training.validation import Validation
 from ans.training.watch import Watch
 
 Pair = tuple[ReferringBatch | MaskBatch, CaptionBatch | None]
@@ -54,6 +58,8 @@ class Run:
     indexes: Path = Path("data/index")
     out: Path = Path("models/checkpoint")
     reports: Path = Path("reports/train")
+    params: Path | None = None
+    """The file that the configuration came from, which must say the same when the run ends."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +75,11 @@ def train(config: Config, run: Run = Run()) -> None:
     """Fine-tune `run.base` by the dual loop and leave trained tensors, a manifest and the loops' chains in `run.out`, curves in
     `run.reports`.
 
-    Started once per process (see `launch.py`); the number of processes changes no sample and no random choice of a step's
+    Started once per process (see `ans/launch.py`); the number of processes changes no sample and no random choice of a step's
     global batch. Killed and started again it continues, to the same bits. Raises `FloatingPointError` at a loss or gradient that
     is not finite, `Degenerate` where going on would be pointless, `ResumeError` when continued under other conditions.
     """
-    preset = config.chosen.train
+    preset, asked = config.chosen.train, config
     accelerator = connect(preset.precision)
     model, trained = load_model(config, run, accelerator)
     data, left_out = load_data(config, run, model, accelerator)
@@ -97,7 +103,7 @@ def train(config: Config, run: Run = Run()) -> None:
 
     folder = resume_folder(config, run, accelerator)
     first_step = 0
-    if state := folder.load(accelerator.device):
+    if state := folder.load():
         first_step = state["step"]
         for name, parameter in trained.items():
             parameter.data.copy_(state["trained"][name])
@@ -122,13 +128,10 @@ def train(config: Config, run: Run = Run()) -> None:
             folder.save({"step": step, "trained": dict(trained)} | {name: part.state_dict() for name, part in parts.items()})
 
     stop = StopSignal()
-    batches = _batches(data, first_step * preset.accumulation, config.launch.workers)
-    progress = tqdm(
-        range(first_step, settings.steps), desc="train", initial=first_step, total=settings.steps, mininterval=1,
-        disable=None if accelerator.is_main_process else True,
-    )  # fmt: skip
+    progress = Progress(settings.steps, "train", "step", first_step, quiet=not accelerator.is_main_process)
     model.train()
-    for step in progress:
+    batches = _batches(data, first_step * preset.accumulation, config.launch.workers)
+    for step in range(first_step, settings.steps):
         if validation and validation.over:
             break
         torch.manual_seed(hash((settings.seed, step, accelerator.process_index)))  # for dropout; all else is keyed by sample
@@ -136,7 +139,9 @@ def train(config: Config, run: Run = Run()) -> None:
         totals = count(pairs, accelerator, stop.received)
         if totals.stop:
             save_state(step)
-            raise SystemExit(128 + signal.SIGTERM)
+            curves.write()
+            progress.write(f"stopped at step {step} of {settings.steps}, saved; start the same command again to go on there")
+            raise SystemExit(STOPPED)
         speaking = partial(teacher.speaking, model)
         gradients = step_gradients(model, encode, speaking, parameters, pairs, config, step, totals, accelerator, chains)
         values, gradient = gradients.values, gradients.first
@@ -159,19 +164,20 @@ def train(config: Config, run: Run = Run()) -> None:
             loss = sum(value for _, value in curves.rows["loss"][-epoch:]) / epoch
             seen = validation.look(step + 1, loss, model, trained)
             curves.add(step + 1, seen)
-            if accelerator.is_main_process:
-                progress.write(
-                    f"epoch {(step + 1) // epoch}: " + ", ".join(f"{name} {value:.3f}" for name, value in seen.items())
-                )
-        progress.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
+            said = ", ".join(f"{name} {value:.3f}" for name, value in seen.items())
+            progress.write(f"epoch {(step + 1) // epoch}: {said}")
+        progress.update(loss=values["loss"])
+        curves.write_when_due()
         if accelerator.is_main_process and settings.save_every and (step + 1) % settings.save_every == 0:
             save_trained(folder.folder / f"step_{step + 1:06d}.pth", trained, manifest | {"step": step + 1})
             _keep_newest(folder.folder, settings.keep)
         if accelerator.is_main_process and folder.due():
             save_state(step + 1)
-
+    progress.close()
     if checksum(model, trained) != frozen_before:
         raise RuntimeError("a frozen tensor changed during training; the run is not to be trusted")
+    if run.params is not None:
+        _refuse_other_settings(run.params, asked, partial(save_state, settings.steps))
     if accelerator.is_main_process:
         run.out.mkdir(parents=True, exist_ok=True)
         for path in sorted(folder.folder.glob("step_*.pth")):
@@ -186,7 +192,6 @@ def train(config: Config, run: Run = Run()) -> None:
         write_json(run.out / "chains.json", chains.kept)
         curves.finish(validation.best["row"] if validation else {})
         write_json(run.reports / "history.json", validation.history if validation else [])
-        draw_history(curves.rows, run.reports / "training_history.png")
         folder.remove()
 
 
@@ -299,12 +304,32 @@ def resume_folder(config: Config, run: Run, accelerator: Accelerator) -> ResumeF
     return folder
 
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def _refuse_other_settings(params: Path, config: Config, save: Callable[[], None]) -> None:
+    """Raise `ConfigError` where `params` no longer holds the settings that the run was begun with: DVC, which reads it when the
+    stage ends, would note others beside the results. `save` keeps the finished run, so that nothing is lost."""
+    try:
+        now = load(params)
+        changed = (now.preset, now.train, now.chosen.train) != (config.preset, config.train, config.chosen.train)
+    except ConfigError:
+        changed = True
+    if changed:
+        save()
+        raise ConfigError(
+            f"{params}: its training settings were changed while the run went on, perhaps by another `dvc exp run -S`. The run "
+            "is finished and kept: put the settings back (git diff shows what changed) and start it again to have its results"
+        )
+
+
 class StopSignal:
-    """Notes SIGTERM, so that the step in hand is finished and the state saved."""
+    """Notes SIGTERM and Ctrl-C, so that the step in hand is finished and the state saved."""
 
     def __init__(self) -> None:
         self.received = False
-        signal.signal(signal.SIGTERM, self._note)
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._note)
 
     def _note(self, *_: object) -> None:
         self.received = True
@@ -487,9 +512,31 @@ def slices_of_groups(trained: Mapping[str, nn.Parameter]) -> dict[str, list[slic
 
 
 def _batches(data: TrainingData, first: int, workers: int) -> Iterator[Pair]:
-    prefetch = 2 if workers else None
-    loader = DataLoader(data, batch_size=None, sampler=range(first, len(data)), num_workers=workers, prefetch_factor=prefetch)
-    return iter(loader)
+    """The micro-batches from number `first` on, made by `workers` processes (0: by this one).
+
+    SIGTERM and Ctrl-C are for the training alone: a terminal and a batch system send them to the workers too, and a worker that
+    dies of them takes the training along before it has saved. Workers inherit what is blocked here.
+    """
+    loader = DataLoader(
+        data, batch_size=None, sampler=range(first, len(data)), num_workers=workers, prefetch_factor=2 if workers else None,
+        worker_init_fn=_end_with_the_training,
+    )  # fmt: skip
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _end_with_the_training(_: int) -> None:
+    """In a worker: end at a SIGTERM that the training itself sends, as Python does to its workers when it exits."""
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _keep_newest(folder: Path, keep: int | None) -> None:

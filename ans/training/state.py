@@ -67,12 +67,12 @@ class ResumeFolder:
         for half_written in self.folder.glob(f".*.{STATE}"):  # by one that was killed
             half_written.unlink()
 
-    def load(self, device: torch.device) -> dict[str, Any] | None:
-        """The last state, or None. Raises `ResumeError` when it was begun under other conditions."""
+    def load(self) -> dict[str, Any] | None:
+        """The last state, on the CPU, or None. Raises `ResumeError` when it was begun under other conditions."""
         path = self.folder / STATE
         if not path.is_file():
             return None
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         for name, now in self.conditions.items():
             before = state["conditions"][name]
             if before != now:

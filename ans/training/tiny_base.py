@@ -26,8 +26,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ans.checkpoints.layout import model_to_hf
 from ans.config import World
-from ans.data.dataset import region_mask
-from ans.data.images import open_image
+from ans.data.matching import record_image, region_mask
 from ans.data.mixing import keyed_rng
 from ans.data.records import ImageRecord, Region
 from ans.data.sources import refcoco
@@ -209,7 +208,7 @@ def load_scenes(root: Path, split: str, model: ModelConfig, prepare: Prepare) ->
         usable = [entry for entry in regions.values() if entry[1] and entry[2]]
         if not usable:
             continue
-        tile, sam = prepare(open_image(root, record.path))
+        tile, sam = prepare(record_image(root, record))
         inside = torch.tensor([sam.shape[1], sam.shape[0]]) / max(sam.shape)
         masks = np.stack([region_mask(record, region) for region, _, _ in usable])
         scenes.append(
@@ -457,7 +456,7 @@ def measure(root: Path, folder: Path) -> None:
     blind: dict[str, list[tuple[int, int]]] = {"everything": [], "random object": [], "shuffled expressions": []}
     rng = keyed_rng(SEED, 4)
     for records in tqdm(list(_held_out(root)), desc="held-out", disable=None):
-        images = [open_image(root, record.path) for record, _ in records]
+        images = [record_image(root, record) for record, _ in records]
         read = model.read(images)
         texts = [[text for _, text, _ in entries] for _, entries in records]
         shuffled = [[row[i] for i in rng.permutation(len(row))] for row in texts]

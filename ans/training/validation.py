@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
@@ -14,8 +13,6 @@ from ans.evaluation.metrics import summarise
 from ans.evaluation.plan import make_plan
 from ans.evaluation.predict import predict, row_tokens
 from ans.model.segmenter import Segmenter
-from ans.report.plots import plot_panels
-from ans.report.training import Panel
 
 SHOWN = ("ciou", "miou", "box_giou", "p50", "seg_rate")
 """The metrics that are kept of every epoch."""
@@ -65,12 +62,3 @@ class Validation:
     @property
     def _metric(self) -> str:
         return f"val_{self.chosen.metric}"
-
-
-def draw_history(rows: Mapping[str, list[tuple[int, float]]], path: Path) -> None:
-    """Training loss and learning rate by step, and what was seen of the validation split, as one picture."""
-    seen = {name: name.removeprefix("val_") for name in rows if name.startswith("val_")}
-    panels = [Panel("loss", {"loss": "training"}), Panel("learning rate", {"lr": "lr"})]
-    panels += [Panel("validation", seen)] if seen else []
-    series = {name: pd.Series(dict(values)) for name, values in rows.items()}
-    plot_panels([(panel, {name: series[name] for name in panel.curves}) for panel in panels], path)

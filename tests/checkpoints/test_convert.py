@@ -242,6 +242,12 @@ Q = PTH_LLM + "model.layers.0.self_attn.q_proj"
         (lambda s: {k: t for k, t in s.items() if not k.startswith(Q)}, r"LoRA of language_model\..*q_proj\.weight is missing"),
         (lambda s: {k: t for k, t in s.items() if k != "text_hidden_fcs.2.bias"}, r"text_hidden_fcs\.2\.bias is missing"),
         (lambda s: {k: t for k, t in s.items() if "lm_head" not in k}, r"lm_head\.weight is missing, though group embed_head"),
+        (lambda s: s | {f"{Q}.lora_magnitude_vector.default.weight": torch.ones(64)}, r"lora_mag.*: DoRA is not converted"),
+        (lambda s: s | {f"{Q}.lora_embedding_A.default": torch.ones(4, 9)}, r"lora_embedding_A.*: LoRA on an embedding table"),
+        (lambda s: s | {f"{Q}.lora_B.default.bias": torch.ones(64)}, r"lora_B\.default\.bias: LoRA with a bias of its own"),
+        (lambda s: s | {f"{Q}.lora_A.second.weight": torch.ones(4, 64)}, r"lora_A\.second\.weight: an adapter that is not named"),
+        (lambda s: {k.replace(".default.", ".mine."): t for k, t in s.items()}, r"lora_A\.mine\.weight: an adapter that is not"),
+        (lambda s: s | {f"{Q}.vera_lora_d": torch.ones(4)}, r"vera_lora_d: an adapter of an unknown kind"),
     ],
 )
 def test_a_bad_tensor_is_named(base: Path, trained: dict[str, Tensor], tmp_path: Path, change, message: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ans.config import Config, parse
-from ans.evaluation.predict import evaluate
+from ans.evaluation.evaluate import evaluate
 from ans.model.feature_cache import FeatureCache
 from ans.model.segmenter import Features, Segmenter
 from tests import pipeline

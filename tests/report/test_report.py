@@ -1,6 +1,7 @@
 """The report on a small tree of made-up results, whose numbers are computed here by hand."""
 
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
@@ -259,13 +260,17 @@ def test_differences_are_marked_only_where_the_interval_excludes_zero(built: Pat
     scores = score(results, 300, 0)
     for split in (*SPLITS, MEAN):
         full, base, proj = scores["full", split], scores["base", split], scores["proj", split]
-        assert full.differs and full.difference[0] == pytest.approx(full.ciou - base.ciou)
+        assert dataclasses.replace(full, images=10).differs and not dataclasses.replace(full, images=9).differs
+        assert full.difference[0] == pytest.approx(full.ciou - base.ciou)
         assert full.difference[1] <= full.difference[0] <= full.difference[2]
         assert base.interval[0] <= base.ciou <= base.interval[1]
-        assert base.difference == (0, 0, 0) and not base.differs
-        assert proj.difference[1] == 0 and not proj.differs  # equal but for one image, which a resample can lack
+        assert base.difference == (0, 0, 0) and not dataclasses.replace(base, images=10).differs
+        # equal but for one image, which a resample can lack
+        assert proj.difference[1] == 0 and not dataclasses.replace(proj, images=10).differs
     assert scores["full", MEAN].ciou == pytest.approx(np.mean([scores["full", split].ciou for split in SPLITS]))
-    text = markdown(results, scores, [])
+    few = [line for line in markdown(results, scores, []).splitlines() if line.startswith("| refcoco")]
+    assert few and not any("**" in line for line in few), "a split of six images"
+    text = markdown(results, {key: dataclasses.replace(value, images=10) for key, value in scores.items()}, [])
     mean = next(line for line in reversed(text.splitlines()) if line.startswith("| **mean**"))
     assert mean.split("|")[3].strip().startswith("**+") and mean.split("|")[5].strip().startswith("+")
 

@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,11 +110,12 @@ def test_a_full_disk_loses_nothing(here: loop.Run, work: Path, uninterrupted, mo
     assert outcome(here) == uninterrupted
 
 
-def start(work: Path, folder: Path, values: dict) -> subprocess.Popen:
+def start(work: Path, folder: Path, values: dict, *command: str) -> subprocess.Popen:
     pipeline.write_params(work, values)
     environment = os.environ | {"PYTHONPATH": str(pipeline.REPOSITORY), "ANS_RUNS": str(folder), "CUDA_VISIBLE_DEVICES": ""}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     return subprocess.Popen(
-        [sys.executable, "-m", "stages.train"], cwd=work, env=environment, text=True, start_new_session=True,
+        [sys.executable, "-m", *(command or ("stages.train",))], cwd=work, env=environment, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
@@ -153,6 +155,75 @@ def test_a_real_kill_and_a_real_sigterm(work: Path, tmp_path: Path) -> None:
     assert last.wait() == 0, last.stdout.read()
     assert outcome(run) == expected
     assert json.loads((run.reports / "metrics.json").read_text())["loss"] > 0
+
+
+DVC = """
+stages:
+  train:
+    cmd: python -m stages.train
+    params: [train]
+    outs: [models/checkpoint]
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "to", "command"),
+    [
+        (signal.SIGTERM, "process", ()),
+        (signal.SIGINT, "process", ()),
+        (signal.SIGTERM, "all", ()),
+        (signal.SIGINT, "all", ()),
+        (signal.SIGINT, "group", ("dvc", "repro")),
+        (signal.SIGTERM, "group", ("dvc", "repro")),
+        (signal.SIGTERM, "process", ("dvc", "repro")),
+    ],
+    ids=str,
+)
+def test_asked_to_stop_it_saves_first(
+    work: Path, tmp_path: Path, number: signal.Signals, to: str, command: tuple[str, ...]
+) -> None:
+    """With a data worker, by `kill` of the command's process, by Ctrl-C (its process group), and by a batch system (every process
+    that there is). The state is newer than the signal: no other would have been written."""
+    values = pipeline.small_values(work.parent / "world", train__steps=3000, launch__save_state_seconds=1e6, launch__workers=1)
+    (work / ".dvc").mkdir(exist_ok=True)
+    (work / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    (work / "dvc.yaml").write_text(DVC)
+    process = start(work, tmp_path / "runs", values, *command)
+    wait_for_line(process, "train: step 1 of 3,000")
+    groups = sessions_of(process)
+    sent = time.time()
+    if to == "process":
+        process.send_signal(number)
+    for group in {"process": (), "group": (process.pid,), "all": groups}[to]:
+        os.killpg(group, number)
+    said = process.stdout.read()  # until the last of its processes has ended
+    assert process.wait() == (process.returncode if command else 143) != 0
+    (state,) = (tmp_path / "runs").glob("train-*/state.pt")
+    assert state.stat().st_mtime > sent
+    step = torch.load(state, weights_only=True)["step"]
+    assert f"stopped at step {step} of 3000, saved; start the same command again" in said and "Traceback" not in said
+    rows = (work / "reports" / "train" / "plots" / "loss.tsv").read_text().splitlines()
+    assert len(rows) == 1 + step, "the curves on disk are as long"
+    shutil.rmtree(tmp_path / "runs")
+
+
+def test_two_processes_go_on_after_a_kill(work: Path, tmp_path: Path) -> None:
+    """To the same bits."""
+    changes = {"train__steps": 6, "launch__processes": 2, "launch__save_state_seconds": 0.0, "presets__tiny__train__batch": 2}
+    values = pipeline.small_values(work.parent / "world", **changes)
+    run = loop.Run(out=work / "models" / "checkpoint", reports=work / "reports" / "train")
+    whole = start(work, tmp_path / "runs", values)
+    assert whole.wait() == 0, whole.stdout.read()
+    expected = outcome(run)
+    killed = start(work, tmp_path / "runs", values)
+    wait_for_state(tmp_path / "runs", killed)
+    for group in sessions_of(killed):
+        os.killpg(group, signal.SIGKILL)
+    killed.wait()
+    again = start(work, tmp_path / "runs", values)
+    said = again.stdout.read()
+    assert again.wait() == 0 and "continued at step" in said, said
+    assert outcome(run) == expected
 
 
 def wait_for_line(process: subprocess.Popen, text: str) -> None:

@@ -1,0 +1,89 @@
+"""How far long work is: a bar in a terminal, and lines where there is none (a batch system, CI, `> log`)."""
+
+import sys
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+SECONDS = 30.0
+"""Between two lines. Work that will not take longer prints none."""
+
+
+class Progress:
+    """Counts `total` units of work called `unit`, of which `done` were done before. Does nothing if `quiet`.
+
+    Without a terminal there is a line as soon as the first unit shows that more than `SECONDS` lie ahead, then one every
+    `SECONDS`, and one at the end.
+    """
+
+    def __init__(self, total: int, name: str, unit: str, done: int = 0, quiet: bool = False) -> None:
+        self.total, self.name, self.unit, self.quiet = total, name, unit, quiet
+        self.first = self.n = done
+        self.started = time.monotonic()
+        self.printed: float | None = None
+        self.values: dict[str, float] = {}
+        self.bar = None
+        if not quiet and sys.stderr.isatty():
+            self.bar = tqdm(total=total, initial=done, desc=name, unit=unit, mininterval=1, dynamic_ncols=True)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the bar, or the lines, where there were any."""
+        if self.bar is not None:
+            self.bar.close()
+        elif self.printed is not None and self.n > self.first:
+            self.write(self._line())
+
+    def update(self, n: int = 1, **values: float) -> None:
+        """Count `n` units more; `values` are shown beside them."""
+        self.n, self.values = self.n + n, values or self.values
+        if self.bar is not None:
+            self.bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()}, refresh=False)
+            self.bar.update(n)
+        elif not self.quiet and self._due():
+            self.printed = time.monotonic()
+            self.write(self._line())
+
+    def write(self, line: str) -> None:
+        """Print a line of one's own."""
+        if self.bar is not None:
+            self.bar.write(line)
+        elif not self.quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    def _each(self) -> float:
+        """Seconds that one unit took so far."""
+        return (time.monotonic() - self.started) / max(1, self.n - self.first)
+
+    def _due(self) -> bool:
+        if self.n == self.first:
+            return False
+        if self.printed is None:
+            return self._each() * (self.total - self.first) > SECONDS
+        return time.monotonic() - self.printed >= SECONDS
+
+    def _line(self) -> str:
+        each = self._each()
+        speed = f"{each:.2f} s a {self.unit}" if each >= 0.1 else f"{1 / max(each, 1e-9):,.0f} {self.unit}s a second"
+        values = [f"{name} {value:.4g}" for name, value in self.values.items()]
+        left = [f"{duration(each * (self.total - self.n))} left"] if self.n < self.total else []
+        return f"{self.name}: " + ", ".join([f"{self.unit} {self.n:,} of {self.total:,}", *values, speed, *left])
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: 40 s, 12 min, 3 h 20 min, 2 d 4 h."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} d {hours % 24} h"
