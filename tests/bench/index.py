@@ -133,11 +133,11 @@ def tuned(root: Path, images: int, path: Path) -> None:
                     pa.array(areas, pa.int64()),
                     pa.FixedSizeListArray.from_arrays(np.array(boxes, np.float64), 4),
                     pa.array(counts, pa.string()),
-                    pa.ListArray.from_arrays(np.zeros(len(ids) + 1, np.int32), pa.array([], index.EXPRESSION)),
+                    pa.ListArray.from_arrays(np.zeros(len(ids) + 1, np.int32), pa.array([], arrow.EXPRESSION)),
                     nothing,
                     nothing,
                 ],
-                fields=list(index.REGION),
+                fields=list(arrow.REGION),
             )
             columns = [
                 pa.array(image_ids, pa.int64()),
