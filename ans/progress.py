@@ -14,14 +14,16 @@ class Progress:
     """Counts `total` units of work called `unit`, of which `done` were done before. Does nothing if `quiet`.
 
     Without a terminal there is a line as soon as the first unit shows that more than `SECONDS` lie ahead, then one every
-    `SECONDS`, and one at the end.
+    `SECONDS`, and one at the end. The first unit counts for no speed: it takes what starting takes.
     """
 
     def __init__(self, total: int, name: str, unit: str, done: int = 0, quiet: bool = False) -> None:
         self.total, self.name, self.unit, self.quiet = total, name, unit, quiet
         self.first = self.n = done
-        self.started = time.monotonic()
+        self.started = self.warm_at = time.monotonic()
+        self.warm = done
         self.printed: float | None = None
+        self.said = done
         self.values: dict[str, float] = {}
         self.bar = None
         if not quiet and sys.stderr.isatty():
@@ -37,17 +39,19 @@ class Progress:
         """End the bar, or the lines, where there were any."""
         if self.bar is not None:
             self.bar.close()
-        elif self.printed is not None and self.n > self.first:
+        elif self.printed is not None and self.n > self.said:
             self.write(self._line())
 
     def update(self, n: int = 1, **values: float) -> None:
         """Count `n` units more; `values` are shown beside them."""
+        if self.n == self.first:
+            self.warm, self.warm_at = self.n + n, time.monotonic()
         self.n, self.values = self.n + n, values or self.values
         if self.bar is not None:
             self.bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()}, refresh=False)
             self.bar.update(n)
         elif not self.quiet and self._due():
-            self.printed = time.monotonic()
+            self.printed, self.said = time.monotonic(), self.n
             self.write(self._line())
 
     def write(self, line: str) -> None:
@@ -57,23 +61,23 @@ class Progress:
         elif not self.quiet:
             print(line, file=sys.stderr, flush=True)
 
-    def _each(self) -> float:
-        """Seconds that one unit took so far."""
-        return (time.monotonic() - self.started) / max(1, self.n - self.first)
-
     def _due(self) -> bool:
-        if self.n == self.first:
-            return False
         if self.printed is None:
-            return self._each() * (self.total - self.first) > SECONDS
+            each = (time.monotonic() - self.started) / (self.n - self.first)
+            return each * (self.total - self.first) > SECONDS
         return time.monotonic() - self.printed >= SECONDS
 
     def _line(self) -> str:
-        each = self._each()
-        speed = f"{each:.2f} s a {self.unit}" if each >= 0.1 else f"{1 / max(each, 1e-9):,.0f} {self.unit}s a second"
         values = [f"{name} {value:.4g}" for name, value in self.values.items()]
-        left = [f"{duration(each * (self.total - self.n))} left"] if self.n < self.total else []
-        return f"{self.name}: " + ", ".join([f"{self.unit} {self.n:,} of {self.total:,}", *values, speed, *left])
+        return f"{self.name}: " + ", ".join([f"{self.unit} {self.n:,} of {self.total:,}", *values, *self._speed()])
+
+    def _speed(self) -> list[str]:
+        """What a unit takes, and what is left."""
+        if self.n == self.warm:
+            return [f"started within {duration(time.monotonic() - self.started)}"]
+        each = (time.monotonic() - self.warm_at) / (self.n - self.warm)
+        speed = f"{each:.2f} s a {self.unit}" if each >= 0.1 else f"{1 / max(each, 1e-9):,.0f} {self.unit}s a second"
+        return [speed, *([f"{duration(each * (self.total - self.n))} left"] if self.n < self.total else [])]
 
 
 def duration(seconds: float) -> str:

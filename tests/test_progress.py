@@ -30,14 +30,18 @@ def test_a_line_at_the_first_step_then_every_30_seconds_and_at_the_end(clock: Cl
     run(clock, 100, 1.0)
     lines = capsys.readouterr().err.splitlines()
     assert [re.search(r"step (\d+) of 100", line)[1] for line in lines] == ["1", "31", "61", "91", "100"]
-    assert lines[0] == "train: step 1 of 100, loss 10, 1.00 s a step, 99 s left"
+    assert lines[0] == "train: step 1 of 100, loss 10, started within 1 s"
     assert lines[1] == "train: step 31 of 100, loss 0.3226, 1.00 s a step, 69 s left"
     assert lines[-1] == "train: step 100 of 100, loss 0.1, 1.00 s a step"
 
 
 def test_slow_units_have_a_line_each_and_short_work_has_none(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    run(clock, 3, 3600.0)
-    assert capsys.readouterr().err.splitlines()[0] == "train: step 1 of 3, loss 10, 3600.00 s a step, 2 h 0 min left"
+    run(clock, 4, 3600.0)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == [
+        "train: step 1 of 4, loss 10, started within 60 min",
+        "train: step 2 of 4, loss 5, 3600.00 s a step, 2 h 0 min left",
+    ]
     run(clock, 29, 1.0)
     assert capsys.readouterr().err == ""
 
@@ -46,7 +50,20 @@ def test_what_was_done_before_counts_for_no_speed(clock: Clock, capsys: pytest.C
     run(clock, 200, 0.01, done=199)
     assert capsys.readouterr().err == ""
     run(clock, 10_000, 0.01, done=100)
-    assert capsys.readouterr().err.splitlines()[0] == "train: step 101 of 10,000, loss 0.09901, 100 steps a second, 99 s left"
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "train: step 101 of 10,000, loss 0.09901, started within 0 s"
+    assert re.fullmatch(r"train: step 3,1\d\d of 10,000, loss 0.003\d+, 100 steps a second, 69 s left", lines[1]), lines[1]
+
+
+def test_a_slow_start_is_no_forecast(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(100, "train", "step") as bar:
+        for seconds in (40.0, 1.0, 30.0):
+            clock.now += seconds
+            bar.update()
+    assert capsys.readouterr().err.splitlines() == [
+        "train: step 1 of 100, started within 40 s",
+        "train: step 3 of 100, 15.50 s a step, 25 min left",
+    ]
 
 
 def test_quiet_processes_say_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
