@@ -1,5 +1,6 @@
-"""Files that appear whole or not at all, and where unfinished work lies."""
+"""Files that appear whole or not at all."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def runs_folder() -> Path:
-    """Where unfinished work lies: `ANS_RUNS`, else `runs` beside `dvc.yaml`."""
-    return Path(os.environ.get("ANS_RUNS", "runs"))
+def write_json(path: Path, values: object) -> None:
+    """Write `values` under `path`, never half."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -7,7 +7,7 @@ import sys
 import time
 from contextlib import suppress
 
-from ans.config import Launch
+from ans.config.schema import Launch
 
 STOPPED = 128 + signal.SIGTERM
 """Exit status of a module that was asked to stop and did."""

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import yaml
 
-from ans.config import ConfigError
+from ans.config.fields import ConfigError
 from ans.errors import run
 from ans.files import replacing
 

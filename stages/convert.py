@@ -1,14 +1,13 @@
 """Stage `convert`: a training checkpoint on its base -> models/hf in Hugging Face layout, LoRA merged."""
 
-from pathlib import Path
-
 from ans.checkpoints.convert import convert
 from ans.config import load
 from ans.stage import run_stage
+from ans.workspace import Workspace
 
 
 def main() -> None:
-    convert(load().convert, Path("models/base"), Path("models/hf"))
+    convert(load().convert, Workspace().base, Workspace().converted)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ans.training import tiny_base, tiny_lisa
+from ans.toy import base as tiny_base
+from ans.toy import lisa as tiny_lisa
 
 WORLD = Path("data/tiny_world")
 RECIPES = {"tiny": (tiny_base, (("sam2", "vlm"), ("joint",))), "lisa-tiny": (tiny_lisa, (("sam",), ("joint",)))}

@@ -1,22 +1,21 @@
 """Stage `world`: the synthetic world, written to data/world whatever `paths.root` says (readers look at `paths.root`)."""
 
-import json
 import shutil
-from pathlib import Path
 
-from ans import config
-from ans.data.world import checksum, write_world
+from ans.config import load
+from ans.files import write_json
 from ans.stage import run_stage
-
-ROOT = Path("data/world")
+from ans.toy.world import checksum, write_world
+from ans.workspace import Workspace
 
 
 def main() -> None:
-    if ROOT.exists():  # the stage's own output of an earlier run
-        shutil.rmtree(ROOT)
-    counts = write_world(ROOT, config.load().world)
+    root = Workspace().world
+    if root.exists():  # the stage's own output of an earlier run
+        shutil.rmtree(root)
+    counts = write_world(root, load().world)
     # What `index` depends on; the folder itself is no dependency, since a run on other data reads another.
-    ROOT.with_suffix(".json").write_text(json.dumps({"sha256": checksum(ROOT), **counts}, indent=2) + "\n", encoding="utf-8")
+    write_json(root.with_suffix(".json"), {"sha256": checksum(root), **counts})
     print(", ".join(f"{name} {count}" for name, count in counts.items()))
 
 

@@ -1,6 +1,5 @@
 """The heart of the pipeline on a small world, for tests: world, indexes, base in shards."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -11,10 +10,12 @@ from pathlib import Path
 import yaml
 
 from ans.checkpoints.shards import shard
-from ans.config import Config, World, parse
+from ans.config import Config
+from ans.config.schema import World
 from ans.data.index import build
 from ans.data.subset_sa1b import subset_sa1b
-from ans.data.world import write_world
+from ans.toy.world import write_world
+from ans.workspace import Workspace
 
 REPOSITORY = Path(__file__).parent.parent
 REFERRING = ("refcoco", "refcoco_plus", "refcocog")
@@ -34,7 +35,7 @@ def small_values(root: Path, **changes: object) -> dict:
         *parents, last = key.split("__")
         node = values
         for parent in parents:
-            node = node[parent]
+            node[parent] = node = node.get(parent) or {}
         node[last] = value
     return values
 
@@ -42,20 +43,20 @@ def small_values(root: Path, **changes: object) -> dict:
 def prepare(folder: Path) -> Path:
     """World, indexes and base; returns the folder that a run works in. The world lies beside it, not in it."""
     root, work = folder / "world", folder / "work"
-    config = parse(Config, small_values(root))
+    config = Config(small_values(root))
     loops = {"sa1b_images": 6, "sav_pairs": 8, "openimages_images": 4, "describe_images": 8, "reasonseg_images": 4}
     world = World(seed=5, train_images=16, val_images=6, test_images=4, **loops, shift=1.0)
-    write_world(root, dataclasses.replace(world))
+    write_world(root, world)
     for name in config.sources:
-        build(name, config, work / "data" / "index")
-    subset_sa1b(config, work / "data" / "index")
-    shard(REPOSITORY / "weights" / "tiny", work / "models" / "base")
+        build(name, config, Workspace(work))
+    subset_sa1b(config, Workspace(work))
+    shard(REPOSITORY / "weights" / "tiny", Workspace(work).base)
     return work
 
 
 def write_params(work: Path, values: dict) -> Config:
     (work / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-    return parse(Config, values)
+    return Config(values)
 
 
 def run(work: Path, stage: str, *arguments: str) -> subprocess.CompletedProcess:

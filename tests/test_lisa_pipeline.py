@@ -8,7 +8,7 @@ import pytest
 
 from ans.checkpoints.shards import entries, shard
 from ans.training import tiny_lisa
-from ans.training.tiny_base import write_model
+from ans.toy.base import write_model
 from tests import pipeline
 
 pytestmark = pytest.mark.slow

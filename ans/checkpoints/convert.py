@@ -26,8 +26,9 @@ from ans.checkpoints.layout import (
     lora_pairs,
 )
 from ans.checkpoints.pth import Checkpoint, digest, read_pth, tensor_bytes
-from ans.checkpoints.shards import SHARD_OF_GROUP, Entry
-from ans.config import Convert, LoraSize
+from ans.checkpoints.shards import Entry
+from ans.config.schema import Convert, LoraSize
+from ans.model.groups import TRAINABLE
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _TARGETS = {"float32": ("F32", torch.float32), "bf16": ("BF16", torch.bfloat16)}
@@ -82,6 +83,18 @@ class _Overlay:
         return {group_of(name) for name in self.plain} | extra
 
     @property
+    def stored_lora(self) -> dict[str, Any] | None:
+        """The settings of LoRA as stored by our runs (`meta.train.lora`). Raises `ValueError` for something else under that name."""
+        train = self.meta.get("train")
+        if not isinstance(train, dict) or "lora" not in train:
+            return None
+        lora = train["lora"]
+        good = isinstance(lora, dict) and type(lora.get("rank")) is int and type(lora.get("alpha")) in (int, float)
+        if not good or not isinstance(lora.get("targets", []), list | tuple):
+            raise ValueError(f"{self.path}: meta.train.lora is {lora!r:.80}, expected rank, alpha and targets")
+        return lora
+
+    @property
     def seg_token(self) -> int:
         """The row that `seg_row` is, as stored by our runs (`meta.seg_token`)."""
         number = self.meta.get("seg_token")
@@ -107,26 +120,25 @@ class _Overlay:
         if self.held - listed:
             dropped = ", ".join(sorted(self.held - listed))
             raise ValueError(f"{self.path}: holds {dropped}, which the export would drop; add it to convert.groups")
-        preset = self.meta.get("preset")
-        targets = preset["lora"].get("targets") if isinstance(preset, dict) and "lora" in preset else None
+        lora = self.stored_lora
+        targets = None if lora is None else lora.get("targets")
         for group in sorted(listed):
             for name in self.base:
                 if group == "lora":
                     wanted = LORA_WEIGHT.match(name) and (targets is None or name.split(".")[-2] in targets)
                 else:
-                    wanted = group_of(name) == SHARD_OF_GROUP.get(group, group)
+                    wanted = group_of(name) == (TRAINABLE[group].shard if group in TRAINABLE else group)
                 there = {"lora": self.pairs, "seg_row": self.rows}.get(group, self.plain)
                 if wanted and name not in there and not MAY_BE_MISSING.match(name):
                     what = {"lora": "LoRA of ", "seg_row": "the row of "}.get(group, "")
                     raise ValueError(f"{self.path}: {what}{name} is missing, though group {group} was trained (convert.groups)")
 
     def lora_scale(self, given: LoraSize | None) -> float:
-        """alpha / rank, as stored by our runs (`meta.preset.lora`) or as given."""
+        """alpha / rank, as stored by our runs or as given."""
         if not self.pairs:
             return 0.0
-        preset = self.meta.get("preset")
-        stored = preset.get("lora") if isinstance(preset, dict) else None
-        size = LoraSize(stored["rank"], float(stored["alpha"])) if stored else given
+        stored = self.stored_lora
+        size = given if stored is None else LoraSize(rank=stored["rank"], alpha=float(stored["alpha"]))
         if size is None:
             raise ValueError(
                 f"{self.path}: holds LoRA but not its alpha; set convert.lora: {{rank: ..., alpha: ...}} as it was trained"
@@ -269,9 +281,12 @@ def main() -> None:
     args = parser.parse_args()
     if (args.rank is None) != (args.alpha is None):
         parser.error("--rank and --alpha come together")
-    lora = None if args.rank is None else LoraSize(args.rank, args.alpha)
+    lora = None if args.rank is None else LoraSize(rank=args.rank, alpha=args.alpha)
     groups = tuple(args.groups) if args.groups else None
-    convert(Convert(args.source, args.under, groups, lora, args.precision, args.code), args.base, args.out)
+    settings = Convert(
+        source=args.source, under=args.under, groups=groups, lora=lora, precision=args.precision, code=args.code
+    )
+    convert(settings, args.base, args.out)
 
 
 if __name__ == "__main__":

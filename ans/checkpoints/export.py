@@ -58,7 +58,7 @@ def export_adapter(variant: Path, checkpoint: Path, out: Path) -> None:
             others[name] = tensor.clone()
     with shards.folder_at_once(out) as folder:
         if "lora" in record["groups"]:
-            size = (read.meta.get("preset") or {}).get("lora")
+            size = (read.meta.get("train") or {}).get("lora")
             rank = next(tensor.shape[0] for key, tensor in lora.items() if ".lora_A." in key)
             config = {
                 "peft_type": "LORA",
@@ -104,12 +104,12 @@ def model_card(name: str, record: dict[str, Any], reports: Path, base_model: str
         manifest = reports.parent / "models" / "checkpoint" / "manifest.json"
         if manifest.is_file():
             values = json.loads(manifest.read_text(encoding="utf-8"))
-            preset = values["preset"]
+            train = values["train"]
             lines += [
                 f"| images per step | {values['effective_batch']} |",
-                f"| learning rate | {preset['lr']}, {preset['schedule']} |",
-                f"| LoRA | rank {preset['lora']['rank']}, alpha {preset['lora']['alpha']} |",
-                f"| seed | {values['train']['seed']} |",
+                f"| learning rate | {train['lr']}, {train['schedule']} |",
+                f"| LoRA | rank {train['lora']['rank']}, alpha {train['lora']['alpha']} |",
+                f"| seed | {train['seed']} |",
             ]
     results = sorted((reports / "eval" / name).glob("*.json"))
     if results:

@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from ans.checkpoints.shards import INDEX, link, read_index, refuse_link
 from ans.checkpoints.shards import sha256 as _sha256
-from ans.config import UNSUPPORTED, ConfigError, PresetWeights, Sam2Weights
+from ans.config.fields import ConfigError
+from ans.config.schema import MaskEncoderWeights, Weights
 
 PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 """The files that make up a model and its tokenizer."""
@@ -33,6 +34,18 @@ TIMEOUT = 60.0
 PAUSE = 1.0
 """Seconds before the second attempt; doubled before each further one."""
 _CHUNK = 1 << 20
+
+UNSUPPORTED = {
+    "Sa2VA-8B": "its language model is InternLM2.5",
+    "Sa2VA-26B": "its language model is InternLM2.5 and its vision transformer InternViT-6B",
+    "Sa2VA-Qwen2_5-VL-3B": "it is built on Qwen2.5-VL",
+    "Sa2VA-Qwen2_5-VL-7B": "it is built on Qwen2.5-VL",
+    "Sa2VA-Qwen3-VL-4B": "it is built on Qwen3-VL",
+    "Sa2VA-InternVL3-2B": "it is built on InternVL3, which is not tried yet",
+    "Sa2VA-InternVL3-8B": "it is built on InternVL3, which is not tried yet",
+    "Sa2VA-InternVL3-14B": "it is built on InternVL3, which is not tried yet",
+}
+"""Official releases that cannot be loaded yet, and why. Sa2VA-1B and Sa2VA-4B (InternVL2.5 with Qwen2.5) can."""
 
 
 class FetchError(RuntimeError):
@@ -47,7 +60,7 @@ class _Interrupted(Exception):
 _LOST = (_Interrupted, urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
 
-def fetch_sam2(sam2: Sam2Weights, out: Path) -> None:
+def fetch_sam2(sam2: MaskEncoderWeights, out: Path) -> None:
     """Bring SAM2's released `.pt` (an http address or a path) to the file `out`, verified by its sha256.
 
     Raises `ConfigError` naming the key, `FetchError` naming the file.
@@ -66,7 +79,7 @@ def fetch_sam2(sam2: Sam2Weights, out: Path) -> None:
     link(Path(sam2.location).resolve(), out)
 
 
-def fetch(weights: PresetWeights, out: Path) -> None:
+def fetch(weights: Weights, out: Path) -> None:
     """Bring the model that `weights` describes to the folder `out`, replacing it.
 
     Every file with a checksum is verified; where checksums are given, a safetensors file without one is an error. `out`
@@ -109,7 +122,7 @@ def read_sums(path: Path) -> dict[str, str]:
     return sums
 
 
-def _checksums(weights: PresetWeights) -> dict[str, str]:
+def _checksums(weights: Weights) -> dict[str, str]:
     """Check the parameters against each other; return name -> sha256 (empty: nothing is pinned)."""
     source, location = weights.source, weights.location
     if weights.revision is not None and source != "hub":

@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -319,71 +319,3 @@ def working_folder(path: Path) -> Iterator[Path]:
     path.mkdir(parents=True, exist_ok=True)
     yield path
     shutil.rmtree(path)
-
-
-# ---------------------------------------------------------------- variants
-
-
-def make_variant(base: Path, trained: Path, groups: Mapping[str, str], out: Path, whole: bool = False) -> None:
-    """The base with some groups' shards from `trained`. `groups`: shard group -> the trained group that brings it.
-
-    Shards are hard links (copies where the file system has none), and what they hold is checked, not their names: the variant
-    has the base's tensors in the base's shapes, each in a shard of its own group, and a copy has the sha256 of its source.
-    `whole`: the variant must take every group that was trained. Raises `ValueError` naming the group or the file.
-    """
-    record = json.loads((trained / "trained.json").read_text(encoding="utf-8"))
-    for name, group in groups.items():
-        if name not in record["shards"]:
-            raise ValueError(f"{trained}: group {group} was not trained in this run, so a variant cannot take it")
-    dropped = sorted(set(record["shards"]) - set(groups))
-    if whole and dropped:
-        raise ValueError(
-            f"variants.full: would drop what was trained in {', '.join(dropped)}; add the group, or train without it"
-        )
-    mixed = sorted(set(record["under"]) - set(groups))
-    if groups and mixed:
-        raise ValueError(
-            f"{trained}: was put on convert.under, which differs from {base} in {', '.join(mixed)}, so this variant would mix "
-            f"two bases; convert that file (python -m ans.checkpoints.convert), then name its folder in presets.<preset>.weights"
-        )
-    before = entries(base)
-    sums = {True: read_sums(trained), False: read_sums(base)}
-    chosen = {}
-    with folder_at_once(out) as folder:
-        for source, wanted in ((base, False), (trained, True)):
-            for path in files(source):
-                held = {group_of(key) for key in header(path)}
-                if held != {group_in_name(path)}:
-                    raise ValueError(f"{path}: holds tensors of {', '.join(sorted(held))}; make {source} again by its stage")
-                if (group_in_name(path) in groups) == wanted:
-                    chosen[path.name] = sums[wanted][path.name]
-                    if not link(path, folder / path.name) and sha256(folder / path.name) != chosen[path.name]:
-                        raise ValueError(
-                            f"{path}: does not have the sha256 that its index records; make {source} again by its stage"
-                        )
-        copy_side_files(trained if groups else base, folder)
-        write_index(folder, chosen)
-        after = entries(folder)
-        for key in sorted(before.keys() | after.keys()):
-            if key not in before or key not in after or before[key].shape != after[key].shape:
-                raise ValueError(f"{out}: tensor {key} is not what the base has; make {trained} again by `convert`")
-        variant = {"groups": sorted(groups.values()), "trained": record if groups else None}
-        (folder / "variant.json").write_text(json.dumps(variant, indent=2) + "\n", encoding="utf-8")
-
-
-SHARD_OF_GROUP = {
-    "vision": "vision",
-    "embed_head": "embed_head",
-    "seg_row": "embed_head",
-    "lora": "llm",
-    "proj": "proj",
-    "fcs": "fcs",
-    "sam2_encoder": "sam2_encoder",
-    "sam2_decoder": "sam2_decoder",
-}
-"""Trained group -> the shard that its export changes."""
-
-
-def groups_of(wanted: Sequence[str]) -> dict[str, str]:
-    """A variant's trained groups, as `make_variant` reads them."""
-    return {SHARD_OF_GROUP[group]: group for group in wanted}

@@ -22,7 +22,6 @@ import pyarrow.compute as pc
 from ans.data.records import Expression, ImageRecord, Region
 from ans.files import replacing
 
-SUFFIX = ".arrow"
 ROWS_PER_BATCH = 64
 METADATA = ("source", "reader", "folder", "root_listing")
 

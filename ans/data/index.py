@@ -18,7 +18,6 @@ from ans.data.arrow import (
     ABSENT,
     ENTRY,
     RECORD,
-    SUFFIX,
     batches_of,
     last_of,
     open_index,
@@ -29,16 +28,16 @@ from ans.data.arrow import (
 )
 from ans.data.counting import Counts, Skips
 from ans.data.records import Skipped
-from ans.files import runs_folder
+from ans.files import write_json
 from ans.provenance import digest
+from ans.workspace import Workspace
 
-FOLDER = Path("data/index")
 IMAGES_PER_PART = 128
 """Images that one process reads at a time; as much is lost by a kill."""
 
 
-def build(name: str, config: Config, folder: Path = FOLDER, workers: int | None = None) -> dict[str, Any]:
-    """Index set `name`, of `sources` or `own`, into `folder` and return the report: counts, areas, and what was skipped and why.
+def build(name: str, config: Config, workspace: Workspace = Workspace(), workers: int | None = None) -> dict[str, Any]:
+    """Index set `name`, of `sources` or `own`, and return the report: counts, areas, and what was skipped and why.
 
     `workers` processes read (None: one per core); the file does not depend on their number. A killed run is taken up where it
     was. Where the folder of a published set is not there, the index has no rows and `ABSENT` as its listing. Raises `ConfigError`
@@ -54,16 +53,17 @@ def build(name: str, config: Config, folder: Path = FOLDER, workers: int | None 
     schema = getattr(reader, "SCHEMA", RECORD)
     metadata = {"source": name, "reader": source.reader, "folder": source.folder}
     if name in config.sources and not (root / source.folder).is_dir():
-        return absent(folder, name, schema, metadata)
+        return absent(workspace.index(name), name, schema, metadata)
     metadata["root_listing"] = readers.fingerprint(root, source.folder, name, source.reader)
-    with Parts(metadata | {"caps": [source.max_images, source.max_samples]}, root) as place:
+    settings = metadata | {"caps": [source.max_images, source.max_samples]}
+    with Parts(workspace.runs, settings, root) as place:
         tasks = reader.plan(root, source.folder, name)
         write = partial(_write_part, schema, partial(reader.read_one, root))
         if schema is ENTRY:  # a task is a shard of thousands of images
             paths = parts.write_parts(tasks, write, place, 1, f"index {name}", "shard", workers)
-            return assemble(folder, paths, schema, metadata, config.index.max_bad_fraction, source.max_images)
+            return assemble(workspace.index(name), name, paths, schema, metadata, config.index.max_bad_fraction, source.max_images)
         paths = parts.write_parts(tasks[: source.max_images], write, place, IMAGES_PER_PART, f"index {name}", "image", workers)
-        return assemble(folder, paths, schema, metadata, config.index.max_bad_fraction, source.max_samples)
+        return assemble(workspace.index(name), name, paths, schema, metadata, config.index.max_bad_fraction, source.max_samples)
 
 
 class Parts:
@@ -74,10 +74,10 @@ class Parts:
     parts, so a digest of the code is in the folder's name.
     """
 
-    def __init__(self, settings: dict[str, Any], root: Path, *modules: str) -> None:
+    def __init__(self, runs: Path, settings: dict[str, Any], root: Path, *modules: str) -> None:
         code = digest("ans.data.index", f"ans.data.sources.{settings['reader']}", *modules)
         key = hashlib.sha256(repr((sorted(settings.items()), str(root.resolve()), code)).encode())
-        self.folder = runs_folder() / f"index-{settings['source']}-{key.hexdigest()[:12]}"
+        self.folder = runs / f"index-{settings['source']}-{key.hexdigest()[:12]}"
 
     def __enter__(self) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -95,21 +95,20 @@ def _write_part(schema: pa.Schema, read_one: Callable[[Any], Iterable[Any]], tas
     write_file(path, schema, to_batches(schema, skipped.drop(items)), {}, skipped.report)
 
 
-def absent(folder: Path, name: str, schema: pa.Schema, metadata: dict[str, str]) -> dict[str, Any]:
+def absent(path: Path, name: str, schema: pa.Schema, metadata: dict[str, str]) -> dict[str, Any]:
     """Write the index of a set that is not there, and return its report."""
-    write_atomically(folder / f"{name}{SUFFIX}", schema, [], metadata | {"root_listing": ABSENT})
+    write_atomically(path, schema, [], metadata | {"root_listing": ABSENT})
     return {"source": name, "absent": metadata["folder"], "images": 0, "skipped": Skips().report()}
 
 
 def assemble(
-    folder: Path, paths: list[Path], schema: pa.Schema, metadata: dict[str, str], limit: float, cap: int | None, name: str = ""
+    path: Path, name: str, paths: list[Path], schema: pa.Schema, metadata: dict[str, str], limit: float, cap: int | None
 ) -> dict[str, Any]:
-    """Write parts into one file and return its report. `limit`: the share of records that may be bad. `cap`: at most so many
+    """Write parts into the index at `path` and return its report. `limit`: the share of records that may be bad. `cap`: at most so many
     regions, or rows where there are no regions."""
-    name = name or metadata["source"]
     skipped, counts = Skips(), Counts()
-    for path in paths:
-        skipped.add(json.loads(last_of(open_index(path, schema))[b"skipped"]))
+    for part in paths:
+        skipped.add(json.loads(last_of(open_index(part, schema))[b"skipped"]))
 
     def counted(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Pass batches on; raise at their end, before the file gets its name, when too many records were bad."""
@@ -124,7 +123,7 @@ def assemble(
         for _ in counted(batches):  # what is left out counts, too, where records are bad
             pass
         counts, batches = Counts(), _capped(_all(paths, schema), cap)
-    write_atomically(folder / f"{name}{SUFFIX}", schema, counted(batches), metadata)
+    write_atomically(path, schema, counted(batches), metadata)
     return {"source": name, **counts.report(), "skipped": skipped.report()}
 
 
@@ -146,3 +145,11 @@ def _capped(batches: Iterable[pa.RecordBatch], cap: int) -> Iterator[pa.RecordBa
                 (row,) = batch.slice(rows, 1).to_pylist()
                 yield pa.RecordBatch.from_pylist([row | {"regions": row["regions"][:cap]}], batch.schema)
             return
+
+
+def write_report(report: dict[str, Any], workspace: Workspace = Workspace()) -> None:
+    """Write an index's report beside the others, and print its first line."""
+    write_json(workspace.index_report(report["source"]), report)
+    skipped = sum(reason["count"] for reason in report["skipped"].values())
+    found = f"not there ({report['absent']})" if "absent" in report else f"{report['images']} images, {skipped} records skipped"
+    print(f"{report['source']}: {found}")

@@ -1,25 +1,24 @@
 """Which indexes the parameters name. DVC's dependencies cannot depend on parameters: this file of them can be one instead."""
 
 import hashlib
-import json
 from collections.abc import Iterable
-from pathlib import Path
 
 from ans.data.arrow import is_absent, read_index
-from ans.files import replacing
+from ans.files import write_json
+from ans.workspace import Workspace
 
 
-def select(names: Iterable[str], indexes: Path, out: Path, splits: Iterable[str] = ()) -> None:
-    """Write `out`: index name -> sha256 of `indexes/<name>.arrow`, as JSON.
+def select(names: Iterable[str], workspace: Workspace, stage: str, splits: Iterable[str] = ()) -> None:
+    """Write down, for `stage`, index name -> sha256 of the index's file.
 
     Raises `FileNotFoundError` naming a missing index, or all whose data was not there to be indexed, and `ValueError` naming one
     of `splits` (`<index>_<part>`) of which its index has no region: now, not after hours of training.
     """
     sums, absent = {}, []
     for name in sorted(names):
-        path = indexes / f"{name}.arrow"
+        path = workspace.index(name)
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such index, though {out.stem} is to read it; name {name} under `sources`")
+            raise FileNotFoundError(f"{path}: no such index, though {stage} reads it; name {name} below `sources` or `own`")
         if is_absent(path):
             absent.append(name)
         with open(path, "rb") as file:
@@ -27,15 +26,14 @@ def select(names: Iterable[str], indexes: Path, out: Path, splits: Iterable[str]
     if absent:
         again = " ".join(f"index@{name.removesuffix('_subset')}" for name in absent)
         raise FileNotFoundError(
-            f"{', '.join(absent)}: not below paths.root when it was indexed, though {out.stem} is to read it. Either take it out "
+            f"{', '.join(absent)}: not below paths.root when it was indexed, though {stage} reads it. Either take it out "
             "of the sources and splits that params.yaml names, or put it there (folders are `sources.<name>.folder`) and run "
             f"`dvc repro --force --single-item {again}`"
         )
     for split in splits:
         name, _, part = split.rpartition("_")
-        there = read_index(indexes / f"{name}.arrow").splits()
+        there = read_index(workspace.index(name)).splits()
         if part not in there:
             known = ", ".join(f"{name}_{other}" for other in sorted(there)) or "none"
             raise ValueError(f"split {split}: {name} has no region of it; its splits are {known}")
-    with replacing(out) as temporary:
-        temporary.write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
+    write_json(workspace.selected(stage), sums)

@@ -2,7 +2,6 @@
 
 import gc
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ans.config import Config, SubsetSa1b
+from ans.config import Config
+from ans.config.schema import SUBSET, SubsetSa1b
 from ans.data import parts, readers
 from ans.data.arrow import (
     ABSENT,
@@ -19,7 +19,6 @@ from ans.data.arrow import (
     EXPRESSION,
     RECORD,
     REGION,
-    SUFFIX,
     batches_of,
     blocks,
     metadata_of,
@@ -27,30 +26,31 @@ from ans.data.arrow import (
     write_file,
 )
 from ans.data.counting import Skips
-from ans.data.index import FOLDER, IMAGES_PER_PART, Parts, absent, assemble
+from ans.data.index import IMAGES_PER_PART, Parts, absent, assemble
 from ans.data.sources import sa1b
+from ans.workspace import Workspace
 
 
-def subset_sa1b(config: Config, folder: Path = FOLDER, workers: int | None = None) -> dict[str, Any]:
-    """Read the JSONs of `subset_sa1b.images` images, the first in name order (text order) or a seeded sample, into `sa1b_subset`
-    of `folder`, and return the report. Masks outside of the limits of `subset_sa1b` are left out, and images without any other.
+def subset_sa1b(config: Config, workspace: Workspace = Workspace(), workers: int | None = None) -> dict[str, Any]:
+    """Read the JSONs of `subset_sa1b.images` images, the first in name order (text order) or a seeded sample, into the index
+    `sa1b_subset`, and return the report. Masks outside of the limits of `subset_sa1b` are left out, and images without any other.
 
     Raises `ValueError` when there are fewer images, or too many cannot be read, `ListingChanged` when the listing is out of date.
     """
-    root, path = Path(config.paths.root), folder / f"sa1b{SUFFIX}"
+    root, path = Path(config.paths.root), workspace.index("sa1b")
     listing = open_index(path, ENTRY)
     metadata = metadata_of(listing, path)
     if metadata["root_listing"] == ABSENT:
-        return absent(folder, "sa1b_subset", RECORD, metadata)
+        return absent(workspace.index(SUBSET), SUBSET, RECORD, metadata)
     readers.check(metadata, path, root)
     table = pa.Table.from_batches(batches_of(listing), listing.schema)
     rows = pc.sort_indices(table["name"]).to_numpy()[_choose(table.num_rows, config.subset_sa1b)]
-    with Parts(metadata | asdict(config.subset_sa1b), root, __name__) as place:
+    with Parts(workspace.runs, metadata | config.subset_sa1b.model_dump(), root, __name__) as place:
         write = partial(_write_part, root, config.subset_sa1b)
         entries = _Entries(table.take(rows).combine_chunks())
         paths = parts.write_parts(entries, write, place, IMAGES_PER_PART, "subset of sa1b", "image", workers)
         limit, cap = config.index.max_bad_fraction, config.sources["sa1b"].max_samples
-        return assemble(folder, paths, RECORD, metadata, limit, cap, "sa1b_subset")
+        return assemble(workspace.index(SUBSET), SUBSET, paths, RECORD, metadata, limit, cap)
 
 
 class _Entries(Sequence[sa1b.Entry]):

@@ -10,28 +10,31 @@ from ans.evaluation.kept import Kept
 from ans.evaluation.plan import make_plan
 from ans.evaluation.predict import predict, row_tokens
 from ans.evaluation.protocol import fingerprint, make_protocol, protocol_text
-from ans.evaluation.tables import CaptionTable, ExpressionTable, write_json
+from ans.evaluation.tables import CaptionTable, ExpressionTable
+from ans.files import write_json
 from ans.model.config import ModelConfig
 from ans.model.feature_cache import FeatureCache
 from ans.model.segmenter import Segmenter
 from ans.processes import connect
 from ans.progress import Progress
+from ans.workspace import Workspace
 
 
-def evaluate(config: Config, variant: str, folder: Path, index_folder: Path, reports: Path, data: Path) -> None:
-    """Write `reports/<result>.json` and `data/<result>.parquet` for every split and captioning, and `data/protocol.json`.
+def evaluate(config: Config, variant: str, workspace: Workspace = Workspace()) -> None:
+    """Write metrics, predictions and the protocol of a variant for every split and captioning (`Workspace.results`, `predictions`).
 
     Batches are planned from the data alone and handed out whole, so any number of processes gives the same numbers. Each is kept
     when it is done; a run that was killed, started again, does the others. Raises what `make_plan` and `record_image` raise.
     """
-    preset, root = config.chosen.evaluate, Path(config.paths.root)
-    accelerator = connect(preset.precision)
-    torch.manual_seed(config.evaluate.seed)
-    plan = make_plan(config.questions, index_folder, root)
+    settings, questions, root = config.evaluate, config.evaluate.questions, Path(config.paths.root)
+    accelerator = connect(settings.precision)
+    torch.manual_seed(settings.seed)
+    plan = make_plan(questions, workspace.indexes, root)
+    folder, results, predictions = workspace.variant(variant), workspace.results(variant), workspace.predictions(variant)
     sizes = ModelConfig.from_folder(folder)
-    batches = plan.batches(lambda *size: row_tokens(sizes, *size) + preset.max_new_tokens, preset.tokens_per_batch)
+    batches = plan.batches(lambda *size: row_tokens(sizes, *size) + settings.max_new_tokens, settings.tokens_per_batch)
     protocol = make_protocol(config, variant, folder, accelerator.device.type, plan)
-    kept = Kept(variant, fingerprint(protocol))
+    kept = Kept(workspace.runs / f"evaluate-{variant}-{fingerprint(protocol)}")
     mine = range(accelerator.process_index, len(batches), accelerator.num_processes)
     todo = [number for number in mine if not kept.has(number)]
     if accelerator.is_main_process:
@@ -39,23 +42,23 @@ def evaluate(config: Config, variant: str, folder: Path, index_folder: Path, rep
         if done := sum(map(kept.has, range(len(batches)))):
             print(f"continuing {kept.folder}: {done} of {len(batches)} batches are done", flush=True)
     if todo:
-        dtype = torch.bfloat16 if preset.precision == "bf16" else torch.float32
-        model = Segmenter.from_pretrained(folder, accelerator.device, dtype, preset.four_bit)
+        dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+        model = Segmenter.from_pretrained(folder, accelerator.device, dtype, settings.four_bit)
         encode = None
         if cache := config.launch.feature_cache_gb:
-            encode = FeatureCache(model, preset.precision, 1e9 * cache, accelerator.num_processes).encode
+            encode = FeatureCache(model, settings.precision, 1e9 * cache, workspace.runs, accelerator.num_processes).encode
         images = sum(len(batches[number]) for number in todo)
         with Progress(images, f"evaluate {variant}", "image", quiet=not accelerator.is_main_process) as progress:
             for number in todo:
                 items = [plan.item(image) for image in batches[number]]
                 with accelerator.autocast():
-                    kept.write(number, predict(model, root, items, preset.max_new_tokens, encode))
+                    kept.write(number, predict(model, root, items, settings.max_new_tokens, encode))
                 progress.update(len(items))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         with ExitStack() as stack:
-            tables = {name: ExpressionTable(data / f"{name}.parquet", protocol) for name in config.questions.split_results()}
-            tables |= {name: CaptionTable(data / f"{name}.parquet", protocol) for name in config.questions.caption_results()}
+            tables = {name: ExpressionTable(predictions / f"{name}.parquet", protocol) for name in questions.split_results()}
+            tables |= {name: CaptionTable(predictions / f"{name}.parquet", protocol) for name in questions.caption_results()}
             for table in tables.values():
                 stack.enter_context(table)
             for number in range(len(batches)):
@@ -63,8 +66,8 @@ def evaluate(config: Config, variant: str, folder: Path, index_folder: Path, rep
                     tables[row.pop("result")].add(row)
         for name, table in tables.items():
             write_json(
-                reports / f"{name}.json",
-                table.summary() | {"images": plan.counts[name]["images"], "capped": int(config.questions.capped)},
+                results / f"{name}.json",
+                table.summary() | {"images": plan.counts[name]["images"], "capped": int(questions.capped)},
             )
-        write_json(data / "protocol.json", protocol)
+        write_json(predictions / "protocol.json", protocol)
         kept.remove()

@@ -5,18 +5,18 @@ import shutil
 from pathlib import Path
 
 from ans.evaluation.plan import Row
-from ans.files import replacing, runs_folder
+from ans.files import replacing
 
 
 class Kept:
-    """One JSON file of rows per batch in `${ANS_RUNS:-runs}/evaluate-<variant>-<fingerprint>/`.
+    """One JSON file of rows per batch in `folder`, which belongs to one variant and protocol.
 
     A file has its name only when it is whole, and JSON gives every number back exactly, so that what is read of an earlier run
     is what this one would have computed. Processes write different batches and need no lock.
     """
 
-    def __init__(self, variant: str, fingerprint: str) -> None:
-        self.folder = runs_folder() / f"evaluate-{variant}-{fingerprint}"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def has(self, batch: int) -> bool:
         return self._path(batch).is_file()

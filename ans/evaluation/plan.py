@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ans.config import Questions
+from ans.config.schema import Questions
 from ans.data.arrow import Index, read_index
 from ans.data.readers import check_listing
 from ans.data.records import Expression, ImageRecord, Region

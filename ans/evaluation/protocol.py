@@ -23,7 +23,7 @@ CODE = (*Path(__file__).parent.glob("*.py"), *Path(prompts.__file__).parent.glob
 
 def make_protocol(config: Config, variant: str, folder: Path, device: str, plan: Plan) -> dict[str, Any]:
     """The protocol as stored in `protocol.json` and in each table's metadata."""
-    settings, preset = config.evaluate, config.chosen.evaluate
+    settings = config.evaluate
     template = prompts.TEMPLATES[ModelConfig.from_folder(folder).template]
     return {
         "variant": variant,
@@ -34,16 +34,16 @@ def make_protocol(config: Config, variant: str, folder: Path, device: str, plan:
         "caption_prompt": prompts.DESCRIBE_PROMPT,
         "weights_sha256": weights_checksum(folder),
         "code_sha256": code_checksum(),
-        "precision": preset.precision,
-        "four_bit": list(preset.four_bit),
+        "precision": settings.precision,
+        "four_bit": list(settings.four_bit),
         "device": device,
-        "packages": {name: version(name) for name in PACKAGES + (("bitsandbytes",) if preset.four_bit else ())},
+        "packages": {name: version(name) for name in PACKAGES + (("bitsandbytes",) if settings.four_bit else ())},
         "seed": settings.seed,
-        "tokens_per_batch": preset.tokens_per_batch,
-        "max_new_tokens": preset.max_new_tokens,
+        "tokens_per_batch": settings.tokens_per_batch,
+        "max_new_tokens": settings.max_new_tokens,
         "max_samples": settings.max_samples,
         "max_texts_per_image": settings.max_texts_per_image,
-        "capped": config.questions.capped,
+        "capped": settings.questions.capped,
         "splits": plan.counts,
     }
 

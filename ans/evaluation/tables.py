@@ -139,9 +139,3 @@ class CaptionTable(_Table):
             "cycle_seg_rate": sums["has_seg"] / n,
             "n": n,
         }
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write `values` in place of `path`."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -88,7 +88,7 @@ def select_trained(model: nn.Module, groups: tuple[str, ...]) -> dict[str, nn.Pa
             trained[name] = parameter
     for group in groups:
         if not any(_PATTERNS[group].match(name) for name in trained):
-            raise ValueError(f"presets.<preset>.train.groups: the model holds no tensor of group {group}")
+            raise ValueError(f"train.groups: the model holds no tensor of group {group}")
     return trained
 
 

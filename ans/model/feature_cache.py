@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from ans.files import replacing, runs_folder
+from ans.files import replacing
 from ans.model.segmenter import Features, Segmenter
 
 DIGEST = hashlib.sha256().digest_size
@@ -26,7 +26,7 @@ REMOTE = ("architectures", "auto_map")
 
 
 class FeatureCache:
-    """Encodes images as the model does; what it has encoded lies in `${ANS_RUNS:-runs}/features/`.
+    """Encodes images as the model does; what it has encoded lies in `runs`/features/.
 
     One file holds images that are encoded together, since in other company they may come out with other last bits. Its name is a
     sha256 over all that it depends on: the pixels, the encoders' tensors, their settings and code, the precision, the machine. A
@@ -34,8 +34,8 @@ class FeatureCache:
     the folder takes its part.
     """
 
-    def __init__(self, model: Segmenter, precision: str, limit: float, processes: int = 1) -> None:
-        self.folder = runs_folder() / "features"
+    def __init__(self, model: Segmenter, precision: str, limit: float, runs: Path, processes: int = 1) -> None:
+        self.folder = runs / "features"
         self._model, self._limit, self._processes, self._started = model, limit, processes, time.time()
         self._room, self._full = 0.0, False
         device = model.device

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ans.checkpoints.layout import hf_to_model
-from ans.config import Part
+from ans.config.schema import Part
 from ans.model import prompts
 from ans.model.config import LisaConfig, ModelConfig, Sa2vaConfig
 from ans.model.four_bit import hold_in_four_bits

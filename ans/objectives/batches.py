@@ -1,12 +1,19 @@
-"""What the objectives are fed: micro-batches of the three kinds, as tensors and texts. `ans/data/dataset.py` makes them."""
+"""The parts of a micro-batch that tasks share: images, masks, and encoded texts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from ans.data.matching import record_image, region_mask
+from ans.data.records import ImageRecord, Region
 from ans.model import prompts
+from ans.model.config import ModelConfig
+from ans.objectives.mask import point_candidates
 
 
 @dataclass(frozen=True)
@@ -19,6 +26,36 @@ class Images:
     sizes: list[tuple[int, int]]
 
 
+class ImagesOf:
+    """Collects the images of one micro-batch."""
+
+    def __init__(self, root: Path, model: ModelConfig, max_tiles: int) -> None:
+        self.root, self.model, self.max_tiles = root, model, max_tiles
+        self.tiles: list[Tensor] = []
+        self.sam: list[Tensor] = []
+        self.sizes: list[tuple[int, int]] = []
+
+    def add(self, record: ImageRecord, second: bool = False) -> int:
+        """Open an image that is segmented, or its second frame, and return its number of tiles."""
+        image = record_image(self.root, record, second)
+        self.sam.append(self.model.sam_pixels(image))
+        return self._cut(image)
+
+    def add_described(self, record: ImageRecord) -> int:
+        """Open an image that is only described and return its number among the images."""
+        self._cut(record_image(self.root, record))
+        return len(self.tiles) - 1
+
+    def pack(self) -> Images:
+        return Images(self.tiles, torch.stack(self.sam), self.sizes)
+
+    def _cut(self, image: Image.Image) -> int:
+        parts = self.model.tiles(image, self.max_tiles)
+        self.tiles.append(parts)
+        self.sizes.append((image.height, image.width))
+        return len(parts)
+
+
 @dataclass(frozen=True)
 class Targets:
     """Of N objects: `soft` (N, S/4, S/4) masks in [0, 1]; `share` (N, 2), how far to the right and down these show the image
@@ -29,76 +66,24 @@ class Targets:
     uniform: Tensor
 
 
-@dataclass(frozen=True)
-class ReferringBatch:
-    """Conversations about images. `ids`, `labels`, `mask`: (R, L), padded on the right; `image_index` (R,): image of each row.
-    `targets` in the order in which `[SEG]` comes in the rows."""
+class TargetsOf:
+    """Collects the masks of one micro-batch, and the points on which they may be compared (0: the whole mask)."""
 
-    images: Images
-    ids: Tensor
-    labels: Tensor
-    mask: Tensor
-    image_index: list[int]
-    targets: Targets
+    def __init__(self, model: ModelConfig, mask_points: int) -> None:
+        self.model = model
+        self.points = point_candidates(mask_points) if mask_points else 0
+        self.soft: list[Tensor] = []
+        self.share: list[tuple[float, float]] = []
+        self.uniform: list[np.ndarray] = []
 
-    @property
-    def counts(self) -> tuple[int, int]:
-        """Objects, and labels that the language loss counts (the first position predicts nothing)."""
-        return len(self.targets.soft), int((self.labels[:, 1:] != prompts.IGNORE).sum())
+    def add(self, record: ImageRecord, region: Region, rng: np.random.Generator, second: bool = False) -> None:
+        """Add the region's mask in the record's image, or in its second frame."""
+        self.soft.append(self.model.soft_target(torch.from_numpy(region_mask(record, region, second))))
+        self.share.append(self.model.image_share(record.height, record.width))
+        self.uniform.append(rng.random((self.points, 2), dtype=np.float32))
 
-
-@dataclass(frozen=True)
-class MaskBatch:
-    """R objects without text, each on one image to describe and one to segment (two frames of a video, or the same image).
-
-    `describe_index`, `segment_index` (R,): their images. `cells` (R, G, G): grid cells of the objects on the former. `questions`
-    hold `{}` for the expression. `corruption` (R, T, 2) in [0, 1): where and by what the caption is corrupted. `noise` (R, T, k):
-    Gumbel noise. `answer_tokens`: labels of the answers.
-    """
-
-    images: Images
-    describe_index: list[int]
-    segment_index: list[int]
-    cells: Tensor
-    describe_questions: list[str]
-    questions: list[str]
-    answers: list[str]
-    answer_tokens: int
-    corruption: Tensor
-    noise: Tensor
-    targets: Targets
-    where: list[tuple[str, str]]
-    """(locator of the segmented image, source) of each object, for what people look at."""
-
-    @property
-    def counts(self) -> tuple[int, int]:
-        """Objects and labels of the answers."""
-        return len(self.describe_index), self.answer_tokens
-
-
-@dataclass(frozen=True)
-class CaptionBatch:
-    """R captioned regions, one per image, in image order. `captions`: ids as they are learnt, with the end token unless the
-    caption is longer than T. `texts`: the captions as expressions. `targets`: the true masks, for optional supervision only."""
-
-    images: Images
-    captions: list[list[int]]
-    texts: list[str]
-    describe_questions: list[str]
-    questions: list[str]
-    answers: list[str]
-    answer_tokens: int
-    targets: Targets
-    where: list[tuple[str, str]]
-    """As in `MaskBatch`."""
-
-    @property
-    def counts(self) -> tuple[int, int, int]:
-        """Objects, labels of the answers, and labels of the captions."""
-        return len(self.captions), self.answer_tokens, sum(len(ids) for ids in self.captions)
-
-
-Batch = ReferringBatch | MaskBatch | CaptionBatch
+    def pack(self) -> Targets:
+        return Targets(torch.stack(self.soft), torch.tensor(self.share), torch.from_numpy(np.stack(self.uniform)))
 
 
 def pad_right(encoded: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,3 +93,8 @@ def pad_right(encoded: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, T
     labels = torch.tensor([row + [prompts.IGNORE] * (length - len(row)) for _, row in encoded])
     mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row, _ in encoded])
     return ids, labels, mask
+
+
+def labels_of(labels: Tensor) -> int:
+    """Labels (R, L) that the language loss counts; the first position of a row predicts nothing."""
+    return int((labels[:, 1:] != prompts.IGNORE).sum())

@@ -4,34 +4,36 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ans.config import SUBSET, Config
-from ans.report.gallery import CHANGED, candidates, choose, draw_chains, draw_gallery, order
+from ans.config import Config
+from ans.config.schema import SUBSET
+from ans.report.gallery import CHANGED, candidates, choose, draw_examples, draw_gallery, order
 from ans.report.page import Page, write_page
 from ans.report.plots import plot_ciou, plot_panels
 from ans.report.results import ResultsError, read_results
 from ans.report.tables import score, write_csv, write_markdown, write_means
 from ans.report.training import conflict_panels, panels, read_training
+from ans.workspace import Workspace
 
 
-def build(config: Config, reports: Path, data: Path, checkpoint: Path) -> None:
-    """Write summary.{csv,md,json}, variants.csv, figures/*.png and report.html below `reports`.
+def build(config: Config, workspace: Workspace = Workspace()) -> None:
+    """Write summary.{csv,md,json}, variants.csv, figures/*.png and report.html of the workspace's reports.
 
-    Reads eval/, train/plots/ and data/ below `reports`, eval/ below `data`, the manifest and the chains in `checkpoint`, and the
-    pictures' images below `paths.root`; only what the configuration names. Raises `ResultsError` naming the first file that is
-    missing or does not fit.
+    Reads what the other stages left, only what the configuration names, and the pictures' images below `paths.root`. Raises
+    `ResultsError` naming the first file that is missing or does not fit.
     """
-    settings, root, figures = config.report, Path(config.paths.root), reports / "figures"
-    names = config.questions.split_results(), config.questions.caption_results()
+    settings, root, reports, data = config.report, Path(config.paths.root), workspace.reports, workspace.root / "data"
+    figures, questions = reports / "figures", config.evaluate.questions
+    names = questions.split_results(), questions.caption_results()
     results = read_results(reports, data, tuple(config.variants), *names)
-    training = read_training(reports / "train" / "plots", checkpoint)
-    indexes = [_read(reports / "data" / f"{source}.json", "index") for source in (*config.sources, *config.own, SUBSET)]
-    protocols = {name: _read(data / "eval" / name / "protocol.json", "evaluate") for name in config.variants}
+    training = read_training(workspace.training / "plots", workspace.checkpoint)
+    indexes = [_read(workspace.index_report(source), "index") for source in (*config.sources, *config.own, SUBSET)]
+    protocols = {name: _read(workspace.predictions(name) / "protocol.json", "evaluate") for name in config.variants}
     scores = score(results, settings.bootstrap, settings.seed)
 
-    plot_panels(panels(training.curves), figures / "loss.png")
-    plot_panels(conflict_panels(training.curves), figures / "conflict.png", columns=2)
+    plot_panels(panels(training), figures / "loss.png")
+    plot_panels(conflict_panels(training), figures / "conflict.png", columns=2)
     plot_ciou(results, scores, figures / "ciou.png")
-    draw_chains(training.chains, root, figures / "chains.png")
+    draw_examples(training, root, figures / "examples.png")
     table = candidates(results, settings.seed)
     for name, kinds in {"gallery": CHANGED, "best": ("best",), "worst": ("worst",)}.items():
         chosen = choose(table, {kind: order(table, kind) for kind in kinds}, settings.gallery)

@@ -1,4 +1,4 @@
-"""Masks over images: where training helped most, where it hurt most, the best and the worst; and the loops' chains."""
+"""Masks over images: where training helped most, where it hurt most, the best and the worst; and what the tasks did."""
 
 import textwrap
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from PIL import Image
 from ans.data.images import open_image
 from ans.report.plots import COLOURS, save
 from ans.report.results import BASE, KEY, Results, decode, read_expression
-from ans.report.training import Chain
+from ans.report.training import Training
 
 TRUTH, PREDICTION = COLOURS[2], COLOURS[5]
 LONGEST_SIDE = 320
@@ -62,31 +62,32 @@ def draw_gallery(results: Results, chosen: pd.DataFrame, data: Path, root: Path,
     save(figure, path, colours=160)
 
 
-def draw_chains(chains: list[Chain], root: Path, path: Path) -> None:
-    """Both loops at the steps that were kept, a row each: per object its true mask, the two captions, and the mask found.
+def draw_examples(training: Training, root: Path, path: Path) -> None:
+    """What the tasks did at the steps that were kept, a row each: per object its true mask, two captions, and the predicted mask.
 
-    Without any chain no figure is left: one of an earlier run is removed. Raises what `open_image` raises.
+    Without any example no figure is left: one of an earlier run is removed. Raises what `open_image` raises.
     """
-    if not chains:
+    if not training.examples:
         path.unlink(missing_ok=True)
         return
-    kept = sorted({(chain.loop, chain.step) for chain in chains})
-    rows = [[chain for chain in chains if (chain.loop, chain.step) == key] for key in kept]
+    kept = sorted({(example.task, example.step) for example in training.examples})
+    rows = [[example for example in training.examples if (example.task, example.step) == key] for key in kept]
     most = max(map(len, rows))
     figure, axes = plt.subplots(len(rows), 2 * most, figsize=(3 * most, 2.3 * len(rows)), layout="constrained", squeeze=False)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[], frame_on=False)
     for line, row in zip(axes, rows, strict=True):
-        line[0].set_ylabel(f"loop {row[0].loop}, step {row[0].step}", fontsize=10, fontweight="bold")
-        for chain, left, right in zip(row, line[::2], line[1::2], strict=False):
-            image = np.asarray(small(open_image(root, chain.image), LONGEST_SIDE))
-            draw_mask(left, image, chain.truth, TRUTH)
-            draw_mask(right, image, chain.mask, PREDICTION)
-            for axis, (who, words) in zip((left, right), chain.words, strict=True):
+        title = training.manifest["tasks"][row[0].task]["title"]
+        line[0].set_ylabel(f"{title}, step {row[0].step}", fontsize=10, fontweight="bold")
+        for example, left, right in zip(row, line[::2], line[1::2], strict=False):
+            image = np.asarray(small(open_image(root, example.image), LONGEST_SIDE))
+            draw_mask(left, image, example.truth, TRUTH)
+            draw_mask(right, image, example.mask, PREDICTION)
+            for axis, (who, words) in zip((left, right), example.texts.items(), strict=True):
                 wrapped = textwrap.wrap(f"{who}: {words}", 24, max_lines=3, placeholder=" …")
                 axis.set_title("\n".join(wrapped), fontsize=8, loc="left", parse_math=False)
-            left.set_xlabel(chain.source, fontsize=8, labelpad=2)
-            right.set_xlabel(f"IoU {chain.iou:.2f}", fontsize=8, labelpad=2)
+            left.set_xlabel(example.source, fontsize=8, labelpad=2)
+            right.set_xlabel(f"IoU {example.iou:.2f}", fontsize=8, labelpad=2)
     save(figure, path, colours=160)
 
 
@@ -114,6 +115,9 @@ def order(table: pd.DataFrame, kind: str) -> pd.Series:
         "worst": table["iou"],
     }[kind]
 
+
+KINDS = ("most improved", "most worsened", "best", "worst", "median change")
+"""By what expressions are chosen for the page."""
 
 CHANGED = ("most improved", "most worsened", "median change")
 

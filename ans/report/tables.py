@@ -56,7 +56,7 @@ PICTURES = {
     "ciou": "cIoU of each variant on each split",
     "loss": "Curves of training",
     "conflict": "Cosine and norms of the two loops' gradients",
-    "chains": "What the loops did: an object, two captions, the mask found",
+    "examples": "What the tasks did: an object, two captions, the predicted mask",
     "gallery": "Expressions that changed most, masks of each variant",
     "best": "Expressions with the best masks",
     "worst": "Expressions with the worst masks",

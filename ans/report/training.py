@@ -1,4 +1,4 @@
-"""What training left, read back: curves in reports/train, the manifest and the loops' chains beside its tensors."""
+"""What training left, read back: curves in reports/train, the manifest and the tasks' examples beside its tensors."""
 
 import json
 from dataclasses import dataclass
@@ -10,31 +10,22 @@ import pandas as pd
 
 from ans.report.results import ResultsError, decode
 
-CHAIN_SIDE = 128
-"""Height and width, in pixels, at which the masks of chains are kept whatever the image's shape."""
+SIDE = 128
+"""Height and width, in pixels, at which the masks of examples are kept whatever the image's shape."""
 
 
 @dataclass(frozen=True)
-class Chain:
-    """One object in a loop (1 or 2). Loop 1: the teacher said `before`, the student fed on `after` and so found `mask`. Loop 2:
-    from the data's caption, `before`, it found `mask`, and told `after` of that.
+class Example:
+    """What a task did with one object. `texts`: two captions by their names, in the order in which they came about. `truth` and
+    `mask` are (SIDE, SIDE) bool over the whole of `image`, a locator."""
 
-    `truth` and `mask` are (CHAIN_SIDE, CHAIN_SIDE) bool over the whole of `image`, a locator; in loop 1 of the second view.
-    """
-
-    loop: int
+    task: str
     step: int
     source: str
     image: str
-    before: str
-    after: str
+    texts: dict[str, str]
     truth: np.ndarray
     mask: np.ndarray
-
-    @property
-    def words(self) -> list[tuple[str, str]]:
-        """(what it is called, text) of the two captions."""
-        return list(zip(("said", "heard") if self.loop == 1 else ("given", "told"), (self.before, self.after), strict=True))
 
     @property
     def iou(self) -> float:
@@ -48,7 +39,7 @@ class Training:
 
     curves: dict[str, pd.Series]
     manifest: dict[str, Any]
-    chains: list[Chain]
+    examples: list[Example]
 
 
 @dataclass(frozen=True)
@@ -61,60 +52,31 @@ class Panel:
     log: bool = False
 
 
-def _of_each(part: str) -> dict[str, str]:
-    return {f"ref_{part}": "RefCOCO", f"loop1_{part}": "loop 1", f"loop2_{part}": "loop 2"}
-
-
-PANELS = (
-    Panel("loss of RefCOCO and loop 1, all parts", {"loss": "loss"}),
-    Panel("mask cross-entropy", _of_each("mask")),
-    Panel("Dice loss", _of_each("dice")),
-    Panel("language loss on the answer", _of_each("language")),
-    Panel("caption loss", {"loop2_caption": "loop 2", "loop1_denoising": "loop 1, denoising"}),
-    Panel("training IoU", _of_each("train_iou"), share=True),
-    Panel("would say [SEG]", _of_each("seg_rate"), share=True),
-    Panel(
-        "the teacher's captions: share that",
-        {"loop1_teacher_ended": "end", "loop1_teacher_different": "differ", "loop1_teacher_empty": "are empty"},
-        share=True,
-    ),
-    Panel("the teacher's captions: confidence", {"loop1_teacher_confidence": "mean probability of a token"}, share=True),
-    Panel("the teacher's captions: tokens", {"loop1_teacher_length": "length"}),
-    Panel(
-        "the student's reading",
-        {"loop1_changed_tokens": "tokens changed", "loop1_kept_mass": "probability kept by the top-k"},
-        share=True,
-    ),
-    Panel("gradient norm", {"grad_norm": "step, before clipping", "loop1_caption_gradient": "at loop 1's caption"}, log=True),
-    Panel("learning rate", {"lr": "rate"}),
-    Panel("validation split", {f"val_{name}": name for name in ("ciou", "miou", "box_giou", "p50", "seg_rate")}),
-)
-"""What is drawn of a run; curves that it does not have (a loop was off) are left out, and so are panels without any."""
-
-
 def read_training(plots: Path, checkpoint: Path) -> Training:
-    """Read the `plots` folder's curves, and manifest.json and chains.json of `checkpoint`.
+    """Read the `plots` folder's curves, and manifest.json and examples.json of `checkpoint`.
 
     Raises `ResultsError` naming what is missing.
     """
     if not (plots / "loss.tsv").is_file():
         raise ResultsError(f"{plots / 'loss.tsv'}: not there; training writes it")
     curves = {path.stem: _read_curve(path) for path in sorted(plots.glob("*.tsv"))}
-    chains = [
-        Chain(**row | {name: decode(row[name], CHAIN_SIDE, CHAIN_SIDE) for name in ("truth", "mask")})
-        for row in _read_json(checkpoint / "chains.json")
+    examples = [
+        Example(**row | {name: decode(row[name], SIDE, SIDE) for name in ("truth", "mask")})
+        for row in _read_json(checkpoint / "examples.json")
     ]
-    return Training(curves, _read_json(checkpoint / "manifest.json"), chains)
+    return Training(curves, _read_json(checkpoint / "manifest.json"), examples)
 
 
-def panels(curves: dict[str, pd.Series]) -> list[tuple[Panel, dict[str, pd.Series]]]:
-    """Each of `PANELS` that has a curve, and label -> curve of those that it has."""
-    found = [(panel, {label: curves[name] for name, label in panel.curves.items() if name in curves}) for panel in PANELS]
+def panels(training: Training) -> list[tuple[Panel, dict[str, pd.Series]]]:
+    """Each panel of the manifest that has a curve, and label -> curve of those that it has."""
+    curves = training.curves
+    wanted = [Panel(**panel) for panel in training.manifest["panels"]]
+    found = [(panel, {label: curves[name] for name, label in panel.curves.items() if name in curves}) for panel in wanted]
     return [(panel, lines) for panel, lines in found if lines]
 
 
 def conflict_panels(curves: dict[str, pd.Series]) -> list[tuple[Panel, dict[str, pd.Series]]]:
-    """The two gradients per trained group over the steps: their cosine, and how long the second is beside the first.
+    """The two gradients per trained group over the steps: their cosine, and how long the auxiliary one is beside the primary one.
 
     Groups that one of them never reaches are left out. Empty when a loop was off, so that there is one gradient alone. Where the
     first or the second vanishes there is no ratio, and no point.
@@ -125,9 +87,9 @@ def conflict_panels(curves: dict[str, pd.Series]) -> list[tuple[Panel, dict[str,
         return []
     ratios = {group: curves[f"norm2_{group}"] / curves[f"norm1_{group}"] for group in groups}
     return [
-        (Panel("cosine of the two loops' gradients", {}), {group: curves[f"cosine_{group}"] for group in groups}),
+        (Panel("cosine of the two gradients", {}), {group: curves[f"cosine_{group}"] for group in groups}),
         (
-            Panel("norm of loop 2's gradient / of the first", {}, log=True),
+            Panel("norm of the auxiliary gradient / of the primary one", {}, log=True),
             {g: r[np.isfinite(r) & (r > 0)] for g, r in ratios.items()},
         ),
     ]

@@ -1,12 +1,8 @@
 """The process that `stages/train.py` starts."""
 
-from pathlib import Path
-
 from ans.config import load
 from ans.errors import run
-from ans.training.loop import Run, train
-
-PARAMS = Path("params.yaml")
+from ans.training.loop import train
 
 if __name__ == "__main__":
-    run(lambda: train(load(PARAMS), Run(params=PARAMS)))
+    run(lambda: train(load(), params_may_change=False))

@@ -29,7 +29,7 @@ class Teacher:
         torch._foreach_lerp_(averages, students, 1 - self.rate(step))
 
     @contextmanager
-    def speaking(self, model: Segmenter) -> Iterator[None]:
+    def of(self, model: Segmenter) -> Iterator[None]:
         """Within, `model` is the teacher, in eval mode and without gradients; afterwards the student, untouched.
 
         Autocast keeps the low-precision copy of a parameter until its outermost context ends, whatever the parameter's data is by

@@ -25,7 +25,7 @@ def clip(gradient: Tensor, limit: float) -> tuple[Tensor, float]:
     """
     norm = float(gradient.norm())
     if not torch.isfinite(gradient).all():
-        raise FloatingPointError("the gradient holds NaN or infinity; lower presets.<preset>.train.lr, or look at the batch")
+        raise FloatingPointError("the gradient holds NaN or infinity; lower train.lr, or look at the batch")
     return (gradient * (limit / norm) if norm > limit else gradient), norm
 
 

@@ -1,5 +1,5 @@
 """Exact resume. A run's state lies in `${ANS_RUNS:-runs}/train-<fingerprint>/`, not among DVC's outputs, which DVC deletes before
-it runs a stage again. The fingerprint is of all that decides the result: parameters, indexes and base weights.
+it runs a stage again. The fingerprint is of all that decides the result: settings, indexes and base weights.
 
 Killed at any moment and started again, a run ends in the same bits: a state is written under another name and renamed, and all
 that comes after it is a function of the state and of keyed randomness.
@@ -11,7 +11,6 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,8 +27,9 @@ class ResumeError(ValueError):
 
 
 def fingerprint(config: Config, base: str, inputs: Iterable[Path]) -> str:
-    """12 hexadecimal digits of the training parameters, the base weights' checksum and the contents of the input files."""
-    digest = hashlib.sha256(json.dumps([config.preset, base, asdict(config.train), asdict(config.chosen.train)]).encode())
+    """12 hexadecimal digits of the training's settings, the base weights' checksum and the contents of the input files."""
+    settings = [config.train.model_dump(), {name: of.model_dump() for name, of in config.tasks.items()}]
+    digest = hashlib.sha256(json.dumps([config.preset, base, settings]).encode())
     for path in sorted(inputs):
         digest.update(path.name.encode())
         with open(path, "rb") as file:
@@ -37,19 +37,8 @@ def fingerprint(config: Config, base: str, inputs: Iterable[Path]) -> str:
     return digest.hexdigest()[:12]
 
 
-def code_version() -> str:
-    """sha256 over the sources that a training run consists of."""
-    package = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    parts = ("data", "model", "objectives", "training", "evaluation")
-    files = [path for part in parts for path in (package / part).rglob("*.py")]
-    for path in sorted([*files, package / "captions.py", package / "config.py"]):
-        digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
 class ResumeFolder:
-    """The folder of one run. `conditions` must be the same when it is continued: number of processes, code."""
+    """The folder of one run. `conditions` must be the same when it is continued. A state is saved every `seconds`."""
 
     def __init__(self, folder: Path, conditions: Mapping[str, Any], seconds: float) -> None:
         self.folder, self.conditions, self.seconds = folder, dict(conditions), seconds
@@ -63,7 +52,7 @@ class ResumeFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ResumeError(f"{self.folder}: another process is at work on this very run; wait for it or stop it") from error
+            raise ResumeError(f"{self.folder}: this run is locked by another process; wait for it or stop it") from error
         for half_written in self.folder.glob(f".*.{STATE}"):  # by one that was killed
             half_written.unlink()
 
@@ -74,7 +63,7 @@ class ResumeFolder:
             return None
         state = torch.load(path, map_location="cpu", weights_only=True)
         for name, now in self.conditions.items():
-            before = state["conditions"][name]
+            before = state["conditions"].get(name)
             if before != now:
                 raise ResumeError(
                     f"{path}: this run was begun with {name} {before}, now it is {now}. Go back to that and start again to "

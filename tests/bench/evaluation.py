@@ -28,7 +28,7 @@ from ans.config import Config, load
 from ans.data.images import open_image
 from ans.data.index import build
 from ans.data.matching import record_image
-from ans.data.world import write_world
+from ans.toy.world import write_world
 from ans.evaluation.plan import Item, Plan, Row, make_plan
 from ans.evaluation.predict import predict, row_tokens
 from ans.model import prompts

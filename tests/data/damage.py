@@ -9,7 +9,8 @@ import numpy as np
 
 from ans import config
 from ans.config import World
-from ans.data import arrow, masks, subset_sa1b, world
+from ans.data import arrow, masks, subset_sa1b
+from ans.toy import world
 from ans.data.images import open_image
 from ans.data.records import ImageRecord, Skipped
 from ans.data.sources import common, describe_anything, open_images, own, reason_seg, refcoco, sa1b, sav, sav_video

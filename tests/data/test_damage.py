@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ans.data import world
+from ans.toy import world
 from tests.data.damage import READ, SIZE, damage, use
 
 TRIALS = 50

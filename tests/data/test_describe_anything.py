@@ -10,11 +10,11 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from ans.config import World
-from ans.data import scenes, world_loops
+from ans.toy import scenes, world_loops
 from ans.data.images import open_image
 from ans.data.records import ImageRecord, Skipped
 from ans.data.sources import common, describe_anything
-from ans.data.world import VOCABULARY
+from ans.toy.world import VOCABULARY
 
 SIZE = World(
     seed=3,

@@ -17,7 +17,8 @@ from PIL import Image
 
 from ans import config
 from ans.config import Config, ConfigError, World
-from ans.data import arrow, index, masks, readers, scenes, world
+from ans.data import arrow, index, masks, readers
+from ans.toy import scenes, world
 from ans.data.counting import Counts
 from ans.data.images import image_size, open_image, read_bytes
 from ans.data.records import Expression, ImageRecord, Region, Skipped

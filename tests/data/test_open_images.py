@@ -7,7 +7,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from ans.config import World
-from ans.data import scenes, world_loops
+from ans.toy import scenes, world_loops
 from ans.data.images import open_image
 from ans.data.records import ImageRecord, Skipped
 from ans.data.sources import common, open_images

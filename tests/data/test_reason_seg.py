@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ans.config import World
-from ans.data import masks, scenes, world_more
+from ans.data import masks
+from ans.toy import scenes, world_more
 from ans.data.records import ImageRecord, Skipped
 from ans.data.sources import common, reason_seg
 

@@ -12,10 +12,11 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from ans.config import World
-from ans.data import masks, scenes, world
+from ans.data import masks
+from ans.toy import scenes, world
 from ans.data.records import ImageRecord, Skipped
 from ans.data.sources import common, refcoco
-from ans.data.world import python2_pickle
+from ans.toy.world import python2_pickle
 
 COUNTS = {"sa1b_images": 1, "sav_pairs": 1, "openimages_images": 1, "describe_images": 1, "reasonseg_images": 4}
 SMALL = World(seed=3, train_images=6, val_images=2, test_images=1, **COUNTS, shift=0.0)

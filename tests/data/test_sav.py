@@ -6,7 +6,7 @@ import pytest
 from pycocotools import mask as coco
 
 from ans.config import World
-from ans.data import scenes, world_loops
+from ans.toy import scenes, world_loops
 from ans.data.images import open_image
 from ans.data.records import ImageRecord, Skipped
 from ans.data.sources import common, sav

@@ -9,7 +9,8 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from ans.config import World
-from ans.data import masks, world_more
+from ans.data import masks
+from ans.toy import world_more
 from ans.data.images import open_image
 from ans.data.records import ImageRecord, Skipped
 from ans.data.sources import common, sav_video

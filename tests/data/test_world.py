@@ -10,8 +10,9 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from ans.config import World
-from ans.data import masks, scenes, world
-from ans.data.scenes import Description
+from ans.data import masks
+from ans.toy import scenes, world
+from ans.toy.scenes import Description
 from ans.data.sources.refcoco import load_refs
 
 LOOPS = {"sa1b_images": 6, "sav_pairs": 52, "openimages_images": 8, "describe_images": 16, "reasonseg_images": 4}

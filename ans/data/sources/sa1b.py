@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from ans.config import SubsetSa1b
+from ans.config.schema import SubsetSa1b
 from ans.data import masks
 from ans.data.arrow import ENTRY
 from ans.data.images import read_bytes

@@ -1,0 +1,21 @@
+"""What the settings of every task have: `train.<task>` in `params.yaml`."""
+
+from abc import abstractmethod
+
+from pydantic import Field
+
+from ans.config.fields import Section
+
+
+class TaskSettings(Section):
+    """Whether a task is trained, and which indexes it reads."""
+
+    enabled: bool = Field(True, description="train this task")
+
+    @abstractmethod
+    def indexes(self) -> tuple[str, ...]:
+        """The indexes that the task reads."""
+
+    def labelled(self) -> tuple[str, ...]:
+        """Those of them whose evaluated images it leaves out."""
+        return ()

@@ -1,0 +1,29 @@
+"""The groups of a model: which of its tensors are trained, exported and chosen together. One table; nothing here needs torch."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class GroupOf:
+    """A group that can be trained. `shard`: the shard that its export changes."""
+
+    shard: str
+    about: str
+
+
+TRAINABLE = {
+    "embed_head": GroupOf("embed_head", "token embeddings and output layer of the language model"),
+    "seg_row": GroupOf("embed_head", "the row of [SEG] alone in embeddings and output layer"),
+    "lora": GroupOf("llm", "low-rank adapters of the language model's linear layers, merged by the export"),
+    "proj": GroupOf("proj", "projector from image features to image tokens"),
+    "fcs": GroupOf("fcs", "layers from the hidden state of [SEG] to the mask decoder's prompt"),
+    "sam2_decoder": GroupOf("sam2_decoder", "mask decoder, without the heads that no loss reaches"),
+}
+
+SHARDS = ("vision", "embed_head", "llm", "proj", "fcs", "sam2_decoder", "sam2_encoder")
+"""The parts that weights are stored by, in the order in which they are written."""
+
+
+def shards_of(groups: tuple[str, ...]) -> dict[str, str]:
+    """Shard -> the trained group that changes it."""
+    return {TRAINABLE[group].shard: group for group in groups}

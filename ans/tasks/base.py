@@ -1,0 +1,178 @@
+"""What a task is. The trainer knows its name and which gradient it feeds, and nothing else."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+
+import numpy as np
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ans.config.schema import TrainSettings
+from ans.config.tasks import TaskSettings
+from ans.data.arrow import Index
+from ans.data.mixing import keyed_rng
+from ans.model import prompts
+from ans.model.config import ModelConfig
+from ans.model.segmenter import Features, Segmenter
+from ans.objectives.batches import Images, TargetsOf
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves that belong in one picture of the report, curve -> label. `share`: they lie in [0, 1]; `log`: on a log axis."""
+
+    title: str
+    curves: Mapping[str, str]
+    share: bool = False
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every task is given: the settings of the training, the model's sizes and words, and where the data lies."""
+
+    train: TrainSettings
+    model: ModelConfig
+    tokenizer: PreTrainedTokenizerBase
+    root: Path
+    open_index: Callable[[str], Index]
+
+    @property
+    def template(self) -> prompts.Template:
+        return prompts.TEMPLATES[self.model.template]
+
+    def targets(self) -> TargetsOf:
+        """An empty collection of a micro-batch's masks."""
+        return TargetsOf(self.model, self.train.mask_points)
+
+
+@dataclass(frozen=True)
+class Now:
+    """The step (from 0) of `steps`. Within `teacher()` the model is the teacher. `examples`: keep some for the report."""
+
+    step: int
+    steps: int
+    teacher: Callable[[], AbstractContextManager[None]]
+    examples: bool = False
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a task did with R objects, to be looked at in the report: an image and a source each, texts by a name, and the mask
+    logits (R, S/4, S/4) beside the true masks (R, S/4, S/4), soft in [0, 1]."""
+
+    where: Sequence[tuple[str, str]]
+    texts: Mapping[str, Sequence[str]]
+    logits: Tensor
+    truth: Tensor
+
+
+@dataclass(frozen=True)
+class Losses:
+    """One micro-batch's share of its step. `total` is differentiated; `values` are for the curves, already divided by the step's
+    counts, so that those of all micro-batches and processes add up."""
+
+    total: Tensor
+    values: dict[str, Tensor]
+    example: Example | None = None
+
+
+class Batch(Protocol):
+    """What a task's micro-batch has at least."""
+
+    @property
+    def images(self) -> Images: ...
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """By what losses are divided, under the names of `Task.counted`."""
+        ...
+
+
+S = TypeVar("S", bound=TaskSettings)
+B = TypeVar("B", bound=Batch)
+
+CHECKED_STEPS = 20
+"""Steps over which `Task.check` sees means; single batches are small."""
+
+
+class Degenerate(ArithmeticError):
+    """The run has left the region in which its losses mean anything."""
+
+
+class Task(ABC, Generic[S, B]):
+    """An objective with its data.
+
+    A file of `ans/tasks` has one, under the name `Task`, and its settings under the name `Settings`. Samples are drawn by position
+    and keyed randomness, so that any number of processes, and a resumed run, see the same.
+    """
+
+    role: ClassVar[Literal["primary", "auxiliary"]]
+    """Primary tasks take turns, in proportion to their samples; an auxiliary task has a micro-batch in every step, and its gradient
+    is combined with the primary one by surgery."""
+
+    stream: ClassVar[int]
+    """Tells the random choices of tasks apart; no two tasks have the same."""
+
+    counted: ClassVar[tuple[str, ...]]
+    """Names of the counts that a step's losses are divided by."""
+
+    title: ClassVar[str]
+    """What the report calls it."""
+
+    prefix: ClassVar[str]
+    """What its curves' names begin with: each task has `<prefix>_mask`, `_dice`, `_language`, `_train_iou` and `_seg_rate`."""
+
+    examples: ClassVar[str] = ""
+    """What its examples show, for the report."""
+
+    panels: ClassVar[tuple[Panel, ...]] = ()
+    """Further curves that the report shows."""
+
+    teacher: ClassVar[bool] = False
+    """Whether it needs the teacher."""
+
+    left_out = 0
+    """Images left out because an evaluated split has them."""
+
+    def __init__(self, settings: S, setting: Setting) -> None:
+        self.settings, self.setting = settings, setting
+
+    @abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """Samples of each source, for the manifest."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Samples of an epoch."""
+
+    @abstractmethod
+    def batch(self, positions: range) -> B:
+        """The micro-batch of the samples at these positions of an endless order."""
+
+    @abstractmethod
+    def losses(self, model: Segmenter, features: Features, batch: B, counts: Mapping[str, int], now: Now) -> Losses:
+        """One micro-batch's share of the loss. `features` are of its images; `counts` of the whole step, over all micro-batches
+        and processes."""
+
+    def finish(self, values: dict[str, float]) -> dict[str, float]:
+        """A step's values, summed over micro-batches and processes, as the curves show them."""
+        return values
+
+    def check(self, step: int, means: Mapping[str, float]) -> str | None:
+        """A warning, said once, or None. `means`: of each curve over the last `CHECKED_STEPS` steps that had it.
+
+        Raises `Degenerate` where going on would be pointless.
+        """
+        return None
+
+    def rng(self, position: int) -> np.random.Generator:
+        """The generator of the sample at `position`."""
+        return keyed_rng(self.setting.train.seed, self.stream, position, 1)
+
+
+AnyTask = Task[Any, Any]

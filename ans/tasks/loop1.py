@@ -1,0 +1,419 @@
+"""Loop 1: mask -> caption -> mask. The teacher describes an object, the student reads that caption again, and from what it reads
+must come the object's mask. No text is given.
+
+With the Gumbel bridge the gradient of the mask runs through the caption's tokens into the student's reading of the first image.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from ans.captions import likeness
+from ans.config.fields import NONE, Count, Name, Positive, Section, Share, Weight
+from ans.config.tasks import TaskSettings
+from ans.data.matching import region_mask
+from ans.data.mixing import Pool
+from ans.data.records import ImageRecord
+from ans.data.samples import Regions
+from ans.model import prompts
+from ans.model.segmenter import Conversations, Features, Forward, Segmenter
+from ans.model.visual_prompt import region_cells
+from ans.objectives.batches import Images, ImagesOf, Targets, pad_right
+from ans.objectives.gumbel import straight_through
+from ans.objectives.losses import hard_iou, mask_terms, seg_rate
+from ans.tasks import base
+from ans.tasks.base import Degenerate, Example, Losses, Now, Panel, Setting
+
+
+class MaskSource(Section):
+    """A source of masks without text."""
+
+    repeats: Weight = Field(1.0, description="how many times each sample comes per epoch")
+    max_samples: Annotated[Count | None, NONE] = Field(None, description="the first so many masks; none: all")
+
+
+class Settings(TaskSettings):
+    """Mask -> caption -> mask, on images without text."""
+
+    sources: dict[Name, MaskSource] = Field(
+        {"sav": MaskSource(), "sa1b_subset": MaskSource(), "openimages": MaskSource()}, description="indexes whose masks are used"
+    )
+    bridge: Literal["gumbel", "detached", "hard", "discrete"] = Field(
+        description="what of the caption reaches the segmentation: gumbel (with a gradient), detached (the same words without one), "
+        "hard (the teacher's words), discrete (the student's own)"
+    )
+    rescored: Literal["all", "corrupted"] = Field(
+        description="caption tokens that the student predicts again: all (the original), corrupted"
+    )
+    tau: Positive = Field(description="temperature of the Gumbel softmax at the first step")
+    tau_end: Positive = Field(description="temperature at the last step")
+    top_k: Count = Field(description="tokens of the vocabulary among which the student chooses")
+    mask_ratio: Share = Field(description="share of the caption's tokens that are corrupted")
+    noise: Weight = Field(description="scale of the Gumbel noise; 1: tokens are drawn by their probability, 0: the likeliest")
+    description_prompts: Annotated[int, Field(ge=1, le=len(prompts.DESCRIBE_PROMPTS))] = Field(
+        description="wordings of the description question that are used, 1 to 4"
+    )
+    denoising: Weight = Field(description="weight of the language loss at corrupted tokens (the original: 0)")
+    confidence: bool = Field(description="weigh each mask loss by the teacher's confidence in its caption")
+    distillation: Weight = Field(description="weight of the distance to the teacher's mask")
+    reward: Weight = Field(description="weight of the self-critical caption reward")
+    reward_by: Literal["iou", "cider"] = Field(
+        description="iou: of the mask that the caption leads to; cider: likeness to the teacher's caption"
+    )
+    objects_per_image: Count = Field(description="objects of a sample's image: its own, and others of the same image")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Settings":
+        if not self.sources:
+            raise ValueError("sources: names no source; to turn the task off set train.loop1.enabled=false")
+        if self.denoising and not self.mask_ratio:
+            raise ValueError("denoising: needs corrupted tokens, so set train.loop1.mask_ratio above 0")
+        if self.reward and self.bridge != "gumbel":
+            raise ValueError("reward: needs train.loop1.bridge=gumbel")
+        return self
+
+    def indexes(self) -> tuple[str, ...]:
+        return tuple(self.sources)
+
+    def tau_at(self, step: int, steps: int) -> float:
+        """The Gumbel temperature of a step, on a line from `tau` to `tau_end`."""
+        return self.tau + (self.tau_end - self.tau) * step / max(1, steps - 1)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """R objects without text, each on one image to describe and one to segment (two frames of a video, or the same image).
+
+    `describe_index`, `segment_index` (R,): their images. `cells` (R, G, G): grid cells of the objects on the former. `questions`
+    hold `{}` for the expression. `corruption` (R, T, 2) in [0, 1): where and by what the caption is corrupted. `noise` (R, T, k):
+    Gumbel noise. `answer_tokens`: labels of the answers. `where`: locator of the segmented image, and source, of each object.
+    """
+
+    images: Images
+    describe_index: list[int]
+    segment_index: list[int]
+    cells: Tensor
+    describe_questions: list[str]
+    questions: list[str]
+    answers: list[str]
+    answer_tokens: int
+    corruption: Tensor
+    noise: Tensor
+    targets: Targets
+    where: list[tuple[str, str]]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"objects": len(self.describe_index), "tokens": self.answer_tokens}
+
+
+@dataclass(frozen=True)
+class Caption:
+    """Captions as the segmentation prompt takes them. `ids`: per object (n,) tokens; `embeds`: their embeddings, all in one
+    (N, D), or None for the table's own. `extra`: further loss, `values`: for the curves. For a reward: `greedy`, what would have
+    been said without noise, and the log-probability (R,) of what was."""
+
+    ids: list[list[int]]
+    embeds: Tensor | None
+    extra: Tensor | float
+    values: dict[str, Tensor]
+    greedy: list[list[int]] | None = None
+    log_probability: Tensor | None = None
+
+
+class Task(base.Task[Settings, Batch]):
+    role = "primary"
+    stream = 1
+    counted = ("objects", "tokens")
+    title, prefix = "loop 1", "loop1"
+    teacher = True
+    examples = (
+        "An object without text, the teacher's caption of it, the caption that the student segments by (words that differ are "
+        "marked), and the mask that it predicts in the second view."
+    )
+    panels = (
+        Panel("caption loss", {"loop1_denoising": "loop 1, denoising"}),
+        Panel(
+            "the teacher's captions: share that",
+            {"loop1_teacher_ended": "end", "loop1_teacher_different": "differ", "loop1_teacher_empty": "are empty"},
+            share=True,
+        ),
+        Panel("the teacher's captions: confidence", {"loop1_teacher_confidence": "mean probability of a token"}, share=True),
+        Panel("the teacher's captions: tokens", {"loop1_teacher_length": "length"}),
+        Panel(
+            "the student's reading",
+            {"loop1_changed_tokens": "tokens changed", "loop1_kept_mass": "probability kept by the top-k"},
+            share=True,
+        ),
+        Panel("gradient norm", {"loop1_caption_gradient": "at loop 1's caption"}, log=True),
+    )
+
+    def __init__(self, settings: Settings, setting: Setting) -> None:
+        super().__init__(settings, setting)
+        if not setting.template.regions:
+            raise ValueError("train.loop1: this model describes no regions; set train.loop1.enabled=false")
+        self.sources = [Regions(name, setting.open_index(name), of.max_samples) for name, of in settings.sources.items()]
+        counts, repeats = [of.count for of in self.sources], [of.repeats for of in settings.sources.values()]
+        name = f"train.loop1.sources: {', '.join(settings.sources)}"
+        self.pool = Pool(counts, repeats, setting.train.seed, self.stream, name)
+
+    def __len__(self) -> int:
+        return len(self.pool)
+
+    def sizes(self) -> dict[str, int]:
+        return {source.name: source.count for source in self.sources}
+
+    # ------------------------------------------------------------------------------------------------------------- samples
+
+    def batch(self, positions: range) -> Batch:
+        train, settings, side = self.setting.train, self.settings, self.setting.model.grid_side
+        images, targets = ImagesOf(self.setting.root, self.setting.model, max_tiles=1), self.setting.targets()
+        described: dict[int, ImageRecord] = {}
+        segment, cells, questions, corruption, noise, where = [], [], [], [], [], []
+        for place, position in enumerate(positions):
+            number, sample = self.pool.at(position)
+            source = self.sources[number]
+            record, region = source.sample(sample)
+            rng = self.rng(position)
+            two_views = bool(record.second and region.second_counts)
+            images.add(record, second=two_views)
+            if two_views:
+                described[place] = record
+            others = [o for o in source.usable(record) if o != region and bool(o.second_counts) == two_views]
+            picked = [others[i] for i in rng.permutation(len(others))[: settings.objects_per_image - 1]]
+            for one in [region, *picked]:
+                segment.append(place)
+                cells.append(region_cells(torch.from_numpy(region_mask(record, one))[None], side)[0])
+                targets.add(record, one, rng, second=two_views)
+                questions.append(draw_questions(rng, settings.description_prompts))
+                corruption.append(rng.random((train.caption_len, 2), dtype=np.float32))
+                noise.append(rng.gumbel(size=(train.caption_len, settings.top_k)).astype(np.float32))
+                where.append((record.second if two_views else record.path, source.name))
+        # frames that are only described come behind those that are segmented
+        behind = {place: images.add_described(record) for place, record in described.items()}
+        index = [behind.get(place, place) for place in segment]
+        describe, ask, answers = (list(column) for column in zip(*questions, strict=True))
+        return Batch(
+            images.pack(), index, segment, torch.stack(cells), describe, ask, answers,
+            answer_tokens(self.setting, answers), torch.from_numpy(np.stack(corruption)), torch.from_numpy(np.stack(noise)),
+            targets.pack(), where,
+        )  # fmt: skip
+
+    # ---------------------------------------------------------------------------------------------------------------- loss
+
+    def losses(self, model: Segmenter, features: Features, batch: Batch, counts: Mapping[str, int], now: Now) -> Losses:
+        settings, train, objects = self.settings, self.setting.train, counts["objects"]
+        with now.teacher():
+            teacher, ended, confidence = describe(model, features, batch)
+            reference = None
+            if settings.distillation or (settings.reward and settings.reward_by == "iou"):
+                _, reference = segment(model, features, batch, teacher, None)
+        student = self.bridge(model, features, batch, teacher, settings.tau_at(now.step, now.steps), objects)
+        out, logits = segment(model, features, batch, student.ids, student.embeds)
+        weights = torch.tensor(confidence, device=logits.device)
+        loss, values = mask_terms(
+            logits, batch.targets, train.loss, train.mask_points, objects, weights if settings.confidence else None
+        )
+        language = out.language_loss / counts["tokens"]
+        loss = loss + train.loss.language * language + student.extra
+        if settings.distillation:
+            distance = F.binary_cross_entropy_with_logits(logits.float(), reference.float().sigmoid(), reduction="none")
+            distance = distance.flatten(1).mean(1).sum() / objects
+            loss, values["distillation"] = loss + settings.distillation * distance, distance.detach()
+        if settings.reward:  # self-critical (arXiv 1612.00563): what a greedy caption would have earned is the baseline
+            if settings.reward_by == "iou":
+                soft = batch.targets.soft.to(logits.device)
+                advantage = hard_iou(logits, soft) - hard_iou(reference, soft)
+            else:
+                advantage = _likeness(model, student.ids, teacher) - _likeness(model, student.greedy, teacher)
+            reward = (advantage * student.log_probability).sum() / objects
+            loss, values["advantage"] = loss - settings.reward * reward, advantage.sum() / objects
+        values |= student.values | {"language": language.detach(), "seg_rate": seg_rate(model, out, objects)}
+        values["teacher_confidence"] = weights.sum() / objects
+        values |= _teacher_values(teacher, ended, objects, logits.device)
+        example = None
+        if now.examples:
+            texts = {"teacher": teacher, "student": student.ids}
+            decoded = {name: [model.tokenizer.decode(ids) for ids in captions] for name, captions in texts.items()}
+            example = Example(batch.where, decoded, logits.detach(), batch.targets.soft)
+        return Losses(loss, {f"loop1_{name}": value for name, value in values.items()}, example)
+
+    def bridge(
+        self, model: Segmenter, features: Features, batch: Batch, teacher: list[list[int]], tau: float, objects: int
+    ) -> Caption:
+        """What of the teacher's caption reaches the segmentation prompt. The denoising loss belongs to all bridges."""
+        bridge, caption = self.settings.bridge, Caption(teacher, None, 0.0, {})
+        if self.settings.denoising or bridge in ("gumbel", "detached"):
+            caption = self.reread(model, features, batch, teacher, tau, objects)
+        if bridge == "gumbel":
+            return caption
+        if bridge == "detached":
+            return replace(caption, embeds=None)
+        values = {name: value for name, value in caption.values.items() if name == "denoising"}  # nothing else was passed on
+        if bridge == "discrete":
+            with model.evaluating():
+                teacher = describe(model, features, batch)[0]
+        return Caption(teacher, None, caption.extra, values)
+
+    def reread(
+        self, model: Segmenter, features: Features, batch: Batch, teacher: list[list[int]], tau: float, objects: int
+    ) -> Caption:
+        """The student reads image, region and the corrupted caption; its own choice at every position becomes the expression."""
+        settings = self.settings
+        corrupted_ids = [
+            corrupt(ids, settings.mask_ratio, uniform, model.text_tokens)
+            for ids, uniform in zip(teacher, batch.corruption, strict=True)
+        ]
+        encoded = []
+        for place, cells, question, ids, true in zip(
+            batch.describe_index, batch.cells, batch.describe_questions, corrupted_ids, teacher, strict=True
+        ):
+            text = model.template.image_string(_image_tokens(features, place)) + model.region_question(cells[None], question)
+            prompt = prompts.encode_prompt(model.tokenizer, model.template, text)
+            encoded.append((prompt + ids, [prompts.IGNORE] * len(prompt) + true))
+        ids, labels, attention = (x.to(model.device) for x in pad_right(encoded))
+        out = model(features, Conversations(ids, labels, attention, batch.describe_index, [cells[None] for cells in batch.cells]))
+        logits = out.logits.index_fill(1, _no_text(model, out.logits), float("-inf"))  # an expression has no special tokens
+        noise = torch.cat([row[: len(ids)] for row, ids in zip(batch.noise, teacher, strict=True)]).to(model.device)
+        noise = settings.noise * noise[:, : logits.shape[-1]]
+        table = model.vlm.language_model.get_input_embeddings().weight
+        embeds, chosen, kept = straight_through(logits, table, noise, tau)
+        lengths = [len(ids) for ids in teacher]
+        different = [a != b for one, two in zip(corrupted_ids, teacher, strict=True) for a, b in zip(one, two, strict=True)]
+        corrupted = torch.tensor(different, dtype=torch.bool, device=model.device)
+        if settings.rescored == "corrupted":
+            embeds = torch.where(corrupted[:, None], embeds, F.embedding(out.labels, table))
+            chosen = torch.where(corrupted, chosen, out.labels)
+        gradient = embeds.new_zeros(())
+        if embeds.requires_grad:
+            embeds.register_hook(partial(_add_square, gradient))
+        values = {
+            "kept_mass": _mean_per_object(kept, teacher, objects),
+            "changed_tokens": _mean_per_object((chosen != out.labels).float(), teacher, objects),
+            "caption_gradient2": gradient,
+        }
+        extra: Tensor | float = 0.0
+        if settings.denoising:
+            entropy = F.cross_entropy(out.logits[corrupted].float(), out.labels[corrupted], reduction="none")
+            places = torch.stack([part.sum() for part in corrupted.split(lengths)])  # of each object, whose mean is taken
+            denoising = (entropy / places.repeat_interleave(places)).sum() / objects
+            extra, values["denoising"] = settings.denoising * denoising, denoising.detach()
+        words = [part.tolist() for part in chosen.split(lengths)]
+        if not settings.reward:
+            return Caption(words, embeds, extra, values)
+        free = corrupted if settings.rescored == "corrupted" else torch.ones_like(corrupted)  # the other tokens are no choice
+        picked = logits.float().log_softmax(-1).gather(1, chosen[:, None])[:, 0].where(free, 0.0)
+        log_probability = torch.stack([part.sum() for part in picked.split(lengths)])
+        greedy = torch.where(free, logits.argmax(-1), out.labels)
+        return Caption(words, embeds, extra, values, [part.tolist() for part in greedy.split(lengths)], log_probability)
+
+    def finish(self, values: dict[str, float]) -> dict[str, float]:
+        if "loop1_caption_gradient2" in values:  # squares add up over micro-batches, norms do not
+            values["loop1_caption_gradient"] = values.pop("loop1_caption_gradient2") ** 0.5
+        return values
+
+    def check(self, step: int, means: Mapping[str, float]) -> str | None:
+        if means.get("loop1_teacher_empty", 0.0) > 0.9:
+            raise Degenerate(
+                f"step {step}: the teacher's captions of nearly all objects are empty, so loop 1 has no caption to work on. Can the "
+                "base describe regions at all? If so, raise train.ema.decay or lower train.lr"
+            )
+        if means.get("loop1_teacher_different", 1.0) < 0.05:
+            return f"step {step}: the teacher's captions of nearly all objects are the same; see the curves loop1_teacher_*"
+        return None
+
+
+def draw_questions(rng: np.random.Generator, description_prompts: int) -> tuple[str, str, str]:
+    """A description question, a segmentation question with `{}`, and its answer."""
+    describe = prompts.DESCRIBE_PROMPTS[rng.integers(description_prompts)]
+    question = prompts.SEG_QUESTIONS[rng.integers(len(prompts.SEG_QUESTIONS))]
+    return describe, question, prompts.SEG_ANSWERS[rng.integers(len(prompts.SEG_ANSWERS))]
+
+
+def answer_tokens(setting: Setting, answers: list[str]) -> int:
+    """Labels of the answers."""
+    return sum(len(setting.tokenizer.encode(text + setting.template.suffix, add_special_tokens=False)) for text in answers)
+
+
+def corrupt(ids: list[int], ratio: float, uniform: Tensor, ordinary: Tensor) -> list[int]:
+    """`ids` with round(ratio * n) of its tokens replaced by tokens of `ordinary` (ids that are not special).
+
+    `uniform` (T, 2) in [0, 1): the tokens with the lowest first number are replaced, the second number says by what.
+    """
+    count = round(ratio * len(ids))
+    result = list(ids)
+    for place in uniform[: len(ids), 0].argsort()[:count].tolist():
+        result[place] = int(ordinary[int(uniform[place, 1] * len(ordinary))])
+    return result
+
+
+def describe(model: Segmenter, features: Features, batch: Batch) -> tuple[list[list[int]], list[bool], list[float]]:
+    """Greedy captions of the objects: their tokens, whether they came to an end, and their confidence."""
+    length = batch.noise.shape[1]
+    return model.caption_ids(features, batch.describe_index, batch.cells, batch.describe_questions, length)
+
+
+def segment(
+    model: Segmenter, features: Features, batch: Batch, captions: list[list[int]], embeds: Tensor | None
+) -> tuple[Forward, Tensor]:
+    """Teacher-forced answers about the second images, the captions (or their `embeds`) in the expression's place; mask logits."""
+    encoded, marks = [], []
+    for place, question, answer, caption in zip(batch.segment_index, batch.questions, batch.answers, captions, strict=True):
+        text = model.template.image_string(_image_tokens(features, place)) + question
+        before, after = prompts.encode_gap(model.tokenizer, model.template, text)
+        target = model.tokenizer.encode(answer + model.template.suffix, add_special_tokens=False)
+        encoded.append((before + caption + after + target, [prompts.IGNORE] * len(before + caption + after) + target))
+        marks.append((len(before), len(caption)))
+    ids, labels, attention = (x.to(model.device) for x in pad_right(encoded))
+    at = None
+    if embeds is not None:
+        at = torch.zeros_like(ids, dtype=torch.bool)
+        for row, (start, length) in zip(at, marks, strict=True):
+            row[start : start + length] = True
+    out = model(features, Conversations(ids, labels, attention, batch.segment_index, [None] * len(ids), embeds, at))
+    return out, model.masks(features, out.seg_image, out.seg_embeds).low_res
+
+
+def _likeness(model: Segmenter, captions: list[list[int]], references: list[list[int]]) -> Tensor:
+    """(R,) in [0, 1]: how much captions are like the teacher's, by CIDEr-D's measure."""
+    pairs = zip(captions, references, strict=True)
+    return torch.tensor([likeness(*map(model.tokenizer.decode, pair)) for pair in pairs], device=model.device)
+
+
+def _no_text(model: Segmenter, logits: Tensor) -> Tensor:
+    """Ids (n,) of all that is no text: special tokens, and rows that the tokenizer does not use."""
+    text = torch.zeros(logits.shape[-1], dtype=torch.bool)
+    text[model.text_tokens] = True
+    return (~text).nonzero()[:, 0].to(logits.device)
+
+
+def _image_tokens(features: Features, place: int) -> int:
+    tiles = features.tiles[place]
+    return tiles.shape[0] * tiles.shape[1]
+
+
+def _add_square(total: Tensor, gradient: Tensor) -> None:
+    total.add_(gradient.detach().float().square().sum())
+
+
+def _mean_per_object(values: Tensor, captions: list[list[int]], objects: int) -> Tensor:
+    """Sum over objects of the mean over their tokens, divided by the step's objects."""
+    parts = values.detach().split([len(ids) for ids in captions])
+    return torch.stack([part.mean() if len(part) else part.sum() for part in parts]).sum() / objects
+
+
+def _teacher_values(captions: list[list[int]], ended: list[bool], objects: int, device: torch.device) -> dict[str, Tensor]:
+    """Share of captions that came to an end, their mean length in tokens, the share of empty ones, and of those that no other
+    object of the micro-batch has (an object by itself has such a one)."""
+    times = Counter(map(tuple, captions))
+    sums = (sum(ended), sum(map(len, captions)), sum(not ids for ids in captions), sum(count == 1 for count in times.values()))
+    names = ("teacher_ended", "teacher_length", "teacher_empty", "teacher_different")
+    return {name: torch.tensor(float(value), device=device) / objects for name, value in zip(names, sums, strict=True)}

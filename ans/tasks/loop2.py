@@ -1,0 +1,157 @@
+"""Loop 2: caption -> mask -> caption. From a caption the model segments, and from that mask it must give the caption."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from ans.config.fields import NONE, Count, Weight
+from ans.config.tasks import TaskSettings
+from ans.data.mixing import Pool
+from ans.data.samples import Regions
+from ans.model import prompts
+from ans.model.segmenter import Conversations, Features, Segmenter
+from ans.objectives.batches import Images, ImagesOf, Targets, pad_right
+from ans.objectives.losses import mask_terms, seg_rate
+from ans.tasks import base
+from ans.tasks.base import Example, Losses, Now, Panel, Setting
+from ans.tasks.loop1 import answer_tokens, draw_questions
+
+
+class Settings(TaskSettings):
+    """Caption -> mask -> caption, on described regions."""
+
+    source: str = Field(description="index whose captions are used")
+    max_samples: Annotated[Count | None, NONE] = Field(None, description="the first so many regions; none: all")
+    description_prompts: Annotated[int, Field(ge=1, le=len(prompts.DESCRIBE_PROMPTS))] = Field(
+        description="wordings of the description question that are used, 1 to 4"
+    )
+    soft_region: bool = Field(
+        description="let the caption's loss reach the mask, by a straight-through weight of the region's tokens"
+    )
+    mask_supervision: Weight = Field(description="weight of the mask loss on the data's mask, which the cycle does without")
+
+    def indexes(self) -> tuple[str, ...]:
+        return (self.source,)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """R captioned regions, one per image, in image order. `captions`: ids as they are learnt, with the end token unless the
+    caption is longer than T. `texts`: the captions as expressions. `targets`: the true masks, for optional supervision only.
+    `where`: locator of the image, and source."""
+
+    images: Images
+    captions: list[list[int]]
+    texts: list[str]
+    describe_questions: list[str]
+    questions: list[str]
+    answers: list[str]
+    answer_tokens: int
+    targets: Targets
+    where: list[tuple[str, str]]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {
+            "objects": len(self.captions), "tokens": self.answer_tokens, "caption_tokens": sum(len(ids) for ids in self.captions),
+        }  # fmt: skip
+
+
+class Task(base.Task[Settings, Batch]):
+    role = "auxiliary"
+    stream = 2
+    counted = ("objects", "tokens", "caption_tokens")
+    title, prefix = "loop 2", "loop2"
+    examples = (
+        "An object, the data's caption, the mask that the model predicts from it, and the model's own caption of that mask (words "
+        "that differ are marked). The true mask is not used in this loop."
+    )
+    panels = (Panel("caption loss", {"loop2_caption": "loop 2"}),)
+
+    def __init__(self, settings: Settings, setting: Setting) -> None:
+        super().__init__(settings, setting)
+        if not setting.template.regions:
+            raise ValueError("train.loop2: this model describes no regions; set train.loop2.enabled=false")
+        self.source = Regions(settings.source, setting.open_index(settings.source), settings.max_samples, described=True)
+        name = f"train.loop2.source: {settings.source}"
+        self.pool = Pool([self.source.count], [1.0], setting.train.seed, self.stream, name)
+
+    def __len__(self) -> int:
+        return len(self.pool)
+
+    def sizes(self) -> dict[str, int]:
+        return {self.source.name: self.source.count}
+
+    def batch(self, positions: range) -> Batch:
+        setting = self.setting
+        images, targets = ImagesOf(setting.root, setting.model, max_tiles=1), setting.targets()
+        learnt, texts, questions, where = [], [], [], []
+        for position in positions:
+            record, region = self.source.sample(self.pool.at(position)[1])
+            rng = self.rng(position)
+            images.add(record)
+            caption = region.expressions[rng.integers(len(region.expressions))].sent
+            ids = setting.tokenizer.encode(caption + setting.template.suffix, add_special_tokens=False)
+            learnt.append(ids[: setting.train.caption_len])
+            texts.append(prompts.expression_text(caption))
+            where.append((record.path, self.source.name))
+            targets.add(record, region, rng)
+            questions.append(draw_questions(rng, self.settings.description_prompts))
+        describe, ask, answers = (list(column) for column in zip(*questions, strict=True))
+        return Batch(
+            images.pack(), learnt, texts, describe, ask, answers, answer_tokens(setting, answers), targets.pack(), where
+        )  # fmt: skip
+
+    def losses(self, model: Segmenter, features: Features, batch: Batch, counts: Mapping[str, int], now: Now) -> Losses:
+        train, index = self.setting.train, list(range(len(batch.captions)))
+        image = model.template.image_string(model.config.tokens_per_tile)
+        encoded = [
+            prompts.encode_conversation(model.tokenizer, model.template, [prompts.Turn(image + question.format(text), answer)])
+            for question, text, answer in zip(batch.questions, batch.texts, batch.answers, strict=True)
+        ]
+        ids, labels, attention = (x.to(model.device) for x in pad_right(encoded))
+        segmented = model(features, Conversations(ids, labels, attention, index, [None] * len(ids)))
+        logits = model.masks(features, segmented.seg_image, segmented.seg_embeds).low_res
+
+        share = region_share(logits, model.config.grid_side)
+        cells = share > 0.5
+        # the weights are one; only their gradient, which reaches the mask, is not that of a constant
+        regions: Sequence[Tensor] = cells * (1 + share - share.detach()) if self.settings.soft_region else cells
+        encoded = []
+        for question, inside, caption in zip(batch.describe_questions, cells, batch.captions, strict=True):
+            text = image + model.region_question(inside[None], question)
+            prompt = prompts.encode_prompt(model.tokenizer, model.template, text)
+            encoded.append((prompt + caption, [prompts.IGNORE] * len(prompt) + caption))
+        ids, labels, attention = (x.to(model.device) for x in pad_right(encoded))
+        described = model(features, Conversations(ids, labels, attention, index, [region[None] for region in regions]))
+
+        caption = described.language_loss / counts["caption_tokens"]
+        answer = segmented.language_loss / counts["tokens"]
+        loss = train.loss.language * (caption + answer)
+        supervision, values = mask_terms(logits, batch.targets, train.loss, train.mask_points, counts["objects"])
+        if self.settings.mask_supervision:
+            loss = loss + self.settings.mask_supervision * supervision
+        with torch.no_grad():
+            values |= {
+                "caption": caption.detach(),
+                "language": answer.detach(),
+                "seg_rate": seg_rate(model, segmented, counts["objects"]),
+                "non_empty": cells.flatten(1).any(1).sum() / counts["objects"],
+            }
+        example = None
+        if now.examples:
+            with model.evaluating():
+                free, *_ = model.caption_ids(features, index, cells, batch.describe_questions, max(map(len, batch.captions)))
+            texts = {"data": batch.texts, "model": [model.tokenizer.decode(ids) for ids in free]}
+            example = Example(batch.where, texts, logits.detach(), batch.targets.soft)
+        return Losses(loss, {f"loop2_{name}": value for name, value in values.items()}, example)
+
+
+def region_share(logits: Tensor, side: int) -> Tensor:
+    """(N, S/4, S/4) mask logits -> (N, side, side) mean of the mask's probability over each cell of the region grid."""
+    return F.adaptive_avg_pool2d(logits.float().sigmoid()[:, None], (side, side))[:, 0]

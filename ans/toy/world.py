@@ -1,0 +1,363 @@
+"""The synthetic world: scenes of coloured shapes, written in the very layouts of RefCOCO, RefCOCO+, RefCOCOg and of the sets in
+`world_loops.py` and `world_more.py`. One seed gives byte-identical files.
+
+Descriptions have a meaning (`matches`) that is independent of how they are found: an expression is written only when it holds
+of exactly one object both under the strict and under the lenient reading of every comparison of positions (`refers`).
+
+Scenes of the three referring sets are shared, as on the real sets (all are COCO train2014):
+
+=========  =====================  ==========================================================
+scenes     refcoco, refcoco+      refcocog
+=========  =====================  ==========================================================
+train      train                  train; 1 in 25 val, 1 in 25 test (as the real sets overlap)
+val        val                    val; 1 in 25 train
+testA      testA, circles+squares  -
+testB      testB, triangles+stars  -
+test       -                      test
+=========  =====================  ==========================================================
+
+So an image that one set evaluates on is another set's training image now and then, and removing such leaks has work to do.
+"""
+
+import hashlib
+import itertools
+import json
+import pickle
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from ans.config.schema import World
+from ans.toy import world_loops, world_more
+from ans.toy.scenes import (
+    ATTRIBUTES,
+    CATEGORIES,
+    COLOURS,
+    EXTREMES,
+    RADII,
+    RELATIONS,
+    SHAPES,
+    SIDES,
+    SPLITS,
+    TEXTURES,
+    Description,
+    Scene,
+    Shape,
+    bbox,
+    make_scene,
+    matches,
+    outline,
+    refers,
+    render,
+    where,
+)
+
+VOCABULARY: tuple[str, ...] = (
+    "the", "a", "left", "right", "top", "bottom", "of", "to", "on", "in", "middle", "leftmost", "rightmost", "above", "below",
+    "and", "shape", "that", "is", *RADII, *TEXTURES, *COLOURS, *SHAPES,
+)  # fmt: skip
+"""Every word of every expression, in lower case."""
+
+
+@dataclass
+class _Listing:
+    """What one referring set lists: the content of its instances.json and refs pickle."""
+
+    images: list[dict[str, Any]] = field(default_factory=list)
+    annotations: list[dict[str, Any]] = field(default_factory=list)
+    refs: list[dict[str, Any]] = field(default_factory=list)
+    sentences: int = 0
+
+
+# ------------------------------------------------------------------------------------------------------------ expressions
+
+
+def _short_descriptions(scene: Scene, places: Sequence[str | None]) -> list[list[Description]]:
+    """For every object all descriptions by attributes and one of `places` that mean it, those of fewest words first."""
+    found: list[list[Description]] = [[] for _ in scene.shapes]
+    subsets = list(itertools.product((False, True), repeat=len(ATTRIBUTES)))
+    every = [
+        tuple(getattr(shape, name) if keep else None for name, keep in zip(ATTRIBUTES, kept, strict=True))
+        for shape in scene.shapes
+        for kept in subsets
+    ]
+    for words in dict.fromkeys(every):
+        count = sum(word is not None for word in words)
+        alone = len(matches(scene, Description(*words))) == 1
+        for place in places:
+            if place is None and (count == 0 or not alone):
+                continue
+            if place is not None and count > 2:  # never among the shortest: the caption itself has three or four words
+                continue
+            if place in EXTREMES and alone:  # "leftmost star" of a single star: true, but nobody says so
+                continue
+            description = Description(*words, place=place)
+            if (target := refers(scene, description)) is not None:
+                found[target].append(description)
+    return [sorted(options, key=_length) for options in found]
+
+
+def _length(description: Description) -> int:
+    """In words; "on the left" counts as "left"."""
+    optional = (description.size, description.texture, description.colour, description.place)
+    return 1 + sum(word is not None for word in optional)
+
+
+def _pick(options: Sequence[Description], count: int, rng: np.random.Generator) -> list[Description]:
+    """`count` different ones, of hardly more words than the shortest where there are enough of these."""
+    short = [option for option in options if _length(option) <= _length(options[0]) + 1] if options else []
+    pool = short if len(short) >= count else list(options)[:count]
+    return [pool[i] for i in rng.permutation(len(pool))[:count]]
+
+
+def _with_place(description: Description, rng: np.random.Generator) -> str:
+    """ "left red circle" or "red circle on the left"."""
+    place, phrase = description.place, description.phrase
+    if place is None:
+        return phrase
+    if place in EXTREMES or (place != "middle" and rng.random() < 0.6):
+        return f"{place} {phrase}"
+    return f"{phrase} {where(place)}"
+
+
+def _refcoco(options: Sequence[Description], rng: np.random.Generator) -> list[str]:
+    return [_with_place(description, rng) for description in _pick(options, int(rng.integers(2, 4)), rng)]
+
+
+def _refcoco_plus(shape: Shape, options: Sequence[Description], rng: np.random.Generator) -> list[str]:
+    others = [option for option in options if option.phrase != shape.caption]
+    texts = [option.phrase for option in _pick(others, int(rng.integers(1, 3)), rng)]
+    return [shape.caption, *(texts or [f"the {shape.caption}"])]
+
+
+def _refcocog(scene: Scene, target: int, plain: Sequence[Sequence[Description]], rng: np.random.Generator) -> list[str]:
+    texts: list[str] = []
+    for _ in range(int(rng.integers(1, 3))):
+        text = _long_expression(scene, target, plain, rng)
+        if text not in texts:
+            texts.append(text)
+    return texts
+
+
+def _long_expression(scene: Scene, target: int, plain: Sequence[Sequence[Description]], rng: np.random.Generator) -> str:
+    shape = scene.shapes[target]
+    article = "the" if rng.random() < 0.7 else "a"
+    for _ in range(8):
+        kept = rng.random(4) < (0.6, 0.3, 0.7, 0.9)
+        words = [getattr(shape, name) if keep else None for name, keep in zip(ATTRIBUTES, kept, strict=True)]
+        kind = rng.random()
+        if kind < 0.7:
+            other = int(rng.choice([i for i in range(len(scene.shapes)) if i != target]))
+            landmark = plain[other][rng.integers(len(plain[other]))]
+            relation = str(rng.choice(list(RELATIONS)))
+            if refers(scene, Description(*words, relation=relation, landmark=landmark)) == target:
+                joint = " that is " if rng.random() < 0.3 else " "
+                return f"{article} {Description(*words).phrase}{joint}{RELATIONS[relation]} the {landmark.phrase}"
+        elif kind < 0.85:
+            place = str(rng.choice(SIDES))
+            if refers(scene, Description(*words, place=place)) == target:
+                return f"the {Description(*words).phrase} {where(place)}"
+        else:
+            noun = Description(colour=shape.colour, shape=shape.shape).phrase
+            return f"the {noun} that is {shape.size} and {shape.texture}"
+    return f"the {shape.caption}"
+
+
+def _raw(text: str, rng: np.random.Generator) -> str:
+    """As typed by somebody in a hurry; never equal to `text`."""
+    return (text.upper(), f"{text}.", text.capitalize(), f"{text} ")[rng.integers(4)]
+
+
+# ------------------------------------------------------------------------------------------------------------------ files
+
+
+def write_world(root: Path, world: World) -> dict[str, int]:
+    """Write the whole world below `root` and return counts (files, images, refs and expressions per set).
+
+    Raises `FileExistsError` when `root` is there and not empty: old files would stay beside the new ones.
+    """
+    if root.exists() and any(root.iterdir()):
+        raise FileExistsError(f"{root} is not empty; the world is written into a new folder")
+    listings = {"refcoco": _Listing(), "refcoco+": _Listing(), "refcocog": _Listing()}
+    image_folder = root / "coco2014" / "train2014"
+    image_folder.mkdir(parents=True)
+    for number, (split, index) in enumerate(tqdm(list(_scenes(world)), desc="world", unit="scene", disable=None)):
+        _write_scene(image_folder, listings, world, split, index, number)
+    for name, listing in listings.items():
+        _write_listing(root / "ref_seg" / name, name, listing)
+    counts = world_loops.write(root, world)
+    scenes = [scene for scene in _scenes(world) if "refcoco" in set_splits(*scene)]
+    world_more.write(root, world, scenes, _instances(listings["refcoco"]), listings["refcoco"].refs)
+    counts["files"] = sum(path.is_file() for path in root.rglob("*"))
+    for name, listing in listings.items():
+        counts |= {f"{name}_images": len(listing.images), f"{name}_refs": len(listing.refs)}
+        counts[f"{name}_expressions"] = listing.sentences
+    return counts
+
+
+def _scenes(world: World) -> Iterator[tuple[str, int]]:
+    sizes = (world.train_images, world.val_images, world.test_images, world.test_images, world.test_images)
+    for split, size in zip(SPLITS, sizes, strict=False):
+        for index in range(size):
+            yield split, index
+
+
+def set_splits(split: str, index: int) -> dict[str, str]:
+    """Referring set -> its split of this scene; sets that do not have the scene are left out. See the module's table."""
+    if split == "test":
+        return {"refcocog": "test"}
+    splits = {"refcoco": split, "refcoco+": split}
+    if split == "train":
+        splits["refcocog"] = {7: "val", 19: "test"}.get(index % 25, "train")
+    elif split == "val":
+        splits["refcocog"] = "train" if index % 25 == 7 else "val"
+    return splits
+
+
+def _write_scene(folder: Path, listings: dict[str, _Listing], world: World, split: str, index: int, number: int) -> None:
+    scene, rng = make_scene(world.seed, split, index, world.shift)
+    pixels, masks = render(scene, world.shift, rng)
+    image_id = 1009 + 37 * number  # ids of the published sets are neither dense nor start at 0
+    name = f"COCO_train2014_{image_id:012d}.jpg"
+    Image.fromarray(pixels).save(folder / name, quality=95)
+    image = {
+        "license": 1, "file_name": name, "coco_url": f"http://images.cocodataset.org/train2014/{name}", "height": scene.height,
+        "width": scene.width, "date_captured": "2013-11-21 23:06:41", "flickr_url": "", "id": image_id,
+    }  # fmt: skip
+    annotations = [_annotation(scene, i, masks[i], image_id, index) for i in range(len(scene.shapes))]
+    referred = [i for i in range(len(scene.shapes)) if i == 0 or rng.random() >= 0.1]
+    crowd = [_crowd(masks.any(0), image_id)] if index % 10 == 5 else []
+    anywhere = _short_descriptions(scene, (None, *SIDES, *EXTREMES))
+    plain = [[option for option in options if option.place is None] for options in anywhere]
+    for name_of_set, its_split in set_splits(split, index).items():
+        listing = listings[name_of_set]
+        listing.images.append(image)
+        listing.annotations += [*annotations, *crowd]
+        kinds = {"testA": SHAPES[:2], "testB": SHAPES[2:]}.get(its_split, SHAPES)
+        for i in referred:
+            if scene.shapes[i].shape not in kinds:
+                continue
+            match name_of_set:
+                case "refcoco":
+                    texts = _refcoco(anywhere[i], rng)
+                case "refcoco+":
+                    texts = _refcoco_plus(scene.shapes[i], plain[i], rng)
+                case _:
+                    texts = _refcocog(scene, i, plain, rng)
+            _add_ref(listing, annotations[i], name, i, its_split, texts, rng)
+
+
+def _annotation(scene: Scene, i: int, mask: np.ndarray, image_id: int, index: int) -> dict[str, Any]:
+    shape = scene.shapes[i]
+    border = outline(shape)
+    polygons = [border]
+    if index % 10 == 3 and shape.shape != "star":  # one object in two overlapping parts, as some of COCO's
+        polygons = [_cut(border, shape.x + 0.2 * shape.radius, 1), _cut(border, shape.x - 0.2 * shape.radius, -1)]
+    return {
+        "segmentation": [np.round(polygon, 2).ravel().tolist() for polygon in polygons],
+        "area": float(mask.sum()), "iscrowd": 0, "image_id": image_id, "bbox": bbox(mask),
+        "category_id": CATEGORIES[shape.shape], "id": 300_000 + 11 * image_id + 2 * i,
+    }  # fmt: skip
+
+
+def _cut(polygon: np.ndarray, x: float, side: int) -> np.ndarray:
+    """The part of a convex polygon left (side 1) or right (side -1) of a vertical line."""
+    points: list[np.ndarray] = []
+    for a, b in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
+        if side * (x - a[0]) >= 0:
+            points.append(a)
+        if (a[0] - x) * (b[0] - x) < 0:
+            points.append(a + (b - a) * (x - a[0]) / (b[0] - a[0]))
+    return np.array(points)
+
+
+def _crowd(mask: np.ndarray, image_id: int) -> dict[str, Any]:
+    """A crowd row as COCO has them: uncompressed RLE. No ref ever points to one."""
+    column_major = mask.ravel(order="F").astype(np.int8)
+    borders = np.flatnonzero(np.diff(column_major, prepend=0, append=1 - column_major[-1]))
+    counts = np.diff(borders, prepend=0).tolist()
+    return {
+        "segmentation": {"counts": counts, "size": list(mask.shape)},
+        "area": float(mask.sum()), "iscrowd": 1, "image_id": image_id, "bbox": bbox(mask),
+        "category_id": CATEGORIES["circle"], "id": 900_000_000 + image_id,
+    }  # fmt: skip
+
+
+def _add_ref(
+    listing: _Listing, annotation: dict[str, Any], image: str, i: int, split: str, texts: Sequence[str], rng: np.random.Generator
+) -> None:
+    first = listing.sentences
+    listing.sentences += len(texts)
+    listing.refs.append(
+        {
+            "sent_ids": list(range(first, listing.sentences)),
+            "file_name": f"{image.removesuffix('.jpg')}_{i}.jpg",
+            "ann_id": annotation["id"],
+            "ref_id": len(listing.refs),
+            "image_id": annotation["image_id"],
+            "split": split,
+            "category_id": annotation["category_id"],
+            "sentences": [
+                {"tokens": text.split(), "raw": _raw(text, rng), "sent_id": first + k, "sent": text}
+                for k, text in enumerate(texts)
+            ],
+        }
+    )
+
+
+def _instances(listing: _Listing) -> dict[str, Any]:
+    return {
+        "info": {"description": "synthetic world in the layout of COCO 2014", "version": "1.0", "year": 2014},
+        "images": listing.images,
+        "licenses": [{"id": 1, "name": "Apache License 2.0", "url": "http://www.apache.org/licenses/LICENSE-2.0"}],
+        "annotations": listing.annotations,
+        "categories": [{"supercategory": "shape", "id": id_, "name": shape} for shape, id_ in CATEGORIES.items()],
+    }
+
+
+def _write_listing(folder: Path, name: str, listing: _Listing) -> None:
+    folder.mkdir(parents=True)
+    (folder / "instances.json").write_text(json.dumps(_instances(listing)), encoding="utf-8")
+    refs = folder / ("refs(umd).p" if name == "refcocog" else "refs(unc).p")
+    refs.write_bytes(python2_pickle(listing.refs) if name == "refcoco" else pickle.dumps(listing.refs, protocol=2))
+    if name == "refcocog":  # its other split has no test images
+        others = [ref for ref in listing.refs if ref["split"] != "test"]
+        (folder / "refs(google).p").write_bytes(pickle.dumps(others, protocol=2))
+
+
+def python2_pickle(value: Any) -> bytes:
+    """Lists, dicts, ASCII text and numbers as Python 2 pickled them by protocol 0: text as byte strings (`S'...'`)."""
+    keys = itertools.count(1)
+
+    def put() -> str:
+        return f"p{next(keys)}\n"
+
+    def emit(item: Any) -> Iterator[str]:
+        if isinstance(item, dict):
+            yield f"(d{put()}"
+            for key, content in item.items():
+                yield from (*emit(key), *emit(content), "s")
+        elif isinstance(item, list):
+            yield f"(l{put()}"
+            for content in item:
+                yield from (*emit(content), "a")
+        elif isinstance(item, str):
+            yield f"S{item!r}\n{put()}"
+        else:
+            yield f"I{item}\n"
+
+    return ("".join(emit(value)) + ".").encode("ascii")
+
+
+def checksum(root: Path) -> str:
+    """sha256 over the names and contents of all files below `root`."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        digest.update(path.relative_to(root).as_posix().encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()

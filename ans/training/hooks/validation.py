@@ -1,0 +1,89 @@
+"""Evaluation of a split after each epoch: the best tensors are kept, and training stops where none better come."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+
+from ans.config.schema import Validation as Settings
+from ans.evaluation.metrics import summarise
+from ans.evaluation.plan import make_plan
+from ans.evaluation.predict import predict, row_tokens
+from ans.model.segmenter import Segmenter
+from ans.progress import Progress
+from ans.training.hooks import Hook
+from ans.training.hooks.curves import Curves
+
+SHOWN = ("ciou", "miou", "box_giou", "p50", "seg_rate")
+"""The metrics that are kept of every epoch."""
+
+
+class Validation(Hook):
+    """`history`: one row per epoch of `epoch` steps. `best`: the row of the best one and its trained tensors (float32, by name),
+    None before the first. Its metrics are curves too, as `val_<name>`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        indexes: Path,
+        root: Path,
+        model: Segmenter,
+        trained: Mapping[str, nn.Parameter],
+        epoch: int,
+        curves: Curves,
+        progress: Progress,
+        accelerator: Accelerator,
+    ) -> None:
+        self.settings, self.root, self.model, self.trained, self.epoch = settings, root, model, trained, epoch
+        self.curves, self.progress, self.accelerator = curves, progress, accelerator
+        self.plan = make_plan(settings.questions, indexes, root)
+        self.batches = self.plan.batches(
+            lambda *size: row_tokens(model.config, *size) + settings.max_new_tokens, settings.tokens_per_batch
+        )
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Any] | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether the last `patience` epochs brought nothing better."""
+        return self.best is not None and len(self.history) - self.best["row"]["epoch"] >= self.settings.patience
+
+    def after(self, step: int, values: dict[str, float]) -> None:
+        if step % self.epoch:
+            return
+        metrics = self.evaluate()
+        loss = sum(value for _, value in self.curves.rows["loss"][-self.epoch :]) / self.epoch
+        row = {"epoch": len(self.history) + 1, "step": step, "loss": loss} | metrics
+        self.history.append(row)
+        metric = f"val_{self.settings.metric}"
+        if self.best is None or row[metric] > self.best["row"][metric]:
+            self.best = {"row": row, "trained": {name: p.detach().clone() for name, p in self.trained.items()}}
+        self.curves.after(step, metrics)
+        text = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+        self.progress.write(f"epoch {row['epoch']}: {text}")
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics of the model as it is, as `val_<name>`. Processes share the batches."""
+        mine = range(self.accelerator.process_index, len(self.batches), self.accelerator.num_processes)
+        rows = []
+        with self.model.evaluating(), self.accelerator.autocast():
+            for number in mine:
+                items = [self.plan.item(image) for image in self.batches[number]]
+                rows += predict(self.model, self.root, items, self.settings.max_new_tokens)
+        if self.accelerator.num_processes > 1:
+            rows = gather_object(rows)
+        summary = summarise(rows)
+        return {f"val_{name}": float(summary[name]) for name in SHOWN}
+
+    def finish(self) -> None:
+        if self.best is not None:
+            self.curves.best = {name: value for name, value in self.best["row"].items() if name.startswith("val_")}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history, "best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.history, self.best = state["history"], state["best"]

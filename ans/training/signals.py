@@ -1,0 +1,46 @@
+"""SIGTERM and Ctrl-C: the step in hand is finished and the state saved. Data workers hear neither."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+STOP = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopSignal:
+    """Notes that the training was asked to stop."""
+
+    def __init__(self) -> None:
+        self.received = False
+        for number in STOP:
+            signal.signal(number, self._note)
+
+    def _note(self, *_: object) -> None:
+        self.received = True
+
+
+@contextmanager
+def blocked_in_workers() -> Iterator[None]:
+    """Processes that are started within inherit what is blocked here.
+
+    A terminal and a batch system send these signals to the workers too, and a worker that dies of them takes the training along
+    before it has saved.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with_the_training(_: int) -> None:
+    """In a worker: end at a SIGTERM that the training itself sends, as Python does to its workers when it exits."""
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -1,0 +1,121 @@
+"""One optimizer step: the gradients of its micro-batches, over all processes, and what is made of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ans.config.schema import TrainSettings
+from ans.model.segmenter import Features, Segmenter
+from ans.objectives.batches import Images
+from ans.tasks.base import AnyTask, Example, Now
+from ans.training.gradients import add_gradient, assign, clip
+from ans.training.mixture import MicroBatch
+from ans.training.schedule import lr_factor
+from ans.training.surgery import combine, conflict
+
+Counts = dict[str, dict[str, int]]
+"""Task -> its counts over a whole step."""
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """One step's flat gradients (P,), summed over micro-batches and processes. `auxiliary` is None without such a task."""
+
+    primary: Tensor
+    auxiliary: Tensor | None
+    values: dict[str, float]
+
+
+def count(
+    micro_batches: Sequence[MicroBatch], tasks: Mapping[str, AnyTask], accelerator: Accelerator, stop: bool
+) -> tuple[Counts, bool]:
+    """Counts over micro-batches and processes, and whether any process was asked to stop: then all stop, at the same step."""
+    keys = [(name, counted) for name, task in tasks.items() for counted in task.counted]
+    local = dict.fromkeys(keys, 0)
+    for batches in micro_batches:
+        for name, batch in batches:
+            for counted, number in batch.counts.items():
+                local[name, counted] += number
+    total = torch.tensor([*local.values(), int(stop)], dtype=torch.float64, device=accelerator.device)
+    *numbers, stopping = (int(value) for value in accelerator.reduce(total, "sum"))
+    counts: Counts = {name: {} for name in tasks}
+    for (name, counted), number in zip(keys, numbers, strict=True):
+        counts[name][counted] = number
+    return counts, stopping > 0
+
+
+class Stepper:
+    """Computes and takes optimizer steps. `encode`: images -> the frozen encoders' features. `teacher`: within it, the model is the
+    teacher. `groups`: where each trained group lies in the flat vector."""
+
+    def __init__(
+        self,
+        model: Segmenter,
+        tasks: Mapping[str, AnyTask],
+        settings: TrainSettings,
+        steps: int,
+        parameters: Sequence[nn.Parameter],
+        groups: Mapping[str, list[slice]],
+        optimizer: torch.optim.Optimizer,
+        encode: Callable[[Images], Features],
+        teacher: Callable[[], AbstractContextManager[None]],
+        accelerator: Accelerator,
+    ) -> None:
+        self.model, self.tasks, self.settings, self.steps = model, tasks, settings, steps
+        self.parameters, self.groups, self.optimizer = parameters, groups, optimizer
+        self.encode, self.teacher, self.accelerator = encode, teacher, accelerator
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+
+    def gradients(
+        self, micro_batches: Sequence[MicroBatch], counts: Counts, step: int, wanted: Callable[[str, Example | None], bool]
+    ) -> Gradients:
+        """The step's gradients. The graph of one task is gone before the next task's begins. `wanted(task, None)` says whether
+        examples of a task are, `wanted(task, example)` takes one.
+
+        Raises `FloatingPointError` naming the values that are NaN.
+        """
+        size = sum(parameter.numel() for parameter in self.parameters)
+        roles = ["primary", *(["auxiliary"] if any(task.role == "auxiliary" for task in self.tasks.values()) else [])]
+        totals = {role: torch.zeros(size, device=self.accelerator.device) for role in roles}
+        sums: dict[str, Tensor] = {}
+        for batches in micro_batches:
+            for name, batch in batches:
+                task = self.tasks[name]
+                now = Now(step, self.steps, self.teacher, wanted(name, None))
+                with self.accelerator.autocast():
+                    losses = task.losses(self.model, self.encode(batch.images), batch, counts[name], now)
+                add_gradient(losses.total, self.parameters, totals[task.role])
+                values = losses.values if task.role == "auxiliary" else losses.values | {"loss": losses.total.detach()}
+                for key, value in values.items():
+                    sums[key] = sums.get(key, 0.0) + value
+                if losses.example is not None:
+                    wanted(name, losses.example)
+                del losses
+        reduced = {role: self.accelerator.reduce(total, "sum") for role, total in totals.items()}
+        stacked = torch.stack([torch.as_tensor(v, device=self.accelerator.device).float() for v in sums.values()])
+        values = dict(zip(sums, self.accelerator.reduce(stacked, "sum").tolist(), strict=True))
+        if wrong := [name for name, value in values.items() if value != value]:
+            raise FloatingPointError(f"step {step + 1}: NaN in {', '.join(wrong)}; lower train.lr, or look at the batch")
+        for task in self.tasks.values():
+            values = task.finish(values)
+        return Gradients(reduced["primary"], reduced.get("auxiliary"), values)
+
+    def update(self, gradients: Gradients, step: int) -> dict[str, float]:
+        """Combine, clip, and take the optimizer's step; the step's values."""
+        settings, values, gradient = self.settings, gradients.values, gradients.primary
+        if gradients.auxiliary is not None:
+            values = values | conflict(gradient, gradients.auxiliary, self.groups)
+            gradient = combine(gradient, gradients.auxiliary, settings.surgery, settings.beta)
+        gradient, values["grad_norm"] = clip(gradient, settings.clip)
+        factor = lr_factor(step, self.steps, settings.warmup, settings.schedule)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        assign(gradient, self.parameters)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        values["lr"] = settings.lr * factor
+        return values
