@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from ans import ablation
-from ans.config import Config, parse
+from ans.config import Config
 
 
 def test_every_arm_is_a_valid_setting() -> None:
@@ -23,7 +23,7 @@ def test_every_arm_is_a_valid_setting() -> None:
                 node = node[parent]
             assert last in node, f"{arm}: {path}"
             node[last] = yaml.safe_load(value)
-        parse(Config, values)
+        Config(values)
         if arm == "study_corrupted_denoising":  # an arm's own setting comes before what all of the study start from
             loop1 = values["train"]["loop1"]
             assert (loop1["rescored"], loop1["mask_ratio"], loop1["denoising"]) == ("corrupted", 0.25, 0.5)

@@ -20,7 +20,7 @@ import torch
 from ans.checkpoints import shards
 from ans.checkpoints.convert import convert
 from ans.checkpoints.pth import tensor_bytes
-from ans.config import Convert, LoraSize
+from ans.config.schema import Convert, LoraSize
 
 # width, width of the MLP, key and value width, layers, vocabulary, LoRA rank: Qwen2.5-3B inside Sa2VA-4B, and a narrow one
 SIZES = {"4b": (2048, 11008, 256, 36, 151680, 128), "quick": (1024, 4096, 256, 10, 24000, 32)}

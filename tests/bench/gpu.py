@@ -29,7 +29,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ans.config import Config, PresetTrain, load
+from ans.config import Config, load
+from ans.config import PresetTrain
 from ans.model.adapters import add_lora, select_trained
 from ans.model.config import ModelConfig
 from ans.model.segmenter import Segmenter

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from ans.checkpoints.assemble import SAM_VIT_B
-from ans.config import Config, PresetTrain
+from ans.config import Config
+from ans.config import PresetTrain
 from ans.model import prompts
 from ans.model.adapters import add_lora, add_seg_row, select_trained
 from ans.model.config import ModelConfig

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ans.config import Config, parse
+from ans.config import Config
 from ans.model.segmenter import Conversations, Features, Forward
 from ans.objectives.batches import Targets
 from ans.objectives.gumbel import straight_through
@@ -66,7 +66,7 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         work = pipeline.prepare(folder)
         values = pipeline.small_values(folder / "world", presets__tiny__train__batch=16)
-        self.config = parse(Config, values | {"preset": "tiny"})
+        self.config = Config(values | {"preset": "tiny"})
         self.accelerator = connect("float32")
         run = Run(base=work / "models" / "base", indexes=work / "data" / "index")
         self.model, self.trained = load_model(self.config, run, self.accelerator)

@@ -13,7 +13,8 @@ import pytest
 
 from ans.checkpoints import fetch as module
 from ans.checkpoints.fetch import FetchError, fetch, fetch_sam2, read_sums
-from ans.config import ConfigError, PresetWeights, Sam2Weights
+from ans.config import ConfigError
+from ans.config import PresetWeights, Sam2Weights
 
 MODEL = {
     "config.json": b"{}",

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ans import config
-from ans.config import World
+from ans.config.schema import World
 from ans.data import arrow, masks, subset_sa1b
 from ans.toy import world
 from ans.data.images import open_image

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ans import config
-from ans.config import Config, ConfigError, World
+from ans.config import Config, ConfigError
+from ans.config.schema import World
 from ans.data import arrow, index, masks, readers
 from ans.toy import scenes, world
 from ans.data.counting import Counts

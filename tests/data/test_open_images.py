@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from ans.config import World
+from ans.config.schema import World
 from ans.toy import scenes, world_loops
 from ans.data.images import open_image
 from ans.data.records import ImageRecord, Skipped

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from ans.config import World
+from ans.config.schema import World
 from ans.data import masks
 from ans.toy import scenes, world_more
 from ans.data.records import ImageRecord, Skipped

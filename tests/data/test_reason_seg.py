@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ans.config import World
+from ans.config.schema import World
 from ans.data import masks
 from ans.toy import scenes, world_more
 from ans.data.records import ImageRecord, Skipped

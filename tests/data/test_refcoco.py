@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco
 
-from ans.config import World
+from ans.config.schema import World
 from ans.data import masks
 from ans.toy import scenes, world
 from ans.data.records import ImageRecord, Skipped

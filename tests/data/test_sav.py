@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from ans.config import World
+from ans.config.schema import World
 from ans.toy import scenes, world_loops
 from ans.data.images import open_image
 from ans.data.records import ImageRecord, Skipped

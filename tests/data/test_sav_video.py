@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from ans.config import World
+from ans.config.schema import World
 from ans.data import masks
 from ans.toy import world_more
 from ans.data.images import open_image

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from ans.config import World
+from ans.config.schema import World
 from ans.data import masks
 from ans.toy import scenes, world
 from ans.toy.scenes import Description

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from pycocotools import mask as coco
 
-from ans.config import Config, parse
+from ans.config import Config
 from ans.evaluation.compare import compare, read
 from ans.evaluation.evaluate import evaluate
 from ans.report.results import Results, decode, read_results
@@ -30,7 +30,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ANS_RUNS", str(work / "runs"))
         places = work / "reports" / "eval" / "base", work / "data" / "eval" / "base"
-        evaluate(parse(Config, values), "base", work / "models" / "base", work / "data" / "index", *places)
+        evaluate(Config(values), "base", work / "models" / "base", work / "data" / "index", *places)
     return work
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from ans.config import Config, parse
+from ans.config import Config
 from ans.data.arrow import read_index
 from ans.data.dataset import Referring, Regions, Sampling, TrainingData, training_rows
 from ans.model.adapters import add_lora, select_trained
@@ -23,7 +23,7 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def case(small_world: Path) -> SimpleNamespace:
     """model, trained (name -> parameter), data, config: the loops' settings as in `params.yaml`."""
-    config = parse(Config, pipeline.small_values(small_world.parent / "world"))
+    config = Config(pipeline.small_values(small_world.parent / "world"))
     model = Segmenter.from_pretrained(pipeline.REPOSITORY / "weights" / "tiny")
     add_lora(model, 4, 8.0, 0.0, generator_seed=0)
     trained = select_trained(model, ("lora", "proj", "fcs", "sam2_decoder"))
