@@ -169,12 +169,11 @@ def sample(model: Segmenter, mask_points: int) -> ReferringBatch:
 
 def report(config: Config, measured: bool) -> dict[str, Any]:
     """Print both tables; what goes into the JSON line."""
-    result: dict[str, Any] = {"preset": config.preset, "estimate_gb": {}, "measured": {}}
     tables = {name: estimate(config.chosen.train, targets) for name, targets in CHOICES.items()}
+    result: dict[str, Any] = {"preset": config.preset, "estimate_gb": tables, "measured": {}}
     print("An estimate by formula, in GB, for one sample a step; LoRA on: " + ", ".join(tables))
     for item in next(iter(tables.values())):
         print(f"{item:<42}" + "".join(f"{table[item]:>9.2f}" for table in tables.values()))
-    result["estimate_gb"] = {name: round(table["sum"], 2) for name, table in tables.items()}
     for name, targets in CHOICES.items() if measured else ():
         result["measured"][name] = measure(config, targets)
         gc.collect()
