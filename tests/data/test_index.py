@@ -369,9 +369,9 @@ def test_locators_never_leave_the_root(tmp_path: Path, locator: str) -> None:
         read_bytes(tmp_path / "root", locator)
 
 
-def subset_with(settings_of: Config, folder: Path, workers: int | None = 1, **changes: object) -> dict:
+def subset_with(settings_of: Config, folder: Path, workers: int | None = 1, part: int = 128, **changes: object) -> dict:
     chosen = dataclasses.replace(settings_of.subset_sa1b, **changes)
-    return subset_sa1b(dataclasses.replace(settings_of, subset_sa1b=chosen), folder, workers)
+    return subset_sa1b(dataclasses.replace(settings_of, subset_sa1b=chosen), folder, workers, part)
 
 
 def test_masks_of_the_subset_are_filtered(settings_of: Config, tmp_path: Path) -> None:
@@ -444,24 +444,18 @@ def test_annotations_of_sa1b_of_another_form_are_skipped(tmp_path: Path, change:
 
 
 @pytest.mark.parametrize("name", ("refcoco", "sa1b", "sav_video", "own"))
-def test_any_number_of_workers_writes_the_same_bytes(
-    settings_of: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.setattr(index, "IMAGES_PER_PART", 2)
-    reports = [index.build(name, settings_of, tmp_path / str(workers), workers) for workers in (1, 2, 3)]
+def test_any_number_of_workers_writes_the_same_bytes(settings_of: Config, tmp_path: Path, name: str) -> None:
+    reports = [index.build(name, settings_of, tmp_path / str(workers), workers, part=2) for workers in (1, 2, 3)]
     assert reports[0] == reports[1] == reports[2]
     contents = [(tmp_path / str(workers) / f"{name}{arrow.SUFFIX}").read_bytes() for workers in (1, 2, 3)]
     assert contents[0] == contents[1] == contents[2]
     if name == "sa1b":
         for workers in (1, 2, 3):
-            subset_with(settings_of, tmp_path / str(workers), workers, order="seed", seed=4)
+            subset_with(settings_of, tmp_path / str(workers), workers, part=2, order="seed", seed=4)
         assert len({(tmp_path / str(n) / f"sa1b_subset{arrow.SUFFIX}").read_bytes() for n in (1, 2, 3)}) == 1
 
 
-def test_an_interrupted_run_is_taken_up_where_it_was(
-    settings_of: Config, tmp_path: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(index, "IMAGES_PER_PART", 3)
+def test_an_interrupted_run_is_taken_up_where_it_was(settings_of: Config, tmp_path: Path, runs: Path) -> None:
     index.build("sa1b", settings_of, tmp_path)
     subset_with(settings_of, tmp_path, images=12)
     path = tmp_path / f"sa1b_subset{arrow.SUFFIX}"
@@ -469,22 +463,19 @@ def test_an_interrupted_run_is_taken_up_where_it_was(
     root = Path(settings_of.paths.root)
     path.unlink()
     with opened(root, interrupt(8)), pytest.raises(KeyboardInterrupt):
-        subset_with(settings_of, tmp_path, images=12)
+        subset_with(settings_of, tmp_path, part=3, images=12)
     assert not path.exists() and len(list(runs.glob("*/0*"))) == 2, "two parts of three images are whole"
     with opened(root) as read:
-        subset_with(settings_of, tmp_path, images=12)
+        subset_with(settings_of, tmp_path, part=3, images=12)
     assert len(read) == 6 and path.read_bytes() == whole, "one file is opened for each of the six images that were left"
     assert not list(runs.iterdir())
 
 
-def test_parts_of_other_settings_are_left_alone(
-    settings_of: Config, tmp_path: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(index, "IMAGES_PER_PART", 1)
+def test_parts_of_other_settings_are_left_alone(settings_of: Config, tmp_path: Path, runs: Path) -> None:
     index.build("sa1b", settings_of, tmp_path)
     for number, limit in ((1, None), (2, 1), (2, None)):
         with opened(Path(settings_of.paths.root), interrupt(3)), pytest.raises(KeyboardInterrupt):
-            subset_with(settings_of, tmp_path, images=12, max_masks=limit)
+            subset_with(settings_of, tmp_path, part=1, images=12, max_masks=limit)
         assert len(list(runs.iterdir())) == number
     assert sorted(len(list(folder.glob("0*"))) for folder in runs.iterdir()) == [2, 4]
 
@@ -508,16 +499,12 @@ def audit(event, arguments):
         os.kill(os.getpid(), signal.SIGKILL)
 if len(sys.argv) > 3:
     sys.addaudithook(audit)
-index.IMAGES_PER_PART = 2
 settings = dataclasses.replace(config.load("params.yaml"), paths=config.Paths(sys.argv[1]))
-index.build("sav", settings, Path(sys.argv[2]), workers=1)
+index.build("sav", settings, Path(sys.argv[2]), workers=1, part=2)
 """
 
 
-def test_a_killed_run_leaves_no_index_and_the_next_one_the_same(
-    settings_of: Config, tmp_path: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(index, "IMAGES_PER_PART", 2)
+def test_a_killed_run_leaves_no_index_and_the_next_one_the_same(settings_of: Config, tmp_path: Path, runs: Path) -> None:
     index.build("sav", settings_of, tmp_path / "whole")
     command = [sys.executable, "-c", KILLED, settings_of.paths.root, str(tmp_path / "index")]
     repository = PARAMS.parent
