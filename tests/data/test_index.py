@@ -457,7 +457,7 @@ def test_any_number_of_workers_writes_the_same_bytes(settings_of: Config, tmp_pa
 
 def test_an_interrupted_run_is_taken_up_where_it_was(settings_of: Config, tmp_path: Path, runs: Path) -> None:
     index.build("sa1b", settings_of, tmp_path)
-    subset_with(settings_of, tmp_path, images=12)
+    subset_with(settings_of, tmp_path, part=3, images=12)
     path = tmp_path / f"sa1b_subset{arrow.SUFFIX}"
     whole = path.read_bytes()
     root = Path(settings_of.paths.root)
@@ -505,7 +505,7 @@ index.build("sav", settings, Path(sys.argv[2]), workers=1, part=2)
 
 
 def test_a_killed_run_leaves_no_index_and_the_next_one_the_same(settings_of: Config, tmp_path: Path, runs: Path) -> None:
-    index.build("sav", settings_of, tmp_path / "whole")
+    index.build("sav", settings_of, tmp_path / "whole", part=2)
     command = [sys.executable, "-c", KILLED, settings_of.paths.root, str(tmp_path / "index")]
     repository = PARAMS.parent
     killed = subprocess.run([*command, "masklet_data_00005.npz"], cwd=repository, capture_output=True, check=False)
