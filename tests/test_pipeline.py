@@ -11,13 +11,13 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from ans.data.dataset import training_rows
 
 from ans.checkpoints import shards
 from ans.checkpoints.convert import read_checkpoint
 from ans.checkpoints.layout import model_to_pth_name
 from ans.config import Config
 from ans.data.arrow import read_index
-from ans.data.dataset import training_rows
 from ans.data.images import open_image
 from ans.model.adapters import add_lora, select_trained
 from ans.model.segmenter import Segmenter

@@ -7,11 +7,11 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from ans.data.dataset import Referring, Regions, Sampling, TrainingData, training_rows
 from pycocotools import mask as coco
 
 from ans.data import masks
 from ans.data.arrow import read_index, write_records
-from ans.data.dataset import Referring, Regions, Sampling, TrainingData, training_rows
 from ans.data.matching import region_mask
 from ans.data.mixing import Pool, interleaved
 from ans.data.records import Expression, ImageRecord, Region

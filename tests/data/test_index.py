@@ -19,13 +19,13 @@ from ans import config
 from ans.config import Config, ConfigError
 from ans.config.schema import World
 from ans.data import arrow, index, masks, readers
-from ans.toy import scenes, world
-from ans.data.counting import Counts
 from ans.data.images import image_size, open_image, read_bytes
 from ans.data.records import Expression, ImageRecord, Region, Skipped
 from ans.data.selection import select
 from ans.data.sources import common, sa1b
 from ans.data.subset_sa1b import subset_sa1b
+from ans.toy import scenes, world
+from tests.opened import interrupt, opened
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 SETS = ("refcoco", "refcoco_plus", "refcocog", "refcocog_google", "grefcoco", "reasonseg", "sav", "sav_video", "openimages")
@@ -311,14 +311,22 @@ def test_other_tars_beside_the_shards_are_left_alone(settings_of: Config, tmp_pa
     assert index.build("sa1b", settings_of, tmp_path) == before
 
 
-def test_parts_stay_when_the_disk_fails(settings_of: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_stay_when_the_disk_fails(settings_of: Config, tmp_path: Path, runs: Path) -> None:
     """And go when a file was at fault: whoever mends it may change what the parts were made from."""
-    monkeypatch.setenv("ANS_RUNS", str(tmp_path / "runs"))
-    for error, kept in ((OSError(28, "no space left"), True), (ValueError("a broken file"), False)):
-        monkeypatch.setattr(index, "assemble", lambda *_, error=error: (_ for _ in ()).throw(error))
-        with pytest.raises(type(error)):
-            index.build("sav", settings_of, tmp_path)
-        assert bool(list(tmp_path.glob("runs/index-sav-*/*"))) is kept
+    root = Path(settings_of.paths.root)
+    (tmp_path / "index").write_text("in the way of the folder")
+    with pytest.raises(OSError):
+        index.build("sav", settings_of, tmp_path / "index", workers=1)
+    assert list(runs.glob("index-sav-*/*"))
+    (tmp_path / "index").unlink()
+    with opened(root) as read:
+        index.build("sav", settings_of, tmp_path / "index", workers=1)
+    assert read == [] == list(runs.iterdir())
+    (root / "sav/npz/sav_000/masklet_data_00003.npz").write_bytes(b"")
+    strict = dataclasses.replace(settings_of, index=dataclasses.replace(settings_of.index, max_bad_fraction=0.0))
+    with pytest.raises(ValueError, match="cannot be used"):
+        index.build("sav", strict, tmp_path / "index", workers=1)
+    assert not list(runs.iterdir())
 
 
 def test_a_cap_on_the_subsets_masks(settings_of: Config, tmp_path: Path) -> None:
@@ -363,9 +371,9 @@ def test_locators_never_leave_the_root(tmp_path: Path, locator: str) -> None:
         read_bytes(tmp_path / "root", locator)
 
 
-def subset_with(settings_of: Config, folder: Path, workers: int | None = 1, **changes: object) -> dict:
+def subset_with(settings_of: Config, folder: Path, workers: int | None = 1, part: int = 128, **changes: object) -> dict:
     chosen = dataclasses.replace(settings_of.subset_sa1b, **changes)
-    return subset_sa1b(dataclasses.replace(settings_of, subset_sa1b=chosen), folder, workers)
+    return subset_sa1b(dataclasses.replace(settings_of, subset_sa1b=chosen), folder, workers, part)
 
 
 def test_masks_of_the_subset_are_filtered(settings_of: Config, tmp_path: Path) -> None:
@@ -438,56 +446,40 @@ def test_annotations_of_sa1b_of_another_form_are_skipped(tmp_path: Path, change:
 
 
 @pytest.mark.parametrize("name", ("refcoco", "sa1b", "sav_video", "own"))
-def test_any_number_of_workers_writes_the_same_bytes(
-    settings_of: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.setattr(index, "IMAGES_PER_PART", 2)
-    reports = [index.build(name, settings_of, tmp_path / str(workers), workers) for workers in (1, 2, 3)]
+def test_any_number_of_workers_writes_the_same_bytes(settings_of: Config, tmp_path: Path, name: str) -> None:
+    reports = [index.build(name, settings_of, tmp_path / str(workers), workers, part=2) for workers in (1, 2, 3)]
     assert reports[0] == reports[1] == reports[2]
     contents = [(tmp_path / str(workers) / f"{name}{arrow.SUFFIX}").read_bytes() for workers in (1, 2, 3)]
     assert contents[0] == contents[1] == contents[2]
     if name == "sa1b":
         for workers in (1, 2, 3):
-            subset_with(settings_of, tmp_path / str(workers), workers, order="seed", seed=4)
+            subset_with(settings_of, tmp_path / str(workers), workers, part=2, order="seed", seed=4)
         assert len({(tmp_path / str(n) / f"sa1b_subset{arrow.SUFFIX}").read_bytes() for n in (1, 2, 3)}) == 1
 
 
-def test_an_interrupted_run_is_taken_up_where_it_was(
-    settings_of: Config, tmp_path: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(index, "IMAGES_PER_PART", 3)
+def test_an_interrupted_run_is_taken_up_where_it_was(settings_of: Config, tmp_path: Path, runs: Path) -> None:
     index.build("sa1b", settings_of, tmp_path)
-    subset_with(settings_of, tmp_path, images=12)
+    subset_with(settings_of, tmp_path, part=3, images=12)
     path = tmp_path / f"sa1b_subset{arrow.SUFFIX}"
     whole = path.read_bytes()
-    read, opened = sa1b.read_masks, []
-
-    def counted(root: Path, entry: sa1b.Entry, limits: config.SubsetSa1b) -> sa1b.Masks | Skipped:
-        if len(opened) == 7:
-            raise KeyboardInterrupt
-        opened.append(entry.name)
-        return read(root, entry, limits)
-
-    monkeypatch.setattr(sa1b, "read_masks", counted)
+    root = Path(settings_of.paths.root)
     path.unlink()
-    with pytest.raises(KeyboardInterrupt):
-        subset_with(settings_of, tmp_path, images=12)
+    with opened(root, interrupt(8)), pytest.raises(KeyboardInterrupt):
+        subset_with(settings_of, tmp_path, part=3, images=12)
     assert not path.exists() and len(list(runs.glob("*/0*"))) == 2, "two parts of three images are whole"
-    opened.clear()
-    monkeypatch.setattr(sa1b, "read_masks", lambda *a: (opened.append(a[1].name), read(*a))[1])
-    subset_with(settings_of, tmp_path, images=12)
-    assert len(opened) == 6 and path.read_bytes() == whole
+    with opened(root) as read:
+        subset_with(settings_of, tmp_path, part=3, images=12)
+    assert len(read) == 6 and path.read_bytes() == whole, "one file is opened for each of the six images that were left"
     assert not list(runs.iterdir())
 
 
-def test_parts_of_other_settings_are_left_alone(
-    settings_of: Config, tmp_path: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(index, "IMAGES_PER_PART", 1)
+def test_parts_of_other_settings_are_left_alone(settings_of: Config, tmp_path: Path, runs: Path) -> None:
     index.build("sa1b", settings_of, tmp_path)
-    settings = {"source": "sa1b", "reader": "sa1b"}
-    folders = [index.Parts(settings | {"max_masks": n}, Path(settings_of.paths.root)).folder for n in (None, 1)]
-    assert folders[0] != folders[1]
+    for number, limit in ((1, None), (2, 1), (2, None)):
+        with opened(Path(settings_of.paths.root), interrupt(3)), pytest.raises(KeyboardInterrupt):
+            subset_with(settings_of, tmp_path, part=1, images=12, max_masks=limit)
+        assert len(list(runs.iterdir())) == number
+    assert sorted(len(list(folder.glob("0*"))) for folder in runs.iterdir()) == [2, 4]
 
 
 def test_a_failed_run_leaves_nothing(settings_of: Config, tmp_path: Path, runs: Path) -> None:
@@ -503,29 +495,22 @@ import os, signal, sys
 from pathlib import Path
 from ans import config
 from ans.data import index
-from ans.data.sources import sav
 import dataclasses
-index.IMAGES_PER_PART = 2
-read = sav.read_one
-def read_one(root, task):
-    if task[1] == 5:
+def audit(event, arguments):
+    if event == "open" and str(arguments[0]).endswith(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
-    return read(root, task)
 if len(sys.argv) > 3:
-    sav.read_one = read_one
+    sys.addaudithook(audit)
 settings = dataclasses.replace(config.load("params.yaml"), paths=config.Paths(sys.argv[1]))
-index.build("sav", settings, Path(sys.argv[2]), workers=1)
+index.build("sav", settings, Path(sys.argv[2]), workers=1, part=2)
 """
 
 
-def test_a_killed_run_leaves_no_index_and_the_next_one_the_same(
-    settings_of: Config, tmp_path: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(index, "IMAGES_PER_PART", 2)
-    index.build("sav", settings_of, tmp_path / "whole")
+def test_a_killed_run_leaves_no_index_and_the_next_one_the_same(settings_of: Config, tmp_path: Path, runs: Path) -> None:
+    index.build("sav", settings_of, tmp_path / "whole", part=2)
     command = [sys.executable, "-c", KILLED, settings_of.paths.root, str(tmp_path / "index")]
     repository = PARAMS.parent
-    killed = subprocess.run([*command, "kill"], cwd=repository, capture_output=True, check=False)
+    killed = subprocess.run([*command, "masklet_data_00005.npz"], cwd=repository, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL and not (tmp_path / "index").exists()
     assert len(list(runs.glob("*/0*"))) == 2
     subprocess.run(command, cwd=repository, check=True, capture_output=True)
@@ -554,22 +539,37 @@ def test_caps_keep_the_first(settings_of: Config, tmp_path: Path) -> None:
 
 
 def test_the_report_counts_areas_and_splits(tmp_path: Path) -> None:
-    def region(split: str, area: int, texts: int) -> Region:
-        return Region(0, split, "", area, (0.0, 0.0, 1.0, 1.0), "0", tuple(Expression(i, "x", "x") for i in range(texts)))
-
-    records = [
-        ImageRecord(0, "a", 1, 1, (region("train", 0, 1), region("val", 1, 2), region("train", 1023, 0))),
-        ImageRecord(1, "b", 1, 1, (region("train", 1024, 3), region("train", 2**30, 1))),
-        ImageRecord(2, "c", 1, 1, ()),
-    ]
-    counts = Counts()
-    for batch in arrow.to_batches(arrow.RECORD, records):
-        counts.add(batch)
-    assert counts.report() == {
-        "images": 3, "regions": 5, "expressions": 7,
+    """Of gRefCOCO, where a text may be of nothing: objects by image, split, area (None: nothing), and number of texts."""
+    objects = [(1, "train", None, 1), (1, "val", 1, 2), (1, "train", 1023, 1), (2, "train", 1024, 3), (2, "train", 2**21, 1)]
+    folder = tmp_path / "world" / "ref_seg" / "grefcoco"
+    (folder / "coco2014/train2014").mkdir(parents=True)
+    images, annotations, refs = [], [], []
+    for number in (1, 2):
+        name = f"COCO_train2014_{number:012d}.jpg"
+        images.append({"id": number, "file_name": name, "height": 2**11, "width": 2**11})
+        (folder / "coco2014/train2014" / name).touch()
+    for number, (image, split, area, texts) in enumerate(objects, 1):
+        if area is not None:
+            mask = {"size": [2**11, 2**11], "counts": [0, area, 2**22 - area]}
+            annotations.append({"id": number, "image_id": image, "category_id": 1, "segmentation": mask, "iscrowd": 0})
+        sentences = [{"sent_id": 10 * number + text, "sent": "x", "raw": "x", "tokens": ["x"]} for text in range(texts)]
+        refs.append(
+            {
+                "ref_id": number, "image_id": image, "split": split, "sentences": sentences, "category_id": 1,
+                "file_name": f"COCO_train2014_{image:012d}_{number}.jpg", "ann_id": [-1 if area is None else number],
+                "no_target": area is None,
+            }
+        )  # fmt: skip
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
+    (folder / "instances.json").write_text(json.dumps(content))
+    (folder / "grefs(unc).json").write_text(json.dumps(refs))
+    base = dataclasses.replace(config.load(PARAMS), paths=config.Paths(str(tmp_path / "world")))
+    report = index.build("grefcoco", base, tmp_path / "index")
+    assert report == {
+        "source": "grefcoco", "images": 2, "regions": 5, "expressions": 8, "skipped": {},
         "regions_by_area": {"no pixel": 1, "1..1023": 2, "1024..9215": 1, "1048576..": 1},
         "splits": {
-            "train": {"images": 2, "regions": 4, "expressions": 5}, "val": {"images": 1, "regions": 1, "expressions": 2},
+            "train": {"images": 2, "regions": 4, "expressions": 6}, "val": {"images": 1, "regions": 1, "expressions": 2},
         },
     }  # fmt: skip
 

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from ans.data.dataset import Referring, Regions, Sampling, TrainingData, training_rows
 from torch import nn
 
 from ans.config import Config
 from ans.data.arrow import read_index
-from ans.data.dataset import Referring, Regions, Sampling, TrainingData, training_rows
 from ans.model.adapters import add_lora, select_trained
 from ans.model.segmenter import Segmenter
 from tests import pipeline

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from ans.objectives.loop1 import corrupt, loop1
+from ans.objectives.loop2 import loop2, region_share
 from torch import Tensor
 from torch.nn.utils.stateless import _reparametrize_module
 
@@ -16,8 +18,6 @@ from ans.objectives import loop1 as loop1_module
 from ans.objectives import mask
 from ans.objectives.batches import CaptionBatch, MaskBatch
 from ans.objectives.gumbel import _SoftGradient
-from ans.objectives.loop1 import corrupt, loop1
-from ans.objectives.loop2 import loop2, region_share
 from ans.objectives.losses import Chain, Counts, Losses
 from ans.training.ema import Teacher
 
