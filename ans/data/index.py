@@ -41,10 +41,10 @@ def build(
 ) -> dict[str, Any]:
     """Index set `name`, of `sources` or `own`, and return the report: counts, areas, and what was skipped and why.
 
-    `workers` processes read (None: one per core), each `part` images at a time; the file is the same for any number. A killed run
-    is taken up where it was. Where the folder of a published set is not there, the index has no rows and `ABSENT` as its listing. Raises `ConfigError`
-    for an unknown name, `FileNotFoundError` for a missing root or listing, and `ValueError` when more than
-    `index.max_bad_fraction` of the records cannot be used.
+    `workers` processes read (None: one per core), each `part` images at a time; the file is the same for any number. A killed
+    run is taken up where it was. Where the folder of a published set is not there, the index has no rows and `ABSENT` as its
+    listing. Raises `ConfigError` for an unknown name, `FileNotFoundError` for a missing root or listing, and `ValueError` when
+    more than `index.max_bad_fraction` of the records cannot be used.
     """
     if (source := config.source(name)) is None:
         raise ConfigError(f"sources.{name}: missing; there are {', '.join([*config.sources, *config.own])}")
