@@ -121,9 +121,7 @@ def test_building_twice_gives_the_same_bytes(settings_of: Config, tmp_path: Path
     for name in ("refcoco", "sa1b"):
         for folder in ("one", "two"):
             index.build(name, settings_of, Workspace(tmp_path / folder))
-        assert (Workspace(tmp_path / "one").index(name)).read_bytes() == (
-            Workspace(tmp_path / "two").index(name)
-        ).read_bytes()
+        assert (Workspace(tmp_path / "one").index(name)).read_bytes() == (Workspace(tmp_path / "two").index(name)).read_bytes()
 
 
 def test_bad_records_are_counted_and_too_many_stop_the_run(settings_of: Config, tmp_path: Path) -> None:
