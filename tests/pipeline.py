@@ -59,6 +59,15 @@ def prepare(folder: Path) -> Path:
     return work
 
 
+def beside(work: Path, folder: Path) -> Workspace:
+    """A workspace in `folder` with the indexes and the base of `work`; what a run leaves there is its own."""
+    here = Workspace(folder)
+    for made in ("data/index", "models/base"):
+        (folder / made).parent.mkdir(parents=True, exist_ok=True)
+        (folder / made).symlink_to(work / made)
+    return here
+
+
 def write_params(work: Path, values: dict) -> Config:
     (work / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     return Config(values)

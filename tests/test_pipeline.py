@@ -58,8 +58,8 @@ def test_the_same_seed_gives_the_same_twice(work: Path, one_process) -> None:
 
 def test_two_processes_agree_with_one(work: Path, one_process) -> None:
     """Two gloo processes with half the batch each: the same global batch, so the same run up to summation order."""
-    changes = {"launch__processes": 2, "presets__tiny__train__batch": 2, "presets__tiny__train__lora__dropout": 0.0}
-    single = pipeline.small_values(work.parent / "world", presets__tiny__train__lora__dropout=0.0)
+    changes = {"launch__processes": 2, "train__batch": 2, "train__lora__dropout": 0.0}
+    single = pipeline.small_values(work.parent / "world", train__lora__dropout=0.0)
     pipeline.train_to_evaluation(work, single)
     alone = outcome(work, single)
     both = pipeline.small_values(work.parent / "world", **changes)

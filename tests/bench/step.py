@@ -66,7 +66,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         work = pipeline.prepare(folder)
-        values = pipeline.small_values(folder / "world", presets__tiny__train__batch=16)
+        values = pipeline.small_values(folder / "world", train__batch=16)
         self.config = Config(values | {"preset": "tiny"})
         self.accelerator = connect("float32")
         run = Run(base=work / "models" / "base", indexes=work / "data" / "index")

@@ -24,13 +24,13 @@ SPLITS = ("refcoco_val", "grefcoco_val", "grefcoco_testA", "reasonseg_val", "rea
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `reports/` and `data/` of the variant `base`."""
-    changes = {"presets__tiny__evaluate__splits": list(SPLITS), "presets__tiny__evaluate__captions": []}
+    changes = {"evaluate__splits": list(SPLITS), "evaluate__captions": []}
     work = pipeline.prepare(tmp_path_factory.mktemp("sets"))
     values = pipeline.small_values(work.parent / "world", **changes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ANS_RUNS", str(work / "runs"))
         places = work / "reports" / "eval" / "base", work / "data" / "eval" / "base"
-        evaluate(Config(values), "base", work / "models" / "base", work / "data" / "index", *places)
+        evaluate(Config(values), "base", *places)
     return work
 
 

@@ -139,10 +139,10 @@ def test_an_evaluation_has_the_same_bytes_with_it(tmp_path: Path, monkeypatch, e
     monkeypatch.setenv("ANS_RUNS", str(tmp_path / "runs"))
     found, counts = [], []
     for gigabytes in (0, 1, 1):
-        config = Config(pipeline.small_values(tmp_path / "world", presets__tiny__evaluate__captions=["refcocog_val"]))
+        config = Config(pipeline.small_values(tmp_path / "world", evaluate__captions=["refcocog_val"]))
         config = dataclasses.replace(config, launch=dataclasses.replace(config.launch, feature_cache_gb=gigabytes))
         out = tmp_path / f"out{len(found)}"
-        evaluate(config, "base", work / "models" / "base", work / "data" / "index", out / "reports", out / "data")
+        evaluate(config, "base", out / "reports", out / "data")
         found.append({path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()})
         counts.append(sum(encoded))
     assert found[0] == found[1] == found[2] and len(found[0]) > 5
