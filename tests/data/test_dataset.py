@@ -46,13 +46,18 @@ def dataset(parts, masks=(), captions=None, process=0, processes=1, **changes) -
     sampling = dataclasses.replace(SAMPLING, **changes)
     return TrainingData(
         Referring(indexes, rows), masks, [1.0] * len(masks), captions, root, config, load_tokenizer(TINY, config), sampling,
-        items=6, process=process, processes=processes,
+        items=60, process=process, processes=processes,
     )  # fmt: skip
 
 
 def sources(work) -> tuple[list[Regions], Regions]:
     masks = [Regions(n, read_index(work / "data" / "index" / f"{n}.arrow"), None) for n in ("sav", "sa1b_subset", "openimages")]
     return masks, Regions("describe", read_index(work / "data" / "index" / "describe.arrow"), None)
+
+
+def first_masks(data: TrainingData) -> MaskBatch:
+    """Loop 1's first micro-batch."""
+    return next(first for first, _ in (data[item] for item in range(len(data))) if isinstance(first, MaskBatch))
 
 
 def test_processes_share_one_global_batch(parts, work) -> None:
@@ -109,7 +114,7 @@ def test_two_views_of_one_object(work, parts) -> None:
     masks, _ = sources(work)
     for source in masks:
         data = dataset(parts, [source])
-        batch = data._masks(range(4))
+        batch = first_masks(data)
         for n in range(4):
             record, region = source.sample(data.mask_pool.at(n)[1])
             seen = record.second if record.second and region.second_counts else record.path
@@ -127,9 +132,10 @@ def test_two_views_of_one_object(work, parts) -> None:
 def test_captions_are_learnt_with_their_end(work, parts) -> None:
     data = dataset(parts, captions=sources(work)[1])
     end = data.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    batch = data._captions(range(4))
+    batch = data[0][1]
+    assert len(batch.captions) == 4
     assert all(ids[-1] == end for ids in batch.captions)
-    short = dataset(parts, captions=sources(work)[1], caption_len=2)._captions(range(4))
+    short = dataset(parts, captions=sources(work)[1], caption_len=2)[0][1]
     assert all(len(ids) == 2 and end not in ids for ids in short.captions)
 
 
@@ -184,7 +190,7 @@ def test_nothing_to_train_on_is_an_error(parts) -> None:
 def test_several_objects_of_an_image(parts, work) -> None:
     """They share the encoded image, each with its own cells and mask; the first is the sample itself."""
     masks, _ = sources(work)
-    one, several = (dataset(parts, masks, masks_per_image=n)._masks(range(8)) for n in (1, 3))
+    one, several = (first_masks(dataset(parts, masks, batch=8, masks_per_image=n)) for n in (1, 3))
     assert len(several.images.tiles) == len(one.images.tiles) and len(one.segment_index) == 8 < len(several.segment_index)
     assert Counter(several.segment_index).most_common(1)[0][1] <= 3
     first = [several.segment_index.index(place) for place in range(8)]
