@@ -19,7 +19,15 @@ STARTED = {"train": ("ans.training.__main__", *TASKS), "evaluate": ("ans.evaluat
 SETTINGS = {"select": {f"ans/tasks/{name}.py" for name in ("__init__", "base", *task_names())}}
 """Files of which a stage needs the settings alone, not what they import."""
 
-NEVER = {"ans/errors.py", "ans/files.py", "ans/launch.py", "ans/progress.py", "ans/provenance.py", "ans/stage.py", "ans/workspace.py"}
+NEVER = {
+    "ans/errors.py",
+    "ans/files.py",
+    "ans/launch.py",
+    "ans/progress.py",
+    "ans/provenance.py",
+    "ans/stage.py",
+    "ans/workspace.py",
+}
 """How stages start, end and put files in place, not what is in them."""
 
 HANDED_ON = {"world", "index", "own", "subset_sa1b", "weights"}

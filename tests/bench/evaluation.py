@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from ans.config import Config, load
+from ans.config.schema import Questions
 from ans.data.images import open_image
 from ans.data.index import build
 from ans.data.matching import record_image
@@ -36,6 +37,7 @@ from ans.model.segmenter import Conversations, Features, Forward, Segmenter
 from ans.objectives.batches import pad_right
 from ans.report.results import decode
 from ans.toy.world import write_world
+from ans.workspace import Workspace
 from tests.bench import add_scales
 
 EXPRESSIONS = 7
@@ -45,16 +47,13 @@ WEIGHTS = Path(__file__).parents[2] / "weights" / "tiny"
 
 def make_data(folder: Path, images: int) -> tuple[Config, Plan]:
     """A world below `folder` with `images` val scenes, and the plan of RefCOCO's and RefCOCO+'s val splits, which share them."""
-    config = load(WEIGHTS.parents[1] / "params.yaml")
-    few = {f.name: 1 for f in dataclasses.fields(config.world) if f.name not in ("seed", "shift")}
-    write_world(folder, dataclasses.replace(config.world, **few | {"val_images": images}))
-    config = dataclasses.replace(config, paths=dataclasses.replace(config.paths, root=str(folder)))
+    config = load(WEIGHTS.parents[1] / "params.yaml").changed({"paths.root": str(folder)})
+    few = {name: 1 for name in type(config.world).model_fields if name not in ("seed", "shift")}
+    write_world(folder, config.world.model_copy(update=few | {"val_images": images}))
+    workspace = Workspace(folder)
     for source in ("refcoco", "refcoco_plus"):
-        build(source, config, folder / "index")
-    settings = dataclasses.replace(
-        config.questions, splits=("refcoco_val", "refcoco_plus_val"), captions=(), max_samples=None, max_texts_per_image=None
-    )
-    return config, make_plan(settings, folder / "index", folder)
+        build(source, config, workspace)
+    return config, make_plan(Questions(splits=("refcoco_val", "refcoco_plus_val")), workspace.indexes, folder)
 
 
 def batches(plan: Plan, model: Segmenter, budget: int, expressions: int) -> list[list[Item]]:
@@ -152,7 +151,7 @@ def measure(images: int, repeats: int) -> dict[str, float | int]:
         root = Path(folder)
         config, plan = make_data(root, images)
         model = Segmenter.from_pretrained(WEIGHTS)
-        budget = config.presets["tiny"].evaluate.tokens_per_batch
+        budget = config.evaluate.tokens_per_batch
         seven, one = (batches(plan, model, budget, number) for number in (EXPRESSIONS, 1))
         items, firsts = ([item for batch in several for item in batch] for several in (seven, one))
         pixels = [record_image(root, item.record) for item in items]

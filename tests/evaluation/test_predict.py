@@ -1,9 +1,7 @@
 """A whole evaluation in this process: killed and continued, batched against one by one, and what it leaves."""
 
 import copy
-import dataclasses
 import json
-import pickle
 import shutil
 import subprocess
 import sys
@@ -14,8 +12,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 
-from ans.config import Config, parse
+from ans.config import Config
 from ans.data.images import open_image
 from ans.evaluation.evaluate import evaluate
 from ans.evaluation.metrics import intersection_union, iou, summarise
@@ -24,12 +23,17 @@ from ans.evaluation.predict import predict
 from ans.evaluation.protocol import code_checksum, weights_checksum
 from ans.model.segmenter import Segmenter
 from ans.report.results import decode
+from ans.workspace import Workspace
 from tests import pipeline
 from tests.bench.evaluation import differences, make_data, one_by_one, smallest_margin
 from tests.opened import interrupt, opened
 
 TINY = pipeline.REPOSITORY / "weights" / "tiny"
 NEAR_ZERO, MARGIN = 1e-3, 1e-3
+CHANGES = {
+    "evaluate__splits": ["refcoco_val", "refcoco_plus_val", "refcocog_test"],
+    "evaluate__captions": ["refcocog_val"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +43,15 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def config(work: Path) -> Config:
-    changes = {"splits": ["refcoco_val", "refcoco_plus_val", "refcocog_test"], "captions": ["refcocog_val"]}
-    changes = {f"presets__tiny__evaluate__{name}": value for name, value in changes.items()}
-    return parse(Config, pipeline.small_values(work.parent / "world", **changes))
+    return pipeline.small_config(work.parent / "world", **CHANGES)
 
 
 def run(work: Path, config: Config, out: Path) -> dict[str, bytes]:
     """Evaluate the tiny base; every file that is left, by name."""
-    evaluate(config, "base", work / "models" / "base", work / "data" / "index", out / "reports", out / "data")
-    return {path.name: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    at = pipeline.beside(work, out) if not out.exists() else Workspace(out)
+    evaluate(config, "base", at)
+    files = [*at.results("base").iterdir(), *at.predictions("base").iterdir()]
+    return {path.name: path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +59,10 @@ def uninterrupted(
     work: Path, config: Config, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, bytes], list[Path]]:
     """A whole run: its folder, the files in it, and the images in the order in which they were read, each once."""
-    out = tmp_path_factory.mktemp("uninterrupted")
-    with pytest.MonkeyPatch.context() as patch, opened(work.parent / "world") as read:
-        patch.setenv("ANS_RUNS", str(out / "runs"))
+    out = tmp_path_factory.mktemp("uninterrupted") / "work"
+    with opened(work.parent / "world") as read:
         files = run(work, config, out)
-        assert not list((out / "runs").iterdir()), "kept batches are removed at the end"
+    assert not list(Workspace(out).runs.iterdir()), "kept batches are removed at the end"
     assert len(set(read)) == len(read) > 10
     return out, files, read
 
@@ -78,7 +81,7 @@ def test_a_killed_evaluation_continues(work: Path, config: Config, uninterrupted
         except KeyboardInterrupt:
             (kept,) = (tmp_path / "runs").iterdir()
             (kept / ".1.000099.json").write_text('[{"half": ')
-            assert not (tmp_path / "out").exists(), "no result before all is done"
+            assert not Workspace(tmp_path / "out").reports.exists(), "no result before all is done"
     assert len(reads) >= 3 and files == expected
     starts = [order.index(read[0]) for read in reads]
     for start, read in zip(starts, reads, strict=True):
@@ -104,9 +107,7 @@ def test_other_settings_or_code_do_not_continue(work: Path, config: Config, tmp_
     with opened(work.parent / "world", interrupt(2)) as order, pytest.raises(KeyboardInterrupt):
         run(work, config, tmp_path / "out")
     assert len(list((tmp_path / "runs").iterdir())) == 1
-    preset = dataclasses.replace(config.chosen.evaluate, max_new_tokens=9)
-    changed = dataclasses.replace(config, presets={config.preset: dataclasses.replace(config.chosen, evaluate=preset)})
-    assert images_until_stopped(changed) == 0
+    assert images_until_stopped(config.changed({"evaluate.max_new_tokens": 9})) == 0
     assert len(list((tmp_path / "runs").iterdir())) == 2
     run_with_other_code(work, config, tmp_path)
     assert len(list((tmp_path / "runs").iterdir())) == 3
@@ -119,16 +120,16 @@ def run_with_other_code(work: Path, config: Config, tmp_path: Path) -> None:
     with open(tmp_path / "code" / "ans" / "evaluation" / "metrics.py", "a", encoding="utf-8") as file:
         file.write("# another comment\n")
     shutil.copytree(pipeline.REPOSITORY / "tests", tmp_path / "code" / "tests")
-    arguments = (work / "models" / "base", work / "data" / "index", tmp_path / "reports", tmp_path / "data")
-    with open(tmp_path / "code" / "config.pickle", "wb") as file:
-        pickle.dump((config, arguments, work.parent / "world"), file)
-    code = """
-import pickle
-from ans.evaluation.predict import evaluate
+    values = pipeline.small_values(work.parent / "world", **CHANGES)
+    (tmp_path / "code" / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    code = f"""
+from pathlib import Path
+from ans.config import load
+from ans.evaluation.evaluate import evaluate
+from ans.workspace import Workspace
 from tests.opened import interrupt, opened
-config, (folder, *places), world = pickle.load(open("config.pickle", "rb"))
-with opened(world, interrupt(2)):
-    evaluate(config, "base", folder, *places)
+with opened(Path({str(work.parent / "world")!r}), interrupt(2)):
+    evaluate(load(), "base", Workspace(Path({str(tmp_path / "out")!r})))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "code", capture_output=True, text=True, check=False)
     assert "KeyboardInterrupt" in done.stderr, done.stderr
@@ -136,18 +137,23 @@ with opened(world, interrupt(2)):
 
 def test_what_is_left(work: Path, config: Config, uninterrupted) -> None:
     out, files, _ = uninterrupted
-    names = (*config.questions.split_results(), "refcocog_val_captions")
+    names = (*config.evaluate.questions.split_results(), "refcocog_val_captions")
     assert set(files) == {"protocol.json", *(f"{name}.json" for name in names), *(f"{name}.parquet" for name in names)}
     protocol = json.loads(files["protocol.json"])
     assert protocol["prompt"] == " Please segment {} in this image."
     assert protocol["weights_sha256"] == weights_checksum(work / "models" / "base") and protocol["code_sha256"] == code_checksum()
     assert protocol["precision"] == "float32" and protocol["capped"] is False
-    for name in config.questions.split_results():
-        metrics, table = json.loads(files[f"{name}.json"]), pd.read_parquet(out / "data" / f"{name}.parquet")
+    for name in config.evaluate.questions.split_results():
+        metrics, table = (
+            json.loads(files[f"{name}.json"]),
+            pd.read_parquet(Workspace(out).predictions("base") / f"{name}.parquet"),
+        )
         expected = summarise(table.to_dict("records")) | {"images": table["image_path"].nunique(), "capped": 0}
         assert metrics == expected and metrics["n"] == protocol["splits"][name]["n"] == len(table)
         assert not table.duplicated(["region_id", "sent_id"]).any()
-        assert json.loads(pq.read_schema(out / "data" / f"{name}.parquet").metadata[b"protocol"]) == protocol
+        assert (
+            json.loads(pq.read_schema(Workspace(out).predictions("base") / f"{name}.parquet").metadata[b"protocol"]) == protocol
+        )
         for row in table.itertuples():
             masks = [decode(counts, row.height, row.width) for counts in (row.counts, row.gt_counts)]
             assert (row.intersection, row.union) == intersection_union(*masks) and row.iou == iou(row.intersection, row.union)
@@ -156,15 +162,15 @@ def test_what_is_left(work: Path, config: Config, uninterrupted) -> None:
 def test_captions_and_the_way_back(work: Path, config: Config, uninterrupted) -> None:
     out, files, _ = uninterrupted
     metrics = json.loads(files["refcocog_val_captions.json"])
-    table = pd.read_parquet(out / "data" / "refcocog_val_captions.parquet")
+    table = pd.read_parquet(Workspace(out).predictions("base") / "refcocog_val_captions.parquet")
     assert metrics["n"] == len(table) > 3 and 0 <= metrics["token_accuracy"] <= 1 and 0 <= metrics["cider"] <= 10
     assert metrics["cycle_ciou"] == table["intersection"].sum() / table["union"].sum()
     model = Segmenter.from_pretrained(TINY)
     row = table.iloc[2]
     image = open_image(work.parent / "world", row["image_path"])
     truth = decode(row["gt_counts"], row["height"], row["width"])
-    caption = model.describe([image], [truth[None]], config.chosen.evaluate.max_new_tokens)[0][0]
-    back = model.segment([image], [[caption]], config.chosen.evaluate.max_new_tokens)[0][0].mask
+    caption = model.describe([image], [truth[None]], config.evaluate.max_new_tokens)[0][0]
+    back = model.segment([image], [[caption]], config.evaluate.max_new_tokens)[0][0].mask
     assert caption == row["caption"]
     assert np.count_nonzero(back != decode(row["counts"], row["height"], row["width"])) <= 1
 
