@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from ans.config import load
-from ans.config.schema import Launch
 from ans.launch import launch
 from tests import pipeline
 
@@ -20,14 +19,16 @@ def gradients(work: Path, monkeypatch: pytest.MonkeyPatch, processes: int) -> di
         train__batch=4 // processes,
         train__accumulation=2,
         train__lora__dropout=0.0,
+        launch__processes=processes,
+        launch__main_port=29611,
+        launch__workers=0,
     )
     pipeline.write_params(work, values)
     monkeypatch.chdir(work)
     monkeypatch.setenv("PYTHONPATH", str(pipeline.REPOSITORY))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     out = work / f"gradients{processes}.pt"
-    settings = Launch(processes=processes, main_port=29611, workers=0)
-    launch("tests.training.rank_gradients", settings, str(out))
+    launch("tests.training.rank_gradients", load().launch, str(out))
     return torch.load(out, weights_only=True)
 
 
