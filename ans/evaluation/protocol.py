@@ -17,14 +17,14 @@ from ans.model.config import ModelConfig
 
 PACKAGES = ("torch", "transformers", "sam2")
 _DATA = (Path(data_package.__file__).parent / f"{name}.py" for name in ("dataset", "images", "index", "masks", "records"))
-CODE = (*Path(__file__).parent.glob("*.py"), *Path(prompts.__file__).parent.glob("*.py"), Path(captions.__file__), *_DATA)
+CODE = (*Path(__file__).parent.glob("*.py"), *Path(prompts.__file__).parent.rglob("*.py"), Path(captions.__file__), *_DATA)
 """The sources that decide about the results."""
 
 
-def make_protocol(config: Config, variant: str, folder: Path, device: str, plan: Plan) -> dict[str, Any]:
+def make_protocol(config: Config, variant: str, folder: Path, model: ModelConfig, device: str, plan: Plan) -> dict[str, Any]:
     """The protocol as stored in `protocol.json` and in each table's metadata."""
     settings = config.evaluate
-    template = prompts.TEMPLATES[ModelConfig.from_folder(folder).template]
+    template = model.template
     return {
         "variant": variant,
         "prompt": template.segment,
