@@ -10,8 +10,10 @@ from torch import Tensor
 
 from ans.model import prompts
 from ans.model.config import ModelConfig
+from ans.model.family import Pixels
 from ans.model.preprocess import normalise, sam_image, tile_grid, tiles
-from ans.model.segmenter import Conversations, Features, Segmenter, load_tokenizer
+from ans.model.segmenter import Conversations, Features, Question, Segmenter
+from ans.model.tokens import load_tokenizer
 from ans.model.visual_prompt import region_cells
 from tests.golden_case import FOLDER, GoldenCase, same_masks
 
@@ -28,8 +30,13 @@ def close(ours: Tensor, golden: Tensor, tolerance: float = VALUE) -> None:
 
 
 def cut(golden: GoldenCase, model: Segmenter, case: str):
-    config = model.config
-    return tiles(golden.image(case), config.image_size, config.min_tiles, config.max_tiles, config.use_thumbnail)
+    family = model.config.family
+    return tiles(golden.image(case), family.image_size, family.min_tiles, family.max_tiles, family.use_thumbnail)
+
+
+def seen(golden: GoldenCase, model: Segmenter, case: str) -> Pixels:
+    image = golden.image(case)
+    return Pixels(normalise(cut(golden, model, case)), model.config.family.grid(image.height, image.width))
 
 
 def features(golden: GoldenCase, model: Segmenter, case: str) -> Features:
@@ -39,7 +46,8 @@ def features(golden: GoldenCase, model: Segmenter, case: str) -> Features:
 def turns(golden: GoldenCase, model: Segmenter, case: str) -> list[prompts.Turn]:
     text = golden.meta["text"][case]
     if "conversation" in text:
-        image = prompts.image_string(text["n_tiles"] * model.config.tokens_per_tile)
+        tile = model.config.family.grid(1, 1, max_tiles=1).tokens
+        image = model.template.image_string(text["n_tiles"] * tile)
         parts = text["conversation"]
         questions = [part["value"].replace("<image>\n", image) for part in parts[::2]]
         return [prompts.Turn(q, a["value"]) for q, a in zip(questions, parts[1::2], strict=True)]
@@ -49,8 +57,12 @@ def turns(golden: GoldenCase, model: Segmenter, case: str) -> list[prompts.Turn]
 def conversations(golden: GoldenCase, model: Segmenter, case: str) -> Conversations:
     ids, labels = golden[f"{case}/input_ids"], golden[f"{case}/labels"]
     regions = golden[f"{case}/region_masks"] if f"{case}/region_masks" in golden.tensors else None
-    cells = None if regions is None else region_cells(regions, model.config.grid_side)
+    cells = None if regions is None else region_cells(regions, region_grid(model))
     return Conversations(ids, labels, torch.ones_like(ids), [0], [cells])
+
+
+def region_grid(model: Segmenter) -> tuple[int, int]:
+    return model.config.family.grid(1, 1).region
 
 
 def test_tile_grid_table(golden: GoldenCase) -> None:
@@ -74,7 +86,7 @@ def test_tiles_and_pixels(golden: GoldenCase, golden_model: Segmenter, case: str
 
 @pytest.mark.parametrize("case", SEGMENTED)
 def test_sam_pixels(golden: GoldenCase, golden_model: Segmenter, case: str) -> None:
-    image = sam_image(golden.image(case), golden_model.config.sam2.image_size)
+    image = sam_image(golden.image(case), golden_model.config.decoder.image_size)
     np.testing.assert_array_equal(np.asarray(image), golden[f"{case}/g_image"].numpy())
     if f"{case}/g_pixel_values_train" in golden.tensors:
         close(normalise([image]), golden[f"{case}/g_pixel_values_train"], 1e-6)
@@ -82,13 +94,14 @@ def test_sam_pixels(golden: GoldenCase, golden_model: Segmenter, case: str) -> N
 
 @pytest.mark.parametrize("case", CASES)
 def test_vision_features(golden: GoldenCase, golden_model: Segmenter, case: str) -> None:
-    pixels = normalise(cut(golden, golden_model, case))
+    found = seen(golden, golden_model, case)
     with torch.no_grad():
         if f"{case}/vit_embeddings" in golden.tensors:
             vision = golden_model.vlm.vision_model
-            close(vision.embeddings(pixels), golden[f"{case}/vit_embeddings"])
-            close(vision(pixel_values=pixels).last_hidden_state, golden[f"{case}/vit_last_hidden_state"])
-        close(golden_model.vlm.project(golden_model.vlm.encode(pixels)), golden[f"{case}/vit_embeds"])
+            close(vision.embeddings(found.values), golden[f"{case}/vit_embeddings"])
+            close(vision(pixel_values=found.values).last_hidden_state, golden[f"{case}/vit_last_hidden_state"])
+        (features,) = golden_model.vlm.encode(found.values, [found.grid])
+        close(golden_model.vlm.project(features.tokens), golden[f"{case}/vit_embeds"])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -103,11 +116,12 @@ def test_token_ids_and_labels(golden: GoldenCase, golden_model: Segmenter, case:
 def test_the_tokenizer_is_that_of_its_file(golden_folder, folder: Path) -> None:
     """Loaded from a model folder, the tokenizer splits words as its file says, not as some class's rules would have it."""
     model_folder = golden_folder if folder == FOLDER else folder
-    loaded = load_tokenizer(model_folder, ModelConfig.from_folder(model_folder))
+    config = ModelConfig.from_folder(model_folder)
+    loaded = load_tokenizer(model_folder, config.language)
     original = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    template = prompts.TEMPLATES[ModelConfig.from_folder(model_folder).template]
     for question in prompts.SEG_QUESTIONS:
-        text = template.instruction.format(input=prompts.image_string(2) + question.format("the small red circle on the left"))
+        text = config.template.image_string(2) + question.format("the small red circle on the left")
+        text = config.template.instruction.format(input=text)
         assert loaded.encode(text) == original.encode(text).ids
 
 
@@ -124,7 +138,7 @@ def test_texts_are_the_official_ones(golden: GoldenCase) -> None:
 def test_region_cells(golden: GoldenCase, golden_model: Segmenter) -> None:
     for case in CASES:
         if f"{case}/region_masks" in golden.tensors:
-            ours = region_cells(golden[f"{case}/region_masks"], golden_model.config.grid_side)
+            ours = region_cells(golden[f"{case}/region_masks"], region_grid(golden_model))
             np.testing.assert_array_equal(ours.numpy(), golden[f"{case}/prompt_masks_grid"].numpy().astype(bool))
 
 
@@ -155,7 +169,7 @@ def test_sam2_features(golden: GoldenCase, golden_model: Segmenter, case: str) -
     for number, level in enumerate((fine, middle, coarse)):
         close(level.flatten(2).permute(2, 0, 1), golden[f"{case}/sam/current_vision_feats{number}"])
     if f"{case}/sam/pix_feat_with_mem" in golden.tensors:
-        sparse, dense = golden_model.sam._padding_prompt(1)
+        sparse, dense = golden_model.sam.padding_prompt(1)
         close(sparse, golden[f"{case}/sam/sparse_embeddings_no_points"])
         close(dense, golden[f"{case}/sam/dense_embeddings"])
         close(golden_model.sam.model.sam_prompt_encoder.get_dense_pe(), golden[f"{case}/sam/image_pe"])
@@ -198,15 +212,17 @@ def test_generation(golden: GoldenCase, golden_model: Segmenter, key: str) -> No
     entry = golden.meta["generation"][key]
     case, text = entry["image"], entry["text"].removeprefix("<image>\n")
     image = golden.image(case)
-    sam_pixels = hf_pixels(normalise([sam_image(image, golden_model.config.sam2.image_size)]))
-    found = golden_model.encode_pixels([normalise(cut(golden, golden_model, case))], sam_pixels, [(image.height, image.width)])
+    sam_pixels = hf_pixels(normalise([sam_image(image, golden_model.config.decoder.image_size)]))
+    found = golden_model.encode_pixels([seen(golden, golden_model, case)], sam_pixels, [(image.height, image.width)])
     cells = None
-    if f"{case}/region_masks" in golden.tensors and prompts.REGION_START in golden_model.tokenizer.decode(entry["prompt_ids"]):
+    if f"{case}/region_masks" in golden.tensors and golden_model.template.region_start in golden_model.tokenizer.decode(
+        entry["prompt_ids"]
+    ):
         cells = _generation_cells(golden, golden_model, case, entry["prompt_ids"])
         text = golden_model.region_question(cells, text)
-    whole = prompts.image_string(len(found.tiles[0].flatten(0, 1))) + text
+    whole = golden_model.template.image_string(found.visual[0].grid.tokens) + text
     assert prompts.encode_prompt(golden_model.tokenizer, golden_model.template, whole) == entry["prompt_ids"]
-    answer = golden_model._generate(found, [(0, text, cells)], entry["max_new_tokens"])[0]
+    answer = golden_model.answer(found, [Question(0, text, cells)], entry["max_new_tokens"])[0]
     assert answer.ids == entry["generated_ids"]
     close(golden_model.seg_embed(answer.seg_states), golden[f"gen/{key}/seg_embeds"])
     assert len(answer.seg_states) == entry["n_masks"]
@@ -221,8 +237,8 @@ def test_generation(golden: GoldenCase, golden_model: Segmenter, key: str) -> No
 
 def _generation_cells(golden: GoldenCase, model: Segmenter, case: str, prompt_ids: list[int]) -> Tensor:
     """The regions that this prompt holds: the first ones of the case."""
-    count = prompt_ids.count(model.tokenizer.convert_tokens_to_ids(prompts.REGION_START))
-    return region_cells(golden[f"{case}/region_masks"][:count], model.config.grid_side)
+    count = prompt_ids.count(model.tokenizer.convert_tokens_to_ids(model.template.region_start))
+    return region_cells(golden[f"{case}/region_masks"][:count], region_grid(model))
 
 
 def test_public_calls_agree_with_the_parts(golden: GoldenCase, golden_model: Segmenter) -> None:
