@@ -28,9 +28,9 @@ def small_values(root: Path, **changes: object) -> dict:
     values["train"]["steps"] = 3
     values["train"]["min_seg_rate"] = 0.0
     values["subset_sa1b"]["images"] = 5
-    values["presets"]["tiny"]["train"]["batch"] = 4
-    values["presets"]["tiny"]["evaluate"]["tokens_per_batch"] = 1000
-    values["presets"]["tiny"]["evaluate"]["splits"] = ["refcoco_val", "refcoco_plus_testA", "refcocog_test"]
+    values["train"]["batch"] = 4
+    values["evaluate"]["tokens_per_batch"] = 1000
+    values["evaluate"]["splits"] = ["refcoco_val", "refcoco_plus_testA", "refcocog_test"]
     for key, value in changes.items():
         *parents, last = key.split("__")
         node = values
@@ -40,10 +40,15 @@ def small_values(root: Path, **changes: object) -> dict:
     return values
 
 
+def small_config(root: Path, **changes: object) -> Config:
+    """The configuration of `small_values`."""
+    return Config(small_values(root, **changes))
+
+
 def prepare(folder: Path) -> Path:
     """World, indexes and base; returns the folder that a run works in. The world lies beside it, not in it."""
     root, work = folder / "world", folder / "work"
-    config = Config(small_values(root))
+    config = small_config(root)
     loops = {"sa1b_images": 6, "sav_pairs": 8, "openimages_images": 4, "describe_images": 8, "reasonseg_images": 4}
     world = World(seed=5, train_images=16, val_images=6, test_images=4, **loops, shift=1.0)
     write_world(root, world)
@@ -52,6 +57,16 @@ def prepare(folder: Path) -> Path:
     subset_sa1b(config, Workspace(work))
     shard(REPOSITORY / "weights" / "tiny", Workspace(work).base)
     return work
+
+
+def beside(work: Path, folder: Path) -> Workspace:
+    """A workspace in `folder` with the indexes and the base of `work`, which is the variant `base` too; what a run leaves is its
+    own."""
+    here = Workspace(folder)
+    for made, there in ((here.indexes, "data/index"), (here.base, "models/base"), (here.variant("base"), "models/base")):
+        made.parent.mkdir(parents=True, exist_ok=True)
+        made.symlink_to(work / there)
+    return here
 
 
 def write_params(work: Path, values: dict) -> Config:

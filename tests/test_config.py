@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ans.config import Config, ConfigError, load, parse
+from ans.config import Config, ConfigError, load
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_mistakes_are_named(values, path, value, message) -> None:
         node = node[parent]
     node[key] = value
     with pytest.raises(ConfigError, match="^" + re.escape(message)):
-        parse(Config, values)
+        Config(values)
 
 
 UNUSABLE = {
@@ -109,7 +109,7 @@ def test_what_cannot_work_is_refused_with_its_path(values, path: str, value: obj
         node = node[parent]
     node[key] = value
     with pytest.raises(ConfigError) as error:
-        parse(Config, values)
+        Config(values)
     named = str(error.value).split(":")[0].replace("<preset>", "tiny").replace("sources.*", "sources.sa1b")
     assert named in path or named.startswith(path), error.value
 
@@ -143,7 +143,7 @@ def test_every_missing_key_is_named(values) -> None:
             node = node[key]
         del node[path[-1]]
         with pytest.raises(ConfigError, match="^" + re.escape(f"{'.'.join(path)}: missing")):
-            parse(Config, broken)
+            Config(broken)
 
 
 def test_the_pipeline_tracks_every_section(values) -> None:

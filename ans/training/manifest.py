@@ -24,7 +24,7 @@ def describe(
     base: str,
     processes: int,
 ) -> dict[str, Any]:
-    """The manifest as it is stored beside the trained tensors. `steps`: optimizer steps. `base`: checksum of the base weights.
+    """The manifest as it is stored beside the trained tensors. `steps`: of the optimizer. `base`: checksum of the base.
     `seg_token`: the row that group `seg_row` is. `panels`: the curves that the report shows."""
     train, keys = config.train, model.config.keys
     groups = {name: {"state": "frozen", "tensors": 0, "parameters": 0} for name in SHARDS}

@@ -4,11 +4,15 @@ import copy
 import dataclasses
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from sam2.modeling.backbones.image_encoder import ImageEncoder
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ans.config import Config
 from ans.evaluation.evaluate import evaluate
@@ -35,12 +39,17 @@ def cache(model: Segmenter, runs: Path, precision: str = "float32", limit: float
 
 
 @pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The numbers of images that went through the encoders."""
+def encoded() -> Iterator[list[int]]:
+    """The numbers of images that went through SAM2's encoder, of any model, call by call."""
     counts: list[int] = []
-    original = Segmenter.encode_images
-    monkeypatch.setattr(Segmenter, "encode_images", lambda self, images: counts.append(len(images)) or original(self, images))
-    return counts
+
+    def count(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        if isinstance(module, ImageEncoder):
+            counts.append(len(arguments[0]))
+
+    handle = register_module_forward_pre_hook(count)
+    yield counts
+    handle.remove()
 
 
 def pictures(*colours: int) -> list[Image.Image]:
@@ -147,23 +156,13 @@ def test_an_evaluation_has_the_same_bytes_with_it(tmp_path: Path, monkeypatch, e
     monkeypatch.setenv("ANS_RUNS", str(tmp_path / "runs"))
     found, counts = [], []
     for gigabytes in (0, 1, 1):
-        values = pipeline.small_values(
-            tmp_path / "world", presets__tiny__evaluate__captions=["refcocog_val"], launch__feature_cache_gb=gigabytes
-        )
-        out = tmp_path / f"out{len(found)}"
-        for folder in ("data/index", "models/base"):
-            shutil.copytree(work / folder, out / folder)
-        workspace = Workspace(out)
-        shutil.copytree(workspace.base, workspace.variant("base"))
+        values = pipeline.small_values(tmp_path / "world", evaluate__captions=["refcocog_val"], launch__feature_cache_gb=gigabytes)
+        workspace = Workspace(tmp_path / f"out{len(found)}")
+        shutil.copytree(work / "data" / "index", workspace.indexes)
+        shutil.copytree(work / "models" / "base", workspace.variant("base"))
         evaluate(Config(values), "base", workspace)
-        found.append(
-            {
-                path.name: path.read_bytes()
-                for part in ("reports", "data/eval")
-                for path in (out / part).rglob("*")
-                if path.is_file()
-            }
-        )
+        written = [workspace.results("base"), workspace.predictions("base")]
+        found.append({path.name: path.read_bytes() for folder in written for path in folder.iterdir()})
         counts.append(sum(encoded))
     assert found[0] == found[1] == found[2] and len(found[0]) > 5
     assert counts[0] > 0 and counts[1:] == [2 * counts[0]] * 2
