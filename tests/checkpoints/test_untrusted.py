@@ -177,7 +177,7 @@ def test_links_in_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.safetensors: a symbolic link"):
         shard(model, tmp_path / "out")
     with pytest.raises(FetchError, match=r"model\.safetensors: a symbolic link"):
-        fetch(Weights("path", str(model), None, {}, None), tmp_path / "out")
+        fetch(Weights(source="path", location=str(model)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
