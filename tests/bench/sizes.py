@@ -19,8 +19,9 @@ from ans.model import prompts
 from ans.model.config import ModelConfig
 from ans.model.family import Grid, Pixels
 from ans.model.segmenter import Segmenter
-from ans.objectives.batches import CaptionBatch, Images, MaskBatch, ReferringBatch, Targets, pad_right
+from ans.objectives.batches import Images, Targets, pad_right
 from ans.objectives.mask import point_candidates
+from ans.tasks import loop1, loop2, referring
 
 VOCABULARY = 151665 + 9 + 5
 """Qwen2.5's tokens, InternVL's (`<img>`, `</img>`, `<IMG_CONTEXT>` and three more pairs), Sa2VA's (`[SEG]` and two pairs)."""
@@ -108,7 +109,7 @@ def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) 
 # ---------------------------------------------------------------------------------------------------------- micro-batches
 
 
-def referring_batch(model: Segmenter, images: int, tiles: int, objects: int, mask_points: int) -> ReferringBatch:
+def referring_batch(model: Segmenter, images: int, tiles: int, objects: int, mask_points: int) -> referring.Batch:
     """One conversation about each image, with `objects` expressions of eight words."""
     pixels, image = pixels_of(model, images, tiles), model.template.image_string(grid_of(model, tiles).tokens)
     turns = [
@@ -116,17 +117,17 @@ def referring_batch(model: Segmenter, images: int, tiles: int, objects: int, mas
         for n in range(objects)
     ]
     ids, labels, mask = pad_right([prompts.encode_conversation(model.tokenizer, model.template, turns)] * images)
-    return ReferringBatch(pixels, ids, labels, mask, list(range(images)), targets_of(model, images * objects, mask_points))
+    return referring.Batch(pixels, ids, labels, mask, list(range(images)), targets_of(model, images * objects, mask_points))
 
 
-def mask_batch(model: Segmenter, images: int, caption_len: int, top_k: int, mask_points: int) -> MaskBatch:
+def mask_batch(model: Segmenter, images: int, caption_len: int, top_k: int, mask_points: int) -> loop1.Batch:
     """One object per image, described and segmented there, which covers a quarter of the region grid."""
     rows, columns = grid_of(model, 1).region
     inside = torch.zeros(rows, columns, dtype=torch.bool)
     inside[: rows // 2, : columns // 2] = True
     uniform = torch.rand(images, caption_len, top_k).clamp(1e-6, 1 - 1e-6)
     answers = [prompts.SEG_ANSWERS[2]] * images
-    return MaskBatch(
+    return loop1.Batch(
         pixels_of(model, images, 1),
         list(range(images)),
         list(range(images)),
@@ -142,12 +143,12 @@ def mask_batch(model: Segmenter, images: int, caption_len: int, top_k: int, mask
     )
 
 
-def caption_batch(model: Segmenter, images: int, caption_len: int, mask_points: int) -> CaptionBatch:
+def caption_batch(model: Segmenter, images: int, caption_len: int, mask_points: int) -> loop2.Batch:
     """One region per image, with a caption of `caption_len` tokens, the end token among them."""
     end = model.tokenizer.encode(model.template.suffix, add_special_tokens=False)
     caption = model.tokenizer.encode(_words(caption_len), add_special_tokens=False)[: caption_len - len(end)] + end
     answers = [prompts.SEG_ANSWERS[2]] * images
-    return CaptionBatch(
+    return loop2.Batch(
         pixels_of(model, images, 1),
         [caption] * images,
         [_words(caption_len)] * images,

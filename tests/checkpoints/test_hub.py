@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import constants
 from safetensors.numpy import save
 
-from ans.checkpoints.shards import shard
+from ans.checkpoints.base import shard
 from tests import pipeline
 from tests.hub import Hub, Repository, cdn_path, git_id, resolve_path, sha256, small_path, tree_path, xorb_path
 
