@@ -11,6 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 PACKAGES = ("ans", "stages")
 
+LISTED = ("ans.model.decoders", "ans.model.families")
+"""Packages whose modules are found by listing the folder: who imports the package uses them all."""
+
 
 def closure(*modules: str) -> set[Path]:
     """Files, relative to `ROOT`, of `modules` and of all that they import from `PACKAGES`, at the top or inside a function.
@@ -50,6 +53,8 @@ def _imports(path: Path) -> tuple[str, ...]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.append(node.module)
             names += [f"{node.module}.{alias.name}" for alias in node.names]  # those that are modules
+    for package in set(names) & set(LISTED):
+        names += [f"{package}.{found.stem}" for found in sorted((ROOT / Path(*package.split("."))).glob("*.py"))]
     return tuple(_ours(names))
 
 

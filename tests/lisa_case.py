@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerFast, SamConfig, SamModel
 
-from ans.model.prompts import TEMPLATES
+from ans.model.families.lisa import TEMPLATE
 
 WORDS = (
     "red",
@@ -58,7 +58,7 @@ SAM = {
 
 def tokenizer() -> PreTrainedTokenizerFast:
     special = ["<unk>", "<s>", "</s>", "<image>", "[SEG]"]
-    found = {word for part in TEMPLATES["lisa"].instruction.split() for word in [part.strip(".,")]}
+    found = {word for part in TEMPLATE.instruction.split() for word in [part.strip(".,")]}
     names = [*special, *sorted({*WORDS, *found, ":", "'"})]
     made = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), "removed", invert=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from ans.checkpoints.shards import shard
+from ans.checkpoints.base import shard
 from ans.config import Config
 from ans.config.schema import World
 from ans.data.index import build

@@ -45,7 +45,7 @@ class TaskCase:
 
     def features(self, batch: Batch) -> Features:
         """The features of a batch's images."""
-        return self.model.encode_pixels(batch.images.tiles, batch.images.sam, batch.images.sizes)
+        return self.model.encode_pixels(batch.images.pixels, batch.images.sam, batch.images.sizes)
 
     def losses(self, task: AnyTask, batch: Batch, examples: bool = True, step: int = 0, steps: int = 2) -> Losses:
         """The losses of a batch that is a whole step, with the student as it stands for a teacher."""

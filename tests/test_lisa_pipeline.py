@@ -6,7 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from ans.checkpoints.shards import entries, shard
+from ans.checkpoints.base import shard
+from ans.checkpoints.shards import entries
 from ans.toy import lisa
 from ans.toy.base import write_model
 from ans.workspace import Workspace

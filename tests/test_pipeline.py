@@ -13,8 +13,7 @@ import torch
 import yaml
 
 from ans.checkpoints import shards
-from ans.checkpoints.convert import read_checkpoint
-from ans.checkpoints.layout import model_to_pth_name
+from ans.checkpoints.pth import read_pth
 from ans.data.arrow import read_index
 from ans.data.images import open_image
 from ans.data.samples import training_rows
@@ -40,7 +39,7 @@ def one_process(work: Path):
 def outcome(work: Path, values: dict):
     splits = values["evaluate"]["splits"]
     return (
-        dict(read_checkpoint(work / "models" / "checkpoint")),
+        dict(read_pth(work / "models" / "checkpoint").state),
         {split: pipeline.metrics(work, "full", split) for split in splits},
         {split: pd.read_parquet(work / "data" / "eval" / "full" / f"{split}.parquet") for split in splits},
         (work / "reports" / "train" / "plots" / "loss.tsv").read_text(),
@@ -105,9 +104,9 @@ def test_the_converted_model_is_the_trained_one(work: Path, one_process) -> None
     add_lora(memory, lora.rank, lora.alpha, lora.dropout, 0)
     trained = select_trained(memory, ("lora", "proj", "fcs", "sam2_decoder"))
     state = torch.load(work / "models" / "checkpoint" / "last.pth", weights_only=True)["state_dict"]
-    assert {model_to_pth_name(name) for name in trained} == set(state)
+    assert {memory.config.keys.trained_name(name) for name in trained} == set(state)
     for name, parameter in trained.items():
-        parameter.data.copy_(state[model_to_pth_name(name)])
+        parameter.data.copy_(state[memory.config.keys.trained_name(name)])
     memory.eval()
     converted = Segmenter.from_pretrained(work / "models" / "variants" / "full")
     index = read_index(work / "data" / "index" / "refcoco.arrow")

@@ -103,6 +103,13 @@ def test_the_closure_follows_every_import(package: Path) -> None:
         closure("ans.nothing")
 
 
+def test_a_package_whose_folder_is_listed_is_used_whole(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "LISTED", ("ans.b",))
+    (package / "ans/b/f.py").write_text("import ans.e\n")
+    found = {path.as_posix() for path in closure("ans.a")}
+    assert {"ans/b/f.py", "ans/e.py"} <= found
+
+
 def test_the_digest_is_of_the_closure_alone(package: Path) -> None:
     before = digest("ans.a")
     (package / "ans/e.py").write_text("1\n")

@@ -6,7 +6,7 @@ to make a base of it.
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,52 +15,44 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ans.checkpoints import shards
-from ans.checkpoints.layout import (
-    LORA_WEIGHT,
-    MAY_BE_LEFT_OUT,
-    MAY_BE_MISSING,
-    SEG_ROW,
-    SHARD_GROUPS,
-    checkpoint_to_hf_name,
-    group_of,
-    lora_pairs,
-)
-from ans.checkpoints.pth import Checkpoint, digest, read_pth, tensor_bytes
+from ans.checkpoints.pth import DTYPES, Checkpoint, digest, read_pth, tensor_bytes
 from ans.checkpoints.shards import Entry
 from ans.config.schema import Convert, LoraSize
-from ans.model.groups import TRAINABLE
+from ans.model.config import ModelConfig
+from ans.model.groups import SHARDS, TRAINABLE
+from ans.model.keys import COMPUTED, SEG_ROW
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_TARGETS = {"float32": ("F32", torch.float32), "bf16": ("BF16", torch.bfloat16)}
-_HEAD, _EMBED = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
+_PRECISIONS = {"float32": "F32", "bf16": "BF16"}
 
 
 class _Overlay:
     """A checkpoint read against a base: which HF tensors it brings, and their values. Every mismatch raises `ValueError`."""
 
-    def __init__(self, checkpoint: Checkpoint, base: dict[str, Entry], tied: bool) -> None:
-        self.path, self.state, self.meta, self.base = checkpoint.path, checkpoint.state, checkpoint.meta, base
+    def __init__(self, checkpoint: Checkpoint, base: dict[str, Entry], model: ModelConfig) -> None:
+        self.path, self.state, self.meta = checkpoint.path, checkpoint.state, checkpoint.meta
+        self.base, self.model, self.keys = base, model, model.keys
         try:
-            self.pairs = lora_pairs(self.state)
+            self.pairs = self.keys.lora_pairs(self.state)
             matrices = {key for pair in self.pairs.values() for key in pair.values()}
-            plain = [(checkpoint_to_hf_name(key), key) for key in self.state if key not in matrices]
+            plain = [(self.keys.checkpoint_to_hf_name(key), key) for key in self.state if key not in matrices]
         except KeyError as error:
-            raise ValueError(f"{self.path}: {error.args[0]} (convert.source must be a Sa2VA checkpoint)") from error
-        self.rows = {f"{match[1]}.weight": key for name, key in plain if (match := SEG_ROW.match(name))}
-        self.plain = {name: key for name, key in plain if not MAY_BE_LEFT_OUT.match(name) and not SEG_ROW.match(name)}
+            raise ValueError(f"{self.path}: {error.args[0]} (convert.source must be a checkpoint of this base)") from error
+        self.rows = {name.removesuffix(SEG_ROW) + ".weight": key for name, key in plain if name.endswith(SEG_ROW)}
+        self.plain = {name: key for name, key in plain if not COMPUTED.match(name) and not name.endswith(SEG_ROW)}
         if len(set(name for name, _ in plain)) < len(plain):
             twice = next(name for name, key in plain if self.plain.get(name, key) != key)
             raise ValueError(f"{self.path}: {twice} is there under two names")
-        if tied and _HEAD in self.plain and _HEAD not in base:
-            if _EMBED not in self.plain or not torch.equal(self.state[self.plain[_HEAD]], self.state[self.plain[_EMBED]]):
-                raise ValueError(f"{self.path}: {_HEAD} differs from the embedding, but the base's config ties the two")
-            del self.plain[_HEAD]
+        for name, same in model.tied.items():
+            if name in self.plain and name not in base:
+                if same not in self.plain or not torch.equal(self.state[self.plain[name]], self.state[self.plain[same]]):
+                    raise ValueError(f"{self.path}: {name} differs from {same}, but the base's config.json ties the two")
+                del self.plain[name]
         self._check_shapes()
 
     def _check_shapes(self) -> None:
         for name in [*self.plain, *self.pairs, *self.rows]:
             if name not in self.base:
-                raise ValueError(f"{self.path}: {name} is no tensor of the base")
+                raise ValueError(f"{self.path}: unexpected tensor {name}: the base has no tensor of that name")
         for name, key in self.plain.items():
             found, wanted = tuple(self.state[key].shape), self.base[name].shape
             if found != wanted:
@@ -80,7 +72,7 @@ class _Overlay:
     def held(self) -> set[str]:
         """Trained groups of which it holds a tensor; `llm` where it brings the language model's own weights."""
         extra = ({"lora"} if self.pairs else set()) | ({"seg_row"} if self.rows else set())
-        return {group_of(name) for name in self.plain} | extra
+        return {self.keys.shard_of(name) for name in self.plain} | extra
 
     @property
     def stored_lora(self) -> dict[str, Any] | None:
@@ -110,7 +102,7 @@ class _Overlay:
     def check_groups(self, given: Iterable[str] | None) -> None:
         """Each group that it should hold is whole, and nothing that it holds would be dropped."""
         stored = self.meta.get("trained")
-        whole = all(name in self.plain or name in self.pairs or MAY_BE_MISSING.match(name) for name in self.base)
+        whole = all(name in self.plain or name in self.pairs or not self.keys.reached(name) for name in self.base)
         listed = set(given or stored or (self.held if whole else ()))
         found = ", ".join(sorted(self.held))
         if not listed:
@@ -120,18 +112,21 @@ class _Overlay:
         if self.held - listed:
             dropped = ", ".join(sorted(self.held - listed))
             raise ValueError(f"{self.path}: holds {dropped}, which the export would drop; add it to convert.groups")
-        lora = self.stored_lora
-        targets = None if lora is None else lora.get("targets")
         for group in sorted(listed):
-            for name in self.base:
-                if group == "lora":
-                    wanted = LORA_WEIGHT.match(name) and (targets is None or name.split(".")[-2] in targets)
-                else:
-                    wanted = group_of(name) == (TRAINABLE[group].shard if group in TRAINABLE else group)
-                there = {"lora": self.pairs, "seg_row": self.rows}.get(group, self.plain)
-                if wanted and name not in there and not MAY_BE_MISSING.match(name):
+            there = {"lora": self.pairs, "seg_row": self.rows}.get(group, self.plain)
+            for name in self._wanted(group):
+                if name not in there:
                     what = {"lora": "LoRA of ", "seg_row": "the row of "}.get(group, "")
                     raise ValueError(f"{self.path}: {what}{name} is missing, though group {group} was trained (convert.groups)")
+
+    def _wanted(self, group: str) -> Iterator[str]:
+        """HF names of the base's tensors that a checkpoint in which `group` was trained must hold, or have LoRA of."""
+        shard = TRAINABLE[group].shard if group in TRAINABLE else group
+        names = (name for name in self.base if self.keys.shard_of(name) == shard and self.keys.reached(name))
+        if group != "lora":
+            return names
+        targets = (self.stored_lora or {}).get("targets") or self.model.family.lora_targets
+        return (name for name in names if name.endswith(".weight") and name.split(".")[-2] in targets)
 
     def lora_scale(self, given: LoraSize | None) -> float:
         """alpha / rank, as stored by our runs or as given."""
@@ -176,20 +171,19 @@ def convert(settings: Convert, base: Path, out: Path) -> None:
     Shards that hold a trained tensor are rewritten in `settings.precision`; the others are links to the base's. One tensor is in
     memory at a time. Strict: an unexpected, missing, mis-shaped or not finite tensor raises `ValueError` with its name.
     """
-    where = shards.entries(base)
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    tied = bool(config.get("llm_config", {}).get("tie_word_embeddings") or config.get("tie_word_embeddings"))
-    source = _Overlay(read_pth(Path(settings.source)), where, tied)
+    where, model = shards.entries(base), ModelConfig.from_folder(base)
+    source = _Overlay(read_pth(Path(settings.source)), where, model)
     source.check_groups(settings.groups)
     scale = source.lora_scale(settings.lora)
-    below = None if settings.under is None else _Overlay(read_pth(Path(settings.under)), where, tied)
+    below = None if settings.under is None else _Overlay(read_pth(Path(settings.under)), where, model)
     if below is not None and (below.pairs or below.rows):
         raise ValueError(f"{below.path}: convert.under holds LoRA that is not merged, or a row alone; convert it by itself first")
-    trained = {group_of(name) for name in source.changed}
+    shard_of = model.keys.shard_of
+    trained = {shard_of(name) for name in source.changed}
     moved = (
-        set() if below is None else {group_of(n) for n in below.plain if not torch.equal(below.value(n).float(), _read(where[n]))}
+        set() if below is None else {shard_of(n) for n in below.plain if not torch.equal(below.value(n).float(), _read(where[n]))}
     )
-    target, dtype = _TARGETS[settings.precision]
+    target = _PRECISIONS[settings.precision]
 
     def data(name: str) -> memoryview:
         own = source.value(name)
@@ -202,13 +196,13 @@ def convert(settings: Convert, base: Path, out: Path) -> None:
         extremes = tensor.aminmax() if tensor.numel() else ()  # NaN goes through; no mask of the tensor's size in memory
         if not all(torch.isfinite(value) for value in extremes):
             raise ValueError(f"{settings.source}: {name} is not finite; the run that made it diverged, use an earlier checkpoint")
-        return tensor_bytes(tensor.to(dtype))
+        return tensor_bytes(tensor.to(DTYPES[target]))
 
     with shards.folder_at_once(out) as folder:
         sums = {}
-        for group in tqdm(SHARD_GROUPS, desc="convert", disable=None):
+        for group in tqdm(SHARDS, desc="convert", disable=None):
             if group in trained | moved:
-                tensors = {key: (target, entry.shape) for key, entry in where.items() if group_of(key) == group}
+                tensors = {key: (target, entry.shape) for key, entry in where.items() if shard_of(key) == group}
                 sums |= shards.write_group(folder, group, tensors, data)
         known = shards.read_sums(base)
         for path in shards.files(base):
@@ -216,7 +210,7 @@ def convert(settings: Convert, base: Path, out: Path) -> None:
                 shards.link(path, folder / path.name)
                 sums[path.name] = known[path.name]
         shards.copy_side_files(base, folder)
-        _write_configs(folder, config, settings.code)
+        _write_configs(folder, model, settings.code)
         shards.write_index(folder, sums)
         record = {
             "shards": sorted(trained),
@@ -231,35 +225,20 @@ def convert(settings: Convert, base: Path, out: Path) -> None:
         (folder / "trained.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The tensors of a training checkpoint, see `read_pth`."""
-    return read_pth(path).state
-
-
 def _read(entry: Entry) -> Tensor:
     """A base tensor in float32."""
-    if entry.dtype not in _DTYPES:
+    if entry.dtype not in DTYPES:
         raise ValueError(f"{entry.path}: holds {entry.dtype}; weights are floating point")
-    return torch.frombuffer(entry.read(), dtype=_DTYPES[entry.dtype]).reshape(entry.shape).float()
+    return torch.frombuffer(entry.read(), dtype=DTYPES[entry.dtype]).reshape(entry.shape).float()
 
 
-_REMOTE = {
-    "sa2va_chat": {
-        "AutoConfig": "configuration_sa2va_chat.Sa2VAChatConfig",
-        "AutoModel": "modeling_sa2va_chat.Sa2VAChatModel",
-        "AutoModelForCausalLM": "modeling_sa2va_chat.Sa2VAChatModel",
-    }
-}
-"""`model_type` -> transformers' class -> module and class in the official repository. LISA's has no such code."""
-
-
-def _write_configs(folder: Path, config: dict[str, Any], code: str) -> None:
-    """What the official remote code and `ans` both need to load the folder.
+def _write_configs(folder: Path, model: ModelConfig, code: str) -> None:
+    """What the official remote code, if there is some, and `ans` both need to load the folder.
 
     `auto_map` names the classes in the repository `code`, since the folder brings no code of its own.
     """
-    values = dict(config)
-    if remote := _REMOTE.get(config["model_type"]):
+    values = dict(model.values)
+    if remote := model.family.remote:
         values["architectures"] = [remote["AutoModel"].rpartition(".")[2]]
         values["auto_map"] = {name: f"{code}--{place}" for name, place in remote.items()}
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
@@ -276,7 +255,7 @@ def main() -> None:
     parser.add_argument("--groups", nargs="+", help="what SOURCE holds, where it does not say so itself")
     parser.add_argument("--rank", type=int)
     parser.add_argument("--alpha", type=float)
-    parser.add_argument("--precision", choices=sorted(_TARGETS), default="float32")
+    parser.add_argument("--precision", choices=sorted(_PRECISIONS), default="float32")
     parser.add_argument("--code", default="ByteDance/Sa2VA-4B", help="hub repository whose code reads the folder")
     args = parser.parse_args()
     if (args.rank is None) != (args.alpha is None):

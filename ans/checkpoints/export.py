@@ -27,7 +27,7 @@ def export_hub(variant: Path, out: Path, reports: Path = Path("reports"), base_m
             shards.link(path, folder / path.name)
         shards.copy_side_files(variant, folder)
         shards.write_index(folder, sums)
-        (folder / "README.md").write_text(model_card(variant.name, record, reports, base_model), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(variant, record, reports, base_model), encoding="utf-8")
 
 
 def export_adapter(variant: Path, checkpoint: Path, out: Path) -> None:
@@ -36,25 +36,25 @@ def export_adapter(variant: Path, checkpoint: Path, out: Path) -> None:
 
     Raises `ValueError` when `checkpoint` is not the one that the variant was made of, or holds LoRA without its alpha.
     """
-    from safetensors.torch import save_file  # the hub folder needs no torch
+    from safetensors.torch import save_file
 
-    from ans.checkpoints.layout import checkpoint_to_hf_name, trained_group
     from ans.checkpoints.pth import digest, read_pth
+    from ans.model.config import ModelConfig
 
     record = _record(variant)
-    read = read_pth(checkpoint)
+    read, keys = read_pth(checkpoint), ModelConfig.from_folder(variant).keys
     if record["trained"] is None:
         raise ValueError(f"{variant}: is the base; there is no difference to export")
     if record["trained"]["checkpoint_sha256"] != (read.meta.get("sha256") or digest(read.state)):
         raise ValueError(f"{checkpoint}: is not the checkpoint that {variant} was made of")
     lora, others = {}, {}
     for key, tensor in read.state.items():
-        name = checkpoint_to_hf_name(key)
+        name = keys.checkpoint_to_hf_name(key)
         if ".lora_" in key:
-            lora["base_model.model." + name.removeprefix("language_model.").replace(".default.weight", ".weight")] = (
-                tensor.clone()
-            )
-        elif trained_group(name) in record["groups"]:
+            (inside,) = keys.from_hf_names(name, "model")
+            inside = inside.removeprefix("vlm.language_model.").replace(".default.weight", ".weight")
+            lora[f"base_model.model.{inside}"] = tensor.clone()
+        elif (keys.trained_group(name) or keys.shard_of(name)) in record["groups"]:
             others[name] = tensor.clone()
     with shards.folder_at_once(out) as folder:
         if "lora" in record["groups"]:
@@ -78,72 +78,92 @@ def export_adapter(variant: Path, checkpoint: Path, out: Path) -> None:
         (folder / "variant.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def model_card(name: str, record: dict[str, Any], reports: Path, base_model: str | None) -> str:
+CARD = """\
+---
+library_name: transformers
+pipeline_tag: image-segmentation
+tags: [{tag}, referring-segmentation]
+{base_model}---
+
+# {system}, variant `{name}`
+
+A {system} model ({title} and {decoder} joined by `[SEG]`), fine-tuned with ANS.
+
+Trained groups in it: {groups}.
+{training}{results}
+## Use
+
+```python
+from ans.model.segmenter import Segmenter
+
+model = Segmenter.from_pretrained("this folder")
+answers = model.segment([image], [["the left cup"]])
+```
+{remote}"""
+TRAINING = """
+| | |
+| --- | --- |
+| optimizer steps | {step} |
+| precision of the trained tensors | {precision} |
+| sha256 of the base's weights | `{parent_sha256}` |
+| sha256 of the trained tensors | `{checkpoint_sha256}` |
+"""
+SETTINGS = """\
+| images per step | {effective_batch} |
+| learning rate | {lr}, {schedule} |
+| LoRA | rank {rank}, alpha {alpha} |
+| seed | {seed} |
+"""
+RESULTS = """
+## Results
+
+Free generation, in percent.
+
+| split | cIoU | mIoU | `[SEG]` said | expressions |
+| --- | --- | --- | --- | --- |
+"""
+REMOTE = """
+`config.json` names the official remote code (`auto_map`) for transformers with `trust_remote_code=True`.
+That code knows only the released size of {decoder}.
+"""
+
+
+def model_card(variant: Path, record: dict[str, Any], reports: Path, base_model: str | None) -> str:
     """The card's text: front matter for the hub, what was trained, how, and every measured split of this variant."""
-    front = ["---", "library_name: transformers", "pipeline_tag: image-segmentation", "tags: [sa2va, referring-segmentation]"]
-    if base_model:
-        front.append(f"base_model: {base_model}")
-    lines = [*front, "---", "", f"# Sa2VA, variant `{name}`", ""]
-    groups = ", ".join(f"`{group}`" for group in record["groups"]) or "none: this is the untouched base"
-    lines += [
-        "A Sa2VA model (InternVL2.5 and SAM2 joined by `[SEG]`), fine-tuned with ANS.",
-        "",
-        f"Trained groups in it: {groups}.",
+    from ans.model.config import ModelConfig
+
+    model = ModelConfig.from_folder(variant)
+    words = {"system": model.family.system, "title": model.family.title, "decoder": model.decoder.title}
+    training = TRAINING.format(**record["trained"]) if record["trained"] else ""
+    manifest = reports.parent / "models" / "checkpoint" / "manifest.json"
+    if training and manifest.is_file():
+        values = json.loads(manifest.read_text(encoding="utf-8"))
+        train = values["train"]
+        training += SETTINGS.format(
+            effective_batch=values["effective_batch"], lr=train["lr"], schedule=train["schedule"], seed=train["seed"],
+            rank=train["lora"]["rank"], alpha=train["lora"]["alpha"],
+        )  # fmt: skip
+    return CARD.format(
+        name=variant.name,
+        tag=words["system"].lower(),
+        base_model=f"base_model: {base_model}\n" if base_model else "",
+        groups=", ".join(f"`{group}`" for group in record["groups"]) or "none: this is the untouched base",
+        training=training,
+        results=_results(reports / "eval" / variant.name),
+        remote=REMOTE.format(**words) if model.family.remote else "",
+        **words,
+    )
+
+
+def _results(folder: Path) -> str:
+    """A table of the splits that were evaluated, or nothing."""
+    measured = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    rows = [
+        f"| {split} | {100 * m['ciou']:.1f} | {100 * m['miou']:.1f} | {100 * m['seg_rate']:.1f} | {m['n']} |\n"
+        for split, m in measured.items()
+        if "ciou" in m  # not a captioning's result
     ]
-    if record["trained"]:
-        trained = record["trained"]
-        lines += [
-            "",
-            "| | |",
-            "| --- | --- |",
-            f"| optimizer steps | {trained['step']} |",
-            f"| precision of the trained tensors | {trained['precision']} |",
-            f"| sha256 of the base's weights | `{trained['parent_sha256']}` |",
-            f"| sha256 of the trained tensors | `{trained['checkpoint_sha256']}` |",
-        ]
-        manifest = reports.parent / "models" / "checkpoint" / "manifest.json"
-        if manifest.is_file():
-            values = json.loads(manifest.read_text(encoding="utf-8"))
-            train = values["train"]
-            lines += [
-                f"| images per step | {values['effective_batch']} |",
-                f"| learning rate | {train['lr']}, {train['schedule']} |",
-                f"| LoRA | rank {train['lora']['rank']}, alpha {train['lora']['alpha']} |",
-                f"| seed | {train['seed']} |",
-            ]
-    results = sorted((reports / "eval" / name).glob("*.json"))
-    if results:
-        lines += [
-            "",
-            "## Results",
-            "",
-            "Free generation, in percent.",
-            "",
-            "| split | cIoU | mIoU | `[SEG]` said | expressions |",
-        ]
-        lines.append("| --- | --- | --- | --- | --- |")
-        for path in results:
-            m = json.loads(path.read_text(encoding="utf-8"))
-            if "ciou" not in m:  # a captioning's result
-                continue
-            lines.append(
-                f"| {path.stem} | {100 * m['ciou']:.1f} | {100 * m['miou']:.1f} | {100 * m['seg_rate']:.1f} | {m['n']} |"
-            )
-    lines += [
-        "",
-        "## Use",
-        "",
-        "```python",
-        "from ans.model.segmenter import Segmenter",
-        "",
-        'model = Segmenter.from_pretrained("this folder")',
-        'answers = model.segment([image], [["the left cup"]])',
-        "```",
-        "",
-        "`config.json` names the official remote code (`auto_map`) for transformers with `trust_remote_code=True`.",
-        "That code knows only the released size of SAM2.",
-    ]
-    return "\n".join(lines) + "\n"
+    return RESULTS + "".join(rows) if measured else ""
 
 
 def _record(variant: Path) -> dict[str, Any]:

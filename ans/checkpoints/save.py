@@ -7,18 +7,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ans.checkpoints.layout import model_to_pth_name
 from ans.checkpoints.pth import digest
 from ans.files import replacing
+from ans.model.keys import Keys
 
 
-def save_trained(path: Path, trained: Mapping[str, Tensor], meta: Mapping[str, object]) -> None:
+def save_trained(path: Path, keys: Keys, trained: Mapping[str, Tensor], meta: Mapping[str, object]) -> None:
     """Write `{"state_dict", "meta"}` under `path`; never a half-written file under that name.
 
-    `meta` gains `sha256`, the checksum of the tensors, which every reader verifies. Raises as `save_durably`.
+    `keys`: the model's names; `trained`: tensors by their names in the model. `meta` gains `sha256`, the checksum of the tensors,
+    which every reader verifies. Raises as `save_durably`.
     """
     # Clones: a view would be saved with all of its storage.
-    state = {model_to_pth_name(name): tensor.detach().cpu().clone() for name, tensor in trained.items()}
+    state = {keys.trained_name(name): tensor.detach().cpu().clone() for name, tensor in trained.items()}
     save_durably(path, {"state_dict": state, "meta": dict(meta) | {"sha256": digest(state)}})
 
 

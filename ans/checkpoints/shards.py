@@ -19,8 +19,6 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from ans.checkpoints.layout import SHARD_GROUPS, group_of
-
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 2 * 10**9
 SIDE_FILES = (
@@ -221,23 +219,6 @@ def _write(path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]], data:
 
 def _nbytes(tensor: tuple[str, tuple[int, ...]]) -> int:
     return math.prod(tensor[1]) * _ITEM_BYTES[tensor[0]]
-
-
-def shard(source: Path, out: Path) -> None:
-    """Write a model folder's tensors as shards by module group. Values and types stay as they are.
-
-    Raises `ValueError` naming a file that is damaged or not to be trusted, `KeyError` naming a tensor of no known part.
-    """
-    where = entries(source)
-    for key in where:
-        group_of(key)
-    with folder_at_once(out) as folder:
-        sums = {}
-        for group in SHARD_GROUPS:
-            tensors = {key: (entry.dtype, entry.shape) for key, entry in where.items() if group_of(key) == group}
-            sums |= write_group(folder, group, tensors, lambda key: where[key].read())
-        copy_side_files(source, folder)
-        write_index(folder, sums)
 
 
 def write_index(folder: Path, sha256: Mapping[str, str]) -> None:

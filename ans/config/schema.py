@@ -8,14 +8,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ans.config.fields import NONE, Count, Name, Number, Positive, Section, Seed, Share, Texts, Weight
+from ans.model.groups import Group, Part
 
 Precision = Literal["float32", "bf16"]
-
-Group = Literal["embed_head", "seg_row", "lora", "proj", "fcs", "sam2_decoder"]
-"""A part of a model that can be trained; `ans/model/groups.py` says what each is."""
-
-Part = Literal["language", "vision", "sam"]
-"""A part of a model that can be held in 4 bits: the language model, its image encoder, the mask decoder's image encoder."""
 
 Parts = Annotated[tuple[Part, ...], Field(strict=False)]
 Groups = Annotated[tuple[Group, ...], Field(strict=False)]
@@ -160,12 +155,8 @@ class Lora(Section):
     rank: Count = Field(128, description="rank of the adapters")
     alpha: Positive = Field(256.0, description="scale of the adapters times their rank")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="dropout on the adapters' input")
-    targets: Annotated[
-        tuple[Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], ...],
-        Field(strict=False, min_length=1),
-    ] = Field(
-        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-        description="linear layers that are adapted",
+    targets: Annotated[tuple[str, ...] | None, Field(strict=False, min_length=1), NONE] = Field(
+        None, description="linear layers that are adapted, such as q_proj; none: those of the family's official recipe"
     )
 
     def scale(self) -> float:

@@ -31,9 +31,9 @@ def evaluate(config: Config, variant: str, workspace: Workspace = Workspace()) -
     torch.manual_seed(settings.seed)
     plan = make_plan(questions, workspace.indexes, root)
     folder, results, predictions = workspace.variant(variant), workspace.results(variant), workspace.predictions(variant)
-    sizes = ModelConfig.from_folder(folder)
-    batches = plan.batches(lambda *size: row_tokens(sizes, *size) + settings.max_new_tokens, settings.tokens_per_batch)
-    protocol = make_protocol(config, variant, folder, accelerator.device.type, plan)
+    model_config = ModelConfig.from_folder(folder)
+    batches = plan.batches(lambda *size: row_tokens(model_config, *size) + settings.max_new_tokens, settings.tokens_per_batch)
+    protocol = make_protocol(config, variant, folder, model_config, accelerator.device.type, plan)
     kept = Kept(workspace.runs / f"evaluate-{variant}-{fingerprint(protocol)}")
     mine = range(accelerator.process_index, len(batches), accelerator.num_processes)
     todo = [number for number in mine if not kept.has(number)]
@@ -43,7 +43,7 @@ def evaluate(config: Config, variant: str, workspace: Workspace = Workspace()) -
             print(f"continuing {kept.folder}: {done} of {len(batches)} batches are done", flush=True)
     if todo:
         dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-        model = Segmenter.from_pretrained(folder, accelerator.device, dtype, settings.four_bit)
+        model = Segmenter.from_pretrained(folder, accelerator.device, dtype, settings.four_bit, model_config)
         encode = None
         if cache := config.launch.feature_cache_gb:
             encode = FeatureCache(model, settings.precision, 1e9 * cache, workspace.runs, accelerator.num_processes).encode

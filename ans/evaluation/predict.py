@@ -23,9 +23,9 @@ TEXT_TOKENS = 32
 """What a question takes beside the image, for the token budget."""
 
 
-def row_tokens(sizes: ModelConfig, height: int, width: int) -> int:
+def row_tokens(model: ModelConfig, height: int, width: int) -> int:
     """About how many tokens a question about an image of this size has."""
-    return sizes.tile_count(height, width) * sizes.tokens_per_tile + TEXT_TOKENS
+    return model.family.grid(height, width).tokens + TEXT_TOKENS
 
 
 def predict(

@@ -17,10 +17,10 @@ from ans.provenance import digest
 PACKAGES = ("torch", "transformers", "sam2")
 
 
-def make_protocol(config: Config, variant: str, folder: Path, device: str, plan: Plan) -> dict[str, Any]:
+def make_protocol(config: Config, variant: str, folder: Path, model: ModelConfig, device: str, plan: Plan) -> dict[str, Any]:
     """The protocol as stored in `protocol.json` and in each table's metadata."""
     settings = config.evaluate
-    template = prompts.TEMPLATES[ModelConfig.from_folder(folder).template]
+    template = model.template
     return {
         "variant": variant,
         "prompt": template.segment,

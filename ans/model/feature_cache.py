@@ -1,5 +1,6 @@
 """Features of the frozen encoders, kept on disk: the variants of an evaluation share them, and the epochs of a training."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -17,7 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ans.files import replacing
+from ans.model.family import Grid, Pixels, Visual
 from ans.model.segmenter import Features, Segmenter
+from ans.provenance import digest
 
 DIGEST = hashlib.sha256().digest_size
 
@@ -40,11 +43,10 @@ class FeatureCache:
         self._room, self._full = 0.0, False
         device = model.device
         machine = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
-        code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
         settings = {
             "config": {key: value for key, value in model.config.values.items() if key not in REMOTE},
             "machine": [machine, torch.get_num_threads(), precision],
-            "code": [code.hexdigest(), *(version(name) for name in ("torch", "transformers", "sam2", "pillow"))],
+            "code": [digest(__name__), *(version(name) for name in ("torch", "transformers", "sam2", "pillow"))],
         }
         self._about = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
         for encoder in (model.vlm.vision, model.sam.encoder):
@@ -58,15 +60,15 @@ class FeatureCache:
             key.update(repr((image.mode, image.size)).encode() + image.tobytes())
         return self._kept(key.hexdigest(), lambda: self._model.encode_images(images))
 
-    def encode_pixels(self, tile_pixels: Sequence[Tensor], sam_pixels: Tensor, sizes: list[tuple[int, int]]) -> Features:
+    def encode_pixels(self, pixels: Sequence[Pixels], sam_pixels: Tensor, sizes: list[tuple[int, int]]) -> Features:
         """As `Segmenter.encode_pixels`, but each image by itself: in training it comes in other company every time."""
-        return Features.join([self._one(t, sam_pixels[i : i + 1], sizes[i]) for i, t in enumerate(tile_pixels)])
+        return Features.join([self._one(one, sam_pixels[i : i + 1], sizes[i]) for i, one in enumerate(pixels)])
 
-    def _one(self, tiles: Tensor, sam: Tensor, size: tuple[int, int]) -> Features:
+    def _one(self, pixels: Pixels, sam: Tensor, size: tuple[int, int]) -> Features:
         key = self._about.copy()
-        for pixels in (tiles, sam):
-            key.update(repr((tuple(pixels.shape), size)).encode() + pixels.numpy().tobytes())
-        return self._kept(key.hexdigest(), lambda: self._model.encode_pixels([tiles], sam, [size]))
+        for values in (pixels.values, sam):
+            key.update(repr((tuple(values.shape), pixels.grid, size)).encode() + values.numpy().tobytes())
+        return self._kept(key.hexdigest(), lambda: self._model.encode_pixels([pixels], sam, [size]))
 
     def _kept(self, key: str, encode: Callable[[], Features]) -> Features:
         path = self.folder / f"{key}.pt"
@@ -87,11 +89,15 @@ class FeatureCache:
             return None
         with suppress(FileNotFoundError):  # another process may just have removed it
             os.utime(path)
-        return Features(**torch.load(io.BytesIO(content), map_location=self._model.device, weights_only=True))
+        stored = torch.load(io.BytesIO(content), map_location=self._model.device, weights_only=True)
+        visual = [Visual(tokens, Grid(*grid), deep) for tokens, grid, deep in stored["visual"]]
+        return Features(visual, stored["levels"], stored["sizes"])
 
     def _write(self, path: Path, features: Features) -> None:
         file = io.BytesIO()
-        torch.save(vars(features), file)  # tensors keep their strides, on which later kernels, and so last bits, depend
+        visual = [(one.tokens, dataclasses.astuple(one.grid), one.deep) for one in features.visual]
+        # tensors keep their strides, on which later kernels, and so last bits, depend
+        torch.save({"visual": visual, "levels": features.levels, "sizes": features.sizes}, file)
         content = file.getbuffer()
         if self._make_room(DIGEST + len(content)):
             with replacing(path) as temporary, open(temporary, "wb") as output:

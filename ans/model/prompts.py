@@ -3,14 +3,14 @@
 The texts are data of the official project (magic-research/Sa2VA): a model answers the prompts it was trained on.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 IGNORE = -100
+SEG_TOKEN = "[SEG]"
 _GAP = "\0"
-IMAGE_TOKEN, IMAGE_START, IMAGE_END = "<IMG_CONTEXT>", "<img>", "</img>"
-SEG_TOKEN, REGION_START, REGION_END = "[SEG]", "<vp>", "</vp>"
 
 SEGMENT_PROMPT = " Please segment {} in this image."
 DESCRIBE_PROMPT = "Please give me a short description of the region in the picture marked by region1."
@@ -34,30 +34,24 @@ _QUESTIONS = (
 )
 SEG_QUESTIONS = tuple(question + end for question, mark in _QUESTIONS for end in (mark, ""))
 SEG_ANSWERS = ("It is [SEG].", "Sure, [SEG].", "Sure, it is [SEG].", "Sure, the segmentation result is [SEG].", "[SEG].")
-LISA_QUESTIONS = (
-    "Can you segment the {} in this image?",
-    "Please segment the {} in this image.",
-    "What is {} in this image? Please respond with segmentation mask.",
-    "What is {} in this image? Please output segmentation mask.",
-)
-"""Of dvlab-research/LISA; its answers are `SEG_ANSWERS` too."""
 
 
 @dataclass(frozen=True)
 class Template:
     """A chat format. `instruction` wraps one user turn, `suffix` ends an answer (and is learnt), `separator` follows it (and is
-    not), `stop_words` end a generation. An image is `image_start`, a number of `image_token`, and `image_end`. `regions`: whether
-    the model knows region prompts. `segment` is what evaluation asks, `questions` are what training does; `sentence` and
-    `sentences` are the same about a text that is a whole sentence, where the model knows such."""
+    not), `stop_words` end a generation. An image is `image_start`, a number of `image_token`, and `image_end`; a region is
+    `region_start`, a number of `image_token`, and `region_end`. `segment` is what evaluation asks, `questions` are what training
+    does; `sentence` and `sentences` are the same about a text that is a whole sentence, where the model knows such."""
 
     instruction: str
     suffix: str = ""
     separator: str = ""
     stop_words: tuple[str, ...] = ()
-    image_start: str = IMAGE_START
-    image_token: str = IMAGE_TOKEN
-    image_end: str = IMAGE_END
-    regions: bool = True
+    image_start: str = "<img>"
+    image_token: str = "<IMG_CONTEXT>"
+    image_end: str = "</img>"
+    region_start: str = "<vp>"
+    region_end: str = "</vp>"
     segment: str = SEGMENT_PROMPT
     questions: tuple[str, ...] = SEG_QUESTIONS
     sentence: str | None = None
@@ -69,8 +63,13 @@ class Template:
         return self.image_end or self.image_token
 
     def image_string(self, tokens: int) -> str:
-        """The placeholder of an image whose tiles give `tokens` image tokens."""
+        """The placeholder of an image that has so many image tokens."""
         return f"{self.image_start}{self.image_token * tokens}{self.image_end}\n"
+
+    def region_string(self, cells: Sequence[int], end: str) -> str:
+        """The placeholder of several regions, the n-th of which covers `cells[n]` grid cells."""
+        regions = (f"region{i + 1}{self.region_start}{self.image_token * n}{self.region_end}" for i, n in enumerate(cells))
+        return f"There are {len(cells)} part regions in the picture: {', '.join(regions)}.{end}"
 
     def segment_question(self, text: str) -> str:
         """What evaluation asks, to find what `text` names."""
@@ -89,10 +88,6 @@ class Template:
         return self.sentence is not None and text.rstrip().endswith(("?", ".", "!"))
 
 
-_LISA = (
-    "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite "
-    "answers to the human's questions. USER: {input} ASSISTANT:"
-)
 _CHATML = "<|im_start|>user\n{input}<|im_end|>\n<|im_start|>assistant\n"
 TEMPLATES = {
     "phi3_chat": Template("<|user|>\n{input}<|end|>\n<|assistant|>\n", "<|end|>", "\n", ("<|end|>",)),
@@ -105,20 +100,8 @@ TEMPLATES = {
         "",
         ("<|eot_id|>",),
     ),
-    "lisa": Template(
-        _LISA,
-        "</s>",
-        stop_words=("</s>",),
-        image_start="",
-        image_token="<image>",
-        image_end="",
-        regions=False,
-        segment="What is {} in this image? Please output segmentation mask.",
-        questions=LISA_QUESTIONS,
-        sentence="{} Please output segmentation mask.",
-        sentences=("{} Please respond with segmentation mask.", "{} Please output segmentation mask."),
-    ),
 }
+"""Those of the official Sa2VA configurations, by their names there."""
 
 
 @dataclass(frozen=True)
@@ -128,17 +111,6 @@ class Turn:
     question: str
     answer: str
     separated: bool = False
-
-
-def image_string(tokens: int) -> str:
-    """The placeholder of an image whose tiles give `tokens` image tokens."""
-    return f"{IMAGE_START}{IMAGE_TOKEN * tokens}{IMAGE_END}\n"
-
-
-def region_string(cells: list[int], end: str) -> str:
-    """The placeholder of several regions, the n-th of which covers `cells[n]` grid cells."""
-    regions = (f"region{i + 1}{REGION_START}{IMAGE_TOKEN * count}{REGION_END}" for i, count in enumerate(cells))
-    return f"There are {len(cells)} part regions in the picture: {', '.join(regions)}.{end}"
 
 
 def expression_text(raw: str) -> str:

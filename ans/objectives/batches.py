@@ -13,15 +13,17 @@ from ans.data.matching import record_image, region_mask
 from ans.data.records import ImageRecord, Region
 from ans.model import prompts
 from ans.model.config import ModelConfig
+from ans.model.family import Grid, Pixels
 from ans.objectives.mask import point_candidates
 
 
 @dataclass(frozen=True)
 class Images:
-    """Pixels of one micro-batch. `tiles`: per image (T_i, 3, S, S). `sam` (n, 3, S', S'): of the first n images, those that are
-    segmented; the others are only described. `sizes`: (height, width) of each image in pixels."""
+    """Pixels of one micro-batch. `pixels`: of each image, as the vision encoder takes it. `sam` (n, 3, S, S): of the first n images,
+    those that are segmented, as the mask decoder's image encoder takes them; the others are only described. `sizes`: (height, width)
+    of each image in pixels."""
 
-    tiles: list[Tensor]
+    pixels: list[Pixels]
     sam: Tensor
     sizes: list[tuple[int, int]]
 
@@ -31,29 +33,28 @@ class ImagesOf:
 
     def __init__(self, root: Path, model: ModelConfig, max_tiles: int) -> None:
         self.root, self.model, self.max_tiles = root, model, max_tiles
-        self.tiles: list[Tensor] = []
+        self.pixels: list[Pixels] = []
         self.sam: list[Tensor] = []
         self.sizes: list[tuple[int, int]] = []
 
-    def add(self, record: ImageRecord, second: bool = False) -> int:
-        """Open an image that is segmented, or its second frame, and return its number of tiles."""
+    def add(self, record: ImageRecord, second: bool = False) -> Grid:
+        """Open an image that is segmented, or its second frame, and return the grid of its image tokens."""
         image = record_image(self.root, record, second)
-        self.sam.append(self.model.sam_pixels(image))
-        return self._cut(image)
+        self.sam.append(self.model.decoder.pixels(image))
+        return self._add(image)
 
     def add_described(self, record: ImageRecord) -> int:
         """Open an image that is only described and return its number among the images."""
-        self._cut(record_image(self.root, record))
-        return len(self.tiles) - 1
+        self._add(record_image(self.root, record))
+        return len(self.pixels) - 1
 
     def pack(self) -> Images:
-        return Images(self.tiles, torch.stack(self.sam), self.sizes)
+        return Images(self.pixels, torch.stack(self.sam), self.sizes)
 
-    def _cut(self, image: Image.Image) -> int:
-        parts = self.model.tiles(image, self.max_tiles)
-        self.tiles.append(parts)
+    def _add(self, image: Image.Image) -> Grid:
+        self.pixels.append(self.model.family.pixels(image, self.max_tiles))
         self.sizes.append((image.height, image.width))
-        return len(parts)
+        return self.pixels[-1].grid
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ class TargetsOf:
 
     def add(self, record: ImageRecord, region: Region, rng: np.random.Generator, second: bool = False) -> None:
         """Add the region's mask in the record's image, or in its second frame."""
-        self.soft.append(self.model.soft_target(torch.from_numpy(region_mask(record, region, second))))
-        self.share.append(self.model.image_share(record.height, record.width))
+        self.soft.append(self.model.decoder.soft_target(torch.from_numpy(region_mask(record, region, second))))
+        self.share.append(self.model.decoder.image_share(record.height, record.width))
         self.uniform.append(rng.random((self.points, 2), dtype=np.float32))
 
     def pack(self) -> Targets:

@@ -43,7 +43,7 @@ class Setting:
 
     @property
     def template(self) -> prompts.Template:
-        return prompts.TEMPLATES[self.model.template]
+        return self.model.template
 
     def targets(self) -> TargetsOf:
         """An empty collection of a micro-batch's masks."""

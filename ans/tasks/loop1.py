@@ -92,15 +92,16 @@ class Settings(TaskSettings):
 class Batch:
     """R objects without text, each on one image to describe and one to segment (two frames of a video, or the same image).
 
-    `describe_index`, `segment_index` (R,): their images. `cells` (R, G, G): grid cells of the objects on the former. `questions`
-    hold `{}` for the expression. `corruption` (R, T, 2) in [0, 1): where and by what the caption is corrupted. `noise` (R, T, k):
-    Gumbel noise. `answer_tokens`: labels of the answers. `where`: locator of the segmented image, and source, of each object.
+    `describe_index`, `segment_index` (R,): their images. `cells`, (rows, columns) each: grid cells of the objects on the former.
+    `questions` hold `{}` for the expression. `corruption` (R, T, 2) in [0, 1): where and by what the caption is corrupted. `noise`
+    (R, T, k): Gumbel noise. `answer_tokens`: labels of the answers. `where`: locator of the segmented image, and source, of each
+    object.
     """
 
     images: Images
     describe_index: list[int]
     segment_index: list[int]
-    cells: Tensor
+    cells: list[Tensor]
     describe_questions: list[str]
     questions: list[str]
     answers: list[str]
@@ -158,8 +159,8 @@ class Task(base.Task[Settings, Batch]):
 
     def __init__(self, settings: Settings, setting: Setting) -> None:
         super().__init__(settings, setting)
-        if not setting.template.regions:
-            raise ValueError("train.loop1: this model describes no regions; set train.loop1.enabled=false")
+        if not setting.model.family.regions:
+            raise ValueError("train.loop1: this model was not trained to describe regions; set train.loop1.enabled=false")
         self.sources = [Regions(name, setting.open_index(name), of.max_samples) for name, of in settings.sources.items()]
         counts, repeats = [of.count for of in self.sources], [of.repeats for of in settings.sources.values()]
         name = f"train.loop1.sources: {', '.join(settings.sources)}"
@@ -174,8 +175,8 @@ class Task(base.Task[Settings, Batch]):
     # ------------------------------------------------------------------------------------------------------------- samples
 
     def batch(self, positions: range) -> Batch:
-        train, settings, side = self.setting.train, self.settings, self.setting.model.grid_side
-        images, targets = ImagesOf(self.setting.root, self.setting.model, max_tiles=1), self.setting.targets()
+        train, settings, model = self.setting.train, self.settings, self.setting.model
+        images, targets = ImagesOf(self.setting.root, model, max_tiles=1), self.setting.targets()
         described: dict[int, ImageRecord] = {}
         segment, cells, questions, corruption, noise, where = [], [], [], [], [], []
         for place, position in enumerate(positions):
@@ -189,9 +190,10 @@ class Task(base.Task[Settings, Batch]):
                 described[place] = record
             others = [o for o in source.usable(record) if o != region and bool(o.second_counts) == two_views]
             picked = [others[i] for i in rng.permutation(len(others))[: settings.objects_per_image - 1]]
+            grid = model.family.grid(record.height, record.width, max_tiles=1).region
             for one in [region, *picked]:
                 segment.append(place)
-                cells.append(region_cells(torch.from_numpy(region_mask(record, one))[None], side)[0])
+                cells.append(region_cells(torch.from_numpy(region_mask(record, one))[None], grid)[0])
                 targets.add(record, one, rng, second=two_views)
                 questions.append(draw_questions(rng, settings.description_prompts))
                 corruption.append(rng.random((train.caption_len, 2), dtype=np.float32))
@@ -202,7 +204,7 @@ class Task(base.Task[Settings, Batch]):
         index = [behind.get(place, place) for place in segment]
         describe, ask, answers = (list(column) for column in zip(*questions, strict=True))
         return Batch(
-            images.pack(), index, segment, torch.stack(cells), describe, ask, answers,
+            images.pack(), index, segment, cells, describe, ask, answers,
             answer_tokens(self.setting, answers), torch.from_numpy(np.stack(corruption)), torch.from_numpy(np.stack(noise)),
             targets.pack(), where,
         )  # fmt: skip
@@ -276,7 +278,7 @@ class Task(base.Task[Settings, Batch]):
         for place, cells, question, ids, true in zip(
             batch.describe_index, batch.cells, batch.describe_questions, corrupted_ids, teacher, strict=True
         ):
-            text = model.template.image_string(_image_tokens(features, place)) + model.region_question(cells[None], question)
+            text = model.template.image_string(features.visual[place].grid.tokens) + model.region_question(cells[None], question)
             prompt = prompts.encode_prompt(model.tokenizer, model.template, text)
             encoded.append((prompt + ids, [prompts.IGNORE] * len(prompt) + true))
         ids, labels, attention = (x.to(model.device) for x in pad_right(encoded))
@@ -367,7 +369,7 @@ def segment(
     """Teacher-forced answers about the second images, the captions (or their `embeds`) in the expression's place; mask logits."""
     encoded, marks = [], []
     for place, question, answer, caption in zip(batch.segment_index, batch.questions, batch.answers, captions, strict=True):
-        text = model.template.image_string(_image_tokens(features, place)) + question
+        text = model.template.image_string(features.visual[place].grid.tokens) + question
         before, after = prompts.encode_gap(model.tokenizer, model.template, text)
         target = model.tokenizer.encode(answer + model.template.suffix, add_special_tokens=False)
         encoded.append((before + caption + after + target, [prompts.IGNORE] * len(before + caption + after) + target))
@@ -393,11 +395,6 @@ def _no_text(model: Segmenter, logits: Tensor) -> Tensor:
     text = torch.zeros(logits.shape[-1], dtype=torch.bool)
     text[model.text_tokens] = True
     return (~text).nonzero()[:, 0].to(logits.device)
-
-
-def _image_tokens(features: Features, place: int) -> int:
-    tiles = features.tiles[place]
-    return tiles.shape[0] * tiles.shape[1]
 
 
 def _add_square(total: Tensor, gradient: Tensor) -> None:

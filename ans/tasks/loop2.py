@@ -75,8 +75,8 @@ class Task(base.Task[Settings, Batch]):
 
     def __init__(self, settings: Settings, setting: Setting) -> None:
         super().__init__(settings, setting)
-        if not setting.template.regions:
-            raise ValueError("train.loop2: this model describes no regions; set train.loop2.enabled=false")
+        if not setting.model.family.regions:
+            raise ValueError("train.loop2: this model was not trained to describe regions; set train.loop2.enabled=false")
         self.source = Regions(settings.source, setting.open_index(settings.source), settings.max_samples, described=True)
         name = f"train.loop2.source: {settings.source}"
         self.pool = Pool([self.source.count], [1.0], setting.train.seed, self.stream, name)
@@ -109,21 +109,23 @@ class Task(base.Task[Settings, Batch]):
 
     def losses(self, model: Segmenter, features: Features, batch: Batch, counts: Mapping[str, int], now: Now) -> Losses:
         train, index = self.setting.train, list(range(len(batch.captions)))
-        image = model.template.image_string(model.config.tokens_per_tile)
+        grids = [one.grid for one in features.visual]
+        images = [model.template.image_string(grid.tokens) for grid in grids]
         encoded = [
             prompts.encode_conversation(model.tokenizer, model.template, [prompts.Turn(image + question.format(text), answer)])
-            for question, text, answer in zip(batch.questions, batch.texts, batch.answers, strict=True)
+            for image, question, text, answer in zip(images, batch.questions, batch.texts, batch.answers, strict=True)
         ]
         ids, labels, attention = (x.to(model.device) for x in pad_right(encoded))
         segmented = model(features, Conversations(ids, labels, attention, index, [None] * len(ids)))
         logits = model.masks(features, segmented.seg_image, segmented.seg_embeds).low_res
 
-        share = region_share(logits, model.config.grid_side)
-        cells = share > 0.5
-        # the weights are one; only their gradient, which reaches the mask, is not that of a constant
-        regions: Sequence[Tensor] = cells * (1 + share - share.detach()) if self.settings.soft_region else cells
+        shares = region_shares(logits, [grid.region for grid in grids])
+        cells = regions = [share > 0.5 for share in shares]
+        if self.settings.soft_region:
+            # the weights are one; only their gradient, which reaches the mask, is not that of a constant
+            regions = [inside * (1 + share - share.detach()) for inside, share in zip(cells, shares, strict=True)]
         encoded = []
-        for question, inside, caption in zip(batch.describe_questions, cells, batch.captions, strict=True):
+        for image, question, inside, caption in zip(images, batch.describe_questions, cells, batch.captions, strict=True):
             text = image + model.region_question(inside[None], question)
             prompt = prompts.encode_prompt(model.tokenizer, model.template, text)
             encoded.append((prompt + caption, [prompts.IGNORE] * len(prompt) + caption))
@@ -141,7 +143,7 @@ class Task(base.Task[Settings, Batch]):
                 "caption": caption.detach(),
                 "language": answer.detach(),
                 "seg_rate": seg_rate(model, segmented, counts["objects"]),
-                "non_empty": cells.flatten(1).any(1).sum() / counts["objects"],
+                "non_empty": torch.stack([inside.any() for inside in cells]).sum() / counts["objects"],
             }
         example = None
         if now.examples:
@@ -152,6 +154,8 @@ class Task(base.Task[Settings, Batch]):
         return Losses(loss, {f"loop2_{name}": value for name, value in values.items()}, example)
 
 
-def region_share(logits: Tensor, side: int) -> Tensor:
-    """(N, S/4, S/4) mask logits -> (N, side, side) mean of the mask's probability over each cell of the region grid."""
-    return F.adaptive_avg_pool2d(logits.float().sigmoid()[:, None], (side, side))[:, 0]
+def region_shares(logits: Tensor, grids: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """(N, S/4, S/4) mask logits -> for each, (rows, columns) of its own region grid: the mean of the mask's probability over a
+    cell."""
+    probabilities = logits.float().sigmoid()
+    return [F.adaptive_avg_pool2d(one[None], grid)[0] for one, grid in zip(probabilities, grids, strict=True)]

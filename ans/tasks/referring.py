@@ -94,7 +94,7 @@ class Task(base.Task[Settings, Batch]):
         for place, position in enumerate(positions):
             number, row = self.rows[self.pool.at(position)[1]]
             record = self.indexes[number].record(row)
-            tokens = images.add(record) * setting.model.tokens_per_tile
+            tokens = images.add(record).tokens
             rng = self.rng(position)
             regions = [region for region in record.regions if is_taught(region)]
             picked = [regions[i] for i in rng.permutation(len(regions))[: settings.objects_per_image]]

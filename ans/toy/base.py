@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from ans.checkpoints.layout import model_to_hf
 from ans.config.schema import World
 from ans.data.matching import record_image, region_mask
 from ans.data.mixing import keyed_rng
@@ -34,6 +33,7 @@ from ans.data.sources.common import read
 from ans.evaluation.metrics import intersection_union
 from ans.model import prompts
 from ans.model.config import ModelConfig
+from ans.model.family import Grid
 from ans.model.preprocess import normalise, sam_image
 from ans.model.segmenter import Conversations, Features, Segmenter
 from ans.model.visual_prompt import region_cells
@@ -70,7 +70,8 @@ _SPECIAL = ("<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "[
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token per word of the prompts and of the world; text comes back with single spaces."""
-    texts = [*prompts.SEG_QUESTIONS, *prompts.SEG_ANSWERS, *prompts.DESCRIBE_PROMPTS, prompts.region_string([0] * 5, "")]
+    regions = prompts.TEMPLATES["qwen_chat"].region_string([0] * 5, "")
+    texts = [*prompts.SEG_QUESTIONS, *prompts.SEG_ANSWERS, *prompts.DESCRIBE_PROMPTS, regions]
     texts += ["user assistant", *VOCABULARY]
     for special in _SPECIAL:
         texts = [text.replace(special, " ") for text in texts]
@@ -149,7 +150,7 @@ def new_model() -> Segmenter:
     vision = model.vlm.vision_model.embeddings
     nn.init.normal_(vision.cls_token, std=0.02)
     with torch.no_grad():
-        vision.position_embeddings[0, 1:] = waves(model.config.vision.image_size[0] // model.config.vision.patch_size[0], 64)
+        vision.position_embeddings[0, 1:] = waves(model.config.family.image_size // model.config.family.patch_size, 64)
     for name, parameter in model.vlm.vision_model.named_parameters():
         if ".lambda_" in name:
             nn.init.ones_(parameter)
@@ -215,9 +216,9 @@ def load_scenes(root: Path, split: str, model: ModelConfig, prepare: Prepare) ->
             Scene(
                 tile,
                 sam,
-                torch.stack([model.soft_target(torch.from_numpy(one)) for one in masks]),
+                torch.stack([model.decoder.soft_target(torch.from_numpy(one)) for one in masks]),
                 torch.stack([_centre(one) * inside for one in masks]),
-                region_cells(torch.from_numpy(masks), model.grid_side),
+                region_cells(torch.from_numpy(masks), model.family.grid(record.height, record.width).region),
                 [expressions for _, expressions, _ in usable],
                 [caption for _, _, caption in usable],
             )
@@ -233,9 +234,14 @@ def _centre(one: np.ndarray) -> Tensor:
 
 def point_prompts(model: Segmenter, centres: Tensor) -> Tensor:
     """(N, 2) points in fractions of the image -> (N, D) language vectors that mean "the object here"."""
-    side = model.config.sam2.image_size
+    side = model.config.decoder.image_size
     encoding = model.sam.model.sam_prompt_encoder.pe_layer
     return POINT_SCALE * encoding.forward_with_coords(centres[:, None] * side, (side, side))[:, 0]
+
+
+def grid_of(model: Segmenter) -> Grid:
+    """The image tokens of any image: the tiny models see one square of it."""
+    return model.config.family.grid(1, 1)
 
 
 def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -250,7 +256,7 @@ def _pixels(arrays: list[np.ndarray]) -> Tensor:
 def bag_of_words(model: Segmenter) -> nn.EmbeddingBag:
     """Stage (a)'s language: the sum of a vector per word."""
     torch.manual_seed(SEED + 1)
-    return nn.EmbeddingBag(len(model.tokenizer), model.config.mask_width, mode="sum")
+    return nn.EmbeddingBag(len(model.tokenizer), model.config.decoder.width, mode="sum")
 
 
 def word_vectors(bag: nn.EmbeddingBag, model: Segmenter, texts: list[str]) -> Tensor:
@@ -290,7 +296,7 @@ def _caption_row(
 ) -> tuple[int, prompts.Turn, Tensor]:
     cells = scene.cells[number][None]
     question = prompts.DESCRIBE_PROMPTS[rng.integers(len(prompts.DESCRIBE_PROMPTS))]
-    text = prompts.image_string(model.config.tokens_per_tile) + model.region_question(cells, question)
+    text = model.template.image_string(cells[0].numel()) + model.region_question(cells, question)
     return place, prompts.Turn(text, scene.captions[number]), cells
 
 
@@ -301,8 +307,8 @@ def _forward_rows(
     encoded = [prompts.encode_conversation(model.tokenizer, model.template, [turn]) for _, turn, _ in rows]
     ids, labels, attention = pad_right(encoded)
     batch = Conversations(ids, labels, attention, [i for i, _, _ in rows], [cells for _, _, cells in rows])
-    features = list(model.vlm.encode(_pixels(tiles)).split(1))
-    out = model(Features(features, (), []), batch)
+    features = Features(model.vlm.encode(_pixels(tiles), [grid_of(model)] * len(tiles)), (), [])
+    out = model(features, batch)
     return out.language_loss / len(out.labels), out.seg_embeds, out.seg_image
 
 
@@ -321,7 +327,7 @@ def joint_loss(model: Segmenter, bag: nn.EmbeddingBag, scenes: list[Scene], rng:
     chosen = [scenes[i] for i in rng.choice(len(scenes), 12, replace=False)]
     rows: list[tuple[int, prompts.Turn, Tensor | None]] = []
     texts, targets = [], []
-    image = prompts.image_string(model.config.tokens_per_tile)
+    image = model.template.image_string(grid_of(model).tokens)
     for place, scene in enumerate(chosen):
         order = rng.permutation(len(scene.captions))
         for number in order[:4]:
@@ -395,7 +401,7 @@ def stage(name: str, root: Path, folder: Path) -> None:
     """Run one stage; `joint` starts from what the other two left in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     model = new_model()
-    sides = model.config.image_size, model.config.sam2.image_size
+    sides = model.config.family.image_size, model.config.decoder.image_size
     scenes = load_scenes(root, "train", model.config, lambda image: tuple(np.asarray(sam_image(image, side)) for side in sides))
     bag = bag_of_words(model)
     if name == "sam2":
@@ -434,9 +440,9 @@ def export(folder: Path, out: Path, model: Segmenter) -> None:
 def write_model(model: Segmenter, out: Path) -> None:
     """Write a model folder in HF layout, fp16 on disk."""
     out.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.half().contiguous() for name, tensor in model_to_hf(model.state_dict()).items()}
+    state = {name: tensor.half().contiguous() for name, tensor in model.config.keys.to_hf(model.state_dict(), "model").items()}
     save_file(state, out / "model.safetensors", metadata={"format": "pt"})
-    (out / "config.json").write_text(json.dumps(model.config.values, indent=2) + "\n", encoding="utf-8")
+    (out / "config.json").write_text(json.dumps(dict(model.config.values), indent=2) + "\n", encoding="utf-8")
     model.tokenizer.save_pretrained(out)
 
 
@@ -470,7 +476,7 @@ def measure(root: Path, folder: Path) -> None:
                 rows.append((*intersection_union(one.mask, truth), len(one.masks) > 0))
                 blind["everything"].append((int(truth.sum()), truth.size))
                 blind["shuffled expressions"].append(intersection_union(two.mask, truth))
-        if not model.template.regions:
+        if not model.config.family.regions:
             continue
         described = [{region.region_id: (region, caption) for region, _, caption in entries if caption} for _, entries in records]
         masks = [

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from ans.data.mixing import keyed_rng
 from ans.model import prompts
 from ans.model.config import ModelConfig
+from ans.model.families.lisa import TEMPLATE
 from ans.model.preprocess import CLIP_MEAN, CLIP_STD, longest_side, middle_square, normalise
 from ans.model.segmenter import Conversations, Features, Segmenter
 from ans.objectives.batches import pad_right
@@ -30,6 +31,7 @@ from ans.toy.base import (
     SAM2_LR_SCALE,
     Scene,
     bag_of_words,
+    grid_of,
     load_scenes,
     mask_loss,
     run_stage,
@@ -55,8 +57,7 @@ SIDE, PATCH, WIDTH, PROMPT = 96, 8, 64, 96
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token per word of the prompts, of the world and of its ReasonSeg; text comes back with single spaces."""
-    template = prompts.TEMPLATES["lisa"]
-    texts = [template.instruction, *template.questions, *template.sentences, template.segment, *prompts.SEG_ANSWERS, SENTENCE]
+    texts = [TEMPLATE.instruction, *TEMPLATE.questions, *TEMPLATE.sentences, TEMPLATE.segment, *prompts.SEG_ANSWERS, SENTENCE]
     texts += ["café –", *VOCABULARY]
     for special in _SPECIAL:
         texts = [text.replace(special, " ") for text in texts]
@@ -159,7 +160,7 @@ def joint_loss(model: Segmenter, bag: nn.EmbeddingBag, scenes: list[Scene], rng:
     """Stage (b): 12 images with up to `EACH` expressions each; `align` weighs the pull to the word vectors."""
     chosen = [scenes[i] for i in rng.choice(len(scenes), 12, replace=False)]
     encoded, index, texts, targets = [], [], [], []
-    image = model.template.image_string(model.config.tokens_per_tile)
+    image = model.template.image_string(grid_of(model).tokens)
     for place, scene in enumerate(chosen):
         for number in rng.permutation(len(scene.captions))[:EACH]:
             text = scene.expressions[number][rng.integers(len(scene.expressions[number]))]
@@ -174,7 +175,7 @@ def joint_loss(model: Segmenter, bag: nn.EmbeddingBag, scenes: list[Scene], rng:
             targets.append(scene.targets[number])
     ids, labels, attention = pad_right(encoded)
     pixels = normalise([Image.fromarray(scene.tile) for scene in chosen], CLIP_MEAN, CLIP_STD)
-    features = Features(list(model.vlm.encode(pixels).split(1)), (), [])
+    features = Features(model.vlm.encode(pixels, [grid_of(model)] * len(chosen)), (), [])
     out = model(features, Conversations(ids, labels, attention, index, [None] * len(ids)))
     levels = model.sam.encode(sam_pixels([scene.sam for scene in chosen]))
     masks = model.sam.decode(model.sam.project(levels), out.seg_image, out.seg_embeds)

@@ -81,11 +81,11 @@ class Run:
             self.tasks, self.steps, settings.batch, settings.accumulation, self.accelerator.process_index, processes
         )
         self.frozen = setup.checksum(self.model, self.trained)
-        self.optimizer = setup.new_optimizer(self.trained, settings)
+        self.optimizer = setup.new_optimizer(self.model, self.trained, settings)
         taught = self.trained if any(task.teacher for task in self.tasks.values()) else {}
         self.teacher = Teacher(taught, settings.ema.decay, settings.ema.warmup)
         self.stepper = Stepper(
-            self.model, self.tasks, settings, self.steps, list(self.trained.values()), setup.slices_of_groups(self.trained),
+            self.model, self.tasks, settings, self.steps, list(self.trained.values()), setup.slices_of_groups(self.model, self.trained),
             self.optimizer, setup.image_encoder(config, self.model, workspace, processes), partial(self.teacher.of, self.model),
             self.accelerator,
         )  # fmt: skip
@@ -106,7 +106,7 @@ class Run:
             )  # fmt: skip
         if first:
             self.hooks["checkpoints"] = StepCheckpoints(
-                self.state.folder, settings.save_every, settings.keep, self.trained, self.manifest
+                self.state.folder, settings.save_every, settings.keep, self.model.config.keys, self.trained, self.manifest
             )
 
     def resume(self) -> int:
@@ -175,9 +175,9 @@ class Run:
         best = self.validation.best if self.validation is not None else None
         if best is not None:
             self.manifest["best"] = best["row"]
-            save_trained(out / "best.pth", best["trained"], self.manifest | {"step": best["row"]["step"]})
+            save_trained(out / "best.pth", self.model.config.keys, best["trained"], self.manifest | {"step": best["row"]["step"]})
         if best is None or not self.config.train.validation.save_best_only:
-            save_trained(out / "last.pth", self.trained, self.manifest | {"step": self.curves.rows["loss"][-1][0]})
+            save_trained(out / "last.pth", self.model.config.keys, self.trained, self.manifest | {"step": self.curves.rows["loss"][-1][0]})
         write_json(out / "manifest.json", self.manifest)
         write_json(out / "examples.json", self.examples.kept)
         self.curves.finish()

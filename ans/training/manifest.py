@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ans.checkpoints.layout import SHARD_GROUPS, group_of, model_to_hf_name
 from ans.config import Config
 from ans.model.adapters import group_of_parameter
 from ans.model.four_bit import numbers
+from ans.model.groups import SHARDS
 from ans.model.segmenter import Segmenter
 from ans.tasks.base import AnyTask, Panel
 
@@ -26,14 +26,14 @@ def describe(
 ) -> dict[str, Any]:
     """The manifest as it is stored beside the trained tensors. `steps`: of the optimizer. `base`: checksum of the base.
     `seg_token`: the row that group `seg_row` is. `panels`: the curves that the report shows."""
-    train = config.train
-    groups = {name: {"state": "frozen", "tensors": 0, "parameters": 0} for name in SHARD_GROUPS}
+    train, keys = config.train, model.config.keys
+    groups = {name: {"state": "frozen", "tensors": 0, "parameters": 0} for name in SHARDS}
     for name, parameter in model.named_parameters():
         if name in trained:
-            key = f"{group_of_parameter(name)} (trained)"
+            key = f"{group_of_parameter(model, name)} (trained)"
             entry = groups.setdefault(key, {"state": "trained", "tensors": 0, "parameters": 0})
         else:
-            entry = groups[group_of(model_to_hf_name(name.replace(".base_layer.", ".")))]
+            entry = groups[keys.shard_of(keys.to_hf_name(name.replace(".base_layer.", "."), "model"))]
         entry["tensors"] += 1
         entry["parameters"] += numbers(parameter)
     return {

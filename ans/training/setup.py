@@ -82,13 +82,13 @@ def steps_of(settings: TrainSettings, tasks: Mapping[str, AnyTask], processes: i
     return settings.epochs * epoch, epoch
 
 
-def new_optimizer(trained: Mapping[str, nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
+def new_optimizer(model: Segmenter, trained: Mapping[str, nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
     """AdamW; the paged one raises `ModuleNotFoundError` without bitsandbytes."""
     kind: Callable[..., torch.optim.Optimizer] = partial(torch.optim.AdamW, fused=True)
     if settings.optimizer == "paged_adamw":
         from bitsandbytes.optim import PagedAdamW32bit as kind  # an extra
-    decoder = [p for name, p in trained.items() if group_of_parameter(name) == "sam2_decoder"]
-    rest = [p for name, p in trained.items() if group_of_parameter(name) != "sam2_decoder"]
+    decoder = [p for name, p in trained.items() if group_of_parameter(model, name) == "sam2_decoder"]
+    rest = [p for name, p in trained.items() if group_of_parameter(model, name) != "sam2_decoder"]
     groups = [{"params": rest, "lr": settings.lr}, {"params": decoder, "lr": settings.lr * settings.lr_sam2_scale}]
     return kind([group for group in groups if group["params"]], lr=settings.lr, weight_decay=settings.weight_decay)
 
@@ -110,7 +110,7 @@ def image_encoder(config: Config, model: Segmenter, workspace: Workspace, proces
     encode = model.encode_pixels
     if gigabytes := config.launch.feature_cache_gb:
         encode = FeatureCache(model, config.train.precision, 1e9 * gigabytes, workspace.runs, processes).encode_pixels
-    return lambda images: encode(images.tiles, images.sam, images.sizes)
+    return lambda images: encode(images.pixels, images.sam, images.sizes)
 
 
 def resume_folder(config: Config, workspace: Workspace, base: str, accelerator: Accelerator) -> ResumeFolder:
@@ -147,12 +147,12 @@ def batches(mixture: Mixture, first: int, workers: int) -> Iterator[MicroBatch]:
         return iter(loader)
 
 
-def slices_of_groups(trained: Mapping[str, nn.Parameter]) -> dict[str, list[slice]]:
+def slices_of_groups(model: Segmenter, trained: Mapping[str, nn.Parameter]) -> dict[str, list[slice]]:
     """Where each trained group lies in the flat vector."""
     slices: dict[str, list[slice]] = {}
     end = 0
     for name, parameter in trained.items():
-        parts = slices.setdefault(group_of_parameter(name), [])
+        parts = slices.setdefault(group_of_parameter(model, name), [])
         # parts that touch become one: a product for each small tensor takes ten times as long
         start = parts.pop().start if parts and parts[-1].stop == end else end
         end += parameter.numel()

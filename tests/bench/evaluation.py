@@ -89,7 +89,7 @@ def differences(model: Segmenter, root: Path, single: list[Row], batched: list[R
 def retold(model: Segmenter, root: Path, row: Row) -> tuple[Features, Conversations, Forward]:
     """A row's question and answer as training reads them, alone: no cache, no batch, no generation."""
     features = model.encode_images([open_image(root, row["image_path"])])
-    image = model.template.image_string(len(features.tiles[0]) * model.config.tokens_per_tile)
+    image = model.template.image_string(features.visual[0].grid.tokens)
     turn = prompts.Turn(image + model.template.segment_question(row["sent"]), row["answer"])
     ids, labels, mask = pad_right([prompts.encode_conversation(model.tokenizer, model.template, [turn])])
     conversation = Conversations(ids, labels, mask, [0], [None])

@@ -110,7 +110,7 @@ class Trainer:
     def _losses(self, batch: ReferringBatch | MaskBatch | CaptionBatch) -> Losses:
         settings, counts = self.config.train, Counts(*batch.counts)
         points, images = self.preset.mask_points, batch.images
-        features = self.model.encode_pixels(images.tiles, images.sam, images.sizes)
+        features = self.model.encode_pixels(images.pixels, images.sam, images.sizes)
         if isinstance(batch, ReferringBatch):
             return supervised(self.model, features, batch, settings.loss, points, counts)
         if isinstance(batch, CaptionBatch):

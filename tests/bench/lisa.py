@@ -13,14 +13,14 @@ import torch
 from ans.objectives.supervised import supervised
 from torch import nn
 
-from ans.checkpoints.assemble import SAM_VIT_B
 from ans.config import Config
 from ans.config.schema import TrainSettings
 from ans.model import prompts
 from ans.model.adapters import add_lora, add_seg_row, select_trained
 from ans.model.config import ModelConfig
+from ans.model.decoders.sam import VIT_B
 from ans.model.four_bit import hold_in_four_bits
-from ans.model.segmenter import Segmenter, new_vlm
+from ans.model.segmenter import Segmenter
 from ans.objectives.batches import ReferringBatch, pad_right
 from ans.objectives.losses import Counts
 from ans.training.gradients import add_gradient, assign, clip
@@ -53,7 +53,7 @@ VALUES: dict[str, Any] = {
     "image_token_index": 32000,
     "vision_feature_layer": -2,
     "vision_feature_select_strategy": "default",
-    "sam_config": SAM_VIT_B,
+    "sam_config": VIT_B,
 }
 """LLaVA-1.5-7B (llava-hf) with SAM ViT-B (facebook)."""
 
@@ -62,7 +62,7 @@ def empty_model(config: ModelConfig) -> Segmenter:
     """The model without memory."""
     words = sizes.tokenizer(config.language.vocab_size, ("<image>", "</s>"))
     with torch.device("meta"):
-        return Segmenter(config, words, new_vlm(config))
+        return Segmenter(config, words, config.family.build())
 
 
 def trained_by(preset: TrainSettings, targets: tuple[str, ...]) -> TrainSettings:
@@ -75,7 +75,7 @@ def estimate(preset: TrainSettings, targets: tuple[str, ...], values: dict[str, 
     so the larger of the two counts."""
     preset, config = trained_by(preset, targets), ModelConfig.from_dict(values)
     model = empty_model(config)
-    language, tokens = config.language, config.tokens_per_tile + WORDS + 84
+    language, tokens = config.language, config.family.grid(1, 1).tokens + WORDS + 84
     width, inner, layers = language.hidden_size, language.intermediate_size, language.num_hidden_layers
     if preset.lora.enabled:
         add_lora(model, preset.lora.rank, preset.lora.alpha, 0.0, 0, preset.lora.targets)
@@ -93,7 +93,7 @@ def estimate(preset: TrainSettings, targets: tuple[str, ...], values: dict[str, 
     items["embedding and output table"] = 2 * 2 * language.vocab_size * width
     items["projector"] = 2 * sum(p.numel() for p in model.vlm.multi_modal_projector.parameters())
     items["trained: values, gradient twice, AdamW"] = (4 + 8 + 8) * trained
-    heads, places = config.sam.vision_config.num_attention_heads, (config.mask_side // 4) ** 2
+    heads, places = config.decoder.sam.vision_config.num_attention_heads, (config.decoder.side // 4) ** 2
     sam = 2 * 2 * heads * places**2  # relative positions of a global layer, and their sum, in bf16
     kept = 2 * layers * tokens * width  # one state a layer, by checkpointing
     layer = 2 * tokens * (8 * width + 6 * inner) + 2 * width * inner  # one layer again, and one weight in bf16
@@ -151,7 +151,7 @@ def step(
     """One optimizer step, as the trainer does it."""
     total = torch.zeros(sum(p.numel() for p in trained), device=model.device)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=preset.precision == "bf16"):
-        features = model.encode_pixels(batch.images.tiles, batch.images.sam, batch.images.sizes)
+        features = model.encode_pixels(batch.images.pixels, batch.images.sam, batch.images.sizes)
         losses = supervised(model, features, batch, config.train.loss, preset.mask_points, Counts(*batch.counts))
     add_gradient(losses.total, trained, total)
     gradient, _ = clip(total, preset.clip)
@@ -162,7 +162,7 @@ def step(
 
 def sample(model: Segmenter, mask_points: int) -> ReferringBatch:
     """One image, one expression of `WORDS` words."""
-    image = model.template.image_string(model.config.tokens_per_tile)
+    image = model.template.image_string(model.config.family.grid(1, 1).tokens)
     turn = prompts.Turn(image + model.template.questions[0].format(" ".join(["w1"] * WORDS)), prompts.SEG_ANSWERS[2])
     ids, labels, mask = pad_right([prompts.encode_conversation(model.tokenizer, model.template, [turn])])
     return ReferringBatch(sizes.pixels_of(model, 1, 1), ids, labels, mask, [0], sizes.targets_of(model, 1, mask_points))

@@ -3,6 +3,7 @@
 Needs what `ans.model` and `ans.objectives` need: torch, transformers (with tokenizers), peft and sam2.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
 from itertools import accumulate
@@ -16,9 +17,11 @@ from transformers import PreTrainedTokenizerFast
 
 from ans.model import prompts
 from ans.model.config import ModelConfig
-from ans.model.segmenter import Segmenter, new_vlm
-from ans.objectives.batches import CaptionBatch, Images, MaskBatch, ReferringBatch, Targets, pad_right
+from ans.model.family import Grid, Pixels
+from ans.model.segmenter import Segmenter
+from ans.objectives.batches import Images, Targets, pad_right
 from ans.objectives.mask import point_candidates
+from ans.tasks import loop1, loop2, referring
 
 VOCABULARY = 151665 + 9 + 5
 """Qwen2.5's tokens, InternVL's (`<img>`, `</img>`, `<IMG_CONTEXT>` and three more pairs), Sa2VA's (`[SEG]` and two pairs)."""
@@ -81,8 +84,9 @@ def official(size: str) -> ModelConfig:
 
 def tokenizer(size: int, more: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
     """`size` tokens: the special ones that the prompts use and `more`, and words w0, w1, ...; every other word is `<unk>`."""
-    image = [prompts.IMAGE_TOKEN, prompts.IMAGE_START, prompts.IMAGE_END]
-    sa2va = [prompts.SEG_TOKEN, "<p>", "</p>", prompts.REGION_START, prompts.REGION_END]
+    template = prompts.TEMPLATES["qwen_chat"]
+    image = [template.image_token, template.image_start, template.image_end]
+    sa2va = [prompts.SEG_TOKEN, "<p>", "</p>", template.region_start, template.region_end]
     special = ["<unk>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", *image, *sa2va, *more]
     names = [*special, *(f"w{i}" for i in range(size - len(special)))]
     made = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
@@ -97,7 +101,7 @@ def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) 
     """Random weights, drawn on `device`; as in training the vision-language model is held in `dtype` and the rest in float32."""
     torch.manual_seed(0)
     with device:
-        vlm = new_vlm(config).to(dtype)
+        vlm = config.family.build().to(dtype)
         model = Segmenter(config, tokenizer(config.language.vocab_size), vlm)
     return model.to(device)
 
@@ -105,29 +109,29 @@ def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) 
 # ---------------------------------------------------------------------------------------------------------- micro-batches
 
 
-def referring_batch(model: Segmenter, images: int, tiles: int, objects: int, mask_points: int) -> ReferringBatch:
+def referring_batch(model: Segmenter, images: int, tiles: int, objects: int, mask_points: int) -> referring.Batch:
     """One conversation about each image, with `objects` expressions of eight words."""
-    pixels, image = pixels_of(model, images, tiles), prompts.image_string(tiles * model.config.tokens_per_tile)
+    pixels, image = pixels_of(model, images, tiles), model.template.image_string(grid_of(model, tiles).tokens)
     turns = [
         prompts.Turn(("" if n else image) + prompts.SEG_QUESTIONS[0].format(_words(8)), prompts.SEG_ANSWERS[2])
         for n in range(objects)
     ]
     ids, labels, mask = pad_right([prompts.encode_conversation(model.tokenizer, model.template, turns)] * images)
-    return ReferringBatch(pixels, ids, labels, mask, list(range(images)), targets_of(model, images * objects, mask_points))
+    return referring.Batch(pixels, ids, labels, mask, list(range(images)), targets_of(model, images * objects, mask_points))
 
 
-def mask_batch(model: Segmenter, images: int, caption_len: int, top_k: int, mask_points: int) -> MaskBatch:
+def mask_batch(model: Segmenter, images: int, caption_len: int, top_k: int, mask_points: int) -> loop1.Batch:
     """One object per image, described and segmented there, which covers a quarter of the region grid."""
-    side = model.config.grid_side
-    cells = torch.zeros(images, side, side, dtype=torch.bool)
-    cells[:, : side // 2, : side // 2] = True
+    rows, columns = grid_of(model, 1).region
+    inside = torch.zeros(rows, columns, dtype=torch.bool)
+    inside[: rows // 2, : columns // 2] = True
     uniform = torch.rand(images, caption_len, top_k).clamp(1e-6, 1 - 1e-6)
     answers = [prompts.SEG_ANSWERS[2]] * images
-    return MaskBatch(
+    return loop1.Batch(
         pixels_of(model, images, 1),
         list(range(images)),
         list(range(images)),
-        cells,
+        [inside] * images,
         [prompts.DESCRIBE_PROMPT] * images,
         [prompts.SEG_QUESTIONS[0]] * images,
         answers,
@@ -139,12 +143,12 @@ def mask_batch(model: Segmenter, images: int, caption_len: int, top_k: int, mask
     )
 
 
-def caption_batch(model: Segmenter, images: int, caption_len: int, mask_points: int) -> CaptionBatch:
+def caption_batch(model: Segmenter, images: int, caption_len: int, mask_points: int) -> loop2.Batch:
     """One region per image, with a caption of `caption_len` tokens, the end token among them."""
     end = model.tokenizer.encode(model.template.suffix, add_special_tokens=False)
     caption = model.tokenizer.encode(_words(caption_len), add_special_tokens=False)[: caption_len - len(end)] + end
     answers = [prompts.SEG_ANSWERS[2]] * images
-    return CaptionBatch(
+    return loop2.Batch(
         pixels_of(model, images, 1),
         [caption] * images,
         [_words(caption_len)] * images,
@@ -157,16 +161,21 @@ def caption_batch(model: Segmenter, images: int, caption_len: int, mask_points: 
     )
 
 
+def grid_of(model: Segmenter, tiles: int) -> Grid:
+    """The image tokens of an image of so many tiles."""
+    return dataclasses.replace(model.config.family.grid(1, 1, max_tiles=1), tiles=tiles)
+
+
 def pixels_of(model: Segmenter, images: int, tiles: int) -> Images:
     config = model.config
     blank = Image.new("RGB", (64, 64))
-    pixels = torch.randn(images, tiles, *config.tiles(blank, 1).shape[1:])
-    sam = torch.randn(images, *config.sam_pixels(blank).shape)
-    return Images(list(pixels), sam, [(480, 640)] * images)
+    values = torch.randn(images, tiles, *config.family.pixels(blank, 1).values.shape[1:])
+    sam = torch.randn(images, *config.decoder.pixels(blank).shape)
+    return Images([Pixels(one, grid_of(model, tiles)) for one in values], sam, [(480, 640)] * images)
 
 
 def targets_of(model: Segmenter, objects: int, mask_points: int) -> Targets:
-    side = model.config.mask_side
+    side = model.config.decoder.side
     candidates = point_candidates(mask_points) if mask_points else 0
     return Targets((torch.rand(objects, side, side) > 0.5).float(), torch.ones(objects, 2), torch.rand(objects, candidates, 2))
 

@@ -37,7 +37,7 @@ from ans.objectives.batches import Targets
 from ans.objectives.gumbel import straight_through
 from ans.objectives.losses import mask_terms
 from ans.tasks.base import Now
-from ans.tasks.loop2 import region_share
+from ans.tasks.loop2 import region_shares
 from ans.training.ema import Teacher
 from ans.training.gradients import add_gradient, assign, clip
 from ans.training.loop import Run
@@ -159,7 +159,7 @@ class Bench:
     def loss2(self, features: Features) -> Tensor:
         found = self.model(features, self.find)
         logits = self.model.masks(features, found.seg_image, found.seg_embeds).low_res
-        region_share(logits, self.model.config.grid_side)
+        region_shares(logits, [one.grid.region for one in features.visual])
         told = self.model(features, self.tell)
         return self.language(found, "loop2") + self.language(told, "loop2")
 

@@ -8,11 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ans.checkpoints import shards
-from ans.checkpoints.assemble import NEW_TOKENS, assemble, assemble_lisa
-from ans.checkpoints.layout import from_hf
+from ans.checkpoints.assemble import assemble
+from ans.checkpoints.base import shard
+from ans.model.families.sa2va_internvl import Family
 from ans.model.segmenter import Segmenter
 from tests import golden_case, lisa_case
-from tests.checkpoints.test_convert import read_all
+from tests.checkpoints.test_convert import KEYS, read_all
 from tests.golden_case import GoldenCase
 
 SAM2 = "grounding_encoder.sam2_model."
@@ -36,13 +37,13 @@ def released(golden: GoldenCase, tmp_path_factory: pytest.TempPathFactory) -> tu
     (internvl / "config.json").write_text(json.dumps(config))
     golden.write_tokenizer(internvl)
     (internvl / "tokenizer.json").write_bytes((golden_case.FOLDER / "tokenizer_base.json").read_bytes())
-    torch.save({"model": from_hf({k: t for k, t in state.items() if k.startswith(SAM2)}, "sam2")}, root / "sam2_hiera_large.pt")
+    torch.save({"model": KEYS.from_hf({k: t for k, t in state.items() if k.startswith(SAM2)}, "sam2")}, root / "sam2_hiera_large.pt")
     return internvl, root / "sam2_hiera_large.pt"
 
 
 def test_it_holds_both_and_loads(golden: GoldenCase, released: tuple[Path, Path], tmp_path: Path) -> None:
     assemble(*released, tmp_path / "assembled")
-    shards.shard(tmp_path / "assembled", tmp_path / "base")
+    shard(tmp_path / "assembled", tmp_path / "base")
     ours, expected = read_all(tmp_path / "base"), golden.state("hf_state") | golden.state("base_internvl_changed")
     assert ours.keys() == expected.keys()
     for key, tensor in ours.items():
@@ -60,8 +61,8 @@ def test_new_tokens_have_the_official_ids_and_rows_of_their_own(
 ) -> None:
     assemble(*released, tmp_path / "base")
     model = Segmenter.from_pretrained(tmp_path / "base")
-    assert {token: model.tokenizer.convert_tokens_to_ids(token) for token in NEW_TOKENS} == {
-        token: golden.meta["tokens"][token] for token in NEW_TOKENS
+    assert {token: model.tokenizer.convert_tokens_to_ids(token) for token in Family.new_tokens} == {
+        token: golden.meta["tokens"][token] for token in Family.new_tokens
     }
     text = "Please segment the left cup [SEG] <p>cup</p> <vp></vp>."
     official = Segmenter.from_pretrained(golden.write_model(tmp_path / "official")).tokenizer
@@ -93,7 +94,7 @@ def test_what_cannot_be_put_together_is_named(released: tuple[Path, Path], tmp_p
     other.mkdir()
     config = {"model_type": "internvl_chat", "llm_config": {"architectures": ["InternLM2ForCausalLM"]}}
     (other / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="InternLM2ForCausalLM is not supported yet"):
+    with pytest.raises(ValueError, match=r"config\.json: model_type: no family makes a base of it: 'internvl_chat' .*InternLM2"):
         assemble(other, sam2, tmp_path / "base")
     assert not (tmp_path / "base").exists()
 
@@ -115,13 +116,15 @@ def llava_and_sam(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
     vocabulary["<pad>"] = vocabulary.pop("[SEG]")
     (folder / "llava" / "tokenizer.json").write_text(json.dumps(words))
     (folder / "llava" / "tokenizer_config.json").write_text((folder / "lisa" / "tokenizer_config.json").read_text())
+    config = json.loads((folder / "llava" / "config.json").read_text())  # which names another size of SAM than the released one
+    (folder / "llava" / "config.json").write_text(json.dumps(config | {"sam_config": lisa_case.SAM}))
     return folder / "llava", folder / "sam" / "model.safetensors"
 
 
 def test_lisa_holds_both_and_loads(llava_and_sam: tuple[Path, Path], tmp_path: Path) -> None:
     llava, sam = llava_and_sam
-    assemble_lisa(llava, sam, tmp_path / "assembled", torch.Generator().manual_seed(0), lisa_case.SAM)
-    shards.shard(tmp_path / "assembled", tmp_path / "base")
+    assemble(llava, sam, tmp_path / "assembled")
+    shard(tmp_path / "assembled", tmp_path / "base")
     ours, theirs = read_all(tmp_path / "base"), load_file(llava / "model.safetensors")
     model = Segmenter.from_pretrained(tmp_path / "base")
     assert model.seg_token == len(model.tokenizer) - 1
@@ -138,8 +141,8 @@ def test_lisa_holds_both_and_loads(llava_and_sam: tuple[Path, Path], tmp_path: P
 
 def test_lisa_of_other_files_is_named(llava_and_sam: tuple[Path, Path], tmp_path: Path) -> None:
     llava, sam = llava_and_sam
-    with pytest.raises(ValueError, match="model.safetensors: holds no tensor of vision_encoder; it is not SAM"):
+    with pytest.raises(ValueError, match="model.safetensors: holds no tensor of vision_encoder; it is not a SAM checkpoint"):
         assemble(llava, llava / "model.safetensors", tmp_path / "base")
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
-    with pytest.raises(ValueError, match="config.json: model_type: 'qwen2' makes no base; internvl_chat, llava do"):
+    with pytest.raises(ValueError, match="config.json: model_type: no family makes a base of it: 'qwen2'"):
         assemble(tmp_path, sam, tmp_path / "base")

@@ -1,6 +1,5 @@
 """Conversion against the official one: the golden .pth on the golden base gives the golden Hugging Face weights."""
 
-import dataclasses
 import json
 import os
 import re
@@ -17,15 +16,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ans.checkpoints import shards
-from ans.checkpoints.convert import convert, read_checkpoint
-from ans.checkpoints.layout import SHARD_GROUPS, from_hf, group_of, model_to_pth_name
-from ans.checkpoints.pth import digest
+from ans.checkpoints.base import shard
+from ans.checkpoints.convert import convert
+from ans.checkpoints.pth import digest, read_pth
 from ans.checkpoints.save import save_trained
-from ans.checkpoints.shards import groups_of, make_variant, shard
+from ans.checkpoints.variants import make_variant
 from ans.config.schema import Convert, LoraSize
+from ans.model.config import ModelConfig
+from ans.model.groups import SHARDS
 from tests.golden_case import GoldenCase
 
 TRAINED = ("embed_head", "lora", "proj", "fcs", "sam2_decoder")
+KEYS = ModelConfig.from_dict(GoldenCase().config()).keys
 PTH_LLM = "mllm.model.language_model.base_model.model."
 
 
@@ -34,8 +36,8 @@ def read_all(folder: Path) -> dict[str, Tensor]:
 
 
 def settings(source: Path, **changes: object) -> Convert:
-    given = Convert(str(source), None, TRAINED, LoraSize(4, 8.0), "float32", "ByteDance/Sa2VA-4B")
-    return dataclasses.replace(given, **changes)  # type: ignore[arg-type]
+    given = {"source": str(source), "groups": TRAINED, "lora": LoraSize(rank=4, alpha=8.0), "precision": "float32"}
+    return Convert(**(given | {"code": "ByteDance/Sa2VA-4B"} | changes))
 
 
 def same(ours: dict[str, Tensor], expected: dict[str, Tensor], atol: float = 0.0) -> None:
@@ -97,14 +99,14 @@ def test_merged_weights_are_bit_equal_to_w_plus_sba(base: Path, trained: dict[st
         name = key.removeprefix("mllm.model.").replace("base_model.model.", "", 1) + ".weight"
         a, b = trained[f"{key}.lora_A.default.weight"], trained[f"{key}.lora_B.default.weight"]
         assert torch.equal(after[name], before[name].float() + 2.0 * (b @ a)), name
-    assert {tensor.dtype for key, tensor in after.items() if group_of(key) == "llm"} == {torch.float32}
+    assert {tensor.dtype for key, tensor in after.items() if KEYS.shard_of(key) == "llm"} == {torch.float32}
 
 
 def test_bf16_on_request(base: Path, checkpoint: Path, converted: Path, tmp_path: Path) -> None:
     convert(settings(checkpoint, precision="bf16"), base, tmp_path / "hf")
     exact = read_all(converted)
     for key, tensor in read_all(tmp_path / "hf").items():
-        if group_of(key) in ("llm", "fcs"):
+        if KEYS.shard_of(key) in ("llm", "fcs"):
             assert tensor.dtype == torch.bfloat16 and torch.equal(tensor, exact[key].bfloat16()), key
 
 
@@ -116,7 +118,7 @@ def test_it_is_whole_without_remote_code_and_with_it(converted: Path) -> None:
     from ans.model.segmenter import Segmenter
 
     loaded = Segmenter.from_pretrained(converted).state_dict()
-    expected = from_hf(read_all(converted), "model")
+    expected = KEYS.from_hf(read_all(converted), "model")
     assert all(torch.equal(tensor, expected[name].float()) for name, tensor in loaded.items())
 
 
@@ -159,7 +161,7 @@ def test_every_form_gives_the_same(form: str, base: Path, trained: dict[str, Ten
 
 
 def test_full_model_of_the_research_code(golden: GoldenCase, base: Path, tmp_path: Path) -> None:
-    state = from_hf(golden.state("hf_state"), "research")
+    state = KEYS.from_hf(golden.state("hf_state"), "research")
     assert "mlp1.0.weight" in state and "mllm.model.language_model.model.norm.weight" in state
     torch.save({"meta": {}, "state_dict": state}, tmp_path / "full.pth")
     convert(settings(tmp_path / "full.pth", groups=None, lora=None), base, tmp_path / "hf")
@@ -171,7 +173,7 @@ def test_full_and_not_merged(golden: GoldenCase, base: Path, trained: dict[str, 
     full = {}
     for key, tensor in read_all(base).items():
         name = (
-            model_to_pth_name(next(iter(from_hf({key: tensor}, "model")))) if group_of(key) != "vision" else "mllm.model." + key
+            KEYS.trained_name(next(iter(KEYS.from_hf({key: tensor}, "model")))) if KEYS.shard_of(key) != "vision" else "mllm.model." + key
         )
         full[re.sub(r"((?:q|k|v|o|gate|up|down)_proj)\.", r"\1.base_layer.", name) if "language_model" in name else name] = tensor
     torch.save({**full, **trained}, tmp_path / "full.pth")
@@ -181,19 +183,19 @@ def test_full_and_not_merged(golden: GoldenCase, base: Path, trained: dict[str, 
 
 def test_a_base_pth_underneath(golden: GoldenCase, base: Path, checkpoint: Path, tmp_path: Path) -> None:
     """The base .pth moves the ViT and a norm of the language model; the trained tensors go on top of both."""
-    below = {key: t.clone() for key, t in read_all(base).items() if group_of(key) in ("vision", "llm")}
+    below = {key: t.clone() for key, t in read_all(base).items() if KEYS.shard_of(key) in ("vision", "llm")}
     norm, vit = "language_model.model.norm.weight", "vision_model.encoder.layers.0.ls1"
     below[norm] += 1
     below[vit] += 1
-    torch.save(from_hf(below, "research"), tmp_path / "below.pth")
+    torch.save(KEYS.from_hf(below, "research"), tmp_path / "below.pth")
     convert(settings(checkpoint, under=str(tmp_path / "below.pth")), base, tmp_path / "hf")
     expected = golden.state("hf_state")
     expected[norm] += 1
     expected[vit] += 1
     same(read_all(tmp_path / "hf"), expected, atol=1e-6)
     with pytest.raises(ValueError, match="would mix two bases"):
-        make_variant(base, tmp_path / "hf", groups_of(["fcs"]), tmp_path / "variant")
-    make_variant(base, tmp_path / "hf", {}, tmp_path / "base")
+        make_variant(base, tmp_path / "hf", ["fcs"], tmp_path / "variant")
+    make_variant(base, tmp_path / "hf", (), tmp_path / "base")
     convert(settings(checkpoint, under=None), base, tmp_path / "hf")
     with pytest.raises(ValueError, match="LoRA that is not merged"):
         convert(settings(checkpoint, under=str(checkpoint)), base, tmp_path / "other")
@@ -202,16 +204,16 @@ def test_a_base_pth_underneath(golden: GoldenCase, base: Path, checkpoint: Path,
 def test_our_own_checkpoint_says_everything_itself(
     base: Path, trained: dict[str, Tensor], converted: Path, tmp_path: Path
 ) -> None:
-    meta = {"trained": list(TRAINED), "preset": {"lora": {"rank": 4, "alpha": 8.0, "dropout": 0.0}}, "step": 7}
+    meta = {"trained": list(TRAINED), "train": {"lora": {"rank": 4, "alpha": 8.0, "dropout": 0.0}}, "step": 7}
     ours = {_model_name(key): tensor for key, tensor in trained.items()}
-    save_trained(tmp_path / "run" / "last.pth", ours, meta)
+    save_trained(tmp_path / "run" / "last.pth", KEYS, ours, meta)
     convert(settings(tmp_path / "run", groups=None, lora=None), base, tmp_path / "hf")
     same(read_all(tmp_path / "hf"), read_all(converted))
     record = json.loads((tmp_path / "hf" / "trained.json").read_text())
     assert record["step"] == 7 and record["parent_sha256"] == shards.fingerprint(base)
     assert record["checkpoint_sha256"] == digest(trained) and record["groups"] == sorted(TRAINED)
     with pytest.raises(ValueError, match=r"convert\.lora says .*alpha=4"):
-        convert(settings(tmp_path / "run", lora=LoraSize(4, 4.0)), base, tmp_path / "other")
+        convert(settings(tmp_path / "run", lora=LoraSize(rank=4, alpha=4.0)), base, tmp_path / "other")
 
 
 def _model_name(pth: str) -> str:
@@ -229,7 +231,10 @@ Q = PTH_LLM + "model.layers.0.self_attn.q_proj"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s | {"mllm.model.mlp1.9.weight": torch.zeros(2)}, r"mlp1\.9\.weight is no tensor of the base"),
+        (
+            lambda s: s | {"mllm.model.mlp1.9.weight": torch.zeros(2)},
+            r"unexpected tensor mlp1\.9\.weight: the base has no tensor of that name",
+        ),
         (lambda s: s | {"text_hidden_fcs.0.bias": torch.zeros(3)}, r"text_hidden_fcs\.0\.bias is \(3,\), the base has \(64,\)"),
         (lambda s: s | {"some.other.weight": torch.zeros(3)}, r"some\.other\.weight: no such name"),
         (lambda s: s | {"mlp1.0.bias": torch.zeros(192)}, r"mlp1\.0\.bias is there under two names"),
@@ -275,7 +280,7 @@ def test_nothing_is_inferred(base: Path, checkpoint: Path, tmp_path: Path) -> No
     with pytest.raises(ValueError, match="not its alpha; set convert.lora"):
         convert(settings(checkpoint, lora=None), base, tmp_path / "hf")
     with pytest.raises(ValueError, match="has rank 4, convert.lora says 8"):
-        convert(settings(checkpoint, lora=LoraSize(8, 16.0)), base, tmp_path / "hf")
+        convert(settings(checkpoint, lora=LoraSize(rank=8, alpha=16.0)), base, tmp_path / "hf")
     with pytest.raises(ValueError, match=r"vision_model\..* is missing, though group vision"):
         convert(settings(checkpoint, groups=(*TRAINED, "vision")), base, tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
@@ -292,7 +297,7 @@ def test_a_head_that_the_config_ties(base: Path, trained: dict[str, Tensor], tmp
     (plain / "config.json").write_text(json.dumps(config))
     shard(plain, tmp_path / "tied")
     torch.save(trained, tmp_path / "differs.pth")
-    with pytest.raises(ValueError, match=r"lm_head\.weight differs from the embedding"):
+    with pytest.raises(ValueError, match=r"lm_head\.weight differs from .*embed_tokens\.weight, but the base's config\.json ties"):
         convert(settings(tmp_path / "differs.pth"), tmp_path / "tied", tmp_path / "hf")
     torch.save(trained | {PTH_LLM + "lm_head.weight": trained[PTH_LLM + "model.embed_tokens.weight"]}, tmp_path / "same.pth")
     convert(settings(tmp_path / "same.pth"), tmp_path / "tied", tmp_path / "hf")
@@ -301,14 +306,14 @@ def test_a_head_that_the_config_ties(base: Path, trained: dict[str, Tensor], tmp
 
 def test_checkpoints_without_state(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.pth: no such checkpoint"):
-        read_checkpoint(tmp_path / "none.pth")
+        read_pth(tmp_path / "none.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(ValueError, match=re.escape("list.pth: holds list")):
-        read_checkpoint(tmp_path / "list.pth")
+        read_pth(tmp_path / "list.pth")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "step_000004.pth").touch()
     with pytest.raises(FileNotFoundError, match=r"neither last\.pth .* but step_000004\.pth; name one"):
-        read_checkpoint(tmp_path / "run")
+        read_pth(tmp_path / "run")
 
 
 # ---------------------------------------------------------------- variants
@@ -316,11 +321,11 @@ def test_checkpoints_without_state(tmp_path: Path) -> None:
 
 def test_variants_take_only_their_groups(base: Path, converted: Path, tmp_path: Path) -> None:
     before, after = read_all(base), read_all(converted)
-    make_variant(base, converted, groups_of(["lora", "fcs"]), tmp_path / "variant")
+    make_variant(base, converted, ["lora", "fcs"], tmp_path / "variant")
     variant = read_all(tmp_path / "variant")
     assert variant.keys() == before.keys()
     for key, tensor in variant.items():
-        assert torch.equal(tensor, (after if group_of(key) in ("llm", "fcs") else before)[key]), key
+        assert torch.equal(tensor, (after if KEYS.shard_of(key) in ("llm", "fcs") else before)[key]), key
     index = shards.read_index(tmp_path / "variant" / shards.INDEX)
     assert index["weight_map"].keys() == before.keys()
     assert index["metadata"]["sha256"] == {path.name: shards.sha256(path) for path in shards.files(tmp_path / "variant")}
@@ -331,15 +336,15 @@ def test_variants_cost_no_disk(base: Path, converted: Path, tmp_path: Path) -> N
     """n + m: every shard of every variant is an inode that base or export already has."""
     there = {path.stat().st_ino for folder in (base, converted) for path in shards.files(folder)}
     for name, groups in {"base": (), "full": TRAINED, "proj": ("proj",), "sam2_fcs": ("fcs", "sam2_decoder")}.items():
-        make_variant(base, converted, groups_of(groups), tmp_path / name)
+        make_variant(base, converted, groups, tmp_path / name)
         assert {path.stat().st_ino for path in shards.files(tmp_path / name)} <= there, name
 
 
 def test_the_base_variant_does_not_depend_on_the_training(base: Path, converted: Path, checkpoint: Path, tmp_path: Path) -> None:
     """So that its evaluation is not repeated after each training."""
     convert(settings(checkpoint, precision="bf16"), base, tmp_path / "other")
-    make_variant(base, converted, {}, tmp_path / "one")
-    make_variant(base, tmp_path / "other", {}, tmp_path / "two")
+    make_variant(base, converted, (), tmp_path / "one")
+    make_variant(base, tmp_path / "other", (), tmp_path / "two")
     contents = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two")]
     assert contents[0] == contents[1]
 
@@ -349,12 +354,12 @@ def test_a_file_system_without_links_gets_verified_copies(base: Path, converted:
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", no_links)
-    make_variant(base, converted, groups_of(["fcs"]), tmp_path / "variant")
+    make_variant(base, converted, ["fcs"], tmp_path / "variant")
     shutil.copytree(converted, tmp_path / "damaged")
     path = next(path for path in shards.files(tmp_path / "damaged") if "-fcs-" in path.name)
     path.write_bytes(path.read_bytes()[:-1] + b"\x07")
     with pytest.raises(ValueError, match=r"model-fcs-.*does not have the sha256 that its index records"):
-        make_variant(base, tmp_path / "damaged", groups_of(["fcs"]), tmp_path / "variant")
+        make_variant(base, tmp_path / "damaged", ["fcs"], tmp_path / "variant")
 
 
 def test_content_counts_not_names(base: Path, converted: Path, tmp_path: Path) -> None:
@@ -363,19 +368,18 @@ def test_content_counts_not_names(base: Path, converted: Path, tmp_path: Path) -
     content = one.read_bytes()
     one.write_bytes(two.read_bytes())
     two.write_bytes(content)
-    with pytest.raises(ValueError, match=r"model-fcs-.*holds tensors of proj"):
-        make_variant(base, tmp_path / "swapped", groups_of(["fcs"]), tmp_path / "variant")
+    with pytest.raises(ValueError, match=r"model-proj-.* is also in model-fcs-"):
+        make_variant(base, tmp_path / "swapped", ["fcs"], tmp_path / "variant")
     assert not (tmp_path / "variant").exists()
 
 
-def test_a_group_that_was_not_trained_or_would_be_lost_is_an_error(base: Path, converted: Path, tmp_path: Path) -> None:
-    fcs = {key: tensor for key, tensor in read_all(converted).items() if group_of(key) == "fcs"}
+def test_a_group_that_was_not_trained_is_said_and_one_that_would_be_lost_is_an_error(base: Path, converted: Path, tmp_path: Path) -> None:
+    fcs = {key: tensor for key, tensor in read_all(converted).items() if KEYS.shard_of(key) == "fcs"}
     torch.save(fcs, tmp_path / "some.pth")
     convert(settings(tmp_path / "some.pth", groups=("fcs",)), base, tmp_path / "hf")
-    with pytest.raises(ValueError, match="group lora was not trained"):
-        make_variant(base, tmp_path / "hf", groups_of(["lora"]), tmp_path / "variant")
+    assert make_variant(base, tmp_path / "hf", ["lora", "fcs"], tmp_path / "some") == (["fcs"], ["lora"])
     with pytest.raises(ValueError, match=r"variants\.full: would drop what was trained in embed_head"):
-        make_variant(base, converted, groups_of(TRAINED[1:]), tmp_path / "variant", whole=True)
+        make_variant(base, converted, TRAINED[1:], tmp_path / "variant", whole=True)
     assert not (tmp_path / "variant").exists()
 
 
@@ -392,7 +396,7 @@ def test_filter_takes_less_than_a_second(base: Path, converted: Path, tmp_path: 
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
-    assert len(shards.files(tmp_path / "models" / "variants" / "proj")) == len(SHARD_GROUPS)
+    assert len(shards.files(tmp_path / "models" / "variants" / "proj")) == len(SHARDS)
 
 
 # ---------------------------------------------------------------- saving
@@ -401,27 +405,27 @@ def test_filter_takes_less_than_a_second(base: Path, converted: Path, tmp_path: 
 def test_a_checkpoint_is_whole_and_checked(tmp_path: Path) -> None:
     path = tmp_path / "run" / "last.pth"
     state = {"text_hidden_fcs.0.bias": torch.randn(5), "vlm.mlp1.0.weight": torch.randn(2, 3)[:, 1:]}
-    save_trained(path, state, {"step": 3})
+    save_trained(path, KEYS, state, {"step": 3})
     assert [entry.name for entry in path.parent.iterdir()] == ["last.pth"]
     content = torch.load(path, weights_only=True)
     assert content["meta"]["step"] == 3 and content["meta"]["sha256"] == digest(content["state_dict"])
-    assert torch.equal(read_checkpoint(path)["mllm.model.mlp1.0.weight"], state["vlm.mlp1.0.weight"])
+    assert torch.equal(read_pth(path).state["mllm.model.mlp1.0.weight"], state["vlm.mlp1.0.weight"])
     data = path.read_bytes()
     where = data.index(state["text_hidden_fcs.0.bias"].numpy().tobytes())
     path.write_bytes(data[:where] + bytes([data[where] ^ 1]) + data[where + 1 :])
     with pytest.raises(ValueError, match=r"last\.pth: its tensors do not have the sha256"):
-        read_checkpoint(path)
+        read_pth(path)
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     """A limit on the size of a file stands in for a full disk; it is set in a child, where it ends with it."""
     path = tmp_path / "last.pth"
-    save_trained(path, {"text_hidden_fcs.0.bias": torch.zeros(5)}, {"step": 1})
+    save_trained(path, KEYS, {"text_hidden_fcs.0.bias": torch.zeros(5)}, {"step": 1})
     before = path.read_bytes()
     code = (
-        "import resource, signal, sys, torch; from pathlib import Path; from ans.checkpoints.save import save_trained;"
+        "import resource, signal, sys, torch; from pathlib import Path; from ans.checkpoints.save import save_durably;"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
-        "save_trained(Path(sys.argv[1]), {'text_hidden_fcs.0.bias': torch.zeros(1_000_000)}, {'step': 2})"
+        "save_durably(Path(sys.argv[1]), {'state_dict': {'text_hidden_fcs.0.bias': torch.zeros(1_000_000)}})"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -11,15 +11,15 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from ans.checkpoints import shards
+from ans.checkpoints.base import shard
 from ans.checkpoints.convert import convert
 from ans.checkpoints.export import ADAPTER, OTHERS, export_adapter, export_hub
-from ans.checkpoints.layout import group_of, to_hf
 from ans.checkpoints.save import save_trained
-from ans.checkpoints.shards import groups_of, make_variant
+from ans.checkpoints.variants import make_variant
 from ans.config.schema import Convert
 from ans.model.adapters import add_lora, select_trained
 from ans.model.segmenter import Segmenter
-from tests.checkpoints.test_convert import read_all
+from tests.checkpoints.test_convert import KEYS, read_all
 from tests.golden_case import GoldenCase
 
 GROUPS = ("lora", "proj", "fcs", "sam2_decoder")
@@ -29,7 +29,7 @@ GROUPS = ("lora", "proj", "fcs", "sam2_decoder")
 def run(golden: GoldenCase, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """models/ and reports/ as the stages leave them, after a training that moved every trained tensor."""
     root = tmp_path_factory.mktemp("run")
-    shards.shard(golden.write_model(root / "plain"), root / "base")
+    shard(golden.write_model(root / "plain"), root / "base")
     model = Segmenter.from_pretrained(root / "base")
     add_lora(model, rank=4, alpha=6.0, dropout=0.1, generator_seed=0)
     trained = select_trained(model, GROUPS)
@@ -37,13 +37,13 @@ def run(golden: GoldenCase, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for parameter in trained.values():
         parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
     size = {"rank": 4, "alpha": 6.0, "dropout": 0.1}
-    meta = {"trained": list(GROUPS), "train": {"seed": 42}, "step": 9}
-    meta["preset"] = {"lora": size, "lr": 1e-4, "schedule": "cosine"}
-    save_trained(root / "checkpoint" / "last.pth", trained, meta)
-    settings = Convert(str(root / "checkpoint"), None, None, None, "float32", "ByteDance/Sa2VA-4B")
+    train = {"seed": 42, "lora": size, "lr": 1e-4, "schedule": "cosine"}
+    meta = {"trained": list(GROUPS), "train": train, "step": 9}
+    save_trained(root / "checkpoint" / "last.pth", KEYS, trained, meta)
+    settings = Convert(source=str(root / "checkpoint"), precision="float32", code="ByteDance/Sa2VA-4B")
     convert(settings, root / "base", root / "hf")
     for name, groups in {"full": GROUPS, "sam2_fcs": ("fcs", "sam2_decoder"), "base": ()}.items():
-        make_variant(root / "base", root / "hf", groups_of(groups), root / "variants" / name)
+        make_variant(root / "base", root / "hf", groups, root / "variants" / name)
     (root / "reports" / "train").mkdir(parents=True)
     (root / "models" / "checkpoint").mkdir(parents=True)
     (root / "models" / "checkpoint" / "manifest.json").write_text(json.dumps(meta | {"effective_batch": 16}))
@@ -59,7 +59,7 @@ def test_peft_loads_the_adapter_to_the_merged_weights(run: Path, tmp_path: Path)
     merged = PeftModel.from_pretrained(model.vlm.language_model, str(tmp_path / "adapter")).merge_and_unload()
     exported = read_all(run / "hf")
     theirs = {f"language_model.{key}": tensor for key, tensor in merged.state_dict().items()}
-    wanted = {key: tensor for key, tensor in exported.items() if group_of(key) in ("llm", "embed_head")}
+    wanted = {key: tensor for key, tensor in exported.items() if KEYS.shard_of(key) in ("llm", "embed_head")}
     assert theirs.keys() == wanted.keys()
     for key, tensor in wanted.items():
         torch.testing.assert_close(theirs[key], tensor, rtol=0, atol=1e-6, msg=key)
@@ -71,15 +71,15 @@ def test_the_other_groups_lie_beside_it(run: Path, tmp_path: Path) -> None:
     exported = read_all(run / "hf")
     export_adapter(run / "variants" / "full", run / "checkpoint", tmp_path / "full")
     others = load_file(tmp_path / "full" / OTHERS)
-    assert {group_of(key) for key in others} == {"proj", "fcs", "sam2_decoder"}
+    assert {KEYS.shard_of(key) for key in others} == {"proj", "fcs", "sam2_decoder"}
     assert all(torch.equal(tensor, exported[key]) for key, tensor in others.items())
     export_adapter(run / "variants" / "sam2_fcs", run / "checkpoint", tmp_path / "sam2_fcs")
     assert not (tmp_path / "sam2_fcs" / ADAPTER).exists()
-    assert {group_of(key) for key in load_file(tmp_path / "sam2_fcs" / OTHERS)} == {"fcs", "sam2_decoder"}
+    assert {KEYS.shard_of(key) for key in load_file(tmp_path / "sam2_fcs" / OTHERS)} == {"fcs", "sam2_decoder"}
 
 
 def test_an_adapter_of_another_run_is_refused(run: Path, tmp_path: Path) -> None:
-    save_trained(tmp_path / "other.pth", {"text_hidden_fcs.0.bias": torch.zeros(64)}, {})
+    save_trained(tmp_path / "other.pth", KEYS, {"text_hidden_fcs.0.bias": torch.zeros(64)}, {})
     with pytest.raises(ValueError, match=r"other\.pth: is not the checkpoint that .*full was made of"):
         export_adapter(run / "variants" / "full", tmp_path / "other.pth", tmp_path / "out")
     with pytest.raises(ValueError, match="is the base; there is no difference"):
@@ -90,12 +90,14 @@ def test_an_adapter_of_another_run_is_refused(run: Path, tmp_path: Path) -> None
 def test_hub_folder_loads_and_says_what_it_is(run: Path, tmp_path: Path) -> None:
     export_hub(run / "variants" / "full", tmp_path / "hub", run / "reports", "ByteDance/Sa2VA-4B")
     model = Segmenter.from_pretrained(tmp_path / "hub")
-    state = to_hf(model.state_dict(), "model")
+    state = KEYS.to_hf(model.state_dict(), "model")
     assert all(torch.equal(state[key], tensor.float()) for key, tensor in read_all(run / "variants" / "full").items())
     card = (tmp_path / "hub" / "README.md").read_text()
     assert card.startswith("---\n") and "base_model: ByteDance/Sa2VA-4B\n" in card
     for text in (
-        "variant `full`",
+        "# Sa2VA, variant `full`",
+        "A Sa2VA model (InternVL2.5 and SAM2 joined by `[SEG]`)",
+        "official remote code",
         "`lora`",
         "| refcoco_val | 43.2 | 40.0 | 99.5 | 700 |",
         "rank 4, alpha 6.0",

@@ -1,6 +1,5 @@
 """Every source of base weights, against a local server that misbehaves in the ways that servers do."""
 
-import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +38,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def pinned(source: str, location: str, revision: str | None = None, sha256: dict[str, str] | None = None) -> Weights:
-    return Weights(source, location, revision, sha256 or {}, None)  # type: ignore[arg-type]
+    return Weights(source=source, location=location, revision=revision, sha256=sha256 or {})  # type: ignore[arg-type]
 
 
 # --- local folders
@@ -320,7 +319,7 @@ def test_another_pin_does_not_reuse_the_leftovers(tmp_path: Path, server: FileSe
     stop_early(server, tmp_path)
     weights = weights_at(server)
     others = {name: digest for name, digest in weights.sha256.items() if name != "tokenizer.json"}
-    fetch(dataclasses.replace(weights, sha256=others), tmp_path / "base")
+    fetch(weights.model_copy(update={"sha256": others}), tmp_path / "base")
     assert server.ranges(FILE)[-1] is None
     assert "tokenizer.json" not in files_of(tmp_path / "base")
 
@@ -329,7 +328,7 @@ def test_another_pin_does_not_reuse_the_leftovers(tmp_path: Path, server: FileSe
 
 
 def sam2_at(server: FileServer) -> MaskEncoderWeights:
-    return MaskEncoderWeights(server.url + FILE, sha256(CONTENT))
+    return MaskEncoderWeights(location=server.url + FILE, sha256=sha256(CONTENT))
 
 
 @pytest.mark.parametrize("faults", [[], [("cut", 1000)], [("cut", 1000), ("no ranges", 0)], [("status", 503)]])
@@ -346,7 +345,7 @@ def test_sam2_comes_by_the_hub_s_address_of_a_file(tmp_path: Path, server: FileS
     path = resolve_path("owner/name", COMMIT, "sam2.bin")
     with Hub({"owner/name": Repository({"sam2.bin": CONTENT}, COMMIT)}) as hub:
         hub.cdn.fail(cdn_path(CONTENT), "cut", 1000, times=1)
-        fetch_sam2(MaskEncoderWeights(hub.url + path, sha256(CONTENT)), tmp_path / "sam2.pt")
+        fetch_sam2(MaskEncoderWeights(location=hub.url + path, sha256=sha256(CONTENT)), tmp_path / "sam2.pt")
         assert hub.cdn.ranges(cdn_path(CONTENT)) == [None, "bytes=1000-"]
     assert (tmp_path / "sam2.pt").read_bytes() == CONTENT
 
@@ -361,14 +360,14 @@ def test_sam2_comes_from_a_path_and_is_verified(tmp_path: Path, server: FileServ
     given = tmp_path / "given.pt"
     given.write_bytes(b"weights")
     digest = sha256(b"weights")
-    fetch_sam2(MaskEncoderWeights(str(given), digest), tmp_path / "sam2.pt")
+    fetch_sam2(MaskEncoderWeights(location=str(given), sha256=digest), tmp_path / "sam2.pt")
     assert (tmp_path / "sam2.pt").read_bytes() == b"weights"
     with pytest.raises(FetchError, match=r"given\.pt: expected sha256 0{64}, got"):
-        fetch_sam2(MaskEncoderWeights(str(given), "0" * 64), tmp_path / "sam2.pt")
+        fetch_sam2(MaskEncoderWeights(location=str(given), sha256="0" * 64), tmp_path / "sam2.pt")
     with pytest.raises(ConfigError, match=r"weights\.sam2\.sha256: expected 64"):
-        fetch_sam2(MaskEncoderWeights(str(given), ""), tmp_path / "sam2.pt")
+        fetch_sam2(MaskEncoderWeights(location=str(given), sha256=""), tmp_path / "sam2.pt")
     with pytest.raises(ConfigError, match=r"weights\.sam2\.location: no file"):
-        fetch_sam2(MaskEncoderWeights(str(tmp_path / "none.pt"), digest), tmp_path / "sam2.pt")
+        fetch_sam2(MaskEncoderWeights(location=str(tmp_path / "none.pt"), sha256=digest), tmp_path / "sam2.pt")
     server.fail(FILE, "other")
     with pytest.raises(FetchError, match=r"not the file that was pinned"):
         fetch_sam2(sam2_at(server), tmp_path / "sam2.pt")

@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import constants
 from safetensors.numpy import save
 
-from ans.checkpoints.shards import shard
+from ans.checkpoints.base import shard
 from tests import pipeline
 from tests.hub import Hub, Repository, cdn_path, git_id, resolve_path, sha256, small_path, tree_path, xorb_path
 
@@ -93,9 +93,9 @@ def test_a_model_comes_whole_and_alone(hub: Hub, tmp_path: Path) -> None:
 
 def test_nothing_of_the_download_stays_beside_the_model(hub: Hub, tmp_path: Path) -> None:
     """The folder that `fetch` leaves, of which the stage takes what it knows."""
-    arguments = ("hub", NAME, COMMIT, {}, None)
-    code = "from pathlib import Path\nfrom ans.config import Weights\nfrom ans.checkpoints.fetch import fetch\n"
-    code += f"fetch(Weights(*{arguments!r}), Path({str(tmp_path / 'got' / 'base')!r}))"
+    weights = {"source": "hub", "location": NAME, "revision": COMMIT}
+    code = "from pathlib import Path\nfrom ans.config.schema import Weights\nfrom ans.checkpoints.fetch import fetch\n"
+    code += f"fetch(Weights(**{weights!r}), Path({str(tmp_path / 'got' / 'base')!r}))"
     subprocess.run([sys.executable, "-c", code], cwd=pipeline.REPOSITORY, check=True, capture_output=True)
     assert sorted(path.relative_to(tmp_path / "got").as_posix() for path in (tmp_path / "got").rglob("*")) == [
         "base",

@@ -9,9 +9,11 @@ from PIL import Image
 from torch import Tensor
 
 from ans.checkpoints import shards
+from ans.checkpoints.base import shard
 from ans.checkpoints.convert import convert
 from ans.checkpoints.export import export_adapter
 from ans.checkpoints.save import save_trained
+from ans.checkpoints.variants import make_variant
 from ans.config.schema import Convert
 from ans.model import prompts
 from ans.model.adapters import add_lora, add_seg_row, group_of_parameter, select_trained
@@ -27,7 +29,7 @@ def answer(model: Segmenter) -> tuple[Tensor, Tensor]:
     """Logits of an answer with `[SEG]`, and its mask's."""
     image = Image.linear_gradient("L").resize((50, 40)).convert("RGB")
     features = model.encode_images([image])
-    question = model.template.image_string(model.config.tokens_per_tile) + model.template.segment_question("the red circle")
+    question = model.template.image_string(model.config.family.grid(1, 1).tokens) + model.template.segment_question("the red circle")
     ids, labels = prompts.encode_conversation(model.tokenizer, model.template, [prompts.Turn(question, "Sure, [SEG].")])
     with torch.no_grad():
         batch = Conversations(torch.tensor([ids]), torch.tensor([labels]), torch.ones(1, len(ids)).long(), [0], [None])
@@ -39,7 +41,7 @@ def answer(model: Segmenter) -> tuple[Tensor, Tensor]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Segmenter]:
     """base/ in shards, last.pth, and the model that it was saved from: every trained tensor was moved."""
     folder = tmp_path_factory.mktemp("run")
-    shards.shard(lisa_case.write_model(folder), folder / "base")
+    shard(lisa_case.write_model(folder), folder / "base")
     model = Segmenter.from_pretrained(folder / "base")
     add_lora(model, 4, 8.0, 0.0, 0, TARGETS)
     add_seg_row(model)
@@ -47,20 +49,20 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Segmenter]:
     for parameter in trained.values():
         parameter.data += 0.1 * torch.randn(parameter.shape)
     lora = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": list(TARGETS)}
-    meta = {"trained": list(GROUPS), "seg_token": model.seg_token, "preset": {"lora": lora}, "step": 3}
-    save_trained(folder / "last.pth", trained, meta)
+    meta = {"trained": list(GROUPS), "seg_token": model.seg_token, "train": {"lora": lora}, "step": 3}
+    save_trained(folder / "last.pth", model.config.keys, trained, meta)
     return folder, model
 
 
 def source(run: tuple[Path, Segmenter], name: str = "last.pth") -> Convert:
-    return Convert(str(run[0] / name), None, None, None, "float32", "owner/name")
+    return Convert(source=str(run[0] / name), precision="float32", code="owner/name")
 
 
 def test_what_is_trained(run) -> None:
     folder, model = run
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    assert {group_of_parameter(name) for name in trained} == set(GROUPS)
-    rows = [tuple(p.shape) for name, p in trained.items() if group_of_parameter(name) == "seg_row"]
+    assert {group_of_parameter(model, name) for name in trained} == set(GROUPS)
+    rows = [tuple(p.shape) for name, p in trained.items() if group_of_parameter(model, name) == "seg_row"]
     assert rows == [(1, 32), (1, 32)]
     assert {name.split(".")[-4] for name in trained if ".lora_" in name} == set(TARGETS)
     decoder = [name for name in trained if name.startswith("sam.")]
@@ -72,7 +74,7 @@ def test_a_variant_is_the_trained_model(run, tmp_path: Path) -> None:
     convert(source(run), folder / "base", tmp_path / "hf")
     record = json.loads((tmp_path / "hf" / "trained.json").read_text())
     assert record["groups"] == sorted(GROUPS) and record["shards"] == ["embed_head", "fcs", "llm", "sam2_decoder"]
-    shards.make_variant(folder / "base", tmp_path / "hf", shards.groups_of(GROUPS), tmp_path / "full", whole=True)
+    make_variant(folder / "base", tmp_path / "hf", GROUPS, tmp_path / "full", whole=True)
     for ours, theirs in zip(answer(Segmenter.from_pretrained(tmp_path / "full")), answer(model), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     config = json.loads((tmp_path / "full" / "config.json").read_text())
@@ -81,7 +83,7 @@ def test_a_variant_is_the_trained_model(run, tmp_path: Path) -> None:
     embedding = "language_model.model.embed_tokens.weight"
     before, after = (torch.frombuffer(e[embedding].read(), dtype=torch.float32).reshape(-1, 32) for e in (base, full))
     assert (before != after).any(1).nonzero().flatten().tolist() == [model.seg_token]
-    shards.make_variant(folder / "base", tmp_path / "hf", shards.groups_of(("lora",)), tmp_path / "lora")
+    make_variant(folder / "base", tmp_path / "hf", ("lora",), tmp_path / "lora")
     names = {path.name: path.stat().st_ino for path in shards.files(tmp_path / "lora")}
     changed = [path.name for path in shards.files(folder / "base") if names[path.name] != path.stat().st_ino]
     assert changed == ["model-llm-00001-of-00001.safetensors"]
@@ -99,7 +101,7 @@ def test_a_variant_is_the_trained_model(run, tmp_path: Path) -> None:
             lambda meta, state: state.pop(f"{LANGUAGE}.lm_head.seg_row"),
             "the row of .*lm_head.* is missing",
         ),
-        (lambda meta, state: meta["preset"]["lora"].update(targets=["q_proj", "o_proj"]), "LoRA of .*o_proj.weight is missing"),
+        (lambda meta, state: meta["train"]["lora"].update(targets=["q_proj", "o_proj"]), "LoRA of .*o_proj.weight is missing"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit(run, tmp_path: Path, edit, message: str) -> None:
@@ -108,7 +110,7 @@ def test_a_checkpoint_that_does_not_fit(run, tmp_path: Path, edit, message: str)
     edit(content["meta"], content["state_dict"])
     torch.save(content, tmp_path / "edited.pth")
     with pytest.raises(ValueError, match=message):
-        convert(Convert(str(tmp_path / "edited.pth"), None, None, None, "float32", "a/b"), run[0] / "base", tmp_path / "hf")
+        convert(Convert(source=str(tmp_path / "edited.pth"), precision="float32", code="a/b"), run[0] / "base", tmp_path / "hf")
 
 
 def test_only_the_row_has_a_gradient(run) -> None:

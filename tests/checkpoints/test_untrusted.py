@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from ans.checkpoints import shards
+from ans.checkpoints.base import shard
 from ans.checkpoints.fetch import FetchError, fetch
 from ans.checkpoints.pth import read_pth
 from ans.config.schema import Weights
@@ -174,9 +175,9 @@ def test_links_in_a_folder(tmp_path: Path) -> None:
     (model / "config.json").write_text("{}")
     (model / "model.safetensors").symlink_to(tmp_path / "outside.safetensors")
     with pytest.raises(ValueError, match=r"model\.safetensors: a symbolic link"):
-        shards.shard(model, tmp_path / "out")
+        shard(model, tmp_path / "out")
     with pytest.raises(FetchError, match=r"model\.safetensors: a symbolic link"):
-        fetch(Weights("path", str(model), None, {}, None), tmp_path / "out")
+        fetch(Weights(source="path", location=str(model)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

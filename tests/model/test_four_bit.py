@@ -58,7 +58,8 @@ def test_lora_learns_on_four_bits(folder) -> None:
     losses = []
     for _ in range(25):
         ids = torch.tensor([[1, 7, 9, model.seg_token, 2]])
-        hidden = model.vlm.hidden_states(model.vlm.embed(ids, torch.zeros(0, 32), model.image_token), torch.ones_like(ids))
+        mask = torch.ones_like(ids)
+        hidden, _ = model.vlm.run(model.inputs(ids, mask, model.vlm.positions(ids, mask, []), [[torch.zeros(0, 32)]]))
         loss = nn.functional.cross_entropy(model.vlm.language_model.lm_head(hidden)[0, :-1], ids[0, 1:])
         masks = model.sam.decode((torch.ones(1, 16, 4, 4),), torch.tensor([0]), model.seg_embed(hidden[:, 3])).low_res
         loss = loss + nn.functional.binary_cross_entropy_with_logits(masks, torch.ones_like(masks))

@@ -2,19 +2,53 @@
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from ans.model.generate import forced, greedy, prefill
+from ans.model.family import Inputs, Vlm
+from ans.model.generate import Prefix, forced, greedy, pad_left, prefill
 
 END, SEG = 5, 7
 
 
-def model() -> Qwen2ForCausalLM:
+class Text(Vlm):
+    """A language model that sees no image."""
+
+    vision = dtype = None
+
+    def __init__(self, language_model: Qwen2ForCausalLM) -> None:
+        super().__init__()
+        self.language_model = language_model
+
+    def encode(self, values, grids):
+        raise NotImplementedError
+
+    def project(self, tokens):
+        raise NotImplementedError
+
+    def read(self, beginnings: list[Tensor]) -> Prefix:
+        ids, mask = pad_left([row.tolist() for row in beginnings], torch.device("cpu"))
+        return prefill(self, self.inputs(ids, mask, self.positions(ids, mask, [])))
+
+    def rows(self, prefix: Prefix, rows: list[Tensor]) -> Inputs:
+        ids, mask = pad_left([row.tolist() for row in rows], torch.device("cpu"))
+        return self.inputs(ids, torch.cat([prefix.mask, mask], 1), prefix.positions(mask))
+
+    def inputs(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Inputs:
+        embeds = self.language_model.get_input_embeddings()(ids)
+        return Inputs(embeds, mask, positions, torch.zeros_like(ids, dtype=torch.bool))
+
+    def continued(self, shared: Prefix, owner: list[int], rows: list[Tensor], ended, limit: int):
+        prefix = shared.rows(torch.tensor(owner))
+        return greedy(self, prefix, self.rows(prefix, rows), ended, SEG, limit)
+
+
+def model() -> Text:
     torch.manual_seed(3)
     config = Qwen2Config(
         vocab_size=40, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
     )
-    return Qwen2ForCausalLM(config).eval()
+    return Text(Qwen2ForCausalLM(config).eval())
 
 
 def prompts(seed: int, lengths: list[int]) -> list[torch.Tensor]:
@@ -23,11 +57,10 @@ def prompts(seed: int, lengths: list[int]) -> list[torch.Tensor]:
 
 
 def test_equals_transformers_with_a_shared_prefix() -> None:
-    llm = model()
+    vlm = model()
+    llm = vlm.language_model
     beginnings, endings, owner = prompts(0, [9, 4]), prompts(1, [3, 6, 1, 2]), [0, 1, 1, 0]
-    embed = llm.get_input_embeddings()
-    prefix = prefill(llm, [embed(ids) for ids in beginnings]).rows(torch.tensor(owner))
-    answers = greedy(llm, prefix, [embed(ids) for ids in endings], lambda ids: ids[-1] == END, SEG, 12)
+    answers = vlm.continued(vlm.read(beginnings), owner, endings, lambda ids: ids[-1] == END, 12)
     for answer, ending, beginning in zip(answers, endings, owner, strict=True):
         whole = torch.cat([beginnings[beginning], ending])[None]
         expected = llm.generate(
@@ -41,15 +74,14 @@ def test_equals_transformers_with_a_shared_prefix() -> None:
 
 
 def test_seg_states_are_those_of_a_full_forward() -> None:
-    llm = model()
+    vlm = model()
+    llm = vlm.language_model
     # A head that prefers [SEG] every so often: its row is the mean of the others plus a push.
     with torch.no_grad():
         llm.lm_head.weight[SEG] = llm.lm_head.weight.mean(0) + 0.05 * torch.randn(32, generator=torch.Generator().manual_seed(1))
         llm.lm_head.weight[SEG] *= 6
-    embed = llm.get_input_embeddings()
     rows = prompts(5, [4, 7, 2])
-    prefix = prefill(llm, [embed(row[:1]) for row in rows]).rows(torch.arange(3))
-    answers = greedy(llm, prefix, [embed(row[1:]) for row in rows], lambda ids: False, SEG, 10)
+    answers = vlm.continued(vlm.read([row[:1] for row in rows]), [0, 1, 2], [row[1:] for row in rows], lambda ids: False, 10)
     said = 0
     for row, answer in zip(rows, answers, strict=True):
         whole = torch.cat([row, torch.tensor(answer.ids)])
@@ -63,11 +95,10 @@ def test_seg_states_are_those_of_a_full_forward() -> None:
 
 def test_a_prefix_serves_again_and_ended_rows_leave() -> None:
     """Rows that end at different steps, so that the batch shrinks: each row's answer is the one it gives alone."""
-    llm = model()
+    vlm = model()
     beginnings, endings, owner = prompts(0, [9, 4]), prompts(1, [3, 6, 1, 2, 5, 4]), [0, 1, 1, 0, 0, 1]
-    embed = llm.get_input_embeddings()
     lengths = {0: 12, 1: 2, 2: 7, 3: 1, 4: 3, 5: 5}
-    shared = prefill(llm, [embed(ids) for ids in beginnings])
+    shared = vlm.read(beginnings)
 
     def stops(rows: list[int]):
         """`ended` is asked once per running row and step, in the rows' order; here row n ends after `lengths[n]` tokens."""
@@ -76,24 +107,24 @@ def test_a_prefix_serves_again_and_ended_rows_leave() -> None:
         return lambda ids: lengths[next(turns)] == len(ids)
 
     sizes = []
-    hook = llm.model.register_forward_hook(lambda module, args, kwargs, out: sizes.append(len(out[0])), with_kwargs=True)
-    together = greedy(llm, shared.rows(torch.tensor(owner)), [embed(ids) for ids in endings], stops(list(range(6))), SEG, 12)
+    hook = vlm.language_model.model.register_forward_hook(lambda module, args, kwargs, out: sizes.append(len(out[0])), with_kwargs=True)
+    together = vlm.continued(shared, owner, endings, stops(list(range(6))), 12)
     hook.remove()
     assert [len(answer.ids) for answer in together] == list(lengths.values())
     assert sizes == [6, 6, 6, 3, 3, 3, 3, 1, 1, 1, 1, 1], "ended rows leave once they are half of the batch"
     for n, answer in enumerate(together):
-        alone = greedy(llm, shared.rows(torch.tensor([owner[n]])), [embed(endings[n])], stops([n]), SEG, 12)
+        alone = vlm.continued(shared, [owner[n]], [endings[n]], stops([n]), 12)
         assert alone[0].ids == answer.ids
 
 
 def test_forced_states_are_those_of_a_full_forward() -> None:
-    llm = model()
+    vlm = model()
     beginnings, endings, owner, answer = prompts(0, [9, 4]), prompts(1, [3, 6, 1]), [0, 1, 0], prompts(2, [4])[0]
-    embed = llm.get_input_embeddings()
-    shared = prefill(llm, [embed(ids) for ids in beginnings])
+    shared = vlm.read(beginnings)
     for _ in range(2):  # the prefix is as good the second time
-        states = forced(llm, shared.rows(torch.tensor(owner)), [embed(ids) for ids in endings], embed(answer))
+        prefix = shared.rows(torch.tensor(owner))
+        states = forced(vlm, prefix, vlm.rows(prefix, [torch.cat([row, answer]) for row in endings]), len(answer))
         for state, ending, beginning in zip(states, endings, owner, strict=True):
             with torch.no_grad():
-                whole = llm.model(torch.cat([beginnings[beginning], ending, answer])[None]).last_hidden_state[0]
+                whole = vlm.language_model.model(torch.cat([beginnings[beginning], ending, answer])[None]).last_hidden_state[0]
             torch.testing.assert_close(state, whole[-len(answer) :], atol=1e-5, rtol=0)

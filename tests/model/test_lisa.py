@@ -38,9 +38,9 @@ def picture(size: tuple[int, int]) -> Image.Image:
 def test_pixels_are_the_processors(model: Segmenter, size: tuple[int, int]) -> None:
     image = picture(size)
     clip = CLIPImageProcessorPil(size={"shortest_edge": 42}, crop_size=42)(image, return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(model.config.tiles(image), clip, rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.config.family.pixels(image).values, clip, rtol=0, atol=1e-5)
     sam = SamImageProcessorPil(size={"longest_edge": 64}, pad_size={"height": 64, "width": 64})(image, return_tensors="pt")
-    torch.testing.assert_close(model.config.sam_pixels(image)[None], sam["pixel_values"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.config.decoder.pixels(image)[None], sam["pixel_values"], rtol=0, atol=1e-5)
     assert longest_side(*size, 64) == tuple(sam["reshaped_input_sizes"][0].tolist())
 
 
@@ -60,8 +60,8 @@ def test_a_target_lies_where_its_image_does(model: Segmenter) -> None:
     mask[:, 60:] = 1
     expected = torch.zeros(16, 16)
     expected[:8, 15] = 1
-    assert torch.equal(model.config.soft_target(mask), expected)
-    assert torch.equal(model.config.soft_target(mask.T), expected.T)
+    assert torch.equal(model.config.decoder.soft_target(mask), expected)
+    assert torch.equal(model.config.decoder.soft_target(mask.T), expected.T)
     back = model.upscale(20 * (expected[None] - 0.5), (32, 64))[0] > 0
     assert torch.equal(back[:-2], mask[:-2] > 0), "the last rows mix with the padding, as in SAM"
 
@@ -69,22 +69,23 @@ def test_a_target_lies_where_its_image_does(model: Segmenter) -> None:
 @pytest.mark.parametrize("size", [(30, 60), (61, 40), (50, 50), (1, 90)])
 def test_padding_begins_where_the_image_ends(model: Segmenter, size: tuple[int, int]) -> None:
     """The cells that a mask of the whole image touches are those that the loss looks at."""
-    touched = model.config.soft_target(torch.ones(size)) > 0
-    share = torch.tensor([model.config.image_share(*size)])
+    touched = model.config.decoder.soft_target(torch.ones(size)) > 0
+    share = torch.tensor([model.config.decoder.image_share(*size)])
     assert torch.equal(within(share, *touched.shape)[0], touched)
 
 
 def test_image_tokens_are_derived(model: Segmenter) -> None:
-    assert model.config.tokens_per_tile == (42 // 14) ** 2
+    assert model.config.family.grid(100, 50).tokens == (42 // 14) ** 2
     official = lisa_case.config() | {"vision_config": lisa_case.VISION | {"image_size": 336, "patch_size": 14}}
-    assert ModelConfig.from_dict(official).tokens_per_tile == 576
+    assert ModelConfig.from_dict(official).family.grid(100, 50).tokens == 576
 
 
 def test_image_features_are_llavas(model: Segmenter, reference) -> None:
     pixels = torch.randn(3, 3, 42, 42)
     with torch.no_grad():
         theirs = reference[0].get_image_features(pixels, vision_feature_layer=-2, vision_feature_select_strategy="default")
-        ours = model.vlm.project(model.vlm.encode(pixels))
+        visual = model.vlm.encode(pixels, [model.config.family.grid(42, 42)] * 3)
+        ours = model.vlm.project(torch.cat([one.tokens for one in visual]))
     torch.testing.assert_close(ours, torch.stack(theirs.pooler_output), rtol=1e-5, atol=1e-5)
 
 
@@ -92,7 +93,7 @@ def test_logits_are_llavas(model: Segmenter, reference) -> None:
     """Two conversations of different length about two images, padded; every labelled position."""
     images = [picture(size) for size in SIZES[:2]]
     features = model.encode_images(images)
-    image = model.template.image_string(model.config.tokens_per_tile)
+    image = model.template.image_string(model.config.family.grid(1, 1).tokens)
     turns = [
         prompts.Turn(image + model.template.segment_question(text), answer)
         for text, answer in (("the red circle", "Sure, [SEG]."), ("What is left?", "It is [SEG]."))
@@ -102,7 +103,7 @@ def test_logits_are_llavas(model: Segmenter, reference) -> None:
     assert all(row[0] == model.tokenizer.bos_token_id for row in ids) and (ids == model.seg_token).sum(1).tolist() == [1, 1]
     with torch.no_grad():
         ours = model(features, Conversations(ids, labels, mask, [0, 1], [None, None]))
-        pixels = torch.cat([model.config.tiles(image) for image in images])
+        pixels = torch.cat([model.config.family.pixels(image).values for image in images])
         theirs = reference[0](input_ids=ids, pixel_values=pixels, attention_mask=mask, output_hidden_states=True)
         labelled = labels[:, 1:] != prompts.IGNORE
         torch.testing.assert_close(ours.logits, theirs.logits[:, :-1][labelled], rtol=1e-4, atol=1e-4)
@@ -131,10 +132,10 @@ def test_free_generation_is_llavas(model: Segmenter, reference) -> None:
     """The same greedy ids as transformers' `generate`, and a mask for every `[SEG]` in them."""
     image, text = picture(SIZES[0]), "the red circle"
     (found,) = model.segment([image], [[text]], max_new_tokens=6)[0]
-    whole = model.template.image_string(model.config.tokens_per_tile) + model.template.segment_question(text)
+    whole = model.template.image_string(model.config.family.grid(1, 1).tokens) + model.template.segment_question(text)
     ids = torch.tensor([prompts.encode_prompt(model.tokenizer, model.template, whole)])
     said = reference[0].generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=model.config.tiles(image), max_new_tokens=6,
+        input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=model.config.family.pixels(image).values, max_new_tokens=6,
         do_sample=False, pad_token_id=0,
     )[0, ids.shape[1] :]  # fmt: skip
     assert found.answer == model.tokenizer.decode(said).strip()
@@ -148,12 +149,12 @@ def test_questions_of_phrases_and_sentences(model: Segmenter) -> None:
     assert template.segment_question("Where can I sit?") == "Where can I sit? Please output segmentation mask."
     assert all("{}" in text for text in (*template.training_questions("a cup"), *template.training_questions("Sit where?")))
     assert prompts.TEMPLATES["qwen_chat"].segment_question("Sit where?") == prompts.SEGMENT_PROMPT.format("Sit where?")
-    with pytest.raises(ValueError, match="template lisa: this model was not taught to describe regions"):
+    with pytest.raises(ValueError, match="describe: LISA was not trained to describe regions"):
         model.describe([picture(SIZES[0])], [np.ones((1, *SIZES[0]))])
 
 
 def test_mistakes_in_the_folder_are_named(tmp_path) -> None:
-    with pytest.raises(ValueError, match="model_type: 'other' is unknown; there are sa2va_chat, lisa"):
+    with pytest.raises(ValueError, match="no family reads this model: 'other' with .* llama; there are lisa, sa2va_internvl"):
         ModelConfig.from_dict(lisa_case.config() | {"model_type": "other"})
     with pytest.raises(ValueError, match="vision_feature_layer: only one layer"):
         ModelConfig.from_dict(lisa_case.config() | {"vision_feature_layer": [-2, -1]})

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from ans.model import prompts
 from ans.model.config import ModelConfig
+from ans.model.family import Pixels
 from ans.model.preprocess import normalise, sam_image, tile_grid, tiles
-from ans.model.segmenter import Conversations, Features, Segmenter, load_tokenizer
+from ans.model.segmenter import Conversations, Features, Segmenter
+from ans.model.tokens import load_tokenizer
 from ans.model.visual_prompt import region_cells
 from tests.golden_case import FOLDER, GoldenCase, same_masks
 
@@ -31,8 +33,13 @@ def close(ours: Tensor, golden: Tensor, tolerance: float = VALUE) -> None:
 
 
 def cut(golden: GoldenCase, model: Segmenter, case: str):
-    config = model.config
-    return tiles(golden.image(case), config.image_size, config.min_tiles, config.max_tiles, config.use_thumbnail)
+    family = model.config.family
+    return tiles(golden.image(case), family.image_size, family.min_tiles, family.max_tiles, family.use_thumbnail)
+
+
+def seen(golden: GoldenCase, model: Segmenter, case: str) -> Pixels:
+    image = golden.image(case)
+    return Pixels(normalise(cut(golden, model, case)), model.config.family.grid(image.height, image.width))
 
 
 def features(golden: GoldenCase, model: Segmenter, case: str) -> Features:
@@ -42,7 +49,8 @@ def features(golden: GoldenCase, model: Segmenter, case: str) -> Features:
 def turns(golden: GoldenCase, model: Segmenter, case: str) -> list[prompts.Turn]:
     text = golden.meta["text"][case]
     if "conversation" in text:
-        image = prompts.image_string(text["n_tiles"] * model.config.tokens_per_tile)
+        tile = model.config.family.grid(1, 1, max_tiles=1).tokens
+        image = model.template.image_string(text["n_tiles"] * tile)
         parts = text["conversation"]
         questions = [part["value"].replace("<image>\n", image) for part in parts[::2]]
         return [prompts.Turn(q, a["value"]) for q, a in zip(questions, parts[1::2], strict=True)]
@@ -52,8 +60,12 @@ def turns(golden: GoldenCase, model: Segmenter, case: str) -> list[prompts.Turn]
 def conversations(golden: GoldenCase, model: Segmenter, case: str) -> Conversations:
     ids, labels = golden[f"{case}/input_ids"], golden[f"{case}/labels"]
     regions = golden[f"{case}/region_masks"] if f"{case}/region_masks" in golden.tensors else None
-    cells = None if regions is None else region_cells(regions, model.config.grid_side)
+    cells = None if regions is None else region_cells(regions, region_grid(model))
     return Conversations(ids, labels, torch.ones_like(ids), [0], [cells])
+
+
+def region_grid(model: Segmenter) -> tuple[int, int]:
+    return model.config.family.grid(1, 1).region
 
 
 def test_tile_grid_table(golden: GoldenCase) -> None:
@@ -77,7 +89,7 @@ def test_tiles_and_pixels(golden: GoldenCase, golden_model: Segmenter, case: str
 
 @pytest.mark.parametrize("case", SEGMENTED)
 def test_sam_pixels(golden: GoldenCase, golden_model: Segmenter, case: str) -> None:
-    image = sam_image(golden.image(case), golden_model.config.sam2.image_size)
+    image = sam_image(golden.image(case), golden_model.config.decoder.image_size)
     np.testing.assert_array_equal(np.asarray(image), golden[f"{case}/g_image"].numpy())
     if f"{case}/g_pixel_values_train" in golden.tensors:
         close(normalise([image]), golden[f"{case}/g_pixel_values_train"], 1e-6)
@@ -85,13 +97,14 @@ def test_sam_pixels(golden: GoldenCase, golden_model: Segmenter, case: str) -> N
 
 @pytest.mark.parametrize("case", CASES)
 def test_vision_features(golden: GoldenCase, golden_model: Segmenter, case: str) -> None:
-    pixels = normalise(cut(golden, golden_model, case))
+    found = seen(golden, golden_model, case)
     with torch.no_grad():
         if f"{case}/vit_embeddings" in golden.tensors:
             vision = golden_model.vlm.vision_model
-            close(vision.embeddings(pixels), golden[f"{case}/vit_embeddings"])
-            close(vision(pixel_values=pixels).last_hidden_state, golden[f"{case}/vit_last_hidden_state"])
-        close(golden_model.vlm.project(golden_model.vlm.encode(pixels)), golden[f"{case}/vit_embeds"])
+            close(vision.embeddings(found.values), golden[f"{case}/vit_embeddings"])
+            close(vision(pixel_values=found.values).last_hidden_state, golden[f"{case}/vit_last_hidden_state"])
+        (features,) = golden_model.vlm.encode(found.values, [found.grid])
+        close(golden_model.vlm.project(features.tokens), golden[f"{case}/vit_embeds"])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -106,11 +119,12 @@ def test_token_ids_and_labels(golden: GoldenCase, golden_model: Segmenter, case:
 def test_the_tokenizer_is_that_of_its_file(golden_folder, folder: Path) -> None:
     """Loaded from a model folder, the tokenizer splits words as its file says, not as some class's rules would have it."""
     model_folder = golden_folder if folder == FOLDER else folder
-    loaded = load_tokenizer(model_folder, ModelConfig.from_folder(model_folder))
+    config = ModelConfig.from_folder(model_folder)
+    loaded = load_tokenizer(model_folder, config.language)
     original = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    template = prompts.TEMPLATES[ModelConfig.from_folder(model_folder).template]
     for question in prompts.SEG_QUESTIONS:
-        text = template.instruction.format(input=prompts.image_string(2) + question.format("the small red circle on the left"))
+        text = config.template.image_string(2) + question.format("the small red circle on the left")
+        text = config.template.instruction.format(input=text)
         assert loaded.encode(text) == original.encode(text).ids
 
 
@@ -127,7 +141,7 @@ def test_texts_are_the_official_ones(golden: GoldenCase) -> None:
 def test_region_cells(golden: GoldenCase, golden_model: Segmenter) -> None:
     for case in CASES:
         if f"{case}/region_masks" in golden.tensors:
-            ours = region_cells(golden[f"{case}/region_masks"], golden_model.config.grid_side)
+            ours = region_cells(golden[f"{case}/region_masks"], region_grid(golden_model))
             np.testing.assert_array_equal(ours.numpy(), golden[f"{case}/prompt_masks_grid"].numpy().astype(bool))
 
 
@@ -213,14 +227,14 @@ def test_generation(golden: GoldenCase, golden_model: Segmenter, key: str) -> No
     entry = golden.meta["generation"][key]
     case, text = entry["image"], entry["text"].removeprefix("<image>\n")
     image = golden.image(case)
-    sam_pixels = hf_pixels(normalise([sam_image(image, golden_model.config.sam2.image_size)]))
-    found = golden_model.encode_pixels([normalise(cut(golden, golden_model, case))], sam_pixels, [(image.height, image.width)])
+    sam_pixels = hf_pixels(normalise([sam_image(image, golden_model.config.decoder.image_size)]))
+    found = golden_model.encode_pixels([seen(golden, golden_model, case)], sam_pixels, [(image.height, image.width)])
     limit, cells = entry["max_new_tokens"], None
-    if regions := entry["prompt_ids"].count(golden_model.tokenizer.convert_tokens_to_ids(prompts.REGION_START)):
+    if regions := entry["prompt_ids"].count(golden_model.tokenizer.convert_tokens_to_ids(golden_model.template.region_start)):
         inside = golden[f"{case}/region_masks"][:regions]
-        cells = region_cells(inside, golden_model.config.grid_side)
+        cells = region_cells(inside, region_grid(golden_model))
         text = golden_model.region_question(cells, text)
-    whole = prompts.image_string(len(found.tiles[0].flatten(0, 1))) + text
+    whole = golden_model.template.image_string(found.visual[0].grid.tokens) + text
     assert prompts.encode_prompt(golden_model.tokenizer, golden_model.template, whole) == entry["prompt_ids"]
     if cells is not None:
         return generation_about_regions(golden_model, found, inside, cells, entry)
@@ -246,7 +260,7 @@ def generation_about_regions(model: Segmenter, found: Features, inside: Tensor, 
     assert greedy(model, found, cells, entry["prompt_ids"], entry["generated_ids"]) == entry["generated_ids"]
     for number in range(len(cells)):
         one = cells[number : number + 1]
-        text = prompts.image_string(len(found.tiles[0].flatten(0, 1))) + model.region_question(one, prompts.DESCRIBE_PROMPT)
+        text = model.template.image_string(found.visual[0].grid.tokens) + model.region_question(one, prompts.DESCRIBE_PROMPT)
         with outputs(model.vlm.language_model.lm_head) as logits:
             model.describe(found, [inside[number : number + 1]], entry["max_new_tokens"])
         ids = prompts.encode_prompt(model.tokenizer, model.template, text)

@@ -5,15 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from ans.checkpoints.layout import from_hf_names, group_of, hf_to_model, model_to_hf, model_to_pth_name, to_hf_name
 from ans.model.adapters import add_lora, select_trained
 from ans.model.segmenter import Segmenter
-from ans.model.vlm import InternVL
 from tests.bench import sizes
 
 pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).parents[2]
+KEYS = sizes.official("sa2va-4b").keys
 SAM2 = "grounding_encoder.sam2_model."
 
 
@@ -114,14 +113,14 @@ def sa2va_4b() -> Segmenter:
     """All of Sa2VA-4B on the meta device. (SAM2 computes numbers while it is built, so it is built first and then emptied.)"""
     config = sizes.official("sa2va-4b")
     with torch.device("meta"):
-        vlm = InternVL(config)
+        vlm = config.family.build()
     return Segmenter(config, sizes.tokenizer(config.language.vocab_size), vlm).to("meta")
 
 
 def test_every_parameter_of_4b_is_counted(sa2va_4b: Segmenter) -> None:
     found = dict.fromkeys(EXPECTED, 0)
     for name, parameter in sa2va_4b.named_parameters():
-        found[group_of(to_hf_name(name, "model"))] += parameter.numel()
+        found[KEYS.shard_of(KEYS.to_hf_name(name, "model"))] += parameter.numel()
     assert found == EXPECTED
     assert all(parameter.is_meta for parameter in sa2va_4b.parameters())
     # As published, in millions: SAM2-L (facebookresearch/sam2), InternViT-300M, InternVL2.5-4B without the five new rows.
@@ -135,7 +134,7 @@ def test_the_parts_of_1b_are_as_published() -> None:
     internvl = vision() + language(896, 4864, 128, 24) + projector(896) - 2 * 5 * 896
     assert round(internvl / 1e6) == 938  # InternVL2.5-1B
     with torch.device("meta"):
-        vlm = InternVL(sizes.official("sa2va-1b"))
+        vlm = sizes.official("sa2va-1b").family.build()
     assert sum(p.numel() for p in vlm.parameters()) == internvl + 2 * 5 * 896
 
 
@@ -182,22 +181,22 @@ OFFICIAL = {
 
 def test_every_official_key_of_4b_is_mapped(sa2va_4b: Segmenter) -> None:
     ours = sa2va_4b.state_dict()
-    hf = model_to_hf(ours)
+    hf = KEYS.to_hf(ours, "model")
     assert {name: tuple(hf[name].shape) for name in OFFICIAL} == OFFICIAL
     layer, block = 2 + 2 + 2 + 4 + 2 + 2, 2 + 2 + 4 + 4  # tensors: ViT layer; LLM layer
     expected = {"vision": 4 + 24 * layer, "embed_head": 2, "llm": 36 * block + 1, "proj": 6, "fcs": 4}
-    assert {group: sum(group_of(name) == group for name in hf) for group in expected} == expected
-    back = hf_to_model(hf)
+    assert {group: sum(KEYS.shard_of(name) == group for name in hf) for group in expected} == expected
+    back = KEYS.from_hf(hf, "model")
     assert {name: tensor.shape for name, tensor in back.items()} == {name: tensor.shape for name, tensor in ours.items()}
     for name in ours:
-        assert name in from_hf_names(to_hf_name(name, "model"), "model")
+        assert name in KEYS.from_hf_names(KEYS.to_hf_name(name, "model"), "model")
 
 
 def test_every_trained_tensor_of_4b_has_an_official_checkpoint_name(sa2va_4b: Segmenter) -> None:
     """Runs last: it puts LoRA on the fixture's model."""
     add_lora(sa2va_4b, 128, 256, 0.05, generator_seed=0)
     trained = select_trained(sa2va_4b, ("lora", "proj", "fcs", "sam2_decoder"))
-    names = {model_to_pth_name(name): tuple(p.shape) for name, p in trained.items()}
+    names = {KEYS.trained_name(name): tuple(p.shape) for name, p in trained.items()}
     assert len(names) == len(trained)
     in_language = "mllm.model.language_model.base_model.model.model.layers."
     assert sum(name.startswith(in_language) for name in names) == 36 * 7 * 2

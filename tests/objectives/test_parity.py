@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ans.checkpoints.layout import hf_to_model, model_to_pth_name
-from ans.model.adapters import LORA_TARGETS, add_lora, select_trained
+from ans.model.adapters import add_lora, select_trained
 from ans.model.segmenter import Conversations, Features, Segmenter
 from ans.objectives import mask
 from tests.golden_case import GoldenCase
@@ -35,10 +34,10 @@ def test_point_losses(golden: GoldenCase) -> None:
 def trained_model(golden: GoldenCase, golden_folder) -> Segmenter:
     """The model as it trains: base weights, LoRA unmerged with the checkpoint's matrices, embeddings and head trained."""
     model = Segmenter.from_pretrained(golden_folder)
-    changed = hf_to_model(golden.state("base_internvl_changed"))
+    changed = model.config.keys.from_hf(golden.state("base_internvl_changed"), "model")
     with torch.no_grad():
         for name, tensor in changed.items():
-            if name.rsplit(".", 2)[-2] in LORA_TARGETS:
+            if name.rsplit(".", 2)[-2] in model.config.family.lora_targets:
                 model.get_parameter(name).copy_(tensor)
     rank = golden.meta["cfg"]["dims"]["r"]
     add_lora(model, rank, 2 * rank, 0.0, generator_seed=0)
@@ -46,7 +45,7 @@ def trained_model(golden: GoldenCase, golden_folder) -> Segmenter:
     state = golden.state("pth_train_state")
     with torch.no_grad():
         for name, parameter in trained.items():
-            parameter.copy_(state[model_to_pth_name(name)])
+            parameter.copy_(state[model.config.keys.trained_name(name)])
     return model.eval()
 
 
@@ -94,7 +93,7 @@ def test_training_forward_and_gradients(golden: GoldenCase, trained_model: Segme
     norms = golden.meta["train"]["grad_norms"]
     seen = 0
     for name, gradient in zip(trained, gradients, strict=True):
-        key = model_to_pth_name(name)
+        key = trained_model.config.keys.trained_name(name)
         assert gradient is not None, f"{name} is trained but no loss reaches it"
         assert float(gradient.norm()) == pytest.approx(norms[key], rel=1e-3, abs=1e-3), name
         if f"train/grad/{key}" in golden.tensors:
@@ -102,7 +101,7 @@ def test_training_forward_and_gradients(golden: GoldenCase, trained_model: Segme
             seen += 1
     assert seen == sum(key.startswith("train/grad/") for key in golden.tensors)
     frozen_heads = set(golden.meta["train"]["trainable_without_grad"])
-    assert {model_to_pth_name(name) for name in trained} == set(norms) - frozen_heads
+    assert {trained_model.config.keys.trained_name(name) for name in trained} == set(norms) - frozen_heads
 
 
 def test_uncertain_points_prefers_small_logits() -> None:

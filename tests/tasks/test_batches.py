@@ -35,13 +35,13 @@ def test_two_views_of_one_object(case: TaskCase, source: str) -> None:
         seen = record.second if record.second and region.second_counts else record.path
         assert batch.where[n] == (seen, source) and batch.segment_index[n] == n
         assert (batch.describe_index[n] == n) == (seen == record.path)
-        cells = region_cells(torch.from_numpy(region_mask(record, region))[None], config.grid_side)[0]
+        cells = region_cells(torch.from_numpy(region_mask(record, region))[None], config.family.grid(1, 1).region)[0]
         assert torch.equal(batch.cells[n], cells)
         counts = region.second_counts if seen == record.second else region.counts
         truth = coco.decode({"size": [record.height, record.width], "counts": counts.encode()})
-        assert torch.equal(batch.targets.soft[n], config.soft_target(torch.from_numpy(truth)))
+        assert torch.equal(batch.targets.soft[n], config.decoder.soft_target(torch.from_numpy(truth)))
     assert len(batch.images.sam) == 4
-    assert len(batch.images.tiles) == 4 + sum(d >= 4 for d in batch.describe_index)
+    assert len(batch.images.pixels) == 4 + sum(d >= 4 for d in batch.describe_index)
 
 
 def test_captions_are_learnt_with_their_end(case: TaskCase) -> None:
@@ -58,8 +58,8 @@ def test_one_target_for_each_seg_in_order(case: TaskCase) -> None:
     assert int((batch.ids == seg).sum()) == len(soft) == len(batch.targets.uniform)
     assert ((soft >= 0) & (soft <= 1)).all() and (soft.flatten(1).max(1).values > 0.5).all()
     assert (batch.ids[batch.mask == 0] == 0).all() and (batch.labels[batch.mask == 0] == prompts.IGNORE).all()
-    image = model.tokenizer.convert_tokens_to_ids(prompts.IMAGE_TOKEN)
-    assert ((batch.ids == image).sum(1) == model.config.tokens_per_tile).all()
+    image = model.tokenizer.convert_tokens_to_ids(model.template.image_token)
+    assert ((batch.ids == image).sum(1) == model.config.family.grid(1, 1).tokens).all()
     answered = batch.labels[batch.labels != prompts.IGNORE]
     assert int((answered == seg).sum()) == len(soft)
 
@@ -71,11 +71,11 @@ def test_points_are_drawn_when_asked(case: TaskCase) -> None:
 
 def test_soft_target_is_the_share_of_a_cell(case: TaskCase) -> None:
     config = case.model.config
-    mask = torch.zeros(2 * config.mask_side, 2 * config.mask_side, dtype=torch.uint8)
+    mask = torch.zeros(2 * config.decoder.side, 2 * config.decoder.side, dtype=torch.uint8)
     mask[0:2, 0:3] = 1
-    expected = torch.zeros(config.mask_side, config.mask_side)
+    expected = torch.zeros(config.decoder.side, config.decoder.side)
     expected[0, 0], expected[0, 1] = 1.0, 0.5
-    torch.testing.assert_close(config.soft_target(mask), expected)
+    torch.testing.assert_close(config.decoder.soft_target(mask), expected)
 
 
 def test_region_mask_is_the_recorded_area(small_world) -> None:
@@ -104,7 +104,7 @@ def test_nothing_to_train_on_is_an_error(case: TaskCase) -> None:
 def test_several_objects_of_an_image(case: TaskCase) -> None:
     """They share the encoded image, each with its own cells and mask; the first is the sample itself."""
     one, several = (case.task("loop1", objects_per_image=n).batch(range(8)) for n in (1, 3))
-    assert len(several.images.tiles) == len(one.images.tiles) and len(one.segment_index) == 8 < len(several.segment_index)
+    assert len(several.images.pixels) == len(one.images.pixels) and len(one.segment_index) == 8 < len(several.segment_index)
     assert Counter(several.segment_index).most_common(1)[0][1] <= 3
     first = [several.segment_index.index(place) for place in range(8)]
     assert torch.equal(several.cells[first], one.cells) and torch.equal(several.targets.soft[first], one.targets.soft)

@@ -9,13 +9,12 @@ from torch import Tensor
 from torch.nn.utils.stateless import _reparametrize_module
 
 from ans.captions import likeness
-from ans.model import prompts
 from ans.objectives import mask
 from ans.objectives.gumbel import _SoftGradient
 from ans.tasks import loop1
 from ans.tasks.base import Example, Losses
 from ans.tasks.loop1 import corrupt
-from ans.tasks.loop2 import region_share
+from ans.tasks.loop2 import region_shares
 from tests.task_case import TaskCase
 
 ORIGINAL = {"rescored": "all", "denoising": 0.0}
@@ -269,14 +268,17 @@ def test_loop2_tells_freely_what_it_found(case: TaskCase) -> None:
     losses = case.losses(task, batch)
     assert float(losses.total) == float(case.losses(task, batch, examples=False).total)
     assert losses.example.texts["data"] == batch.texts
-    cells = region_share(losses.example.logits, case.model.config.grid_side) > 0.5
+    grids = [case.model.config.family.grid(*size).region for size in batch.images.sizes]
+    cells = [share > 0.5 for share in region_shares(losses.example.logits, grids)]
     longest = max(map(len, batch.captions))
     ids, *_ = case.model.caption_ids(case.features(batch), [0, 1], cells, batch.describe_questions, longest)
     assert losses.example.texts["model"] == [case.model.tokenizer.decode(row) for row in ids]
 
 
 def test_loop2_keeps_an_empty_mask(case: TaskCase, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ans.tasks.loop2.region_share", lambda logits, side: region_share(logits, side) * 0)
+    monkeypatch.setattr(
+        "ans.tasks.loop2.region_shares", lambda logits, grids: [share * 0 for share in region_shares(logits, grids)]
+    )
     task = case.task("loop2")
     losses = case.losses(task, task.batch(range(4)))
     assert float(losses.values["loop2_non_empty"]) == 0 and float(losses.values["loop2_caption"]) > 0
@@ -290,8 +292,9 @@ def test_loop2_loss_by_hand(case: TaskCase) -> None:
     losses = case.losses(task, batch)
     model, total = case.model, 0.0
     features = case.features(batch)
-    visual = model._visual_tokens(features)
-    image = prompts.image_string(model.config.tokens_per_tile)
+    visual = [one.tokens for one in model.image_tokens(features)]
+    grid = model.config.family.grid(*features.sizes[0])
+    image = model.template.image_string(grid.tokens)
     for n, caption in enumerate(batch.captions):
         answered = model.tokenizer.encode(
             model.template.instruction.format(input=image + batch.questions[n].format(batch.texts[n]))
@@ -302,7 +305,7 @@ def test_loop2_loss_by_hand(case: TaskCase) -> None:
         hidden = model.vlm.language_model.model(inputs_embeds=embeds).last_hidden_state[0]
         at = answered.index(model.seg_token)
         logits = model.masks(features, torch.tensor([n]), model.seg_embed(hidden[at : at + 1])).low_res
-        cells = region_share(logits, model.config.grid_side)[0] > 0.5
+        cells = region_shares(logits, [grid.region])[0] > 0.5
         prompt = model.tokenizer.encode(
             model.template.instruction.format(input=image + model.region_question(cells[None], batch.describe_questions[n]))
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ans.checkpoints.convert import read_checkpoint
+from ans.checkpoints.pth import read_pth
 from ans.model.segmenter import Segmenter
 from ans.training import loop
 from ans.training.state import ResumeError
@@ -36,7 +36,7 @@ def train(work: Path, out: Path, gigabytes: float) -> dict[str, torch.Tensor]:
     settings = {"train__steps": 4, "launch__workers": 0, "launch__feature_cache_gb": gigabytes, "launch__save_state_seconds": 0.0}
     at = pipeline.beside(work, out) if not out.exists() else Workspace(out)
     loop.train(pipeline.small_config(work.parent / "world", **settings), at)
-    return read_checkpoint(at.checkpoint / "last.pth")
+    return read_pth(at.checkpoint / "last.pth").state
 
 
 def test_features_are_found_again(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoded: list[int]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ans.checkpoints.convert import read_checkpoint
+from ans.checkpoints.pth import read_pth
 from ans.config import Config
 from ans.training import loop, setup
 from ans.training.hooks.health import Health
@@ -48,7 +48,7 @@ def outcome(at: Workspace) -> dict[str, object]:
     left = [*at.training.rglob("*.json"), *at.training.rglob("*.tsv"), *at.checkpoint.glob("*.json")]
     files = {path.name: path.read_bytes() for path in sorted(left)}
     paths = sorted(at.checkpoint.glob("*.pth"))
-    weights = {path.name: {k: t.numpy().tobytes() for k, t in read_checkpoint(path).items()} for path in paths}
+    weights = {path.name: {k: t.numpy().tobytes() for k, t in read_pth(path).state.items()} for path in paths}
     return {"files": files, "weights": weights}
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ans.checkpoints.convert import read_checkpoint
-from ans.checkpoints.layout import model_to_pth_name
+from ans.checkpoints.pth import read_pth
 from ans.config import Config, ConfigError
+from ans.model.config import ModelConfig
 from ans.training import loop
 from ans.training.hooks import validation
 from ans.workspace import Workspace
@@ -45,7 +45,7 @@ def config(work: Path, **changes: object) -> Config:
 def left(at: Workspace) -> dict[str, bytes]:
     files = [*at.training.rglob("*.json"), *at.training.rglob("*.tsv"), *at.checkpoint.glob("*.json")]
     checkpoints = at.checkpoint.glob("*.pth")
-    weights = {path.name: {k: t.numpy().tobytes() for k, t in read_checkpoint(path).items()} for path in checkpoints}
+    weights = {path.name: {k: t.numpy().tobytes() for k, t in read_pth(path).state.items()} for path in checkpoints}
     return {path.name: path.read_bytes() for path in files} | weights
 
 
@@ -82,9 +82,9 @@ def test_epochs_and_what_is_left(here: Workspace, work: Path, monkeypatch: pytes
     assert (here.training / "plots" / "val_ciou.tsv").read_text() == "step\tval_ciou\n2\t0.1\n4\t0.3\n6\t0.2\n8\t0.25\n"
     assert [path.name for path in here.checkpoint.glob("*.pth")] == ["best.pth"]
     assert json.loads((here.checkpoint / "manifest.json").read_text())["best"] == history[1]
-    kept = read_checkpoint(here.checkpoint)
+    kept, keys = read_pth(here.checkpoint).state, ModelConfig.from_folder(here.base).keys
     for name, tensor in states[4].items():
-        assert torch.equal(kept[model_to_pth_name(name)], tensor)
+        assert torch.equal(kept[keys.trained_name(name)], tensor)
     assert any(not torch.equal(states[4][name], states[8][name]) for name in states[4])
 
 

@@ -1,0 +1,137 @@
+"""What a mask decoder is, with the image encoder that it reads from. Everything that differs between decoders is behind these two
+classes.
+
+`MaskDecoder` is what a model folder's `config.json` says: sizes, pixels, targets, names. `MaskNetwork` is the modules: image features
+once, then one mask for every prompt vector.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from ans.model.keys import KeyTable
+from ans.model.plugs import Plug
+
+Levels = tuple[Tensor, ...]
+"""Feature maps of B images, each (B, channels, height, width)."""
+
+
+@dataclass(frozen=True)
+class Masks:
+    """One mask per prompt. `low_res` (N, S/4, S/4) logits of the chosen mask; the K `candidates` (N, K, S/4, S/4) and their
+    predicted `ious` (N, K); `object_score` (N, 1) logits, which Sa2VA does not apply to images, None where there are none."""
+
+    low_res: Tensor
+    candidates: Tensor
+    ious: Tensor
+    object_score: Tensor | None
+
+
+class MaskNetwork(nn.Module, ABC):
+    """The modules: pixels to image features to masks."""
+
+    @property
+    @abstractmethod
+    def encoder(self) -> nn.Module:
+        """The frozen image encoder."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """What pixels have to be in."""
+
+    @abstractmethod
+    def encode(self, pixels: Tensor) -> Levels:
+        """(B, 3, S, S) normalised pixels -> the encoder's maps. Depends on no tensor that is ever fine-tuned."""
+
+    @abstractmethod
+    def project(self, levels: Levels) -> Levels:
+        """The encoder's maps -> what the mask decoder reads."""
+
+    @abstractmethod
+    def decode(self, features: Levels, image_index: Tensor, prompts: Tensor) -> Masks:
+        """Masks for `prompts` (N, D), the n-th of them on image `image_index[n]` of the projected features."""
+
+
+class MaskDecoder(Plug):
+    """A mask decoder as `config.json` describes it; no weights. A file of `ans/model/decoders` has one, `MaskDecoder`."""
+
+    title: ClassVar[str]
+    """What a model card calls it."""
+
+    section: ClassVar[str]
+    """The section of `config.json` that describes it."""
+
+    released: ClassVar[Mapping[str, Any]]
+    """What holds where `config.json` has no such section: the released size."""
+
+    parts: ClassVar[tuple[str, ...]]
+    """The modules that the released weights hold tensors of, as HF prefixes."""
+
+    keys: ClassVar[KeyTable]
+    """Its tensors' names, with the spaces `model` and `pth` at least, and one under the file's own name for the released weights."""
+
+    @classmethod
+    @abstractmethod
+    def read(cls, values: Mapping[str, Any]) -> Self:
+        """The decoder that the section describes. Raises `ValueError` naming a key that is not supported."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """D: of the vectors that prompt it."""
+
+    @property
+    @abstractmethod
+    def side(self) -> int:
+        """Of its logits, in cells; called S/4, as it is at full size."""
+
+    @abstractmethod
+    def pixels(self, image: Image.Image) -> Tensor:
+        """An RGB image as its image encoder takes it: (3, S, S) normalised."""
+
+    @abstractmethod
+    def soft_target(self, mask: Tensor) -> Tensor:
+        """(h, w) mask in {0, 1} -> (S/4, S/4) share of each cell of the logits that it covers."""
+
+    @abstractmethod
+    def image_share(self, height: int, width: int) -> tuple[float, float]:
+        """(x, y): how far from the left and from the top the logits show an image of this size; the rest is padding."""
+
+    @abstractmethod
+    def upscale(self, low_res: Tensor, size: tuple[int, int]) -> Tensor:
+        """Logits (N, S/4, S/4) -> (N, h, w), at the image's own size."""
+
+    @abstractmethod
+    def build(self) -> MaskNetwork:
+        """The modules with random weights, on the device that is the default."""
+
+    @property
+    def tied(self) -> dict[str, str]:
+        """HF name of each tensor that may be in no file -> that of the tensor that it equals."""
+        return {}
+
+    @classmethod
+    def check_released(cls, names: Iterable[str]) -> None:
+        """Raise `ValueError` where tensors of these HF names are not the released weights."""
+        names = list(names)
+        for part in cls.parts:
+            if not any(name.startswith(part) for name in names):
+                module = part.rstrip(".").rpartition(".")[2]
+                raise ValueError(f"holds no tensor of {module}; it is not a {cls.title} checkpoint as released")
+
+
+def wide(logits: Tensor) -> Tensor:
+    """(N, 1, h, w) in float32 at least; float64 stays what it is."""
+    return logits[:, None].to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def resized(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits (N, 1, h, w), bilinear to another size."""
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)

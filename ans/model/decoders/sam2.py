@@ -1,0 +1,221 @@
+"""SAM2 (arXiv 2408.00714) on images, as Sa2VA uses it. The modules are the `sam2` package's own (facebookresearch/sam2).
+
+Its forward takes no language vector, so prompt encoder and mask decoder are called here; the sparse prompt is two padding points
+and, after them, the vector. The official Sa2VA file says nothing about SAM2, whose size is fixed in the official code (Hiera-L at
+1024 px). Ours may add a section `sam2_config`; where it is absent, the official sizes hold.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from sam2.modeling.backbones.hieradet import Hiera
+from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
+from sam2.modeling.memory_attention import MemoryAttention, MemoryAttentionLayer
+from sam2.modeling.memory_encoder import CXBlock, Fuser, MaskDownSampler, MemoryEncoder
+from sam2.modeling.position_encoding import PositionEmbeddingSine
+from sam2.modeling.sam.transformer import RoPEAttention
+from sam2.modeling.sam2_base import SAM2Base
+from torch import Tensor, nn
+
+from ans.model import decoder, preprocess
+from ans.model.decoder import Levels, Masks, resized, wide
+from ans.model.keys import KeyTable, Renaming
+
+HF = "grounding_encoder.sam2_model."
+_PARTS = ("image_encoder", "sam_prompt_encoder", "sam_mask_decoder", "memory_attention", "memory_encoder")
+
+
+@dataclass(frozen=True)
+class MaskDecoder(decoder.MaskDecoder):
+    """Sizes of SAM2; the defaults are those of `sam2_hiera_l`, which every released Sa2VA uses."""
+
+    title = "SAM2"
+    section = "sam2_config"
+    released = {}
+    parts = tuple(f"{HF}{part}." for part in _PARTS)
+    keys = KeyTable(
+        spaces={"model": {HF: "sam.model."}, "pth": {HF: HF}, "research": {HF: HF}, "sam2": {HF: ""}},
+        shards={"sam2_decoder": (f"{HF}sam_mask_decoder.",), "sam2_encoder": (HF,)},
+        renamings=(Renaming(HF, ("model", "pth", "research", "sam2"), ((".gamma", ".g_weight"),)),),  # of the memory encoder
+        # These two choose and gate masks.
+        unreached=re.compile(re.escape(HF) + r"sam_mask_decoder\.(iou_prediction_head|pred_obj_score_head)\."),
+    )
+
+    image_size: int = 1024
+    embed_dim: int = 144
+    num_heads: int = 2
+    stages: tuple[int, ...] = (2, 6, 36, 4)
+    global_att_blocks: tuple[int, ...] = (23, 33, 43)
+    window_pos_embed_bkg_spatial_size: tuple[int, int] = (7, 7)
+    window_spec: tuple[int, ...] = (8, 4, 16, 8)
+    d_model: int = 256
+    memory_dim: int = 64
+    memory_feedforward: int = 2048
+    memory_layers: int = 4
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Self:
+        if unknown := set(values) - {field.name for field in dataclasses.fields(cls)}:
+            raise ValueError(f"{cls.section}.{sorted(unknown)[0]}: unknown key")
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+    @classmethod
+    def check_released(cls, names: Iterable[str]) -> None:
+        names = set(names)
+        super().check_released(names)
+        if f"{HF}obj_ptr_tpos_proj.weight" in names:
+            raise ValueError("is SAM2.1; Sa2VA is built on SAM2 (sam2_hiera_large.pt of 072824)")
+
+    @property
+    def width(self) -> int:
+        return self.d_model
+
+    @property
+    def side(self) -> int:
+        return self.image_size // 4
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        return preprocess.normalise([preprocess.sam_image(image, self.image_size)])[0]
+
+    def soft_target(self, mask: Tensor) -> Tensor:
+        return F.interpolate(mask[None, None].float(), size=(self.side, self.side), mode="area")[0, 0]
+
+    def image_share(self, height: int, width: int) -> tuple[float, float]:
+        return 1.0, 1.0
+
+    def upscale(self, low_res: Tensor, size: tuple[int, int]) -> Tensor:
+        return resized(resized(wide(low_res), (self.image_size, self.image_size)), size)[:, 0]
+
+    def build(self) -> "Network":
+        return Network(self)
+
+
+class Network(decoder.MaskNetwork):
+    """SAM2's image path. `levels` below are the FPN's three maps at strides 4, 8 and 16: (B, D, S/4, S/4), ..."""
+
+    def __init__(self, sizes: MaskDecoder) -> None:
+        super().__init__()
+        self.model = SAM2Base(
+            image_encoder=_image_encoder(sizes),
+            memory_attention=_memory_attention(sizes),
+            memory_encoder=_memory_encoder(sizes),
+            image_size=sizes.image_size,
+            **_FIXED,
+        )
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.model.image_encoder
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.no_mem_embed.dtype
+
+    def encode(self, pixels: Tensor) -> Levels:
+        level0, level1, level2 = self.model.image_encoder(pixels)["backbone_fpn"]
+        return level0, level1, level2
+
+    def project(self, levels: Levels) -> Levels:
+        """FPN levels -> (B, D/8, S/4, S/4), (B, D/4, S/8, S/8), (B, D, S/16, S/16)."""
+        masks = self.model.sam_mask_decoder
+        coarse = levels[2] + self.model.no_mem_embed.view(1, -1, 1, 1)
+        return masks.conv_s0(levels[0]), masks.conv_s1(levels[1]), coarse
+
+    def decode(self, features: Levels, image_index: Tensor, prompts: Tensor) -> Masks:
+        sparse, dense = self.padding_prompt(len(prompts))
+        fine, middle, coarse = features
+        candidates, ious, _, object_score = self.model.sam_mask_decoder(
+            image_embeddings=coarse[image_index],
+            image_pe=self.model.sam_prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=torch.cat([sparse, prompts[:, None].to(sparse.dtype)], dim=1),
+            dense_prompt_embeddings=dense,
+            multimask_output=True,
+            repeat_image=False,
+            high_res_features=[fine[image_index], middle[image_index]],
+        )
+        best = ious.argmax(-1)
+        return Masks(candidates[torch.arange(len(best), device=best.device), best], candidates, ious, object_score)
+
+    def padding_prompt(self, count: int) -> tuple[Tensor, Tensor]:
+        """Sparse (N, 2, D) and dense (N, D, S/16, S/16) embeddings of "no point": SAM2 pads once, its encoder once more."""
+        device = self.model.no_mem_embed.device
+        points = torch.zeros(count, 1, 2, device=device), -torch.ones(count, 1, dtype=torch.int32, device=device)
+        sparse, dense = self.model.sam_prompt_encoder(points=points, boxes=None, masks=None)
+        return sparse, dense
+
+
+# Images never use the memory modules; they are built because the released weights hold them and every load is strict.
+_ROTARY: dict[str, Any] = {"rope_theta": 10000.0, "num_heads": 1, "downsample_rate": 1, "dropout": 0.1}
+_FIXED: dict[str, Any] = {
+    "sigmoid_scale_for_mem_enc": 20.0,
+    "sigmoid_bias_for_mem_enc": -10.0,
+    "use_mask_input_as_output_without_sam": True,
+    "directly_add_no_mem_embed": True,
+    "use_high_res_features_in_sam": True,
+    "multimask_output_in_sam": True,
+    "iou_prediction_use_sigmoid": True,
+    "use_obj_ptrs_in_encoder": True,
+    "add_tpos_enc_to_obj_ptrs": False,
+    "only_obj_ptrs_in_the_past_for_eval": True,
+    "pred_obj_scores": True,
+    "pred_obj_scores_mlp": True,
+    "fixed_no_obj_ptr": True,
+    "multimask_output_for_tracking": True,
+    "use_multimask_token_for_obj_ptr": True,
+    "multimask_min_pt_num": 0,
+    "multimask_max_pt_num": 1,
+    "use_mlp_for_obj_ptr_proj": True,
+}
+"""What is the same at every size: the package's `sam2_hiera_*.yaml` as Sa2VA overrides it."""
+
+
+def _image_encoder(sizes: MaskDecoder) -> ImageEncoder:
+    trunk = Hiera(
+        embed_dim=sizes.embed_dim,
+        num_heads=sizes.num_heads,
+        stages=sizes.stages,
+        global_att_blocks=sizes.global_att_blocks,
+        window_pos_embed_bkg_spatial_size=sizes.window_pos_embed_bkg_spatial_size,
+        window_spec=sizes.window_spec,
+    )
+    neck = FpnNeck(
+        position_encoding=PositionEmbeddingSine(sizes.d_model, normalize=True),
+        d_model=sizes.d_model,
+        backbone_channel_list=[sizes.embed_dim * 2**stage for stage in reversed(range(len(sizes.stages)))],
+        fpn_top_down_levels=[2, 3],
+        fpn_interp_model="nearest",
+    )
+    return ImageEncoder(trunk, neck, scalp=1)
+
+
+def _memory_attention(sizes: MaskDecoder) -> MemoryAttention:
+    width = sizes.d_model
+    layer = MemoryAttentionLayer(
+        activation="relu",
+        dim_feedforward=sizes.memory_feedforward,
+        dropout=0.1,
+        pos_enc_at_attn=False,
+        self_attention=RoPEAttention(embedding_dim=width, **_ROTARY),
+        cross_attention=RoPEAttention(embedding_dim=width, rope_k_repeat=True, kv_in_dim=sizes.memory_dim, **_ROTARY),
+        d_model=width,
+        pos_enc_at_cross_attn_keys=True,
+        pos_enc_at_cross_attn_queries=False,
+    )
+    return MemoryAttention(width, pos_enc_at_input=True, layer=layer, num_layers=sizes.memory_layers)
+
+
+def _memory_encoder(sizes: MaskDecoder) -> MemoryEncoder:
+    width = sizes.d_model
+    return MemoryEncoder(
+        out_dim=sizes.memory_dim,
+        position_encoding=PositionEmbeddingSine(sizes.memory_dim, normalize=True),
+        mask_downsampler=MaskDownSampler(embed_dim=width, kernel_size=3, stride=2, padding=1),
+        fuser=Fuser(CXBlock(dim=width, kernel_size=7, padding=3, layer_scale_init_value=1e-6, use_dwconv=True), num_layers=2),
+        in_dim=width,
+    )

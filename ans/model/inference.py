@@ -1,0 +1,243 @@
+"""Answers about images: free generation, masks of what is asked for, captions of regions, in batches.
+
+What all questions about an image share is computed once: its features, its tokens, and the language model's keys and values up to
+the image's end.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ans.model import prompts, tokens
+from ans.model.decoder import Levels
+from ans.model.family import Inputs, Visual
+from ans.model.generate import Generated, Prefix, forced, greedy, pad_left, prefill
+from ans.model.modules import Features, SegmenterModules, region_tokens
+from ans.model.preprocess import ImageLike
+from ans.model.visual_prompt import region_cells
+
+IMAGES_AT_ONCE, MASKS_AT_ONCE = 16, 32
+"""Encoded, and decoded, in one go: so much that the machine is busy, so little that large batches fit into memory."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """What the model keeps of B images that it has read. `visual`: of each image, the image tokens. `levels`: what the mask decoder
+    reads. `sizes`: (height, width) in pixels. `prefix`: the language model's keys and values up to each image's end."""
+
+    visual: list[Visual]
+    levels: Levels
+    sizes: list[tuple[int, int]]
+    prefix: Prefix
+
+
+@dataclass(frozen=True)
+class Question:
+    """About image number `image`: its text behind the image, and the grid cells (n, rows, columns) of the regions in it."""
+
+    image: int
+    text: str
+    cells: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The answer to one expression. `masks` (n, h, w) bool, one per `[SEG]` that the answer holds, at the image's size; `mask` is
+    their union, empty where the answer has no `[SEG]`."""
+
+    answer: str
+    masks: np.ndarray
+
+    @property
+    def mask(self) -> np.ndarray:
+        return self.masks.any(0)
+
+
+class SegmenterInference(SegmenterModules):
+    """`images` below are RGB images, or what `encode_images` or `read` made of them. No method has a gradient."""
+
+    @torch.no_grad()
+    def read(
+        self,
+        images: Sequence[ImageLike] | Features | Read,
+        encode: Callable[[Sequence[ImageLike]], Features] | None = None,
+    ) -> Read:
+        """Everything that answers about these images share, made once: `segment`, `segment_given` and `describe` take it too.
+
+        Images are encoded `IMAGES_AT_ONCE` at a time, by `encode`: something that does as `encode_images`, which is the default.
+        Raises `ValueError` when there is none.
+        """
+        if isinstance(images, Read):
+            return images
+        if not isinstance(images, Features) and len(images) == 0:
+            raise ValueError("images: there is none")
+        parts = [images] if isinstance(images, Features) else map(encode or self.encode_images, _chunks(images, IMAGES_AT_ONCE))
+        visual: list[Visual] = []
+        levels: list[Levels] = []
+        sizes: list[tuple[int, int]] = []
+        for features in parts:  # the encoders' large maps go as soon as they are projected
+            visual += self.image_tokens(features)
+            levels.append(self.sam.project(features.levels))
+            sizes += features.sizes
+        joined = tuple(torch.cat(level) for level in zip(*levels, strict=True))
+        return Read(visual, joined, sizes, prefill(self.vlm, self._beginnings(visual)))
+
+    @torch.no_grad()
+    def segment(
+        self,
+        images: Sequence[ImageLike] | Features | Read,
+        expressions: Sequence[Sequence[str]],
+        max_new_tokens: int = 512,
+    ) -> list[list[Segmentation]]:
+        """Segment every expression of every image by free greedy generation.
+
+        Raises `ValueError` when the two lists differ in length.
+        """
+        read = self.read(images)
+        questions = self._referring(read, expressions)
+        answers = self.answer(read, questions, max_new_tokens)
+        masks = self._masks_of(read, questions, [answer.seg_states for answer in answers])
+        results = iter(Segmentation(self._decode(a.ids), found) for a, found in zip(answers, masks, strict=True))
+        return [[next(results) for _ in row] for row in expressions]
+
+    @torch.no_grad()
+    def segment_given(
+        self, images: Sequence[ImageLike] | Features | Read, expressions: Sequence[Sequence[str]], answer: str
+    ) -> list[list[Segmentation]]:
+        """As `segment`, but every answer is `answer`, teacher-forced: what the masks would be, had the model answered that.
+
+        Raises `ValueError` when the answer has no `[SEG]`, or when the two lists differ in length.
+        """
+        read = self.read(images)
+        questions = self._referring(read, expressions)
+        ids = self.tokenizer.encode(answer, add_special_tokens=False)
+        places = [position for position, token in enumerate(ids) if token == self.seg_token]
+        if not places:
+            raise ValueError(f"answer: {answer!r} has no {prompts.SEG_TOKEN}, so there is no mask in it")
+        if not questions:
+            return [[] for _ in expressions]
+        states = forced(self.vlm, *self._continued(read, questions, ids), len(ids))
+        masks = iter(self._masks_of(read, questions, list(states[:, places])))
+        return [[Segmentation(answer, next(masks)) for _ in row] for row in expressions]
+
+    @torch.no_grad()
+    def describe(
+        self,
+        images: Sequence[ImageLike] | Features | Read,
+        masks: Sequence[np.ndarray | Tensor],
+        max_new_tokens: int = 512,
+    ) -> list[list[str]]:
+        """Caption every region of every image. `masks`: per image (n, h, w), non-zero inside; each region is asked alone.
+
+        Raises `ValueError` for an empty mask, when the two lists differ in length, or for a model that knows no regions.
+        """
+        if not self.config.family.regions:
+            raise ValueError(f"describe: {self.config.family.system} was not trained to describe regions")
+        read = self.read(images)
+        _same_length("masks", masks, read)
+        questions = []
+        for i, regions in enumerate(masks):
+            inside = regions.cpu() if isinstance(regions, Tensor) else torch.from_numpy(np.asarray(regions))
+            cells = region_cells(inside > 0, read.visual[i].grid.region) if len(regions) else []
+            questions += [self._about_region(i, cell, prompts.DESCRIBE_PROMPT) for cell in cells]
+        answers = iter(self.answer(read, questions, max_new_tokens))
+        return [[self._decode(next(answers).ids, self.template.stop_words) for _ in regions] for regions in masks]
+
+    @torch.no_grad()
+    def caption_ids(
+        self, features: Features, image_index: Sequence[int], cells: Sequence[Tensor], questions: Sequence[str], max_new_tokens: int
+    ) -> tuple[list[list[int]], list[bool], list[float]]:
+        """Greedy captions of R regions with `cells` (rows, columns) each, the r-th on image `image_index[r]`, as ids of text tokens;
+        whether each came to its end; and the geometric mean of its tokens' probabilities."""
+        asked = [self._about_region(i, cell, text) for i, cell, text in zip(image_index, cells, questions, strict=True)]
+        answers = self.answer(features, asked, max_new_tokens)
+        text = set(self.text_tokens.tolist())
+        captions = [tokens.text_ids(self.tokenizer, self.template.stop_words, answer.ids, text) for answer in answers]
+        return captions, [self._ended(answer.ids) for answer in answers], [answer.confidence for answer in answers]
+
+    @torch.no_grad()
+    def answer(self, images: Features | Read, questions: Sequence[Question], max_new_tokens: int) -> list[Generated]:
+        """Greedy answers as ids, with the states of their `[SEG]`s. What all questions about an image share, up to its last image
+        token, runs once."""
+        if not questions:
+            return []
+        prefix, rows = self._continued(self.read(images), questions)
+        return greedy(self.vlm, prefix, rows, self._ended, self.seg_token, max_new_tokens)
+
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of `text` that the tokenizer has no token for; tokenizers made of bytes have one for everything."""
+        return tokens.unknown_words(self.tokenizer, text)
+
+    # ------------------------------------------------------------------------------------------------------------ inside
+
+    def _referring(self, read: Read, expressions: Sequence[Sequence[str]]) -> list[Question]:
+        _same_length("expressions", expressions, read)
+        return [Question(i, self.template.segment_question(text)) for i, texts in enumerate(expressions) for text in texts]
+
+    def _about_region(self, image: int, cells: Tensor, question: str) -> Question:
+        return Question(image, self.region_question(cells[None], question), cells[None])
+
+    def _prompt(self, text: str) -> list[int]:
+        """Ids of a question about an image, for which one image token stands: a text behind the image's end is cut into the same
+        ids as behind all its tokens, many times faster."""
+        return prompts.encode_prompt(self.tokenizer, self.template, self.template.image_string(1) + text)
+
+    def _beginnings(self, visual: Sequence[Visual]) -> Inputs:
+        """Each image's prompt up to the image's end."""
+        ids = self._prompt("")
+        place, last = ids.index(self.image_token), ids.index(self.image_last)
+        wholes = [[*ids[:place], *[self.image_token] * one.grid.tokens, *ids[place + 1 : last + 1]] for one in visual]
+        padded, mask = pad_left(wholes, self.device)
+        positions = self.vlm.positions(padded, mask, [one.grid for one in visual])
+        return self.inputs(padded, mask, positions, [[level.flatten(0, 1) for level in one.levels] for one in visual])
+
+    def _continued(self, read: Read, questions: Sequence[Question], answer: Sequence[int] = ()) -> tuple[Prefix, Inputs]:
+        """Each question's prefix, and its prompt from the image's end on with the beginning of its answer."""
+        suffixes = []
+        visual = [[level.new_zeros(0, level.shape[-1]) for level in read.visual[0].levels]]
+        for question in questions:
+            ids = self._prompt(question.text)
+            suffixes.append([*ids[ids.index(self.image_last) + 1 :], *answer])
+            if question.cells is not None:
+                visual.append(region_tokens(read.visual[question.image], question.cells))
+        prefix = read.prefix.rows(torch.tensor([question.image for question in questions], device=self.device))
+        padded, mask = pad_left(suffixes, self.device)
+        return prefix, self.inputs(padded, torch.cat([prefix.mask, mask], dim=1), prefix.positions(mask), visual)
+
+    def _masks_of(self, read: Read, questions: Sequence[Question], states: Sequence[Tensor]) -> list[np.ndarray]:
+        """Masks (n, h, w) bool of each question from the states (n, D) of its `[SEG]`s, decoded `MASKS_AT_ONCE` at a time."""
+        owners = [question.image for question, found in zip(questions, states, strict=True) for _ in found]
+        masks: list[np.ndarray] = []
+        if owners:
+            prompt = self.seg_embed(torch.cat(list(states)))
+        for start in range(0, len(owners), MASKS_AT_ONCE):
+            chunk = owners[start : start + MASKS_AT_ONCE]
+            index = torch.tensor(chunk, device=self.device)
+            low_res = self.sam.decode(read.levels, index, prompt[start : start + MASKS_AT_ONCE]).low_res
+            runs = [(i, len(list(same))) for i, same in groupby(chunk)]
+            for (i, _), logits in zip(runs, low_res.split([count for _, count in runs]), strict=True):
+                masks += list((self.upscale(logits, read.sizes[i]) > 0).cpu().numpy())
+        taken: Iterator[np.ndarray] = iter(masks)
+        return [
+            np.array(list(islice(taken, len(found))), dtype=bool).reshape(len(found), *read.sizes[question.image])
+            for question, found in zip(questions, states, strict=True)
+        ]
+
+    def _ended(self, ids: Sequence[int]) -> bool:
+        return tokens.ended(self.tokenizer, self.template.stop_words, ids)
+
+    def _decode(self, ids: Sequence[int], without: tuple[str, ...] = ()) -> str:
+        return tokens.decode(self.tokenizer, ids, without)
+
+
+def _same_length(name: str, values: Sequence[object], read: Read) -> None:
+    if len(values) != len(read.sizes):
+        raise ValueError(f"{name}: {len(values)} lists for {len(read.sizes)} images")
+
+
+def _chunks(values: Sequence[ImageLike], size: int) -> list[Sequence[ImageLike]]:
+    return [values[start : start + size] for start in range(0, len(values), size)]

@@ -1,0 +1,198 @@
+"""The modules of a segmenting vision-language model, what they make of images, and the forward of training."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from ans.model import prompts, tokens
+from ans.model.config import ModelConfig
+from ans.model.decoder import Levels, Masks
+from ans.model.family import Inputs, Pixels, Visual, Vlm
+from ans.model.preprocess import ImageLike, as_image
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the frozen encoders say about B images; computed once, then handed around.
+
+    `visual`: of each image, what the vision-language model sees. `levels`: the maps of the mask part's image encoder. `sizes`:
+    (height, width) of each image in pixels.
+    """
+
+    visual: list[Visual]
+    levels: Levels
+    sizes: list[tuple[int, int]]
+
+    @classmethod
+    def join(cls, parts: Sequence["Features"]) -> "Features":
+        """Those of several images from those of each; images that are not segmented, which have no levels, come last."""
+        levels = tuple(torch.cat(maps) for maps in zip(*(part.levels for part in parts if part.levels), strict=True))
+        return cls([one for part in parts for one in part.visual], levels, [size for part in parts for size in part.sizes])
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """A right-padded batch for the training forward. `ids`, `labels`, `mask`: (B, L). `image_index` (B,): the image of each row.
+    `regions`: per row None, or (n, rows, columns) grid cells of its region prompts: bool, or float with zero outside, and then the
+    cells' tokens are multiplied by it. `embeds` (N, D), if given, take the places that `embeds_at` (B, L) marks, in order."""
+
+    ids: Tensor
+    labels: Tensor
+    mask: Tensor
+    image_index: list[int]
+    regions: list[Tensor | None]
+    embeds: Tensor | None = None
+    embeds_at: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Forward:
+    """`hidden` (B, L, D), what the output layer reads. Of the M labelled positions in row order: `labels` (M,) and the `logits`
+    (M, V) that predict them. `seg_embeds` (N, W) of every `[SEG]` in row order, on image `seg_image[n]`."""
+
+    hidden: Tensor
+    logits: Tensor
+    labels: Tensor
+    seg_embeds: Tensor
+    seg_image: Tensor
+
+    @property
+    def language_loss(self) -> Tensor:
+        """Next-token cross-entropy, summed over the labels."""
+        return F.cross_entropy(self.logits.float(), self.labels, reduction="sum")
+
+
+class SegmenterModules(nn.Module):
+    """A vision-language part and a mask part joined by `[SEG]`. Everything comes from the model folder: sizes, template, tokenizer."""
+
+    def __init__(self, config: ModelConfig, tokenizer: PreTrainedTokenizerBase, vlm: Vlm | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.template = config.template
+        self.image_token, self.image_last, self.seg_token = (
+            tokens.token_id(tokenizer, text) for text in (self.template.image_token, self.template.image_last, prompts.SEG_TOKEN)
+        )
+        self.vlm = vlm or config.family.build()
+        self.sam = config.decoder.build()
+        width = config.language.hidden_size
+        self.text_hidden_fcs = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, config.decoder.width))
+
+    @property
+    def device(self) -> torch.device:
+        return self.text_hidden_fcs[0].weight.device
+
+    @cached_property
+    def text_tokens(self) -> Tensor:
+        """Ids (n,) of the tokens that stand for text: none that is special or was added to the vocabulary."""
+        return tokens.text_tokens(self.tokenizer)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within, no dropout and no gradients; afterwards the mode is as it was."""
+        training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            torch.clear_autocast_cache()  # copies of parameters that were made without a gradient
+            self.train(training)
+
+    # ------------------------------------------------------------------------------------------------------------ images
+
+    @torch.no_grad()
+    def encode_images(self, images: Sequence[ImageLike], max_tiles: int | None = None) -> Features:
+        """Run the frozen encoders once over images, PIL's, arrays or tensors (see `preprocess.as_image`). `max_tiles` caps the
+        tiles below the model's own number."""
+        images = list(map(as_image, images))
+        return self.encode_pixels(
+            [self.config.family.pixels(image, max_tiles) for image in images],
+            torch.stack([self.config.decoder.pixels(image) for image in images]),
+            [(image.height, image.width) for image in images],
+        )
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels: Sequence[Pixels], sam_pixels: Tensor, sizes: list[tuple[int, int]]) -> Features:
+        """As `encode_images`, from what `Family.pixels` made of each image, and from (n, 3, S, S) normalised pixels of the first n
+        images for the mask part."""
+        values = torch.cat([one.values for one in pixels]).to(self.device, self.vlm.dtype)
+        visual = self.vlm.encode(values, [one.grid for one in pixels])
+        levels = self.sam.encode(sam_pixels.to(self.device, self.sam.dtype)) if len(sam_pixels) else ()
+        return Features(visual, levels, sizes)
+
+    def image_tokens(self, features: Features) -> list[Visual]:
+        """The features of each image, projected to the language model's width."""
+        found = self.vlm.project(torch.cat([one.tokens.flatten(0, 1) for one in features.visual]))
+        parts = found.split([one.grid.tokens for one in features.visual])
+        return [replace(one, tokens=part.unflatten(0, one.tokens.shape[:2])) for one, part in zip(features.visual, parts, strict=True)]
+
+    # ---------------------------------------------------------------------------------------------------------- training
+
+    def forward(self, features: Features, batch: Conversations) -> Forward:
+        """Teacher-forced forward of a batch of conversations over images that `encode_images` has seen."""
+        visual = self.image_tokens(features)
+        rows = [with_regions(visual[i], cells) for i, cells in zip(batch.image_index, batch.regions, strict=True)]
+        positions = self.vlm.positions(batch.ids, batch.mask, [visual[i].grid for i in batch.image_index])
+        inputs = self.inputs(batch.ids, batch.mask, positions, rows)
+        if batch.embeds is not None:
+            embeds = batch.embeds.to(inputs.embeds.dtype)
+            inputs = replace(inputs, embeds=inputs.embeds.masked_scatter(batch.embeds_at[..., None], embeds))
+        normed, states = self.vlm.run(inputs)
+        shifted = F.pad(batch.labels[:, 1:], (0, 1), value=prompts.IGNORE)
+        labelled = shifted != prompts.IGNORE
+        logits = self.vlm.language_model.lm_head(normed[labelled])
+        seg = batch.ids == self.seg_token
+        image = torch.tensor(batch.image_index, device=batch.ids.device)[:, None].expand_as(batch.ids)
+        return Forward(normed, logits, shifted[labelled], self.seg_embed(states[seg]), image[seg])
+
+    def inputs(self, ids: Tensor, mask: Tensor, positions: Tensor, visual: Sequence[Sequence[Tensor]]) -> Inputs:
+        """What the language model reads of `ids` (B, L), the levels of `visual` (see `Visual.levels`), (n, D) each, filling the
+        places of image tokens in order."""
+        first, *deep = (torch.cat(level) for level in zip(*visual, strict=True))
+        embeds = self.vlm.embed(ids, first, self.image_token)
+        return Inputs(embeds, mask, positions, ids == self.image_token, tuple(deep))
+
+    def seg_embed(self, states: Tensor) -> Tensor:
+        """(N, D) states at `[SEG]` -> (N, W) prompt vectors for the mask decoder."""
+        return self.text_hidden_fcs(states.to(self.text_hidden_fcs[0].weight.dtype))
+
+    def masks(self, features: Features, image_index: Tensor, prompt: Tensor) -> Masks:
+        """Masks for prompt vectors (N, W), the n-th on image `image_index[n]`."""
+        return self.sam.decode(self.sam.project(features.levels), image_index, prompt)
+
+    def region_question(self, cells: Tensor, question: str) -> str:
+        """The text of a question about regions (n, rows, columns), as evaluation asks it (an empty line before the question)."""
+        return self.template.region_string(cells.flatten(1).sum(1).tolist(), "\n\n") + question
+
+    def upscale(self, low_res: Tensor, size: tuple[int, int]) -> Tensor:
+        """(N, S/4, S/4) logits -> (N, h, w): bilinear to the mask part's own size, then to the image's."""
+        return self.config.decoder.upscale(low_res, size)
+
+
+def with_regions(visual: Visual, cells: Tensor | None) -> list[Tensor]:
+    """All image tokens (n, D) of one row, followed by those of its regions; each level by itself."""
+    whole = [level.flatten(0, 1) for level in visual.levels]
+    if cells is None:
+        return whole
+    return [torch.cat(pair) for pair in zip(whole, region_tokens(visual, cells), strict=True)]
+
+
+def region_tokens(visual: Visual, cells: Tensor) -> list[Tensor]:
+    """The image tokens (n, D) of a row's regions; each level by itself."""
+    return [_region(level, cells) for level in visual.levels]
+
+
+def _region(level: Tensor, cells: Tensor) -> Tensor:
+    """The tokens of the overall view (the last tile) in the cells (n, rows, columns), region by region; see `Conversations`."""
+    flat = cells.flatten(1).to(level.device)
+    found = [level[-1][inside] for inside in flat != 0]
+    if cells.dtype != torch.bool:
+        found = [token * weight[weight != 0][:, None].to(token.dtype) for token, weight in zip(found, flat, strict=True)]
+    return torch.cat(found)

@@ -1,0 +1,67 @@
+"""What a model asks of its tokenizer beyond encoding and decoding."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+
+def load_tokenizer(folder: Path, language: PretrainedConfig) -> PreTrainedTokenizerBase:
+    """The folder's tokenizer, exactly as `tokenizer.json` has it; a folder without one is read by the class that it names.
+
+    `AutoTokenizer` would rebuild a `tokenizer.json` by the rules of the language model's own class, and split words otherwise.
+    """
+    if (folder / "tokenizer.json").is_file():
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, config=language)
+
+
+def token_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    """The id of a text that must be one token. Raises `ValueError`."""
+    token = tokenizer.convert_tokens_to_ids(text)
+    if token is None or token == tokenizer.unk_token_id:
+        raise ValueError(f"the tokenizer has no token {text}; this model's tokenizer must know it as one token")
+    return token
+
+
+def text_tokens(tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Ids (n,) of the tokens that stand for text: none that is special or was added to the vocabulary."""
+    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    return torch.tensor([number for number in range(len(tokenizer)) if number not in special])
+
+
+def unknown_words(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
+    """The words of `text` that the tokenizer has no token for; tokenizers made of bytes have one for everything."""
+    unknown = tokenizer.unk_token_id
+    words = {word: tokenizer.encode(word, add_special_tokens=False) for word in text.split()}
+    return [word for word, ids in words.items() if unknown is not None and unknown in ids]
+
+
+def ended(tokenizer: PreTrainedTokenizerBase, stop_words: tuple[str, ...], ids: Sequence[int]) -> bool:
+    """Whether an answer ends here: with the tokenizer's end token, or with a text that is one of the stop words."""
+    if ids[-1] == tokenizer.eos_token_id:
+        return True
+    longest = max((len(word) for word in stop_words), default=0)
+    tail = tokenizer.decode(ids[-longest:] if longest else []).replace("\r", "").replace("\n", "")
+    return tail.endswith(stop_words) if longest else False
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, stop_words: tuple[str, ...], ids: Sequence[int], text: set[int]) -> list[int]:
+    """The tokens of an answer that stand for text (`text`), without the stop word, which may be text to the tokenizer as well
+    (Sa2VA-4B's `<|end|>`), and then share a token with the words before it."""
+    kept = [i for i in ids if i in text]
+    decoded = tokenizer.decode(kept).rstrip()
+    for word in stop_words:
+        if decoded.endswith(word):
+            return tokenizer.encode(decoded.removesuffix(word).rstrip(), add_special_tokens=False)
+    return kept
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], without: tuple[str, ...] = ()) -> str:
+    """An answer's text, special tokens included, less a final one of `without`."""
+    text = tokenizer.decode(ids, skip_special_tokens=False)
+    for word in without:
+        text = text.removesuffix(word)
+    return text.strip()
