@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ans.captions import likeness
-from ans.config.fields import NONE, Count, Name, Positive, Section, Share, Weight
+from ans.config.fields import Count, Name, Positive, Section, Share, Weight
 from ans.config.tasks import TaskSettings
 from ans.data.matching import region_mask
 from ans.data.mixing import Pool
@@ -37,38 +37,39 @@ class MaskSource(Section):
     """A source of masks without text."""
 
     repeats: Weight = Field(1.0, description="how many times each sample comes per epoch")
-    max_samples: Annotated[Count | None, NONE] = Field(None, description="the first so many masks; none: all")
+    max_samples: Count | None = Field(None, description="the first so many masks; none: all")
 
 
 class Settings(TaskSettings):
     """Mask -> caption -> mask, on images without text."""
 
     sources: dict[Name, MaskSource] = Field(
-        {"sav": MaskSource(), "sa1b_subset": MaskSource(), "openimages": MaskSource()}, description="indexes whose masks are used"
+        {"sav": MaskSource(), "sa1b_subset": MaskSource(), "openimages": MaskSource()},
+        description="indexes whose masks are used, with repeats and max_samples of each",
     )
     bridge: Literal["gumbel", "detached", "hard", "discrete"] = Field(
-        description="what of the caption reaches the segmentation: gumbel (with a gradient), detached (the same words without one), "
-        "hard (the teacher's words), discrete (the student's own)"
+        description="caption that the student segments by: gumbel (its own, with a gradient), detached (the same without), "
+        "hard (the teacher's), discrete (its own, greedy)"
     )
     rescored: Literal["all", "corrupted"] = Field(
-        description="caption tokens that the student predicts again: all (the original), corrupted"
+        description="caption tokens that the student predicts again: corrupted, or all (the original method)"
     )
     tau: Positive = Field(description="temperature of the Gumbel softmax at the first step")
     tau_end: Positive = Field(description="temperature at the last step")
-    top_k: Count = Field(description="tokens of the vocabulary among which the student chooses")
+    top_k: Count = Field(description="most probable tokens among which the student chooses")
     mask_ratio: Share = Field(description="share of the caption's tokens that are corrupted")
-    noise: Weight = Field(description="scale of the Gumbel noise; 1: tokens are drawn by their probability, 0: the likeliest")
+    noise: Weight = Field(description="scale of the Gumbel noise; 1: tokens are sampled, 0: the most probable ones are taken")
     description_prompts: Annotated[int, Field(ge=1, le=len(prompts.DESCRIBE_PROMPTS))] = Field(
-        description="wordings of the description question that are used, 1 to 4"
+        description="wordings of the description question in use, 1 to 4"
     )
-    denoising: Weight = Field(description="weight of the language loss at corrupted tokens (the original: 0)")
-    confidence: bool = Field(description="weigh each mask loss by the teacher's confidence in its caption")
-    distillation: Weight = Field(description="weight of the distance to the teacher's mask")
-    reward: Weight = Field(description="weight of the self-critical caption reward")
+    denoising: Weight = Field(description="weight of the language loss at corrupted tokens (the original method: 0)")
+    confidence: bool = Field(description="true: weight each mask loss by the teacher's confidence in its caption")
+    distillation: Weight = Field(description="weight of the distance to the mask that the teacher predicts")
+    reward: Weight = Field(description="weight of the self-critical reward of captions")
     reward_by: Literal["iou", "cider"] = Field(
-        description="iou: of the mask that the caption leads to; cider: likeness to the teacher's caption"
+        description="reward: iou (of the mask predicted from the caption) or cider (similarity to the teacher's caption)"
     )
-    objects_per_image: Count = Field(description="objects of a sample's image: its own, and others of the same image")
+    objects_per_image: Count = Field(description="most objects of an image in one sample")
 
     @model_validator(mode="after")
     def _fits(self) -> "Settings":

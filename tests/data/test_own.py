@@ -121,7 +121,7 @@ WRONG = {
 def test_every_wrong_line_is_named(tmp_path: Path) -> None:
     base = publish(tmp_path, [*WRONG, {"image": "a.jpg", "mask": "m.png", "text": "a cup"}])
     done = subprocess.run(
-        [sys.executable, "-m", "ans.data.validate", str(base)], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "ans", "validate", str(base)], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (1, "")
     *lines, last = done.stdout.splitlines()
@@ -135,7 +135,7 @@ def test_what_is_no_such_folder_is_named(tmp_path: Path) -> None:
         (tmp_path / "own").mkdir()
         read(tmp_path)
     done = subprocess.run(
-        [sys.executable, "-m", "ans.data.validate", str(tmp_path)], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "ans", "validate", str(tmp_path)], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1 and "expressions.jsonl" in done.stderr and "Traceback" not in done.stderr
 
@@ -164,7 +164,7 @@ def test_the_page_says_what_the_reader_takes() -> None:
         record = json.loads(line)
         own._read_line(line.encode(), 1, {record.get("annotation", 0): (record["image"], None, [], "")})
     assert all(f"`{key}`" in page for key in own.KEYS)
-    assert "python -m ans.data.validate" in page
+    assert "python -m ans validate" in page
 
 
 @pytest.mark.slow

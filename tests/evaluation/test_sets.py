@@ -11,7 +11,7 @@ import pytest
 from pycocotools import mask as coco
 
 from ans.config import Config, parse
-from ans.evaluation.compare import compare, read
+from ans.report.compare import compare, read
 from ans.evaluation.evaluate import evaluate
 from ans.report.results import Results, decode, read_results
 from ans.report.tables import markdown, score, write_csv
