@@ -40,10 +40,15 @@ def small_values(root: Path, **changes: object) -> dict:
     return values
 
 
+def small_config(root: Path, **changes: object) -> Config:
+    """The configuration of `small_values`."""
+    return Config(small_values(root, **changes))
+
+
 def prepare(folder: Path) -> Path:
     """World, indexes and base; returns the folder that a run works in. The world lies beside it, not in it."""
     root, work = folder / "world", folder / "work"
-    config = Config(small_values(root))
+    config = small_config(root)
     loops = {"sa1b_images": 6, "sav_pairs": 8, "openimages_images": 4, "describe_images": 8, "reasonseg_images": 4}
     world = World(seed=5, train_images=16, val_images=6, test_images=4, **loops, shift=1.0)
     write_world(root, world)

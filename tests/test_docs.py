@@ -24,7 +24,7 @@ from dvc.cli import parse_args
 from PIL import Image
 
 from ans.cli import main
-from ans.config import Config, parse
+from ans.config import Config
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -116,7 +116,7 @@ def test_dvc_takes_these_options(words: list[str]) -> None:
         if "$" not in value and "<" not in value:
             first = value.split(",")[0] if getattr(arguments, "queue", False) else value
             node[last] = yaml.safe_load(first)
-    parse(Config, values)
+    Config(values)
     if words[1] in ("repro", "commit") or words[1:3] == ["exp", "run"]:
         for target in arguments.targets or []:
             assert target.split("@")[0] in STAGES, target

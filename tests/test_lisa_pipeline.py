@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from ans.checkpoints.shards import entries, shard
-from ans.training import tiny_lisa
 from ans.toy.base import write_model
+from ans.training import tiny_lisa
 from tests import pipeline
 
 pytestmark = pytest.mark.slow

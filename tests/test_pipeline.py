@@ -11,13 +11,13 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from ans.data.dataset import training_rows
 
 from ans.checkpoints import shards
 from ans.checkpoints.convert import read_checkpoint
 from ans.checkpoints.layout import model_to_pth_name
-from ans.config import Config, parse
+from ans.config import Config
 from ans.data.arrow import read_index
-from ans.data.dataset import training_rows
 from ans.data.images import open_image
 from ans.model.adapters import add_lora, select_trained
 from ans.model.segmenter import Segmenter
@@ -101,7 +101,7 @@ def test_what_is_left(work: Path, one_process) -> None:
 
 def test_the_converted_model_is_the_trained_one(work: Path, one_process) -> None:
     """What is evaluated is a folder, its LoRA merged; the model in memory, LoRA beside its weights, answers the same."""
-    preset = parse(Config, pipeline.small_values(work.parent / "world")).chosen.train
+    preset = Config(pipeline.small_values(work.parent / "world")).chosen.train
     memory = Segmenter.from_pretrained(work / "models" / "base")
     add_lora(memory, preset.lora.rank, preset.lora.alpha, preset.lora.dropout, 0)
     trained = select_trained(memory, ("lora", "proj", "fcs", "sam2_decoder"))

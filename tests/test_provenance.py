@@ -7,18 +7,23 @@ import yaml
 
 from ans import provenance
 from ans.config import load
+from ans.config.load import task_names
 from ans.provenance import ROOT, closure, digest
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
-STARTED = {"train": ("ans.training.__main__",), "evaluate": ("ans.evaluation.__main__",)}
-"""Modules that a stage starts in processes of their own."""
+TASKS = tuple(f"ans.tasks.{name}" for name in task_names())
+STARTED = {"train": ("ans.training.__main__", *TASKS), "evaluate": ("ans.evaluation.__main__",)}
+"""Modules that a stage starts in processes of their own, and what these import by name."""
 
-NEVER = {"ans/errors.py", "ans/files.py", "ans/launch.py", "ans/progress.py", "ans/provenance.py", "ans/stage.py"}
+SETTINGS = {"select": {f"ans/tasks/{name}.py" for name in ("__init__", "base", *task_names())}}
+"""Files of which a stage needs the settings alone, not what they import."""
+
+NEVER = {"ans/errors.py", "ans/files.py", "ans/launch.py", "ans/progress.py", "ans/provenance.py", "ans/stage.py", "ans/workspace.py"}
 """How stages start, end and put files in place, not what is in them."""
 
 HANDED_ON = {"world", "index", "own", "subset_sa1b", "weights"}
-"""Stages that use settings as they stand in params.yaml, which DVC compares itself: ans/config.py decides nothing there. A set of
+"""Stages that use settings as they stand in params.yaml, which DVC compares itself: ans/config decides nothing there. A set of
 eleven million images is not indexed anew because a check of the learning rate changed."""
 
 
@@ -27,8 +32,8 @@ def code(stage: str, reader: str) -> set[str]:
     modules = [f"stages.{'index' if stage == 'own' else stage}", *STARTED.get(stage, ())]
     if stage in ("index", "own"):
         modules.append(f"ans.data.sources.{reader}")
-    paths = {path.as_posix() for path in closure(*modules) if (ROOT / path).stat().st_size}
-    return paths - NEVER - ({"ans/config.py"} if stage in HANDED_ON else set())
+    paths = {path.as_posix() for path in closure(*modules) if (ROOT / path).stat().st_size} | SETTINGS.get(stage, set())
+    return {path for path in paths - NEVER if not (stage in HANDED_ON and path.startswith("ans/config/"))}
 
 
 def declared(stage: str, reader: str) -> set[str]:

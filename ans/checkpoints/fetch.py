@@ -7,6 +7,7 @@ folder; `url`, the base address of a folder of files; `hub`, a Hugging Face repo
 
 import hashlib
 import http.client
+import json
 import os
 import re
 import shutil
@@ -27,6 +28,9 @@ from ans.config.schema import MaskEncoderWeights, Weights
 
 PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 """The files that make up a model and its tokenizer."""
+
+POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a file begins that git keeps in the place of a large one."""
 
 ATTEMPTS = 5
 TIMEOUT = 60.0
@@ -82,9 +86,10 @@ def fetch_sam2(sam2: MaskEncoderWeights, out: Path) -> None:
 def fetch(weights: Weights, out: Path) -> None:
     """Bring the model that `weights` describes to the folder `out`, replacing it.
 
-    Every file with a checksum is verified; where checksums are given, a safetensors file without one is an error. `out`
-    appears complete or not at all. A failed download (`url`, `hub`) leaves a hidden folder beside `out`, from which the next
-    call goes on. Raises `ConfigError` naming the key of a bad parameter, `FetchError` naming the file that is missing or wrong.
+    Every file with a checksum is verified, those of `hub` also by its own listing; where checksums are given, a safetensors file
+    without one is an error. `out` appears complete or not at all. A failed download leaves a hidden folder beside `out`, from
+    which the next call goes on: at the byte (`url`), or at the first file that is not whole (`hub`). Raises `ConfigError` naming
+    the key of a bad parameter, `FetchError` naming the file that is missing or wrong, and for the hub what to do.
     """
     out = Path(out)
     checksums = _checksums(weights)
@@ -174,11 +179,56 @@ def _copy(folder: Path, staging: Path) -> None:
 
 
 def _snapshot(repository: str, commit: str, staging: Path) -> None:
-    from huggingface_hub import snapshot_download  # only this source pays for the import
+    """Bring a repository's files at a commit, each as its listing has it. Raises `FetchError`."""
+    from httpx2 import HTTPError  # only this source pays for the imports
+    from huggingface_hub import HfApi, snapshot_download
 
-    # local_dir: real files, where the default cache would give links that DVC cannot own; it also resumes there.
-    snapshot_download(repository, revision=commit, local_dir=staging, allow_patterns=list(PATTERNS))
+    try:
+        # local_dir: real files, where the default cache would give links that DVC cannot own. The model lies in no subfolder.
+        snapshot_download(repository, revision=commit, local_dir=staging, allow_patterns=list(PATTERNS), ignore_patterns="*/*")
+        # What came is compared by size alone until here.
+        found = HfApi().verify_repo_checksums(repository, revision=commit, local_dir=staging)
+    except (HTTPError, OSError, ValueError, RuntimeError) as error:  # RuntimeError: all that hf_xet raises
+        raise FetchError(f"{repository} at {commit}: {_advice(error, repository, commit)}") from error
+    for wrong in found.mismatches:
+        (staging / wrong["path"]).unlink()
+    if found.mismatches:
+        raise FetchError(
+            f"{repository} at {commit}: {wrong['path']}: expected {wrong['algorithm']} {wrong['expected']} by the hub's listing, "
+            f"got {wrong['actual']}; run again to fetch it anew"
+        )
     shutil.rmtree(staging / ".cache", ignore_errors=True)  # hub's own bookkeeping, not there for an empty repository
+
+
+def _advice(error: Exception, repository: str, commit: str) -> str:
+    """What went wrong with a download from the hub, and what to do about it, in one line."""
+    from huggingface_hub import constants, errors
+
+    page, tokens = f"{constants.ENDPOINT}/{repository}", f"{constants.ENDPOINT}/settings/tokens"
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # why it had to look for a file here
+    response = getattr(error, "response", None)
+    if isinstance(error, errors.GatedRepoError):
+        sent = "no token was sent" if response.status_code == 401 else "the token's account is not one of them"
+        return (
+            f"its files are for accounts that were given access, and {sent}; accept the terms at {page}, then set HF_TOKEN to a "
+            f"token of that account which may read gated repositories ({tokens})"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"no such model, or a private one; check weights.location, or set HF_TOKEN to a token that may read it ({tokens})"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"no such commit; take weights.revision from {page}/commits/main"
+    if response is not None and response.status_code == 401:
+        return f"the hub refuses access (401); set HF_TOKEN to a valid token ({tokens}), or unset it and `hf auth logout`"
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set, so the hub is not asked; unset it, or bring the files yourself (weights.source: path)"
+    if response is not None:
+        reason = f"{response.url.copy_with(query=None)} answers {response.status_code} {response.reason_phrase}"
+    elif isinstance(error, json.JSONDecodeError):
+        reason = f"{constants.ENDPOINT} gives no listing: does this network want a login, or is HF_ENDPOINT no hub?"
+    else:
+        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+    return f"{reason}; run again: files that are whole are kept"
 
 
 def _download(url: str, target: Path, expected: str) -> None:
@@ -251,6 +301,10 @@ def _verify(folder: Path, checksums: dict[str, str], origin: str) -> None:
     shards = {name for name in names if name.endswith(".safetensors")}
     if checksums and shards - checksums.keys():
         raise FetchError(f"{origin}: {min(shards - checksums.keys())} has no checksum, though others have")
+    for name in sorted(shards):
+        with open(folder / name, "rb") as file:
+            if file.read(len(POINTER)) == POINTER:
+                raise FetchError(f"{origin}: {name} is only git's pointer to the file; run `git lfs pull` where it comes from")
     wanted = {"config.json"}
     if (folder / INDEX).exists():
         try:

@@ -36,13 +36,15 @@ IMAGES_PER_PART = 128
 """Images that one process reads at a time; as much is lost by a kill."""
 
 
-def build(name: str, config: Config, workspace: Workspace = Workspace(), workers: int | None = None) -> dict[str, Any]:
+def build(
+    name: str, config: Config, workspace: Workspace = Workspace(), workers: int | None = None, part: int = IMAGES_PER_PART
+) -> dict[str, Any]:
     """Index set `name`, of `sources` or `own`, and return the report: counts, areas, and what was skipped and why.
 
-    `workers` processes read (None: one per core); the file does not depend on their number. A killed run is taken up where it
-    was. Where the folder of a published set is not there, the index has no rows and `ABSENT` as its listing. Raises `ConfigError`
-    for an unknown name, `FileNotFoundError` for a missing root or listing, and `ValueError` when more than
-    `index.max_bad_fraction` of the records cannot be used.
+    `workers` processes read (None: one per core), each `part` images at a time; the file is the same for any number. A killed
+    run is taken up where it was. Where the folder of a published set is not there, the index has no rows and `ABSENT` as its
+    listing. Raises `ConfigError` for an unknown name, `FileNotFoundError` for a missing root or listing, and `ValueError` when
+    more than `index.max_bad_fraction` of the records cannot be used.
     """
     if (source := config.source(name)) is None:
         raise ConfigError(f"sources.{name}: missing; there are {', '.join([*config.sources, *config.own])}")
@@ -62,7 +64,7 @@ def build(name: str, config: Config, workspace: Workspace = Workspace(), workers
         if schema is ENTRY:  # a task is a shard of thousands of images
             paths = parts.write_parts(tasks, write, place, 1, f"index {name}", "shard", workers)
             return assemble(workspace.index(name), name, paths, schema, metadata, config.index.max_bad_fraction, source.max_images)
-        paths = parts.write_parts(tasks[: source.max_images], write, place, IMAGES_PER_PART, f"index {name}", "image", workers)
+        paths = parts.write_parts(tasks[: source.max_images], write, place, part, f"index {name}", "image", workers)
         return assemble(workspace.index(name), name, paths, schema, metadata, config.index.max_bad_fraction, source.max_samples)
 
 

@@ -31,7 +31,9 @@ from ans.data.sources import sa1b
 from ans.workspace import Workspace
 
 
-def subset_sa1b(config: Config, workspace: Workspace = Workspace(), workers: int | None = None) -> dict[str, Any]:
+def subset_sa1b(
+    config: Config, workspace: Workspace = Workspace(), workers: int | None = None, part: int = IMAGES_PER_PART
+) -> dict[str, Any]:
     """Read the JSONs of `subset_sa1b.images` images, the first in name order (text order) or a seeded sample, into the index
     `sa1b_subset`, and return the report. Masks outside of the limits of `subset_sa1b` are left out, and images without any other.
 
@@ -48,7 +50,7 @@ def subset_sa1b(config: Config, workspace: Workspace = Workspace(), workers: int
     with Parts(workspace.runs, metadata | config.subset_sa1b.model_dump(), root, __name__) as place:
         write = partial(_write_part, root, config.subset_sa1b)
         entries = _Entries(table.take(rows).combine_chunks())
-        paths = parts.write_parts(entries, write, place, IMAGES_PER_PART, "subset of sa1b", "image", workers)
+        paths = parts.write_parts(entries, write, place, part, "subset of sa1b", "image", workers)
         limit, cap = config.index.max_bad_fraction, config.sources["sa1b"].max_samples
         return assemble(workspace.index(SUBSET), SUBSET, paths, RECORD, metadata, limit, cap)
 

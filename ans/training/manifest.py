@@ -24,8 +24,8 @@ def describe(
     base: str,
     processes: int,
 ) -> dict[str, Any]:
-    """The manifest as it is stored beside the trained tensors. `steps`: optimizer steps. `base`: checksum of the base weights. `seg_token`: the row
-    that group `seg_row` is. `panels`: the curves that the report shows."""
+    """The manifest as it is stored beside the trained tensors. `steps`: of the optimizer. `base`: checksum of the base.
+    `seg_token`: the row that group `seg_row` is. `panels`: the curves that the report shows."""
     train = config.train
     groups = {name: {"state": "frozen", "tensors": 0, "parameters": 0} for name in SHARD_GROUPS}
     for name, parameter in model.named_parameters():

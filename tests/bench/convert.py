@@ -1,8 +1,12 @@
 """Memory and speed of converting a generated Sa2VA-4B-size checkpoint: `python -m tests.bench.convert [--quick]`.
 
 anon_over_largest_shard: the peak of anonymous memory during `convert`, minus what the process had after its imports, over the
-size of the largest shard that it writes (2 GB at most; `--quick`: a narrower model with shards of 100 MB). Needs about 25 GB of
-disk below `ANS_BENCH` (default: a temporary folder), `--quick` about 1.5 GB.
+size of the largest shard that it writes (2 GB at most; `--quick`: a narrower model with shards of 100 MB).
+anon_gb, largest_shard_gb: these two, in GB of 10^9 bytes.
+anon_total_gb: the peak with what the process had after its imports.
+written_gb, seconds: of all shards, and how long that took.
+
+Needs about 25 GB of disk below `ANS_BENCH` (default: a temporary folder), `--quick` about 1.5 GB.
 """
 
 import argparse
@@ -20,11 +24,13 @@ import torch
 from ans.checkpoints import shards
 from ans.checkpoints.convert import convert
 from ans.checkpoints.pth import tensor_bytes
-from ans.config import Convert, LoraSize
+from ans.config.schema import Convert, LoraSize
+from tests.bench import add_scales
 
 # width, width of the MLP, key and value width, layers, vocabulary, LoRA rank: Qwen2.5-3B inside Sa2VA-4B, and a narrow one
 SIZES = {"4b": (2048, 11008, 256, 36, 151680, 128), "quick": (1024, 4096, 256, 10, 24000, 32)}
-SHARD_BYTES = {"4b": 2 * 10**9, "quick": 10**8}
+SIZES["smoke"] = (256, 512, 64, 2, 2000, 8)
+SHARD_BYTES = {"4b": 2 * 10**9, "quick": 10**8, "smoke": 10**6}
 
 
 def linears(size: str) -> dict[str, tuple[int, int]]:
@@ -60,7 +66,7 @@ def generate(size: str, folder: Path) -> None:
             return tensor_bytes(row.expand(tensors[name]))
 
         sums |= shards.write_group(base, group, described, data)
-    (base / "config.json").write_text("{}")
+    (base / "config.json").write_text(json.dumps({"model_type": "sa2va_chat"}))
     shards.write_index(base, sums)
     state = {name: torch.randn(shape, generator=generator) for name, shape in {**embed, **fcs}.items()}
     for name, (rows, columns) in linears(size).items():
@@ -96,10 +102,10 @@ class Peak:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
+    add_scales(parser, quick="a narrower model; below 50 s on two cores")
     parser.add_argument("--generate", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    size = "quick" if args.quick else "4b"
+    size = "4b" if args.scale == "full" else args.scale
     if args.generate:
         return generate(size, args.generate)
     shards.SHARD_BYTES = SHARD_BYTES[size]
@@ -107,7 +113,7 @@ def main() -> None:
         folder = Path(name)
         # In a process of its own, so that no memory that it leaves counts as this one's baseline.
         command = [sys.executable, "-m", "tests.bench.convert", "--generate", str(folder)]
-        subprocess.run(command + (["--quick"] if args.quick else []), check=True)
+        subprocess.run(command + ([] if args.scale == "full" else [f"--{args.scale}"]), check=True)
         rank = SIZES[size][-1]
         groups = ("embed_head", "lora", "fcs")
         settings = Convert(str(folder / "last.pth"), None, groups, LoraSize(rank, 2.0 * rank), "float32", "ByteDance/Sa2VA-4B")

@@ -8,7 +8,9 @@ seven_over_single, one_over_single: speed-up with 7 expressions an image, and wi
 seven_over_ideal: the former over 7 (E + P + D) / (E + P + 7 D), where one by one E is reading and encoding the image, P running
 the shared beginning of the prompt, D the rest.
 n_masks_differ, worst_logit: masks of the two that are not the same, and the largest |logit| of a pixel that differs.
-peak_over_quarter: peak of anonymous memory above the loaded model, evaluating all images over evaluating a quarter of them.
+n_masks: how many were compared.
+peak_bytes, peak_over_quarter: peak of anonymous memory above the loaded model, evaluating all images; the same over that of
+evaluating a quarter of them.
 """
 
 import argparse
@@ -28,13 +30,14 @@ from ans.config import Config, load
 from ans.data.images import open_image
 from ans.data.index import build
 from ans.data.matching import record_image
-from ans.toy.world import write_world
 from ans.evaluation.plan import Item, Plan, Row, make_plan
 from ans.evaluation.predict import predict, row_tokens
 from ans.model import prompts
 from ans.model.generate import forced
 from ans.model.segmenter import Segmenter
 from ans.report.results import decode
+from ans.toy.world import write_world
+from tests.bench import add_scales
 
 EXPRESSIONS = 7
 NEW_TOKENS = 16
@@ -161,7 +164,7 @@ def measure(images: int, repeats: int) -> dict[str, float | int]:
         # First of all, because memory that was freed stays with the process and would hide what is needed. Warm-up, too.
         loaded = _anonymous()
         small = batches(plan, model, budget // 4, EXPRESSIONS)
-        quarter = peak_anonymous(lambda: evaluated(small[: len(small) // 4])) - loaded
+        quarter = peak_anonymous(lambda: evaluated(small[: max(1, len(small) // 4)])) - loaded
         whole = peak_anonymous(lambda: evaluated(small)) - loaded
         rows = []
         single = seconds(lambda: rows.append(one_by_one(model, root, items)), repeats) / len(rows[0])
@@ -200,6 +203,5 @@ def measure(images: int, repeats: int) -> dict[str, float | int]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer images: under 50 s on 2 cores")
-    chosen = parser.parse_args()
-    print(json.dumps(measure(*((24, 1) if chosen.quick else (80, 3)))))
+    add_scales(parser, quick="fewer images: under 50 s on 2 cores")
+    print(json.dumps(measure(*{"full": (80, 3), "quick": (24, 1), "smoke": (4, 1)}[parser.parse_args().scale])))

@@ -26,19 +26,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from ans.objectives.loop1 import loop1
+from ans.objectives.loop2 import loop2
+from ans.objectives.supervised import supervised
+from ans.objectives.surgery import combine
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ans.config import Config, PresetTrain, load
+from ans.config import Config, load
+from ans.config.schema import TrainSettings
 from ans.model.adapters import add_lora, select_trained
 from ans.model.config import ModelConfig
 from ans.model.segmenter import Segmenter
 from ans.objectives.batches import CaptionBatch, MaskBatch, ReferringBatch
-from ans.objectives.loop1 import loop1
-from ans.objectives.loop2 import loop2
 from ans.objectives.losses import Counts, Losses
-from ans.objectives.supervised import supervised
-from ans.objectives.surgery import combine
 from ans.training.ema import Teacher
 from ans.training.gradients import add_gradient, assign, clip
 from tests.bench import lisa, sizes
@@ -59,7 +60,7 @@ T = TypeVar("T")
 class Trainer:
     """A model with random weights, ready for steps: LoRA, trained groups, teacher and optimizer by `preset`."""
 
-    def __init__(self, size: ModelConfig, config: Config, preset: PresetTrain, device: torch.device) -> None:
+    def __init__(self, size: ModelConfig, config: Config, preset: TrainSettings, device: torch.device) -> None:
         self.config, self.preset, self.device = config, preset, device
         self.half = preset.precision == "bf16"
         self.model: Segmenter = sizes.random_model(size, device, torch.bfloat16 if self.half else torch.float32)

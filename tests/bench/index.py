@@ -2,8 +2,9 @@
 
 sa1b_over_bare      images per second of `subset_sa1b` on one core, over a loop that parses the same JSONs with orjson and
                     writes the same columns with pyarrow (CPU time, the best of several turns)
+sa1b_over_tuned     the same, over that loop with every column gathered by hand
 two_core_speedup    wall time of one process over that of two; means nothing while something else computes
-peak_10k_over_1k    peak of anonymous memory over 10,000 images to that over 1,000, each beyond what the process had before
+peak_over_tenth     peak of anonymous memory over 10,000 images to that over 1,000, each beyond what the process had before
 open_ms, sample_ms  an index of a million rows: to open it, and to read a random record
 damaged, unnamed    damaged files that were read, and those of which neither a reader's error nor a skipped record tells
 
@@ -32,6 +33,7 @@ from ans import config
 from ans.data import arrow, index, parts
 from ans.data.records import Expression, ImageRecord, Region
 from ans.data.subset_sa1b import subset_sa1b
+from tests.bench import add_scales
 from tests.data import damage
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -39,7 +41,12 @@ HEIGHT, WIDTH, MASKS = 1500, 2250, 100
 DISTINCT = 20
 """JSONs that differ; the others are links to them."""
 
-MILLION = 1_000_000
+SCALES = {
+    "full": (4000, 5, 10_000, 10_000, 1_000_000),
+    "quick": (1500, 4, 500, 10_000, 1_000_000),
+    "smoke": (100, 1, 40, 1_000, 10_000),
+}
+"""Images and turns of the speed, damaged files, images for the memory, rows of the large index."""
 
 
 def annotation_file(seed: int) -> bytes:
@@ -207,14 +214,14 @@ def peak_apart(root: Path, images: int) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def access(folder: Path) -> dict[str, float]:
-    """A million images of three masks each."""
+def access(folder: Path, images: int) -> dict[str, float]:
+    """An index of so many images of three masks each."""
     region = Region(7, "train", "shape", 100, (1.0, 2.0, 3.0, 4.0), "P`]<" * 50, (Expression(1, "a star", "A STAR"),))
     records = [ImageRecord(i, f"images/{i:012d}.jpg", 640, 480, (region,) * 3) for i in range(arrow.ROWS_PER_BATCH)]
     (batch,) = arrow.to_batches(arrow.RECORD, records)
     path = folder / "million"
-    metadata = {"source": "x", "folder": "x", "reader": "sav", "root_listing": "x"}
-    arrow.write_file(path, arrow.RECORD, (batch for _ in range(MILLION // arrow.ROWS_PER_BATCH)), metadata)
+    metadata = {"source": "x", "reader": "x", "folder": "x", "root_listing": "x"}
+    arrow.write_file(path, arrow.RECORD, (batch for _ in range(images // arrow.ROWS_PER_BATCH)), metadata)
     opened = [wall_seconds(lambda: arrow.read_index(path)) for _ in range(7)]
     found = arrow.read_index(path)
     rows = np.random.default_rng(0).integers(len(found), size=2000)
@@ -225,21 +232,21 @@ def access(folder: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer images, turns and damaged files; below 50 s on two cores")
+    add_scales(parser, quick="fewer images, turns and damaged files; below 50 s on two cores")
     parser.add_argument("--peak", nargs=2, metavar=("ROOT", "IMAGES"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak:
         print(peak(Path(arguments.peak[0]), int(arguments.peak[1])))
         return
-    images, turns, trials = (1500, 4, 500) if arguments.quick else (4000, 5, 10_000)
+    images, turns, trials, many, rows = SCALES[arguments.scale]
     with TemporaryDirectory(dir=os.environ.get("ANS_BENCH")) as folder:
         os.environ["ANS_RUNS"] = str(Path(folder) / "runs")
         publish(Path(folder) / "speed", images)
         results = speed(Path(folder) / "speed", images, turns)
         root = Path(folder) / "memory"
-        publish(root, 10_000)
-        results["peak_10k_over_1k"] = peak_apart(root, 10_000) / peak_apart(root, 1_000)
-        results |= access(root)
+        publish(root, many)
+        results["peak_over_tenth"] = peak_apart(root, many) / peak_apart(root, many // 10)
+        results |= access(root, rows)
         results |= damage.trial_run(Path(folder) / "damage", trials)
     print(f"{parts.processes()} cores, {images} images of {MASKS} masks")
     for name, value in results.items():

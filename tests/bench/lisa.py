@@ -10,10 +10,12 @@ import gc
 from typing import Any
 
 import torch
+from ans.objectives.supervised import supervised
 from torch import nn
 
 from ans.checkpoints.assemble import SAM_VIT_B
-from ans.config import Config, PresetTrain
+from ans.config import Config
+from ans.config.schema import TrainSettings
 from ans.model import prompts
 from ans.model.adapters import add_lora, add_seg_row, select_trained
 from ans.model.config import ModelConfig
@@ -21,7 +23,6 @@ from ans.model.four_bit import hold_in_four_bits
 from ans.model.segmenter import Segmenter, new_vlm
 from ans.objectives.batches import ReferringBatch, pad_right
 from ans.objectives.losses import Counts
-from ans.objectives.supervised import supervised
 from ans.training.gradients import add_gradient, assign, clip
 from tests.bench import sizes
 
@@ -64,12 +65,12 @@ def empty_model(config: ModelConfig) -> Segmenter:
         return Segmenter(config, words, new_vlm(config))
 
 
-def trained_by(preset: PresetTrain, targets: tuple[str, ...]) -> PresetTrain:
+def trained_by(preset: TrainSettings, targets: tuple[str, ...]) -> TrainSettings:
     lora = dataclasses.replace(preset.lora, enabled=bool(targets), targets=targets or preset.lora.targets)
     return dataclasses.replace(preset, lora=lora)
 
 
-def estimate(preset: PresetTrain, targets: tuple[str, ...], values: dict[str, Any] = VALUES) -> dict[str, float]:
+def estimate(preset: TrainSettings, targets: tuple[str, ...], values: dict[str, Any] = VALUES) -> dict[str, float]:
     """GB by item, and their sum, for one sample a step. The image encoder of SAM and the language model work one after the other,
     so the larger of the two counts."""
     preset, config = trained_by(preset, targets), ModelConfig.from_dict(values)
@@ -145,7 +146,7 @@ def step(
     config: Config,
     trained: list[nn.Parameter],
     optimizer: torch.optim.Optimizer,
-    preset: PresetTrain,
+    preset: TrainSettings,
 ) -> None:
     """One optimizer step, as the trainer does it."""
     total = torch.zeros(sum(p.numel() for p in trained), device=model.device)
@@ -169,12 +170,11 @@ def sample(model: Segmenter, mask_points: int) -> ReferringBatch:
 
 def report(config: Config, measured: bool) -> dict[str, Any]:
     """Print both tables; what goes into the JSON line."""
-    result: dict[str, Any] = {"preset": config.preset, "estimate_gb": {}, "measured": {}}
     tables = {name: estimate(config.chosen.train, targets) for name, targets in CHOICES.items()}
+    result: dict[str, Any] = {"preset": config.preset, "estimate_gb": tables, "measured": {}}
     print("An estimate by formula, in GB, for one sample a step; LoRA on: " + ", ".join(tables))
     for item in next(iter(tables.values())):
         print(f"{item:<42}" + "".join(f"{table[item]:>9.2f}" for table in tables.values()))
-    result["estimate_gb"] = {name: round(table["sum"], 2) for name, table in tables.items()}
     for name, targets in CHOICES.items() if measured else ():
         result["measured"][name] = measure(config, targets)
         gc.collect()

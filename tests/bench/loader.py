@@ -23,6 +23,7 @@ from ans.data.arrow import read_index, write_records
 from ans.data.matching import record_image, region_mask
 from ans.data.records import ImageRecord, Region
 from ans.model.preprocess import sam_image, tiles
+from tests.bench import add_scales
 
 WIDTH, HEIGHT = 2250, 1500
 SAM, TILE, TILES = 1024, 448, 12
@@ -76,8 +77,8 @@ def bare(found: list[tuple[str, dict[str, object]]]) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer images and turns; below 50 s on two cores")
-    images, turns = (12, 4) if parser.parse_args().quick else (60, 6)
+    add_scales(parser, quick="fewer images and turns; below 50 s on two cores")
+    images, turns = {"full": (60, 6), "quick": (12, 4), "smoke": (1, 1)}[parser.parse_args().scale]
     with TemporaryDirectory() as folder:
         found = publish(Path(folder), images)
         assert ours(Path(folder)) == bare(found)  # the same work

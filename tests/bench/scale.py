@@ -1,8 +1,14 @@
 """One step of a full-size Sa2VA-1B with random weights on this CPU: its time, and its peak of resident memory (bar: 20 GiB).
 
-python -m tests.bench.scale supervised|dual      # four to five minutes each on one core
+python -m tests.bench.scale supervised|dual [--smoke]      # four to five minutes each on one core; --smoke: a tiny model instead
+
+seconds, peak_gib     of the step, and of the process until its end
+finite, moved         whether all of the step's losses are finite; how many trained tensors it changed
+said_tokens           length of the teacher's captions; 0 where no loop is run
+grad_norm, loop1_*, loop2_*, ref_*    the step's losses, as training logs them
 """
 
+import argparse
 import dataclasses
 import json
 import math
@@ -13,18 +19,21 @@ from pathlib import Path
 import torch
 
 from ans.config import load
+from ans.model.config import ModelConfig
 from tests.bench import sizes
 from tests.bench.gpu import Trainer, micro_batches
 
 REPOSITORY = Path(__file__).parents[2]
 
 
-def one_step(objective: str) -> dict[str, float]:
-    """One step of a full-size Sa2VA-1B on the CPU, in float32, because few CPUs compute in bf16; one tile and short texts."""
+def one_step(objective: str, smoke: bool) -> dict[str, float]:
+    """One step of Sa2VA-1B (`smoke`: of a tiny model) in float32, because few CPUs compute in bf16; one tile and short texts."""
     torch.manual_seed(0)
     config = load(REPOSITORY / "params.yaml")
-    preset = dataclasses.replace(config.presets["sa2va-1b"].train, precision="float32", objects_per_image=1)
-    trainer = Trainer(sizes.official("sa2va-1b"), config, preset, torch.device("cpu"))
+    size = ModelConfig.from_folder(REPOSITORY / "weights" / "tiny") if smoke else sizes.official("sa2va-1b")
+    preset = config.presets["tiny" if smoke else "sa2va-1b"].train
+    preset = dataclasses.replace(preset, precision="float32", objects_per_image=1)
+    trainer = Trainer(size, config, preset, torch.device("cpu"))
     before = [p.detach().clone() for p in trainer.parameters]
     start = time.perf_counter()
     values = trainer.step(micro_batches(trainer, (objective, 1, 16), 1))
@@ -41,6 +50,10 @@ def one_step(objective: str) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    result = one_step(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("objective", choices=("supervised", "dual"))
+    parser.add_argument("--smoke", action="store_true")
+    arguments = parser.parse_args()
+    result = one_step(arguments.objective, arguments.smoke)
     print(json.dumps(result))
     sys.exit(0 if result["peak_gib"] < 20 and result["finite"] and result["moved"] else 1)

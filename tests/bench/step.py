@@ -29,17 +29,17 @@ from statistics import median
 from typing import TypeVar
 
 import torch
+from ans.objectives.loop1 import loop1
+from ans.objectives.loop2 import loop2, region_share
+from ans.objectives.surgery import combine, conflict
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ans.config import Config, parse
+from ans.config import Config
 from ans.model.segmenter import Conversations, Features, Forward
 from ans.objectives.batches import Targets
 from ans.objectives.gumbel import straight_through
-from ans.objectives.loop1 import loop1
-from ans.objectives.loop2 import loop2, region_share
 from ans.objectives.losses import Counts, mask_terms
-from ans.objectives.surgery import combine, conflict
 from ans.processes import connect
 from ans.training.ema import Teacher
 from ans.training.gradients import add_gradient, assign, clip
@@ -55,6 +55,7 @@ from ans.training.loop import (
     step_gradients,
 )
 from tests import pipeline
+from tests.bench import add_scales
 from tests.bench.sizes import VOCABULARY, peak_bytes
 
 T = TypeVar("T")
@@ -66,7 +67,7 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         work = pipeline.prepare(folder)
         values = pipeline.small_values(folder / "world", presets__tiny__train__batch=16)
-        self.config = parse(Config, values | {"preset": "tiny"})
+        self.config = Config(values | {"preset": "tiny"})
         self.accelerator = connect("float32")
         run = Run(base=work / "models" / "base", indexes=work / "data" / "index")
         self.model, self.trained = load_model(self.config, run, self.accelerator)
@@ -252,7 +253,7 @@ def measure(rounds: int) -> dict[str, float]:
     dual, *alone = (peak_bytes(work) for work in (bench.dual, bench.loop1_alone, bench.loop2_alone))
     flat = bench.zeros().nbytes
     extra = teacher_extra(bench) / sum(p.nbytes for p in bench.parameters)
-    gumbel, gumbel_seconds = gumbel_ratios(rounds // 3)
+    gumbel, gumbel_seconds = gumbel_ratios(max(1, rounds // 3))
 
     print(f"medians of {rounds} rounds, CPU time of one thread, {flat // 4:,} trained parameters; milliseconds")
     table = {name: [times[name] for times in parts] for name in parts[0]} | {"sum of parts": sums, "dual step": steps}
@@ -273,5 +274,5 @@ def measure(rounds: int) -> dict[str, float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds: under 50 s on 2 cores")
-    print(json.dumps(measure(12 if parser.parse_args().quick else 30)))
+    add_scales(parser, quick="fewer rounds: under 50 s on 2 cores")
+    print(json.dumps(measure({"full": 30, "quick": 12, "smoke": 1}[parser.parse_args().scale])))

@@ -17,12 +17,16 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.mark.slow
-def test_the_readme_has_the_estimate() -> None:
-    preset = load().presets["lisa-7b"].train
-    tables = [lisa.estimate(preset, targets) for targets in lisa.CHOICES.values()]
+def test_the_readme_has_the_estimate(capsys: pytest.CaptureFixture[str]) -> None:
+    result = lisa.report(dataclasses.replace(load(), preset="lisa-7b"), measured=False)
+    tables = list(result["estimate_gb"].values())
+    lines = capsys.readouterr().out.splitlines()[1:]
+    printed = {line[:42].strip(): [float(cell) for cell in line[42:].split()] for line in lines}
     rows = {m[1].strip(): m[2] for m in re.finditer(r"^\| ([^|]+)\|((?: *\d+\.\d\d *\|){3})$", README.read_text(), re.MULTILINE)}
     for item in tables[0]:
         assert [float(cell) for cell in rows[item].split("|")[:3]] == [round(table[item], 2) for table in tables], item
+    assert printed == {item: [round(table[item], 2) for table in tables] for item in tables[0]}
+    assert all(table["sum"] == pytest.approx(sum(value for item, value in table.items() if item != "sum")) for table in tables)
     # 7B: 32 layers of 4 x 4096^2 + 3 x 4096 x 11008 in 4 bits, 4 bytes of scales per 64 x 256 and one per 64
     linear = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     assert tables[0]["language: weights"] == pytest.approx(linear * (0.5 + 1 / 64 + 1 / 4096) / 1e9, rel=1e-3)

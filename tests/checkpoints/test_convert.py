@@ -22,7 +22,7 @@ from ans.checkpoints.layout import SHARD_GROUPS, from_hf, group_of, model_to_pth
 from ans.checkpoints.pth import digest
 from ans.checkpoints.save import save_trained
 from ans.checkpoints.shards import groups_of, make_variant, shard
-from ans.config import Convert, LoraSize
+from ans.config.schema import Convert, LoraSize
 from tests.golden_case import GoldenCase
 
 TRAINED = ("embed_head", "lora", "proj", "fcs", "sam2_decoder")

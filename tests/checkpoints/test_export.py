@@ -16,7 +16,7 @@ from ans.checkpoints.export import ADAPTER, OTHERS, export_adapter, export_hub
 from ans.checkpoints.layout import group_of, to_hf
 from ans.checkpoints.save import save_trained
 from ans.checkpoints.shards import groups_of, make_variant
-from ans.config import Convert
+from ans.config.schema import Convert
 from ans.model.adapters import add_lora, select_trained
 from ans.model.segmenter import Segmenter
 from tests.checkpoints.test_convert import read_all

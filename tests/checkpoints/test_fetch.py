@@ -1,19 +1,17 @@
 """Every source of base weights, against a local server that misbehaves in the ways that servers do."""
 
 import dataclasses
-import hashlib
 import json
-import threading
-from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from ans.checkpoints import fetch as module
 from ans.checkpoints.fetch import FetchError, fetch, fetch_sam2, read_sums
-from ans.config import ConfigError, PresetWeights, Sam2Weights
+from ans.config import ConfigError
+from ans.config.schema import MaskEncoderWeights, Weights
+from tests.hub import FileServer, Hub, Repository, cdn_path, pointer, resolve_path, sha256
 
 MODEL = {
     "config.json": b"{}",
@@ -26,7 +24,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def sums(files: dict[str, bytes]) -> dict[str, str]:
-    return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    return {name: sha256(data) for name, data in files.items()}
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:
@@ -40,8 +38,8 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-def pinned(source: str, location: str, revision: str | None = None, sha256: dict[str, str] | None = None) -> PresetWeights:
-    return PresetWeights(source, location, revision, sha256 or {}, None)  # type: ignore[arg-type]
+def pinned(source: str, location: str, revision: str | None = None, sha256: dict[str, str] | None = None) -> Weights:
+    return Weights(source, location, revision, sha256 or {}, None)  # type: ignore[arg-type]
 
 
 # --- local folders
@@ -90,6 +88,14 @@ def test_a_shard_without_a_checksum_among_pinned_ones_is_refused(tmp_path: Path)
     source = write(tmp_path / "given", {**MODEL, "extra.safetensors": b"?"})
     with pytest.raises(FetchError, match="extra.safetensors has no checksum"):
         fetch(pinned("path", str(source), sha256=sums(MODEL)), tmp_path / "base")
+
+
+def test_git_s_pointer_in_the_place_of_weights_is_refused(tmp_path: Path) -> None:
+    """As a clone without git-lfs leaves it."""
+    source = write(tmp_path / "given", {**MODEL, "model-b.safetensors": pointer(MODEL["model-b.safetensors"])})
+    with pytest.raises(FetchError, match="model-b.safetensors is only git's pointer to the file; run `git lfs pull`"):
+        fetch(pinned("path", str(source)), tmp_path / "base")
+    assert not (tmp_path / "base").exists()
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
@@ -157,7 +163,7 @@ def test_an_index_that_points_out_of_its_folder_is_refused(tmp_path: Path) -> No
         (pinned("embedded", "../elsewhere"), r"weights\.location: .* outside the repository"),
     ],
 )
-def test_bad_parameters_name_their_key_and_leave_nothing(tmp_path: Path, weights: PresetWeights, message: str) -> None:
+def test_bad_parameters_name_their_key_and_leave_nothing(tmp_path: Path, weights: Weights, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         fetch(weights, tmp_path / "base")
     assert not list(tmp_path.iterdir())
@@ -166,73 +172,29 @@ def test_bad_parameters_name_their_key_and_leave_nothing(tmp_path: Path, weights
 # --- url
 
 
-class Server(ThreadingHTTPServer):
-    """Serves MODEL under /m/. `fault` names what it does wrong; `asked` counts requests; `ranges` are the Range headers seen."""
-
-    fault = ""
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.asked: Counter[str] = Counter()
-        self.ranges: list[str | None] = []
-
-    def weights(self) -> PresetWeights:
-        return pinned("url", f"http://127.0.0.1:{self.server_port}/m/", sha256=sums(MODEL))
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        name = self.path.removeprefix("/m/")
-        self.server.asked[name] += 1
-        fault = self.server.fault if name == "model-a.safetensors" else ""
-        first = self.server.asked[name] == 1
-        if name not in MODEL or fault == "gone":
-            return self.send_error(404)
-        if fault == "busy" and first or fault == "down":
-            return self.send_error(503)
-        data, wanted, status, start = MODEL[name], self.headers.get("Range"), 200, 0
-        if wanted is not None and fault != "no ranges":
-            start, status = int(wanted.removeprefix("bytes=").removesuffix("-")), 206
-            if start >= len(data):
-                return self.send_error(416)
-        if name == "model-a.safetensors":
-            self.server.ranges.append(wanted)
-        if fault == "other file":
-            data = data[::-1]
-        body = data[start:]
-        announced = len(body)
-        if fault in ("drops", "no ranges") and first or fault == "drops always":
-            body = body[: 40_000 if fault == "drops always" else len(body) // 2]
-        elif fault == "announces too much":
-            announced += 100
-        elif fault == "announces too little":
-            announced -= 100
-        self.send_response(status)
-        self.send_header("Content-Length", str(announced))
-        if status == 206:
-            shown = start + 7 if fault == "wrong range" else start
-            self.send_header("Content-Range", f"bytes {shown}-{len(data) - 1}/{len(data)}")
-        self.end_headers()
-        self.wfile.write(body)
-        self.close_connection = True
+FILE = "/m/model-a.safetensors"
+CONTENT = MODEL["model-a.safetensors"]
+CONFIG = "/m/config.json"
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    """MODEL below /m/."""
     monkeypatch.setattr(module, "PAUSE", 0.001)
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+    with FileServer({f"/m/{name}": data for name, data in MODEL.items()}) as server:
         yield server
-        server.shutdown()
-        thread.join()
+
+
+def weights_at(server: FileServer) -> Weights:
+    return pinned("url", f"{server.url}/m/", sha256=sums(MODEL))
+
+
+def stop_early(server: FileServer, tmp_path: Path) -> None:
+    """Let a call give up on FILE after five attempts of 40,000 bytes each."""
+    server.fail(FILE, "cut", 40_000)
+    with pytest.raises(FetchError):
+        fetch(weights_at(server), tmp_path / "base")
+    server.heal()
 
 
 def part_of(tmp_path: Path) -> Path:
@@ -240,155 +202,173 @@ def part_of(tmp_path: Path) -> Path:
     return part
 
 
-def test_url_brings_what_is_pinned_and_asks_once(tmp_path: Path, server: Server) -> None:
-    fetch(server.weights(), tmp_path / "base")
+def test_url_brings_what_is_pinned_and_asks_once(tmp_path: Path, server: FileServer) -> None:
+    fetch(weights_at(server), tmp_path / "base")
     assert files_of(tmp_path / "base") == MODEL
-    assert server.asked == Counter(list(MODEL))
+    assert sorted(request.path for request in server.requests) == sorted(server.files)
     assert [entry.name for entry in tmp_path.iterdir()] == ["base"]
 
 
-def test_a_dropped_connection_is_resumed_where_it_ended(tmp_path: Path, server: Server) -> None:
-    server.fault = "drops"
-    fetch(server.weights(), tmp_path / "base")
+@pytest.mark.parametrize("kind", ["cut", "reset"])
+def test_a_dropped_connection_is_resumed_where_it_ended(tmp_path: Path, server: FileServer, kind: str) -> None:
+    server.fail(FILE, kind, len(CONTENT) // 2, times=1)
+    fetch(weights_at(server), tmp_path / "base")
     assert files_of(tmp_path / "base") == MODEL
-    assert server.ranges == [None, f"bytes={len(MODEL['model-a.safetensors']) // 2}-"]
+    first, second = server.ranges(FILE)
+    # A reset may overtake bytes that were sent before it.
+    assert first is None and (second == f"bytes={len(CONTENT) // 2}-" or kind == "reset")
 
 
-def test_a_server_without_ranges_starts_the_file_again(tmp_path: Path, server: Server) -> None:
-    server.fault = "no ranges"
-    fetch(server.weights(), tmp_path / "base")
+def test_a_silent_connection_is_given_up(tmp_path: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TIMEOUT", 0.2)
+    server.fail(FILE, "stall", 50_000, times=1)
+    fetch(weights_at(server), tmp_path / "base")
+    assert files_of(tmp_path / "base") == MODEL and len(server.asked(FILE)) == 2
+
+
+def test_a_server_without_ranges_starts_the_file_again(tmp_path: Path, server: FileServer) -> None:
+    server.fail(FILE, "cut", len(CONTENT) // 2, times=1)
+    server.fail(FILE, "no ranges")
+    fetch(weights_at(server), tmp_path / "base")
     assert files_of(tmp_path / "base") == MODEL
 
 
-def test_a_busy_server_is_asked_again(tmp_path: Path, server: Server) -> None:
-    server.fault = "busy"
-    fetch(server.weights(), tmp_path / "base")
-    assert server.asked["model-a.safetensors"] == 2
+def test_a_busy_server_is_asked_again(tmp_path: Path, server: FileServer) -> None:
+    server.fail(FILE, "status", 503, times=1)
+    fetch(weights_at(server), tmp_path / "base")
+    assert len(server.asked(FILE)) == 2
+
+
+def test_no_more_is_taken_than_is_stated(tmp_path: Path, server: FileServer) -> None:
+    server.fail(FILE, "excess")
+    fetch(weights_at(server), tmp_path / "base")
+    assert files_of(tmp_path / "base") == MODEL
 
 
 @pytest.mark.parametrize(
-    ("fault", "attempts", "message"),
+    ("kind", "number", "attempts", "message"),
     [
-        ("down", 5, "gave up after 5 attempts: the server answers 503"),
-        ("drops always", 5, r"gave up after 5 attempts: ended at 200000 of 307200 bytes; 200000 bytes are kept"),
-        ("announces too little", 1, "expected sha256 .* not the file that was pinned"),
-        ("other file", 1, "expected sha256 .* not the file that was pinned"),
-        ("gone", 1, "the server answers 404"),
+        ("status", 503, 5, "gave up after 5 attempts: the server answers 503"),
+        ("cut", 40_000, 5, r"gave up after 5 attempts: ended at 200000 of 307200 bytes; 200000 bytes are kept"),
+        ("short", 100, 1, "expected sha256 .* not the file that was pinned"),
+        ("other", 0, 1, "expected sha256 .* not the file that was pinned"),
+        ("pointer", 0, 1, "expected sha256 .* not the file that was pinned"),
+        ("status", 404, 1, "the server answers 404"),
+        ("status", 401, 1, "the server answers 401"),
     ],
 )
-def test_failures_are_bounded_and_named(tmp_path: Path, server: Server, fault: str, attempts: int, message: str) -> None:
-    server.fault = fault
+def test_failures_are_bounded_and_named(
+    tmp_path: Path, server: FileServer, kind: str, number: int, attempts: int, message: str
+) -> None:
+    server.fail(FILE, kind, number)
     with pytest.raises(FetchError, match=f"model-a.safetensors: {message}"):
-        fetch(server.weights(), tmp_path / "base")
-    assert server.asked["model-a.safetensors"] == attempts
+        fetch(weights_at(server), tmp_path / "base")
+    assert len(server.asked(FILE)) == attempts
     assert not (tmp_path / "base").exists()
 
 
-def test_the_next_call_goes_on_from_what_the_last_one_kept(tmp_path: Path, server: Server) -> None:
-    server.fault = "drops always"
-    with pytest.raises(FetchError):
-        fetch(server.weights(), tmp_path / "base")
-    server.fault = ""
-    fetch(server.weights(), tmp_path / "base")
-    assert server.ranges[-1] == "bytes=200000-"
-    assert server.asked["config.json"] == 1
+def test_the_next_call_goes_on_from_what_the_last_one_kept(tmp_path: Path, server: FileServer) -> None:
+    stop_early(server, tmp_path)
+    fetch(weights_at(server), tmp_path / "base")
+    assert server.ranges(FILE)[-1] == "bytes=200000-"
+    assert len(server.asked(CONFIG)) == 1
     assert files_of(tmp_path / "base") == MODEL
 
 
-def test_a_part_of_another_file_is_thrown_away(tmp_path: Path, server: Server) -> None:
-    server.fault = "drops always"
-    with pytest.raises(FetchError):
-        fetch(server.weights(), tmp_path / "base")
-    server.fault = ""
+def test_a_part_of_another_file_is_thrown_away(tmp_path: Path, server: FileServer) -> None:
+    stop_early(server, tmp_path)
     part = part_of(tmp_path)
     part.write_bytes(b"\0" * part.stat().st_size)
-    fetch(server.weights(), tmp_path / "base")
-    assert server.ranges[-2:] == ["bytes=200000-", None]
+    fetch(weights_at(server), tmp_path / "base")
+    assert server.ranges(FILE)[-2:] == ["bytes=200000-", None]
     assert files_of(tmp_path / "base") == MODEL
 
 
-@pytest.mark.parametrize("content", [MODEL["model-a.safetensors"], b"\0" * len(MODEL["model-a.safetensors"])])
-def test_a_part_as_long_as_the_file_is_taken_or_thrown_away(tmp_path: Path, server: Server, content: bytes) -> None:
-    server.fault = "drops always"
-    with pytest.raises(FetchError):
-        fetch(server.weights(), tmp_path / "base")
-    server.fault = ""
+@pytest.mark.parametrize("content", [CONTENT, b"\0" * len(CONTENT)])
+def test_a_part_as_long_as_the_file_is_taken_or_thrown_away(tmp_path: Path, server: FileServer, content: bytes) -> None:
+    stop_early(server, tmp_path)
     part_of(tmp_path).write_bytes(content)
-    fetch(server.weights(), tmp_path / "base")
+    fetch(weights_at(server), tmp_path / "base")
     assert files_of(tmp_path / "base") == MODEL
 
 
-@pytest.mark.parametrize("fault", ["wrong range", "announces too much"])
-def test_a_length_that_never_comes_true_ends_in_an_error(tmp_path: Path, server: Server, fault: str) -> None:
-    server.fault = "drops always"
-    with pytest.raises(FetchError):
-        fetch(server.weights(), tmp_path / "base")
-    server.fault = fault
-    if fault == "announces too much":  # the bytes are all there in the end, and it is the checksum that says so
-        fetch(server.weights(), tmp_path / "base")
-        assert files_of(tmp_path / "base") == MODEL
-    else:
-        with pytest.raises(FetchError, match="asked for bytes from 200000, got 'bytes 200007-"):
-            fetch(server.weights(), tmp_path / "base")
-        assert not (tmp_path / "base").exists()
+def test_a_length_that_never_comes_true(tmp_path: Path, server: FileServer) -> None:
+    """The bytes are all there in the end, and it is the checksum that says so."""
+    stop_early(server, tmp_path)
+    server.fail(FILE, "long", 100)
+    fetch(weights_at(server), tmp_path / "base")
+    assert files_of(tmp_path / "base") == MODEL
 
 
-def test_a_damaged_file_of_an_earlier_call_is_not_trusted(tmp_path: Path, server: Server) -> None:
-    server.fault = "drops always"
-    with pytest.raises(FetchError):
-        fetch(server.weights(), tmp_path / "base")
+def test_another_range_than_was_asked_for_ends_in_an_error(tmp_path: Path, server: FileServer) -> None:
+    stop_early(server, tmp_path)
+    server.fail(FILE, "wrong range", 7)
+    with pytest.raises(FetchError, match="asked for bytes from 200000, got 'bytes 200007-"):
+        fetch(weights_at(server), tmp_path / "base")
+    assert not (tmp_path / "base").exists()
+
+
+def test_a_damaged_file_of_an_earlier_call_is_not_trusted(tmp_path: Path, server: FileServer) -> None:
+    stop_early(server, tmp_path)
     (part_of(tmp_path).parent / "config.json").write_bytes(b"{!")
-    server.fault = ""
     with pytest.raises(FetchError, match="config.json: expected sha256"):
-        fetch(server.weights(), tmp_path / "base")
+        fetch(weights_at(server), tmp_path / "base")
     assert not list(tmp_path.iterdir())
 
 
-def test_another_pin_does_not_reuse_the_leftovers(tmp_path: Path, server: Server) -> None:
-    server.fault = "drops always"
-    with pytest.raises(FetchError):
-        fetch(server.weights(), tmp_path / "base")
-    server.fault = ""
-    weights = server.weights()
+def test_another_pin_does_not_reuse_the_leftovers(tmp_path: Path, server: FileServer) -> None:
+    stop_early(server, tmp_path)
+    weights = weights_at(server)
     others = {name: digest for name, digest in weights.sha256.items() if name != "tokenizer.json"}
     fetch(dataclasses.replace(weights, sha256=others), tmp_path / "base")
-    assert server.ranges[-1] is None
+    assert server.ranges(FILE)[-1] is None
     assert "tokenizer.json" not in files_of(tmp_path / "base")
 
 
 # --- SAM2's own file, beside a released InternVL
 
 
-def sam2_at(server: Server, name: str = "model-a.safetensors") -> Sam2Weights:
-    return Sam2Weights(f"http://127.0.0.1:{server.server_port}/m/{name}", sums(MODEL)[name])
+def sam2_at(server: FileServer) -> MaskEncoderWeights:
+    return MaskEncoderWeights(server.url + FILE, sha256(CONTENT))
 
 
-@pytest.mark.parametrize("fault", ["", "drops", "no ranges", "busy"])
-def test_sam2_comes_by_address(tmp_path: Path, server: Server, fault: str) -> None:
-    server.fault = fault
+@pytest.mark.parametrize("faults", [[], [("cut", 1000)], [("cut", 1000), ("no ranges", 0)], [("status", 503)]])
+def test_sam2_comes_by_address(tmp_path: Path, server: FileServer, faults: list[tuple[str, int]]) -> None:
+    for kind, number in faults:
+        server.fail(FILE, kind, number, times=1)
     fetch_sam2(sam2_at(server), tmp_path / "sam2.pt")
-    assert (tmp_path / "sam2.pt").read_bytes() == MODEL["model-a.safetensors"]
+    assert (tmp_path / "sam2.pt").read_bytes() == CONTENT
     assert [entry.name for entry in tmp_path.iterdir()] == ["sam2.pt"]
 
 
-def test_sam2_of_an_earlier_call_is_not_trusted(tmp_path: Path, server: Server) -> None:
+def test_sam2_comes_by_the_hub_s_address_of_a_file(tmp_path: Path, server: FileServer) -> None:
+    """Which leads to the CDN, also when it is asked for the rest of a file."""
+    path = resolve_path("owner/name", COMMIT, "sam2.bin")
+    with Hub({"owner/name": Repository({"sam2.bin": CONTENT}, COMMIT)}) as hub:
+        hub.cdn.fail(cdn_path(CONTENT), "cut", 1000, times=1)
+        fetch_sam2(MaskEncoderWeights(hub.url + path, sha256(CONTENT)), tmp_path / "sam2.pt")
+        assert hub.cdn.ranges(cdn_path(CONTENT)) == [None, "bytes=1000-"]
+    assert (tmp_path / "sam2.pt").read_bytes() == CONTENT
+
+
+def test_sam2_of_an_earlier_call_is_not_trusted(tmp_path: Path, server: FileServer) -> None:
     (tmp_path / "sam2.pt").write_bytes(b"another file")
     fetch_sam2(sam2_at(server), tmp_path / "sam2.pt")
-    assert (tmp_path / "sam2.pt").read_bytes() == MODEL["model-a.safetensors"]
+    assert (tmp_path / "sam2.pt").read_bytes() == CONTENT
 
 
-def test_sam2_comes_from_a_path_and_is_verified(tmp_path: Path, server: Server) -> None:
+def test_sam2_comes_from_a_path_and_is_verified(tmp_path: Path, server: FileServer) -> None:
     given = tmp_path / "given.pt"
     given.write_bytes(b"weights")
-    digest = hashlib.sha256(b"weights").hexdigest()
-    fetch_sam2(Sam2Weights(str(given), digest), tmp_path / "sam2.pt")
+    digest = sha256(b"weights")
+    fetch_sam2(MaskEncoderWeights(str(given), digest), tmp_path / "sam2.pt")
     assert (tmp_path / "sam2.pt").read_bytes() == b"weights"
     with pytest.raises(FetchError, match=r"given\.pt: expected sha256 0{64}, got"):
-        fetch_sam2(Sam2Weights(str(given), "0" * 64), tmp_path / "sam2.pt")
+        fetch_sam2(MaskEncoderWeights(str(given), "0" * 64), tmp_path / "sam2.pt")
     with pytest.raises(ConfigError, match=r"weights\.sam2\.sha256: expected 64"):
-        fetch_sam2(Sam2Weights(str(given), ""), tmp_path / "sam2.pt")
+        fetch_sam2(MaskEncoderWeights(str(given), ""), tmp_path / "sam2.pt")
     with pytest.raises(ConfigError, match=r"weights\.sam2\.location: no file"):
-        fetch_sam2(Sam2Weights(str(tmp_path / "none.pt"), digest), tmp_path / "sam2.pt")
-    server.fault = "other file"
+        fetch_sam2(MaskEncoderWeights(str(tmp_path / "none.pt"), digest), tmp_path / "sam2.pt")
+    server.fail(FILE, "other")
     with pytest.raises(FetchError, match=r"not the file that was pinned"):
         fetch_sam2(sam2_at(server), tmp_path / "sam2.pt")

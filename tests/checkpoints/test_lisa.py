@@ -12,7 +12,7 @@ from ans.checkpoints import shards
 from ans.checkpoints.convert import convert
 from ans.checkpoints.export import export_adapter
 from ans.checkpoints.save import save_trained
-from ans.config import Convert
+from ans.config.schema import Convert
 from ans.model import prompts
 from ans.model.adapters import add_lora, add_seg_row, group_of_parameter, select_trained
 from ans.model.segmenter import Conversations, Segmenter

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from ans.checkpoints import shards
 from ans.checkpoints.fetch import FetchError, fetch
 from ans.checkpoints.pth import read_pth
-from ans.config import PresetWeights
+from ans.config.schema import Weights
 
 STATE = {"text_hidden_fcs.0.bias": torch.arange(4.0), "mlp1.0.bias": torch.ones(3)}
 
@@ -176,7 +176,7 @@ def test_links_in_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.safetensors: a symbolic link"):
         shards.shard(model, tmp_path / "out")
     with pytest.raises(FetchError, match=r"model\.safetensors: a symbolic link"):
-        fetch(PresetWeights("path", str(model), None, {}, None), tmp_path / "out")
+        fetch(Weights("path", str(model), None, {}, None), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

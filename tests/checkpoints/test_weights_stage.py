@@ -12,8 +12,9 @@ from ans.config import ConfigError, load
 from ans.model.segmenter import Segmenter
 from tests import pipeline
 from tests.checkpoints.test_assemble import released as released  # a fixture
-from tests.checkpoints.test_fetch import MODEL, Server, sums
+from tests.checkpoints.test_fetch import CONFIG, FILE, MODEL, sums
 from tests.checkpoints.test_fetch import server as server  # a fixture
+from tests.hub import FileServer
 
 
 def write_weights(work: Path, **weights: object) -> None:
@@ -31,16 +32,14 @@ def test_a_base_put_together(released: tuple[Path, Path], tmp_path: Path) -> Non
     assert [entry.name for entry in (tmp_path / "models").iterdir()] == ["base"]
 
 
-def test_a_download_goes_on_in_the_next_run(server: Server, tmp_path: Path) -> None:
+def test_a_download_goes_on_in_the_next_run(server: FileServer, tmp_path: Path) -> None:
     """Not of a whole model: the stage fails on what it then finds, but asks for each finished file once."""
-    server.fault = "gone"
-    location = f"http://127.0.0.1:{server.server_port}/m"
-    write_weights(tmp_path, source="url", location=location, sha256=sums(MODEL))
-    for fault in ("gone", ""):
-        server.fault = fault
-        with pytest.raises(AssertionError, match="404" if fault else "not a whole safetensors file"):
+    write_weights(tmp_path, source="url", location=f"{server.url}/m", sha256=sums(MODEL))
+    server.fail(FILE, "status", 404, times=1)
+    for message in ("404", "not a whole safetensors file"):
+        with pytest.raises(AssertionError, match=message):
             pipeline.run(tmp_path, "weights")
-    assert server.asked["config.json"] == 1 and server.asked["model-a.safetensors"] == 2
+    assert len(server.asked(CONFIG)) == 1 and len(server.asked(FILE)) == 2
 
 
 def test_an_unsupported_release_says_so(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Damaged files: what a bad disk or a broken download leaves of the world's, and what the readers make of it."""
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -8,16 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from ans import config
-from ans.config import World
-from ans.data import arrow, masks, subset_sa1b
-from ans.toy import world
+from ans.config.schema import World
+from ans.data import arrow, index, masks
 from ans.data.images import open_image
 from ans.data.records import ImageRecord, Skipped
-from ans.data.sources import common, describe_anything, open_images, own, reason_seg, refcoco, sa1b, sav, sav_video
+from ans.data.sources import common, describe_anything, open_images, own, reason_seg, refcoco, sav, sav_video
+from ans.data.subset_sa1b import subset_sa1b
+from ans.toy import world
 
 LOOPS = {"sa1b_images": 2, "sav_pairs": 2, "openimages_images": 2, "describe_images": 8, "reasonseg_images": 4}
 SIZE = World(seed=3, train_images=4, val_images=1, test_images=1, **LOOPS, shift=0.0)
-LIMITS = config.load(Path(__file__).parents[2] / "params.yaml").subset_sa1b
+PARAMETERS = config.load(Path(__file__).parents[2] / "params.yaml")
 Reader = Callable[[Path], Iterator[ImageRecord | Skipped]]
 
 
@@ -51,12 +53,14 @@ def _reader(source: object, folder: str, name: str) -> Reader:
 
 
 def _read_sa1b(root: Path) -> Iterator[ImageRecord | Skipped]:
-    for entry in common.read(sa1b, root, "sa1b", "sa1b"):
-        outcome = entry if isinstance(entry, Skipped) else sa1b.read_masks(root, entry, LIMITS)
-        if isinstance(outcome, Skipped):
-            yield outcome
-        else:
-            yield from (arrow._to_record(row) for row in subset_sa1b._to_batch([outcome]).to_pylist())
+    """By way of its two indexes, which is how SA-1B is read: a listing, and the masks of some of its images."""
+    folder = root.parent / "index"
+    lenient = dataclasses.replace(PARAMETERS.index, max_bad_fraction=1.0)
+    settings = dataclasses.replace(PARAMETERS, paths=config.Paths(str(root)), index=lenient)
+    images = index.build("sa1b", settings, folder, workers=1)["images"]
+    subset = dataclasses.replace(settings.subset_sa1b, images=images)
+    subset_sa1b(dataclasses.replace(settings, subset_sa1b=subset), folder, workers=1)
+    yield from arrow.read_index(folder / f"sa1b_subset{arrow.SUFFIX}").records()
 
 
 READ: dict[str, Reader] = {

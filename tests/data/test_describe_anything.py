@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from ans.config import World
-from ans.toy import scenes, world_loops
+from ans.config.schema import World
 from ans.data.images import open_image
 from ans.data.records import ImageRecord, Skipped
 from ans.data.sources import common, describe_anything
+from ans.toy import scenes, world_loops
 from ans.toy.world import VOCABULARY
 
 SIZE = World(

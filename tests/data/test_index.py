@@ -15,16 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ans import config
-from ans.config import Config, ConfigError, World
+from ans.config import Config, ConfigError, load
+from ans.config.schema import World
 from ans.data import arrow, index, masks, readers
-from ans.toy import scenes, world
-from ans.data.counting import Counts
 from ans.data.images import image_size, open_image, read_bytes
 from ans.data.records import Expression, ImageRecord, Region, Skipped
 from ans.data.selection import select
 from ans.data.sources import common, sa1b
 from ans.data.subset_sa1b import subset_sa1b
+from ans.toy import scenes, world
+from ans.workspace import Workspace
+from tests.opened import interrupt, opened
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 SETS = ("refcoco", "refcoco_plus", "refcocog", "refcocog_google", "grefcoco", "reasonseg", "sav", "sav_video", "openimages")
@@ -43,11 +44,14 @@ def one_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings_of(tmp_path: Path, one_world: Path) -> Config:
     """The repository's parameters over a small world of its own."""
     shutil.copytree(one_world, tmp_path / "world")
-    base = config.load(PARAMS)
-    subset = dataclasses.replace(base.subset_sa1b, images=5)
-    sources = base.sources | {"refcocog_google": base.sources["refcocog"]}
-    own = {"own": config.Own("own")}
-    return dataclasses.replace(base, paths=config.Paths(str(tmp_path / "world")), subset_sa1b=subset, sources=sources, own=own)
+    base = load(PARAMS)
+    google = {"reader": "refcoco", "folder": base.sources["refcocog"].folder}
+    return base.changed(
+        {
+            "paths.root": str(tmp_path / "world"), "subset_sa1b.images": 5, "sources.refcocog_google": google,
+            "own": {"own": {"folder": "own"}},
+        }
+    )  # fmt: skip
 
 
 integers = st.integers(-(2**62), 2**62)
@@ -100,8 +104,8 @@ def test_rows_are_found_across_batches(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", (*SETS, "own"))
 def test_build_keeps_all_of_the_world(settings_of: Config, tmp_path: Path, name: str) -> None:
-    report = index.build(name, settings_of, tmp_path)
-    found = arrow.read_index(tmp_path / f"{name}{arrow.SUFFIX}")
+    report = index.build(name, settings_of, Workspace(tmp_path))
+    found = arrow.read_index(Workspace(tmp_path).index(name))
     assert (report["images"], report["skipped"]) == (len(found), {})
     assert report["expressions"] == sum(split["expressions"] for split in report.get("splits", {}).values())
     for record in found.records():
@@ -116,10 +120,8 @@ def test_build_keeps_all_of_the_world(settings_of: Config, tmp_path: Path, name:
 def test_building_twice_gives_the_same_bytes(settings_of: Config, tmp_path: Path) -> None:
     for name in ("refcoco", "sa1b"):
         for folder in ("one", "two"):
-            index.build(name, settings_of, tmp_path / folder)
-        assert (tmp_path / "one" / f"{name}{arrow.SUFFIX}").read_bytes() == (
-            tmp_path / "two" / f"{name}{arrow.SUFFIX}"
-        ).read_bytes()
+            index.build(name, settings_of, Workspace(tmp_path / folder))
+        assert (Workspace(tmp_path / "one").index(name)).read_bytes() == (Workspace(tmp_path / "two").index(name)).read_bytes()
 
 
 def test_bad_records_are_counted_and_too_many_stop_the_run(settings_of: Config, tmp_path: Path) -> None:
@@ -128,10 +130,10 @@ def test_bad_records_are_counted_and_too_many_stop_the_run(settings_of: Config, 
     with pytest.raises(
         ValueError, match=r"sources.refcoco: .* cannot be used, index.max_bad_fraction is 0.01: .* image file not in"
     ):
-        index.build("refcoco", settings_of, tmp_path)
-    assert not list(tmp_path.glob(f"*{arrow.SUFFIX}*")) and not list(tmp_path.glob(".*"))
-    lenient = dataclasses.replace(settings_of, index=config.Index(0.5))
-    report = index.build("refcoco", lenient, tmp_path)
+        index.build("refcoco", settings_of, Workspace(tmp_path))
+    assert not list(Workspace(tmp_path).indexes.iterdir())
+    lenient = settings_of.changed({"index.max_bad_fraction": 0.5})
+    report = index.build("refcoco", lenient, Workspace(tmp_path))
     ((reason, skipped),) = report["skipped"].items()
     assert "image file" in reason and skipped["count"] >= len(skipped["examples"]) > 0
 
@@ -143,16 +145,16 @@ def test_bad_records_of_the_other_sets_are_counted_too(settings_of: Config, tmp_
     path = sorted((Path(settings_of.paths.root) / settings_of.sources[name].folder).rglob(one))[0]
     path.write_bytes(path.read_bytes()[:50]) if name != "describe" else path.unlink()
     with pytest.raises(ValueError, match=rf"sources.{name}: .* cannot be used, index.max_bad_fraction is 0.01: "):
-        index.build(name, settings_of, tmp_path)
-    assert not list(tmp_path.glob(f"*{arrow.SUFFIX}*")) and not list(tmp_path.glob(".*"))
-    report = index.build(name, dataclasses.replace(settings_of, index=config.Index(0.5)), tmp_path)
+        index.build(name, settings_of, Workspace(tmp_path))
+    assert not list(Workspace(tmp_path).indexes.iterdir())
+    report = index.build(name, settings_of.changed({"index.max_bad_fraction": 0.5}), Workspace(tmp_path))
     assert sum(reason["count"] for reason in report["skipped"].values()) > 0
-    assert report["images"] == len(arrow.read_index(tmp_path / f"{name}{arrow.SUFFIX}"))
+    assert report["images"] == len(arrow.read_index(Workspace(tmp_path).index(name)))
 
 
 def test_missing_folders_are_named_with_their_keys(settings_of: Config, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nothing: not found; paths.root names it"):
-        index.build("sav", dataclasses.replace(settings_of, paths=config.Paths(str(tmp_path / "nothing"))), tmp_path)
+        index.build("sav", settings_of.changed({"paths.root": str(tmp_path / "nothing")}), Workspace(tmp_path))
     (tmp_path / "root").mkdir()
     for name in (*SETS, "sa1b"):
         source = settings_of.sources[name]
@@ -163,29 +165,29 @@ def test_missing_folders_are_named_with_their_keys(settings_of: Config, tmp_path
 def test_sets_that_are_not_there_hinder_no_run_that_does_not_read_them(settings_of: Config, tmp_path: Path) -> None:
     """Their indexes have no rows and say so; `select` names all of those that a run is to read, and how to make them."""
     (tmp_path / "root").mkdir()
-    chosen = dataclasses.replace(settings_of, paths=config.Paths(str(tmp_path / "root")))
+    chosen = settings_of.changed({"paths.root": str(tmp_path / "root")})
     for name in ("refcoco", "sa1b"):
-        report = index.build(name, chosen, tmp_path)
+        report = index.build(name, chosen, Workspace(tmp_path))
         assert report == {"source": name, "absent": settings_of.sources[name].folder, "images": 0, "skipped": {}}
-    assert subset_sa1b(chosen, tmp_path)["absent"] == settings_of.sources["sa1b"].folder
-    index.build("sav", settings_of, tmp_path)
-    select(["sav"], tmp_path, tmp_path / "train.json")
+    assert subset_sa1b(chosen, Workspace(tmp_path))["absent"] == settings_of.sources["sa1b"].folder
+    index.build("sav", settings_of, Workspace(tmp_path))
+    select(["sav"], Workspace(tmp_path), "train")
     with pytest.raises(FileNotFoundError, match=r"^refcoco, sa1b_subset: not below .*index@refcoco index@sa1b`$"):
-        select(["refcoco", "sav", "sa1b_subset"], tmp_path, tmp_path / "train.json")
-    assert len(arrow.read_index(tmp_path / f"refcoco{arrow.SUFFIX}")) == 0
+        select(["refcoco", "sav", "sa1b_subset"], Workspace(tmp_path), "train")
+    assert len(arrow.read_index(Workspace(tmp_path).index("refcoco"))) == 0
 
 
 def test_what_is_no_index_is_named(settings_of: Config, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"x: no such index.*stages.index"):
         arrow.read_index(tmp_path / "x")
-    index.build("sa1b", settings_of, tmp_path)
-    with pytest.raises(ValueError, match=rf"sa1b{arrow.SUFFIX}: not an index of image records"):
-        arrow.read_index(tmp_path / f"sa1b{arrow.SUFFIX}")
+    index.build("sa1b", settings_of, Workspace(tmp_path))
+    with pytest.raises(ValueError, match=r"sa1b.arrow: not an index of image records"):
+        arrow.read_index(Workspace(tmp_path).index("sa1b"))
 
 
 def test_unknown_sources_are_named(settings_of: Config, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="sources.nothing"):
-        index.build("nothing", settings_of, tmp_path)
+        index.build("nothing", settings_of, Workspace(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -200,43 +202,42 @@ def test_unknown_sources_are_named(settings_of: Config, tmp_path: Path) -> None:
 )
 def test_every_listing_is_watched(settings_of: Config, tmp_path: Path, name: str, pattern: str) -> None:
     root = Path(settings_of.paths.root)
-    index.build(name, settings_of, tmp_path)
-    found = arrow.read_index(tmp_path / f"{name}{arrow.SUFFIX}")
+    index.build(name, settings_of, Workspace(tmp_path))
+    found = arrow.read_index(Workspace(tmp_path).index(name))
     readers.check_listing(found, root)
     path = root / pattern
     if name == "sav":
         path.unlink()
     else:
         path.write_bytes(path.read_bytes() + b"\n")
-    with pytest.raises(readers.ListingChanged, match=rf"{name}{arrow.SUFFIX} .*dvc repro .*index@{name}"):
+    with pytest.raises(readers.ListingChanged, match=rf"{name}.arrow .*dvc repro .*index@{name}"):
         readers.check_listing(found, root)
 
 
 def test_a_changed_listing_is_noticed(settings_of: Config, tmp_path: Path) -> None:
     root = Path(settings_of.paths.root)
-    index.build("refcoco", settings_of, tmp_path)
-    index.build("sa1b", settings_of, tmp_path)
-    found = arrow.read_index(tmp_path / f"refcoco{arrow.SUFFIX}")
+    index.build("refcoco", settings_of, Workspace(tmp_path))
+    index.build("sa1b", settings_of, Workspace(tmp_path))
+    found = arrow.read_index(Workspace(tmp_path).index("refcoco"))
     readers.check_listing(found, root)
     with (root / "ref_seg/refcoco/instances.json").open("a") as file:
         file.write("\n")
-    with pytest.raises(readers.ListingChanged, match=rf"refcoco{arrow.SUFFIX} .*dvc repro"):
+    with pytest.raises(readers.ListingChanged, match=r"refcoco.arrow .*dvc repro"):
         readers.check_listing(found, root)
-    subset_sa1b(settings_of, tmp_path)
+    subset_sa1b(settings_of, Workspace(tmp_path))
     next((root / "sa1b").glob("*.jpg")).unlink()
     with pytest.raises(readers.ListingChanged):
-        subset_sa1b(settings_of, tmp_path)
+        subset_sa1b(settings_of, Workspace(tmp_path))
     with pytest.raises(readers.ListingChanged):
-        readers.check_listing(arrow.read_index(tmp_path / f"sa1b_subset{arrow.SUFFIX}"), root)
+        readers.check_listing(arrow.read_index(Workspace(tmp_path).index("sa1b_subset")), root)
 
 
 def test_the_subset_is_the_first_by_name_or_a_seeded_sample(settings_of: Config, tmp_path: Path) -> None:
     def subset(order: str, seed: int) -> list[ImageRecord]:
-        chosen = dataclasses.replace(settings_of.subset_sa1b, order=order, seed=seed)
-        subset_sa1b(dataclasses.replace(settings_of, subset_sa1b=chosen), tmp_path)
-        return list(arrow.read_index(tmp_path / f"sa1b_subset{arrow.SUFFIX}").records())
+        subset_with(settings_of, tmp_path, order=order, seed=seed)
+        return list(arrow.read_index(Workspace(tmp_path).index("sa1b_subset")).records())
 
-    assert index.build("sa1b", settings_of, tmp_path)["images"] == 12
+    assert index.build("sa1b", settings_of, Workspace(tmp_path))["images"] == 12
     first = subset("name", 0)
     assert [record.image_id for record in first] == [223_750 + 3 * i for i in range(5)]
     assert subset("seed", 1) == subset("seed", 1)
@@ -247,9 +248,8 @@ def test_the_subset_is_the_first_by_name_or_a_seeded_sample(settings_of: Config,
         assert [region.area for region in record.regions] == masks.sum((1, 2)).tolist()
         assert open_image(settings_of.paths.root, record.path).size == (record.width, record.height)
     assert {"::" in record.path for record in first} == {True, False}
-    many = dataclasses.replace(settings_of.subset_sa1b, images=13)
     with pytest.raises(ValueError, match="subset_sa1b.images: 13 asked for, but the index has 12"):
-        subset_sa1b(dataclasses.replace(settings_of, subset_sa1b=many), tmp_path)
+        subset_with(settings_of, tmp_path, images=13)
 
 
 def test_listing_sa1b_opens_no_json_and_knows_every_layout(tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_listing_sa1b_opens_no_json_and_knows_every_layout(tmp_path: Path) -> No
         Skipped("sa_5", "image without JSON"),
         Skipped("sa_6", "JSON without image"),
     }
-    limits = config.load(PARAMS).subset_sa1b
+    limits = load(PARAMS).subset_sa1b
     assert str(sa1b.read_masks(tmp_path, entries["sa_8"], limits).reason).startswith("not an SA-1B annotation")
 
 
@@ -283,8 +283,8 @@ def test_a_broken_json_is_skipped_and_counted(settings_of: Config, tmp_path: Pat
     broken.write_text(json.dumps(content))
     empty = broken.with_stem("sa_223756")
     empty.write_text(json.dumps(json.loads(empty.read_text()) | {"annotations": []}))
-    index.build("sa1b", settings_of, tmp_path)
-    report = subset_sa1b(dataclasses.replace(settings_of, index=config.Index(0.5)), tmp_path)
+    index.build("sa1b", settings_of, Workspace(tmp_path))
+    report = subset_sa1b(settings_of.changed({"index.max_bad_fraction": 0.5}), Workspace(tmp_path))
     assert report["images"] == 3
     assert {reason: skipped["examples"] for reason, skipped in report["skipped"].items()} == {
         "not an SA-1B annotation: RLE counts that cannot be decoded": ["sa_223750"],
@@ -301,31 +301,37 @@ def test_a_damaged_shard_is_named_and_loses_nothing_silently(settings_of: Config
     for damaged in (whole[: second + 600], whole[:second] + b"!" + whole[second + 1 :], b"no tar" * 200, unfinished):
         shard.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"sa_000000.tar: not a readable tar"):
-            index.build("sa1b", settings_of, tmp_path)
+            index.build("sa1b", settings_of, Workspace(tmp_path))
 
 
 def test_other_tars_beside_the_shards_are_left_alone(settings_of: Config, tmp_path: Path) -> None:
-    before = index.build("sa1b", settings_of, tmp_path)
+    before = index.build("sa1b", settings_of, Workspace(tmp_path))
     (Path(settings_of.paths.root) / "sa1b/sa_co_gold.tar").write_bytes(b"something else")
-    assert index.build("sa1b", settings_of, tmp_path) == before
+    assert index.build("sa1b", settings_of, Workspace(tmp_path)) == before
 
 
-def test_parts_stay_when_the_disk_fails(settings_of: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_stay_when_the_disk_fails(settings_of: Config, tmp_path: Path, runs: Path) -> None:
     """And go when a file was at fault: whoever mends it may change what the parts were made from."""
-    monkeypatch.setenv("ANS_RUNS", str(tmp_path / "runs"))
-    for error, kept in ((OSError(28, "no space left"), True), (ValueError("a broken file"), False)):
-        monkeypatch.setattr(index, "assemble", lambda *_, error=error: (_ for _ in ()).throw(error))
-        with pytest.raises(type(error)):
-            index.build("sav", settings_of, tmp_path)
-        assert bool(list(tmp_path.glob("runs/index-sav-*/*"))) is kept
+    root = Path(settings_of.paths.root)
+    (tmp_path / "index").write_text("in the way of the folder")
+    with pytest.raises(OSError):
+        index.build("sav", settings_of, Workspace(tmp_path / "index"), workers=1)
+    assert list(runs.glob("index-sav-*/*"))
+    (tmp_path / "index").unlink()
+    with opened(root) as read:
+        index.build("sav", settings_of, Workspace(tmp_path / "index"), workers=1)
+    assert read == [] == list(runs.iterdir())
+    (root / "sav/npz/sav_000/masklet_data_00003.npz").write_bytes(b"")
+    strict = settings_of.changed({"index.max_bad_fraction": 0.0})
+    with pytest.raises(ValueError, match="cannot be used"):
+        index.build("sav", strict, Workspace(tmp_path / "index"), workers=1)
+    assert not list(runs.iterdir())
 
 
 def test_a_cap_on_the_subsets_masks(settings_of: Config, tmp_path: Path) -> None:
-    index.build("sa1b", settings_of, tmp_path)
-    whole = subset_sa1b(settings_of, tmp_path)
-    capped = dataclasses.replace(settings_of.sources["sa1b"], max_samples=7)
-    sources = settings_of.sources | {"sa1b": capped}
-    report = subset_sa1b(dataclasses.replace(settings_of, sources=sources), tmp_path)
+    index.build("sa1b", settings_of, Workspace(tmp_path))
+    whole = subset_sa1b(settings_of, Workspace(tmp_path))
+    report = subset_sa1b(settings_of.changed({"sources.sa1b.max_samples": 7}), Workspace(tmp_path))
     assert report["regions"] == 7 < whole["regions"]
 
 
@@ -362,16 +368,16 @@ def test_locators_never_leave_the_root(tmp_path: Path, locator: str) -> None:
         read_bytes(tmp_path / "root", locator)
 
 
-def subset_with(settings_of: Config, folder: Path, workers: int | None = 1, **changes: object) -> dict:
-    chosen = dataclasses.replace(settings_of.subset_sa1b, **changes)
-    return subset_sa1b(dataclasses.replace(settings_of, subset_sa1b=chosen), folder, workers)
+def subset_with(settings_of: Config, folder: Path, workers: int | None = 1, part: int = 128, **changes: object) -> dict:
+    changed = settings_of.changed({f"subset_sa1b.{name}": value for name, value in changes.items()})
+    return subset_sa1b(changed, Workspace(folder), workers, part)
 
 
 def test_masks_of_the_subset_are_filtered(settings_of: Config, tmp_path: Path) -> None:
     """Against the JSONs, read here once more."""
-    index.build("sa1b", settings_of, tmp_path)
+    index.build("sa1b", settings_of, Workspace(tmp_path))
     root = Path(settings_of.paths.root)
-    path = tmp_path / f"sa1b_subset{arrow.SUFFIX}"
+    path = Workspace(tmp_path).index("sa1b_subset")
     subset_with(settings_of, tmp_path, images=12)
     stated = {}
     for record in arrow.read_index(path).records():
@@ -392,7 +398,7 @@ def test_masks_of_the_subset_are_filtered(settings_of: Config, tmp_path: Path) -
         good = annotation["predicted_iou"] >= 0.9 and annotation["stability_score"] >= 0.94
         return 0.03 <= share <= 0.12 and good
 
-    lenient = dataclasses.replace(settings_of, index=config.Index(0.9))
+    lenient = settings_of.changed({"index.max_bad_fraction": 0.9})
     report = subset_with(lenient, tmp_path, images=12, **limits)
     found = {record.image_id: record for record in arrow.read_index(path).records()}
     size = {record.image_id: (record.height, record.width) for record in found.values()}
@@ -428,7 +434,7 @@ def test_annotations_of_sa1b_of_another_form_are_skipped(tmp_path: Path, change:
     mask = {"size": [4, 5], "counts": masks.from_array(pixels)}
     annotation = {"id": 7, "area": 5, "bbox": [1.0, 0.0, 2.0, 4.0], "segmentation": mask, "predicted_iou": 0.9}
     image = {"image_id": 3, "width": 5, "height": 4}
-    limits = dataclasses.replace(config.load(PARAMS).subset_sa1b, min_predicted_iou=0.5)
+    limits = load(PARAMS).changed({"subset_sa1b.min_predicted_iou": 0.5}).subset_sa1b
     entry = sa1b.Entry("sa_3", "sa_3.jpg", "sa_3.json")
     (tmp_path / "sa_3.json").write_text(json.dumps({"image": image, "annotations": [annotation]}))
     assert sa1b.read_masks(tmp_path, entry, limits).id == [7]
@@ -437,107 +443,82 @@ def test_annotations_of_sa1b_of_another_form_are_skipped(tmp_path: Path, change:
 
 
 @pytest.mark.parametrize("name", ("refcoco", "sa1b", "sav_video", "own"))
-def test_any_number_of_workers_writes_the_same_bytes(
-    settings_of: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.setattr(index, "IMAGES_PER_PART", 2)
-    reports = [index.build(name, settings_of, tmp_path / str(workers), workers) for workers in (1, 2, 3)]
+def test_any_number_of_workers_writes_the_same_bytes(settings_of: Config, tmp_path: Path, name: str) -> None:
+    reports = [index.build(name, settings_of, Workspace(tmp_path / str(workers)), workers, part=2) for workers in (1, 2, 3)]
     assert reports[0] == reports[1] == reports[2]
-    contents = [(tmp_path / str(workers) / f"{name}{arrow.SUFFIX}").read_bytes() for workers in (1, 2, 3)]
+    contents = [Workspace(tmp_path / str(workers)).index(name).read_bytes() for workers in (1, 2, 3)]
     assert contents[0] == contents[1] == contents[2]
     if name == "sa1b":
         for workers in (1, 2, 3):
-            subset_with(settings_of, tmp_path / str(workers), workers, order="seed", seed=4)
-        assert len({(tmp_path / str(n) / f"sa1b_subset{arrow.SUFFIX}").read_bytes() for n in (1, 2, 3)}) == 1
+            subset_with(settings_of, tmp_path / str(workers), workers, part=2, order="seed", seed=4)
+        assert len({Workspace(tmp_path / str(n)).index("sa1b_subset").read_bytes() for n in (1, 2, 3)}) == 1
 
 
-def test_an_interrupted_run_is_taken_up_where_it_was(
-    settings_of: Config, tmp_path: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(index, "IMAGES_PER_PART", 3)
-    index.build("sa1b", settings_of, tmp_path)
-    subset_with(settings_of, tmp_path, images=12)
-    path = tmp_path / f"sa1b_subset{arrow.SUFFIX}"
+def test_an_interrupted_run_is_taken_up_where_it_was(settings_of: Config, tmp_path: Path, runs: Path) -> None:
+    index.build("sa1b", settings_of, Workspace(tmp_path))
+    subset_with(settings_of, tmp_path, part=3, images=12)
+    path = Workspace(tmp_path).index("sa1b_subset")
     whole = path.read_bytes()
-    read, opened = sa1b.read_masks, []
-
-    def counted(root: Path, entry: sa1b.Entry, limits: config.SubsetSa1b) -> sa1b.Masks | Skipped:
-        if len(opened) == 7:
-            raise KeyboardInterrupt
-        opened.append(entry.name)
-        return read(root, entry, limits)
-
-    monkeypatch.setattr(sa1b, "read_masks", counted)
+    root = Path(settings_of.paths.root)
     path.unlink()
-    with pytest.raises(KeyboardInterrupt):
-        subset_with(settings_of, tmp_path, images=12)
+    with opened(root, interrupt(8)), pytest.raises(KeyboardInterrupt):
+        subset_with(settings_of, tmp_path, part=3, images=12)
     assert not path.exists() and len(list(runs.glob("*/0*"))) == 2, "two parts of three images are whole"
-    opened.clear()
-    monkeypatch.setattr(sa1b, "read_masks", lambda *a: (opened.append(a[1].name), read(*a))[1])
-    subset_with(settings_of, tmp_path, images=12)
-    assert len(opened) == 6 and path.read_bytes() == whole
+    with opened(root) as read:
+        subset_with(settings_of, tmp_path, part=3, images=12)
+    assert len(read) == 6 and path.read_bytes() == whole, "one file is opened for each of the six images that were left"
     assert not list(runs.iterdir())
 
 
-def test_parts_of_other_settings_are_left_alone(
-    settings_of: Config, tmp_path: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(index, "IMAGES_PER_PART", 1)
-    index.build("sa1b", settings_of, tmp_path)
-    settings = {"source": "sa1b", "reader": "sa1b"}
-    folders = [index.Parts(settings | {"max_masks": n}, Path(settings_of.paths.root)).folder for n in (None, 1)]
-    assert folders[0] != folders[1]
+def test_parts_of_other_settings_are_left_alone(settings_of: Config, tmp_path: Path, runs: Path) -> None:
+    index.build("sa1b", settings_of, Workspace(tmp_path))
+    for number, limit in ((1, None), (2, 1), (2, None)):
+        with opened(Path(settings_of.paths.root), interrupt(3)), pytest.raises(KeyboardInterrupt):
+            subset_with(settings_of, tmp_path, part=1, images=12, max_masks=limit)
+        assert len(list(runs.iterdir())) == number
+    assert sorted(len(list(folder.glob("0*"))) for folder in runs.iterdir()) == [2, 4]
 
 
 def test_a_failed_run_leaves_nothing(settings_of: Config, tmp_path: Path, runs: Path) -> None:
     """What an error names may be mended in place, so no part may outlive it."""
     next((Path(settings_of.paths.root) / "sav/npz").rglob("*.npz")).write_bytes(b"")
     with pytest.raises(ValueError, match="cannot be used"):
-        index.build("sav", settings_of, tmp_path / "index")
-    assert not list(runs.iterdir()) and not list((tmp_path / "index").iterdir())
+        index.build("sav", settings_of, Workspace(tmp_path / "index"))
+    assert not list(runs.iterdir()) and not [path for path in (tmp_path / "index").rglob("*") if path.is_file()]
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from ans import config
+from ans.config import load
 from ans.data import index
-from ans.data.sources import sav
-import dataclasses
-index.IMAGES_PER_PART = 2
-read = sav.read_one
-def read_one(root, task):
-    if task[1] == 5:
+from ans.workspace import Workspace
+def audit(event, arguments):
+    if event == "open" and str(arguments[0]).endswith(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
-    return read(root, task)
 if len(sys.argv) > 3:
-    sav.read_one = read_one
-settings = dataclasses.replace(config.load("params.yaml"), paths=config.Paths(sys.argv[1]))
-index.build("sav", settings, Path(sys.argv[2]), workers=1)
+    sys.addaudithook(audit)
+settings = load("params.yaml").changed({"paths.root": sys.argv[1]})
+index.build("sav", settings, Workspace(Path(sys.argv[2])), workers=1, part=2)
 """
 
 
-def test_a_killed_run_leaves_no_index_and_the_next_one_the_same(
-    settings_of: Config, tmp_path: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(index, "IMAGES_PER_PART", 2)
-    index.build("sav", settings_of, tmp_path / "whole")
+def test_a_killed_run_leaves_no_index_and_the_next_one_the_same(settings_of: Config, tmp_path: Path, runs: Path) -> None:
+    index.build("sav", settings_of, Workspace(tmp_path / "whole"), part=2)
     command = [sys.executable, "-c", KILLED, settings_of.paths.root, str(tmp_path / "index")]
     repository = PARAMS.parent
-    killed = subprocess.run([*command, "kill"], cwd=repository, capture_output=True, check=False)
+    killed = subprocess.run([*command, "masklet_data_00005.npz"], cwd=repository, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL and not (tmp_path / "index").exists()
     assert len(list(runs.glob("*/0*"))) == 2
     subprocess.run(command, cwd=repository, check=True, capture_output=True)
-    name = f"sav{arrow.SUFFIX}"
-    assert (tmp_path / "index" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert Workspace(tmp_path / "index").index("sav").read_bytes() == Workspace(tmp_path / "whole").index("sav").read_bytes()
 
 
 def test_caps_keep_the_first(settings_of: Config, tmp_path: Path) -> None:
     def build(**caps: int) -> tuple[list[ImageRecord], dict]:
-        source = dataclasses.replace(settings_of.sources["refcoco"], **caps)
-        capped = dataclasses.replace(settings_of, sources=settings_of.sources | {"refcoco": source})
-        report = index.build("refcoco", capped, tmp_path)
-        return list(arrow.read_index(tmp_path / f"refcoco{arrow.SUFFIX}").records()), report
+        capped = settings_of.changed({f"sources.refcoco.{name}": value for name, value in caps.items()})
+        report = index.build("refcoco", capped, Workspace(tmp_path))
+        return list(arrow.read_index(Workspace(tmp_path).index("refcoco")).records()), report
 
     every, _ = build()
     assert build(max_images=3)[0] == every[:3]
@@ -546,29 +527,43 @@ def test_caps_keep_the_first(settings_of: Config, tmp_path: Path) -> None:
         records, report = build(max_samples=cap)
         assert [(record.image_id, region) for record in records for region in record.regions] == flat[:cap]
         assert report["regions"] == len(flat[:cap])
-    whole = index.build("sa1b", settings_of, tmp_path)["images"]
-    few = dataclasses.replace(settings_of.sources["sa1b"], max_images=3)
-    capped = dataclasses.replace(settings_of, sources=settings_of.sources | {"sa1b": few})
-    assert (whole, index.build("sa1b", capped, tmp_path)["images"]) == (12, 3)
+    whole = index.build("sa1b", settings_of, Workspace(tmp_path))["images"]
+    capped = settings_of.changed({"sources.sa1b.max_images": 3})
+    assert (whole, index.build("sa1b", capped, Workspace(tmp_path))["images"]) == (12, 3)
 
 
 def test_the_report_counts_areas_and_splits(tmp_path: Path) -> None:
-    def region(split: str, area: int, texts: int) -> Region:
-        return Region(0, split, "", area, (0.0, 0.0, 1.0, 1.0), "0", tuple(Expression(i, "x", "x") for i in range(texts)))
-
-    records = [
-        ImageRecord(0, "a", 1, 1, (region("train", 0, 1), region("val", 1, 2), region("train", 1023, 0))),
-        ImageRecord(1, "b", 1, 1, (region("train", 1024, 3), region("train", 2**30, 1))),
-        ImageRecord(2, "c", 1, 1, ()),
-    ]
-    counts = Counts()
-    for batch in arrow.to_batches(arrow.RECORD, records):
-        counts.add(batch)
-    assert counts.report() == {
-        "images": 3, "regions": 5, "expressions": 7,
+    """Of gRefCOCO, where a text may be of nothing: objects by image, split, area (None: nothing), and number of texts."""
+    objects = [(1, "train", None, 1), (1, "val", 1, 2), (1, "train", 1023, 1), (2, "train", 1024, 3), (2, "train", 2**21, 1)]
+    folder = tmp_path / "world" / "ref_seg" / "grefcoco"
+    (folder / "coco2014/train2014").mkdir(parents=True)
+    images, annotations, refs = [], [], []
+    for number in (1, 2):
+        name = f"COCO_train2014_{number:012d}.jpg"
+        images.append({"id": number, "file_name": name, "height": 2**11, "width": 2**11})
+        (folder / "coco2014/train2014" / name).touch()
+    for number, (image, split, area, texts) in enumerate(objects, 1):
+        if area is not None:
+            mask = {"size": [2**11, 2**11], "counts": [0, area, 2**22 - area]}
+            annotations.append({"id": number, "image_id": image, "category_id": 1, "segmentation": mask, "iscrowd": 0})
+        sentences = [{"sent_id": 10 * number + text, "sent": "x", "raw": "x", "tokens": ["x"]} for text in range(texts)]
+        refs.append(
+            {
+                "ref_id": number, "image_id": image, "split": split, "sentences": sentences, "category_id": 1,
+                "file_name": f"COCO_train2014_{image:012d}_{number}.jpg", "ann_id": [-1 if area is None else number],
+                "no_target": area is None,
+            }
+        )  # fmt: skip
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
+    (folder / "instances.json").write_text(json.dumps(content))
+    (folder / "grefs(unc).json").write_text(json.dumps(refs))
+    base = load(PARAMS).changed({"paths.root": str(tmp_path / "world")})
+    report = index.build("grefcoco", base, Workspace(tmp_path / "index"))
+    assert report == {
+        "source": "grefcoco", "images": 2, "regions": 5, "expressions": 8, "skipped": {},
         "regions_by_area": {"no pixel": 1, "1..1023": 2, "1024..9215": 1, "1048576..": 1},
         "splits": {
-            "train": {"images": 2, "regions": 4, "expressions": 5}, "val": {"images": 1, "regions": 1, "expressions": 2},
+            "train": {"images": 2, "regions": 4, "expressions": 6}, "val": {"images": 1, "regions": 1, "expressions": 2},
         },
     }  # fmt: skip
 

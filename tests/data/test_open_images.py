@@ -6,11 +6,11 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from ans.config import World
-from ans.toy import scenes, world_loops
+from ans.config.schema import World
 from ans.data.images import open_image
 from ans.data.records import ImageRecord, Skipped
 from ans.data.sources import common, open_images
+from ans.toy import scenes, world_loops
 
 SIZE = World(
     seed=3,

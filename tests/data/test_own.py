@@ -11,15 +11,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from ans.config import World
 from ans.data import masks
-from ans.toy import scenes, world_more
 from ans.data.records import ImageRecord, Skipped
 from ans.data.sources import common, own
+from ans.toy import scenes, world_more
+from tests.data.worlds import SMALLEST
 from tests.pipeline import REPOSITORY
 
-COUNTS = {"sa1b_images": 1, "sav_pairs": 1, "openimages_images": 1, "describe_images": 1, "reasonseg_images": 4}
-SIZE = World(seed=3, train_images=1, val_images=1, test_images=1, **COUNTS, shift=1.0)
 MASK = np.zeros((10, 20), np.uint8)
 MASK[2:5, 3:9] = 1
 
@@ -140,13 +138,12 @@ def test_what_is_no_such_folder_is_named(tmp_path: Path) -> None:
     assert done.returncode == 1 and "expressions.jsonl" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_the_worlds_folder_is_read_back(tmp_path: Path) -> None:
-    world_more._write_own(tmp_path / "own", SIZE)
-    records = read(tmp_path)
+def test_the_worlds_folder_is_read_back(smallest_world: Path) -> None:
+    records = read(smallest_world)
     assert len(records) == world_more.OWN_IMAGES and all(isinstance(record, ImageRecord) for record in records)
     for index, record in enumerate(records):
-        scene, rng = scenes.make_scene(SIZE.seed, "own", index, SIZE.shift)
-        drawn = scenes.render(scene, SIZE.shift, rng)[1]
+        scene, rng = scenes.make_scene(SMALLEST.seed, "own", index, SMALLEST.shift)
+        drawn = scenes.render(scene, SMALLEST.shift, rng)[1]
         assert len(record.regions) == len(drawn)
         for region, mask, shape in zip(record.regions, drawn, scene.shapes, strict=True):
             found = masks.decode(region.counts, record.height, record.width).astype(bool)
@@ -155,14 +152,27 @@ def test_the_worlds_folder_is_read_back(tmp_path: Path) -> None:
             assert region.split == ("val" if index == world_more.OWN_IMAGES - 1 else "train")
 
 
-def test_the_page_says_what_the_reader_takes() -> None:
+def test_the_page_says_what_the_reader_takes(tmp_path: Path) -> None:
     """Its examples are lines that the reader understands, and it names every key."""
     page = (REPOSITORY / "docs/your-data.md").read_text(encoding="utf-8")
     lines = [line for line in page.splitlines() if line.startswith('{"image"')]
     assert len(lines) >= 3
-    for line in lines:
-        record = json.loads(line)
-        own._read_line(line.encode(), 1, {record.get("annotation", 0): (record["image"], None, [], "")})
+    base = publish(tmp_path, lines)
+    images, annotations = {}, []
+    for number, line in enumerate(map(json.loads, lines)):
+        images.setdefault(line["image"], len(images))
+        (base / "images" / line["image"]).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (20, 10)).save(base / "images" / line["image"])
+        if "mask" in line:
+            Image.fromarray(255 * np.roll(MASK, number, 1)).save(base / "masks" / line["mask"])
+        else:
+            polygon = [[3, 2, 9, 2, 9, 5, 3, 5]]
+            annotations.append({"id": line["annotation"], "image_id": images[line["image"]], "segmentation": polygon})
+    listed = [{"id": number, "file_name": name} for name, number in images.items()]
+    (base / "annotations.json").write_text(json.dumps({"images": listed, "annotations": annotations}))
+    found = read(tmp_path)
+    assert all(isinstance(record, ImageRecord) for record in found), found
+    assert sum(len(record.regions) for record in found) == len(lines)
     assert all(f"`{key}`" in page for key in own.KEYS)
     assert "python -m ans validate" in page
 

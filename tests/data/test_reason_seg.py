@@ -8,14 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ans.config import World
 from ans.data import masks
-from ans.toy import scenes, world_more
 from ans.data.records import ImageRecord, Skipped
 from ans.data.sources import common, reason_seg
-
-COUNTS = {"sa1b_images": 1, "sav_pairs": 1, "openimages_images": 1, "describe_images": 1, "reasonseg_images": 4}
-SIZE = World(seed=3, train_images=1, val_images=1, test_images=1, **COUNTS, shift=1.0)
+from ans.toy import scenes, world_more
+from tests.data.worlds import SMALLEST
 
 
 def rows(mask: np.ndarray) -> list[str]:
@@ -137,17 +134,15 @@ def test_what_is_not_as_published_is_skipped_with_a_reason(tmp_path: Path, broke
     assert isinstance(record, ImageRecord) and skipped.key == "rs/val/a" and reason in skipped.reason
 
 
-def test_the_worlds_questions_are_read_back(tmp_path: Path) -> None:
-    folder = tmp_path / "rs"
-    world_more._write_reason_seg(folder, SIZE)
-    found = read(tmp_path)
-    images = world_more.reason_images(SIZE)
+def test_the_worlds_questions_are_read_back(smallest_world: Path) -> None:
+    found = list(common.read(reason_seg, smallest_world, "reason_seg/ReasonSeg", "reasonseg"))
+    images = world_more.reason_images(SMALLEST)
     count = sum(images.values())
     assert len({record.path for record in found}) == count and len(found) == count + images["train"]
     assert {bool(record.regions[0].ignore_counts) for record in found} == {True, False}
     (record,) = (record for record in found if record.path.endswith("_00.jpg") and record.regions[0].expressions[0].sent_id == 0)
-    scene, rng = scenes.make_scene(SIZE.seed, "reasonseg", 0, SIZE.shift)
-    drawn = scenes.render(scene, SIZE.shift, rng)[1][0]
+    scene, rng = scenes.make_scene(SMALLEST.seed, "reasonseg", 0, SMALLEST.shift)
+    drawn = scenes.render(scene, SMALLEST.shift, rng)[1][0]
     found_mask = masks.decode(record.regions[0].counts, record.height, record.width).astype(bool)
     # the outline adds at most a pixel around
     assert (drawn & ~found_mask).sum() < 0.02 * drawn.sum() and (found_mask & ~drawn).sum() < 0.3 * drawn.sum()

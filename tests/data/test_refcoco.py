@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco
 
-from ans.config import World
+from ans.config.schema import World
 from ans.data import masks
-from ans.toy import scenes, world
 from ans.data.records import ImageRecord, Skipped
 from ans.data.sources import common, refcoco
+from ans.toy import scenes, world
 from ans.toy.world import python2_pickle
+from tests.data.worlds import ONE_OF_EACH, scene_of_image
 
-COUNTS = {"sa1b_images": 1, "sav_pairs": 1, "openimages_images": 1, "describe_images": 1, "reasonseg_images": 4}
-SMALL = World(seed=3, train_images=6, val_images=2, test_images=1, **COUNTS, shift=0.0)
+SMALL = World(seed=3, train_images=6, val_images=2, test_images=1, **ONE_OF_EACH, shift=0.0)
 
 
 def ref(ref_id: int, ann_id: Any, image_id: int = 7, split: str = "train", **changes: Any) -> dict[str, Any]:
@@ -268,7 +268,7 @@ def test_the_google_split_is_its_own_file(tmp_path: Path) -> None:
 def test_no_target_of_the_world_is_in_its_scene(tmp_path: Path) -> None:
     world.write_world(tmp_path, SMALL)
     records = list(common.read(refcoco, tmp_path, "ref_seg/grefcoco", "grefcoco"))
-    by_image = {1009 + 37 * number: scene for number, scene in enumerate(world._scenes(SMALL))}
+    by_image = scene_of_image(SMALL)
     none = several = 0
     for record in records:
         scene, rng = scenes.make_scene(SMALL.seed, *by_image[record.image_id], SMALL.shift)

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from ans.config import World
-from ans.toy import scenes, world_loops
+from ans.config.schema import World
 from ans.data.images import open_image
 from ans.data.records import ImageRecord, Skipped
 from ans.data.sources import common, sav
+from ans.toy import scenes, world_loops
 
 SIZE = World(
     seed=3,

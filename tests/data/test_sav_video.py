@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,23 +9,19 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from ans.config import World
 from ans.data import masks
-from ans.toy import world_more
 from ans.data.images import open_image
 from ans.data.records import ImageRecord, Skipped
 from ans.data.sources import common, sav_video
 from tests.pipeline import REPOSITORY
 
-COUNTS = {"sa1b_images": 1, "sav_pairs": 1, "openimages_images": 1, "describe_images": 1, "reasonseg_images": 4}
-SIZE = World(seed=3, train_images=1, val_images=1, test_images=1, **COUNTS, shift=1.0)
 REAL = REPOSITORY.parent / "shared" / "real"
 real_data = pytest.mark.skipif(not REAL.is_dir(), reason=f"the real annotations are not in {REAL}")
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    world_more._write_videos(tmp_path / "sav/videos", SIZE)
+def root(tmp_path: Path, smallest_world: Path) -> Path:
+    shutil.copytree(smallest_world / "sav/videos", tmp_path / "sav/videos")
     return tmp_path
 
 

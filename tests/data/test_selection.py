@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ans.config import Config, load, parse
+from ans.config import Config, load
 from ans.data.arrow import write_records
 from ans.data.records import ImageRecord, Region
 from ans.data.selection import select
@@ -51,7 +51,7 @@ def test_what_the_parameters_name() -> None:
     values["presets"]["tiny"]["train"]["referring"] = ["reasonseg"]
     values["own"] = {"my_own": {"folder": "mine"}}
     values["presets"]["tiny"]["evaluate"] |= {"splits": ["my_own_val"], "captions": ["refcocog_val"]}
-    other = parse(Config, values)
+    other = Config(values)
     assert other.training_indexes() == ("reasonseg",) and other.evaluation_indexes() == ("my_own", "refcocog")
     assert other.evaluated_alone() == ("my_own", "refcocog") and config.evaluated_alone() == ()
 

@@ -9,11 +9,12 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from ans.config import World
+from ans.config.schema import World
 from ans.data import masks
+from ans.data.sources.refcoco import load_refs
 from ans.toy import scenes, world
 from ans.toy.scenes import Description
-from ans.data.sources.refcoco import load_refs
+from tests.data.worlds import scene_of_image
 
 LOOPS = {"sa1b_images": 6, "sav_pairs": 52, "openimages_images": 8, "describe_images": 16, "reasonseg_images": 4}
 SIZE = World(seed=3, train_images=50, val_images=12, test_images=8, **LOOPS, shift=1.0)
@@ -30,11 +31,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def digest(root: Path) -> dict[str, str]:
     files = (path for path in root.rglob("*") if path.is_file())
     return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def scene_of() -> dict[int, tuple[str, int]]:
-    """image_id -> split and index of its scene, by the order in which they are written."""
-    return {1009 + 37 * number: scene for number, scene in enumerate(world._scenes(SIZE))}
 
 
 def parse(text: str) -> Description:
@@ -72,7 +68,7 @@ def test_refuses_a_folder_with_content(root: Path) -> None:
 
 @pytest.mark.parametrize("name", REFS)
 def test_every_expression_means_exactly_its_object(root: Path, name: str) -> None:
-    by_image = scene_of()
+    by_image = scene_of_image(SIZE)
     for ref in load_refs(root / "ref_seg" / name / REFS[name]):
         scene, _ = scenes.make_scene(SIZE.seed, *by_image[ref["image_id"]], SIZE.shift)
         target = int(ref["file_name"].removesuffix(".jpg").rsplit("_", 1)[1])
@@ -130,7 +126,7 @@ def test_sets_overlap_as_the_real_ones_do(root: Path) -> None:
 def test_polygons_rasterise_to_the_drawn_masks(root: Path) -> None:
     instances = json.loads((root / "ref_seg/refcocog/instances.json").read_text())
     images = {image["id"]: image for image in instances["images"]}
-    by_image, parts = scene_of(), 0
+    by_image, parts = scene_of_image(SIZE), 0
     for annotation in instances["annotations"]:
         image = images[annotation["image_id"]]
         size = [image["height"], image["width"]]

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ans.config import ConfigError, Questions, load
+from ans.config import ConfigError, load
+from ans.config.schema import Questions
 from ans.data.arrow import write_records
 from ans.data.readers import ListingChanged, fingerprint
 from ans.data.records import Expression, ImageRecord, Region

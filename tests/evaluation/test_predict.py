@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ans.config import Config, parse
+from ans.config import Config
 from ans.evaluation import predict as module
 from ans.evaluation.evaluate import evaluate
 from ans.evaluation.metrics import intersection_union, iou, summarise
@@ -36,7 +36,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(work: Path) -> Config:
     changes = {"splits": ["refcoco_val", "refcoco_plus_val", "refcocog_test"], "captions": ["refcocog_val"]}
     changes = {f"presets__tiny__evaluate__{name}": value for name, value in changes.items()}
-    return parse(Config, pipeline.small_values(work.parent / "world", **changes))
+    return Config(pipeline.small_values(work.parent / "world", **changes))
 
 
 def run(work: Path, config: Config, out: Path) -> dict[str, bytes]:

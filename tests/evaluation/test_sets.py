@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from pycocotools import mask as coco
 
-from ans.config import Config, parse
-from ans.report.compare import compare, read
+from ans.config import Config
 from ans.evaluation.evaluate import evaluate
+from ans.report.compare import compare, read
 from ans.report.results import Results, decode, read_results
 from ans.report.tables import markdown, score, write_csv
 from tests import pipeline
@@ -30,7 +30,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ANS_RUNS", str(work / "runs"))
         places = work / "reports" / "eval" / "base", work / "data" / "eval" / "base"
-        evaluate(parse(Config, values), "base", work / "models" / "base", work / "data" / "index", *places)
+        evaluate(Config(values), "base", work / "models" / "base", work / "data" / "index", *places)
     return work
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ans.config import Config, parse
+from ans.config import Config
 from ans.evaluation.evaluate import evaluate
 from ans.model.feature_cache import FeatureCache
 from ans.model.segmenter import Features, Segmenter
@@ -139,7 +139,7 @@ def test_an_evaluation_has_the_same_bytes_with_it(tmp_path: Path, monkeypatch, e
     monkeypatch.setenv("ANS_RUNS", str(tmp_path / "runs"))
     found, counts = [], []
     for gigabytes in (0, 1, 1):
-        config = parse(Config, pipeline.small_values(tmp_path / "world", presets__tiny__evaluate__captions=["refcocog_val"]))
+        config = Config(pipeline.small_values(tmp_path / "world", presets__tiny__evaluate__captions=["refcocog_val"]))
         config = dataclasses.replace(config, launch=dataclasses.replace(config.launch, feature_cache_gb=gigabytes))
         out = tmp_path / f"out{len(found)}"
         evaluate(config, "base", work / "models" / "base", work / "data" / "index", out / "reports", out / "data")

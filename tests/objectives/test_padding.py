@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ans.config import LossWeights
+from ans.config.schema import LossWeights
 from ans.objectives.batches import Targets
 from ans.objectives.losses import Counts, mask_terms
 

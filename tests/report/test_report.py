@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 from pycocotools import mask as coco
 
-from ans.config import Config, parse
+from ans.config import Config
 from ans.evaluation.metrics import box_giou, intersection_union, iou, summarise
 from ans.report.build import build
 from ans.report.gallery import CHANGED, candidates, choose, order
@@ -42,7 +42,7 @@ def make_config(tree: Path, variants: tuple[str, ...] = VARIANTS, splits: tuple[
     values["variants"] = {name: values["variants"][name] for name in variants}
     values["presets"]["tiny"]["evaluate"] |= {"splits": list(splits), "captions": ["refcoco_val"]}
     values["report"] = {"seed": 0, "bootstrap": 300, "gallery": 3, "examples": 12}
-    return parse(Config, values)
+    return Config(values)
 
 
 def rle(mask: np.ndarray) -> str:

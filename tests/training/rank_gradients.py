@@ -5,9 +5,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from ans.objectives.surgery import combine
 
 from ans.config import load
-from ans.objectives.surgery import combine
 from ans.processes import connect
 from ans.training import loop
 from ans.training.ema import Teacher

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ans.checkpoints.convert import read_checkpoint
-from ans.config import Config, parse
+from ans.config import Config
 from ans.model.segmenter import Segmenter
 from ans.training import loop
 from ans.training.state import ResumeError
@@ -34,7 +34,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def train(work: Path, out: Path, gigabytes: float) -> dict[str, torch.Tensor]:
     settings = {"train__steps": 4, "launch__workers": 0, "launch__feature_cache_gb": gigabytes, "launch__save_state_seconds": 0.0}
-    config = parse(Config, pipeline.small_values(work.parent / "world", **settings))
+    config = Config(pipeline.small_values(work.parent / "world", **settings))
     loop.train(config, loop.Run(work / "models" / "base", work / "data" / "index", out / "out", out / "reports"))
     return read_checkpoint(out / "out" / "last.pth")
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ans.config import Launch, load
+from ans.config import load
+from ans.config.schema import Launch
 from ans.launch import launch
 from tests import pipeline
 

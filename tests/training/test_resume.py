@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ans.checkpoints.convert import read_checkpoint
-from ans.config import Config, parse
+from ans.config import Config
 from ans.training import loop
 from ans.training.state import ResumeError
 from tests import pipeline
@@ -39,7 +39,7 @@ def here(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> loop.Ru
 
 def config(work: Path, **changes: object) -> Config:
     settings = {"train__steps": STEPS, "train__save_every": 2, "launch__workers": 0, "launch__save_state_seconds": 0.0}
-    return parse(Config, pipeline.small_values(work.parent / "world", **(settings | changes)))
+    return Config(pipeline.small_values(work.parent / "world", **(settings | changes)))
 
 
 def outcome(run: loop.Run) -> dict[str, object]:

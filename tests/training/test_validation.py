@@ -8,7 +8,7 @@ import torch
 
 from ans.checkpoints.convert import read_checkpoint
 from ans.checkpoints.layout import model_to_pth_name
-from ans.config import Config, ConfigError, parse
+from ans.config import Config, ConfigError
 from ans.training import loop, validation
 from tests import pipeline
 from tests.training.death import die_and_go_on
@@ -36,7 +36,7 @@ def config(work: Path, **changes: object) -> Config:
     train = {"epochs": 4, "loops": False, "batch": 4, "max_train_samples": 6, "validation": LOOK | changes, "lr": 1e-5}
     settings = {f"presets__tiny__train__{name}": value for name, value in train.items()}
     settings |= {"launch__workers": 0, "launch__save_state_seconds": 0.0, "train__gallery": 0}
-    return parse(Config, pipeline.small_values(work.parent / "world", **settings))
+    return Config(pipeline.small_values(work.parent / "world", **settings))
 
 
 def left(run: loop.Run) -> dict[str, bytes]:
@@ -111,6 +111,6 @@ def test_killed_and_continued(here: loop.Run, work: Path, uninterrupted, monkeyp
 
 def test_settings_that_cannot_be(work: Path) -> None:
     with pytest.raises(ConfigError, match="validation: looks after epochs"):
-        parse(Config, pipeline.small_values(work, presets__tiny__train__validation=LOOK))
+        Config(pipeline.small_values(work, presets__tiny__train__validation=LOOK))
     assert config(work).training_indexes() == ("refcoco", "refcoco_plus", "refcocog")
     assert config(work, split="reasonseg_val-all").training_indexes()[-1] == "reasonseg"

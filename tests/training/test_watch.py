@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-
-from ans.objectives.losses import Chain
 from ans.training.chains import Chains
 from ans.training.curves import Curves
 from ans.training.watch import WINDOW, Degenerate, Watch
+
+from ans.objectives.losses import Chain
 
 GOOD = {"ref_seg_rate": 1.0, "loop1_seg_rate": 0.9, "loop1_teacher_empty": 0.0, "loop1_teacher_different": 0.8}
 

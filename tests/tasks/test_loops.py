@@ -1,8 +1,7 @@
 """Both loops on the tiny model: what reaches what, and that nothing else does."""
 
 import dataclasses
-from functools import partial
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,36 +10,28 @@ from torch.nn.utils.stateless import _reparametrize_module
 
 from ans.captions import likeness
 from ans.model import prompts
-from ans.model.segmenter import Features
-from ans.objectives import loop1 as loop1_module
 from ans.objectives import mask
-from ans.objectives.batches import CaptionBatch, MaskBatch
 from ans.objectives.gumbel import _SoftGradient
-from ans.objectives.loop1 import corrupt, loop1
-from ans.objectives.loop2 import loop2, region_share
-from ans.objectives.losses import Chain, Counts, Losses
-from ans.training.ema import Teacher
+from ans.tasks import loop1
+from ans.tasks.base import Example, Losses
+from ans.tasks.loop1 import corrupt
+from ans.tasks.loop2 import region_share
+from tests.task_case import TaskCase
 
 ORIGINAL = {"rescored": "all", "denoising": 0.0}
 
 
-def seen(case: SimpleNamespace, batch: MaskBatch | CaptionBatch) -> Features:
-    """The features of a batch's images."""
-    return case.model.encode_pixels(batch.images.tiles, batch.images.sam, batch.images.sizes)
+def run_loop1(
+    case: TaskCase, batch: loop1.Batch | None = None, train: dict[str, Any] | None = None, **changes: Any
+) -> tuple[Losses, Example]:
+    task = case.task("loop1", train, **(ORIGINAL | changes))
+    losses = case.losses(task, batch or task.batch(range(4)))
+    return losses, losses.example
 
 
-def run_loop1(case: SimpleNamespace, **changes: object) -> tuple[Losses, Chain]:
-    batch = case.data._masks(range(4))
-    teacher = Teacher(case.trained, 0.99, warmup=False)
-    settings = dataclasses.replace(case.config.train.loop1, **(ORIGINAL | changes))
-    counts = Counts(*batch.counts)
-    speaking = partial(teacher.speaking, case.model)
-    return loop1(case.model, speaking, seen(case, batch), batch, settings, case.config.train.loss, 0, 0.7, counts)
-
-
-def gradients(losses: Losses, case: SimpleNamespace) -> dict[str, Tensor | None]:
-    names = list(case.trained)
-    return dict(zip(names, torch.autograd.grad(losses.total, list(case.trained.values()), allow_unused=True), strict=True))
+def drawn(case: TaskCase) -> loop1.Batch:
+    """The batch that `run_loop1` takes."""
+    return case.task("loop1").batch(range(4))
 
 
 def soft_forward(logits: Tensor, table: Tensor, noise: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,25 +43,24 @@ def soft_forward(logits: Tensor, table: Tensor, noise: Tensor, tau: float) -> tu
     return mean + _SoftGradient.apply(logits, table.detach(), index, noise, tau), soft.argmax(-1), kept
 
 
-def test_the_mask_teaches_the_first_pass(case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mask_teaches_the_first_pass(case: TaskCase, monkeypatch: pytest.MonkeyPatch) -> None:
     """d(mask loss) / d(tensors as the first pass alone uses them), against central differences along the gradient."""
     first_pass = {
         name: p.detach().clone().requires_grad_() for name, p in case.trained.items() if "lora" in name or "mlp1" in name
     }
-    reread = loop1_module._reread
+    reread = loop1.Task.reread
 
-    def with_own_tensors(model, *arguments):
+    def with_own_tensors(task, model, *arguments):
         with _reparametrize_module(model, first_pass):
-            return reread(model, *arguments)
+            return reread(task, model, *arguments)
 
-    monkeypatch.setattr(loop1_module, "_reread", with_own_tensors)
-    monkeypatch.setattr(loop1_module, "straight_through", soft_forward)
-    weights = dataclasses.replace(case.config.train.loss, language=0.0)
-    case.config = dataclasses.replace(case.config, train=dataclasses.replace(case.config.train, loss=weights))
+    monkeypatch.setattr(loop1.Task, "reread", with_own_tensors)
+    monkeypatch.setattr(loop1, "straight_through", soft_forward)
+    mask_alone = {"loss": case.config.train.loss.model_copy(update={"language": 0.0})}
     case.model.eval()  # dropout would differ from run to run
 
-    losses, chain = run_loop1(case)
-    assert any(chain.before), "the teacher says something"
+    losses, example = run_loop1(case, train=mask_alone)
+    assert any(example.texts["teacher"]), "the teacher says something"
     found = torch.autograd.grad(losses.total, list(first_pass.values()))
     for part in ("lora_A", "lora_B", "mlp1"):
         norm = sum(float(g.norm()) for name, g in zip(first_pass, found, strict=True) if part in name)
@@ -81,7 +71,7 @@ def test_the_mask_teaches_the_first_pass(case: SimpleNamespace, monkeypatch: pyt
         with torch.no_grad():
             for tensor, gradient in zip(first_pass.values(), found, strict=True):
                 tensor.add_(gradient, alpha=by / length)
-        value = float(run_loop1(case)[0].total.detach())
+        value = float(run_loop1(case, train=mask_alone)[0].total.detach())
         with torch.no_grad():
             for tensor, gradient in zip(first_pass.values(), found, strict=True):
                 tensor.sub_(gradient, alpha=by / length)
@@ -91,23 +81,23 @@ def test_the_mask_teaches_the_first_pass(case: SimpleNamespace, monkeypatch: pyt
     assert (moved(step) - moved(-step)) / (2 * step) == pytest.approx(length, rel=0.05)
 
 
-def test_only_gumbel_reaches_back(case: SimpleNamespace) -> None:
+def test_only_gumbel_reaches_back(case: TaskCase) -> None:
     through = {bridge: run_loop1(case, bridge=bridge)[0] for bridge in ("gumbel", "hard", "discrete")}
     assert float(through["gumbel"].values["loop1_mask"]) > 0 and "loop1_caption_gradient2" in through["gumbel"].values
-    gradients(through["gumbel"], case)
+    case.gradients(through["gumbel"])
     assert float(through["gumbel"].values["loop1_caption_gradient2"]) > 0
     assert all("loop1_caption_gradient2" not in through[bridge].values for bridge in ("hard", "discrete"))
     hard = run_loop1(case, bridge="hard")[1]
-    assert hard.after == hard.before
+    assert hard.texts["student"] == hard.texts["teacher"]
 
 
-def test_detached_is_gumbel_without_the_gradient_through_the_caption(case: SimpleNamespace) -> None:
+def test_detached_is_gumbel_without_the_gradient_through_the_caption(case: TaskCase) -> None:
     """The same words, the same loss; the first pass learns nothing from the mask, the second one the same as before."""
     case.model.eval()  # dropout would differ from run to run
     found = {}
     for bridge in ("gumbel", "detached"):
-        losses, chain = run_loop1(case, bridge=bridge)
-        found[bridge] = (losses.total.item(), chain.after, chain.before, gradients(losses, case))
+        losses, example = run_loop1(case, bridge=bridge)
+        found[bridge] = (losses.total.item(), example.texts["student"], example.texts["teacher"], case.gradients(losses))
     assert found["gumbel"][:3] == found["detached"][:3] and found["detached"][1] != found["detached"][2]
     through, without = found["gumbel"][3], found["detached"][3]
     decoder = [name for name in through if "text_hidden_fcs" in name or "sam_mask_decoder" in name]
@@ -115,29 +105,29 @@ def test_detached_is_gumbel_without_the_gradient_through_the_caption(case: Simpl
     assert any(not torch.allclose(through[name], without[name], rtol=1e-2) for name in through if "lora_B" in name)
 
 
-def test_the_denoising_loss_does_not_ask_for_the_bridge(case: SimpleNamespace) -> None:
+def test_the_denoising_loss_does_not_ask_for_the_bridge(case: TaskCase) -> None:
     """Whatever is passed on, the student's reading is taught the same; what is passed on stays what the bridge says."""
     case.model.eval()
     found = {}
     for bridge in ("gumbel", "detached", "hard", "discrete"):
-        losses, chain = run_loop1(case, bridge=bridge, denoising=0.5, rescored="corrupted")
+        losses, example = run_loop1(case, bridge=bridge, denoising=0.5, rescored="corrupted")
         plain, other = run_loop1(case, bridge=bridge, rescored="corrupted")
-        assert chain.after == other.after
+        assert example.texts["student"] == other.texts["student"]
         found[bridge] = float(losses.values["loop1_denoising"])
         assert losses.total.item() == pytest.approx(plain.total.item() + 0.5 * found[bridge], rel=1e-5)
     assert len(set(found.values())) == 1 and found["hard"] > 0
 
 
-def test_all_groups_learn_and_nothing_else_changes(case: SimpleNamespace) -> None:
+def test_all_groups_learn_and_nothing_else_changes(case: TaskCase) -> None:
     before = {name: tensor.clone() for name, tensor in case.model.state_dict().items()}
-    found = gradients(run_loop1(case)[0], case)
+    found = case.gradients(run_loop1(case)[0])
     for part in ("lora_A", "lora_B", "mlp1", "text_hidden_fcs", "sam_mask_decoder"):
         assert any(g is not None and g.abs().max() > 0 for name, g in found.items() if part in name), part
     assert case.model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in case.model.state_dict().items())
 
 
-def test_options_add_their_terms(case: SimpleNamespace) -> None:
+def test_options_add_their_terms(case: TaskCase) -> None:
     plain = run_loop1(case)[0]
     for option, value in (
         ("denoising", "loop1_denoising"),
@@ -150,63 +140,61 @@ def test_options_add_their_terms(case: SimpleNamespace) -> None:
             assert float(losses.total) == pytest.approx(float(plain.total) + 0.5 * float(losses.values[value]), rel=1e-4)
 
 
-def test_confidence_weighs_each_mask(case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_confidence_weighs_each_mask(case: TaskCase, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mask losses add up with the teacher's confidence as weight; the language loss does not know of it."""
-    plain, chain = run_loop1(case)
+    plain, example = run_loop1(case)
     sure = [0.9, 0.0, 0.5, 0.1]
-    describe = loop1_module._describe
-    monkeypatch.setattr(loop1_module, "_describe", lambda *arguments: (*describe(*arguments)[:2], sure))
+    describe = loop1.describe
+    monkeypatch.setattr(loop1, "describe", lambda *arguments: (*describe(*arguments)[:2], sure))
     assert float(run_loop1(case)[0].total) == float(plain.total), "off by default"
     weighed, _ = run_loop1(case, confidence=True)
-    soft = case.data._masks(range(4)).targets.soft
+    soft = drawn(case).targets.soft
     for name, term in (("mask", mask.cross_entropy), ("dice", mask.dice)):
-        each = term(chain.logits.flatten(1), soft.flatten(1))
+        each = term(example.logits.flatten(1), soft.flatten(1))
         assert float(weighed.values[f"loop1_{name}"]) == pytest.approx(float((torch.tensor(sure) * each).sum()) / 4, rel=1e-5)
     assert float(weighed.values["loop1_language"]) == float(plain.values["loop1_language"])
     assert float(weighed.values["loop1_teacher_confidence"]) == pytest.approx(sum(sure) / 4)
 
 
-def test_a_caption_like_the_teachers_is_rewarded(case: SimpleNamespace) -> None:
+def test_a_caption_like_the_teachers_is_rewarded(case: TaskCase) -> None:
     """Self-critical: the loss is -(CIDEr of what was said - CIDEr of the greedy caption) x log-probability of what was said."""
-    drawn = case.data._masks(range(4))
-    loud = dataclasses.replace(drawn, noise=5 * drawn.noise)  # so that what is said differs from the greedy caption
-    case.data._masks = lambda positions: loud
-    plain, chain = run_loop1(case)
-    losses, rewarded = run_loop1(case, reward=0.1, reward_by="cider")
-    assert rewarded.after == chain.after
+    batch = drawn(case)
+    loud = dataclasses.replace(batch, noise=5 * batch.noise)  # so that what is said differs from the greedy caption
+    plain, example = run_loop1(case, loud)
+    losses, rewarded = run_loop1(case, loud, reward=0.1, reward_by="cider")
+    assert rewarded.texts == example.texts
     advantage = float(losses.values["loop1_advantage"])
-    quiet = dataclasses.replace(drawn, noise=torch.zeros_like(drawn.noise))
-    case.data._masks = lambda positions: quiet
-    greedy = run_loop1(case)[1].after
-    earned = [likeness(a, t) - likeness(g, t) for a, g, t in zip(chain.after, greedy, chain.before, strict=True)]
+    quiet = dataclasses.replace(batch, noise=torch.zeros_like(batch.noise))
+    greedy, said, teacher = run_loop1(case, quiet)[1].texts["student"], example.texts["student"], example.texts["teacher"]
+    earned = [likeness(a, t) - likeness(g, t) for a, g, t in zip(said, greedy, teacher, strict=True)]
     assert advantage == pytest.approx(sum(earned) / 4, abs=1e-6) and any(earned)
     assert float(losses.total) != float(plain.total)
-    assert float(run_loop1(case, reward=0.1, reward_by="cider")[0].values["loop1_advantage"]) == 0, "without noise it is greedy"
+    without_noise = run_loop1(case, quiet, reward=0.1, reward_by="cider")[0]
+    assert float(without_noise.values["loop1_advantage"]) == 0, "without noise it is greedy"
 
 
-def test_without_noise_the_likeliest_token_is_said(case: SimpleNamespace) -> None:
+def test_without_noise_the_likeliest_token_is_said(case: TaskCase) -> None:
     """And the noise that was drawn does not matter then."""
-    drawn = case.data._masks(range(4))
-    loud = dataclasses.replace(drawn, noise=9 * drawn.noise)
-    still = dataclasses.replace(drawn, noise=torch.zeros_like(drawn.noise))
+    batch = drawn(case)
+    loud = dataclasses.replace(batch, noise=9 * batch.noise)
+    still = dataclasses.replace(batch, noise=torch.zeros_like(batch.noise))
     said = {}
-    for name, batch, noise in (("loud", loud, 1.0), ("scaled", loud, 0.0), ("still", still, 1.0)):
-        case.data._masks = lambda positions, batch=batch: batch
-        said[name] = run_loop1(case, noise=noise)[1].after
+    for name, of, noise in (("loud", loud, 1.0), ("scaled", loud, 0.0), ("still", still, 1.0)):
+        said[name] = run_loop1(case, of, noise=noise)[1].texts["student"]
     assert said["scaled"] == said["still"] != said["loud"]
 
 
-def test_the_denoising_loss_by_hand(case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_denoising_loss_by_hand(case: TaskCase, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each object's mean over its own corrupted tokens; objects weigh the same, however many tokens were corrupted."""
     case.model.eval()
     said = [case.model.text_tokens[:length].tolist() for length in (8, 4, 12, 1)]
-    monkeypatch.setattr(loop1_module, "_describe", lambda *_: (said, [True] * 4, [1.0] * 4))
-    kept, straight = [], loop1_module.straight_through
-    monkeypatch.setattr(loop1_module, "straight_through", lambda logits, *rest: kept.append(logits) or straight(logits, *rest))
-    monkeypatch.setattr(loop1_module, "_no_text", lambda model, logits: torch.zeros(0, dtype=torch.long))  # all may be said
+    monkeypatch.setattr(loop1, "describe", lambda *_: (said, [True] * 4, [1.0] * 4))
+    kept, straight = [], loop1.straight_through
+    monkeypatch.setattr(loop1, "straight_through", lambda logits, *rest: kept.append(logits) or straight(logits, *rest))
+    monkeypatch.setattr(loop1, "_no_text", lambda model, logits: torch.zeros(0, dtype=torch.long))  # all may be said
     found = float(run_loop1(case, denoising=0.5, bridge="hard")[0].values["loop1_denoising"])
     logits = kept[0].detach().log_softmax(-1).split([len(ids) for ids in said])
-    batch, expected = case.data._masks(range(4)), 0.0
+    batch, expected = drawn(case), 0.0
     for ids, uniform, scores in zip(said, batch.corruption, logits, strict=True):
         shown = corrupt(ids, 0.25, uniform, case.model.text_tokens)
         losses = [-float(row[true]) for row, true, other in zip(scores, ids, shown, strict=True) if true != other]
@@ -214,7 +202,7 @@ def test_the_denoising_loss_by_hand(case: SimpleNamespace, monkeypatch: pytest.M
     assert found == pytest.approx(expected, rel=1e-4) and found > 0
 
 
-def test_a_stop_word_that_is_text_is_no_part_of_a_caption(case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_word_that_is_text_is_no_part_of_a_caption(case: TaskCase, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sa2VA-4B ends its answers with `<|end|>`, which its tokenizer cuts into ordinary tokens."""
     model = case.model
     words = model.tokenizer.encode("small red star", add_special_tokens=False)
@@ -224,21 +212,21 @@ def test_a_stop_word_that_is_text_is_no_part_of_a_caption(case: SimpleNamespace,
     assert model._text_ids(words[2:]) == []
 
 
-def test_a_teacher_that_repeats_itself_shows(case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_teacher_that_repeats_itself_shows(case: TaskCase, monkeypatch: pytest.MonkeyPatch) -> None:
     for said, different in (([[5], [5], [5], [5]], 0.0), ([[5], [6], [5], [7]], 0.5), ([[5], [6], [7], [8]], 1.0)):
-        monkeypatch.setattr(loop1_module, "_describe", lambda *_, said=said: (said, [True] * 4, [1.0] * 4))
+        monkeypatch.setattr(loop1, "describe", lambda *_, said=said: (said, [True] * 4, [1.0] * 4))
         assert float(run_loop1(case, bridge="hard")[0].values["loop1_teacher_different"]) == different
 
 
-def test_only_corrupted_tokens_are_said_anew(case: SimpleNamespace) -> None:
+def test_only_corrupted_tokens_are_said_anew(case: TaskCase) -> None:
     changed = float(run_loop1(case, rescored="corrupted")[0].values["loop1_changed_tokens"])
     assert changed <= float(run_loop1(case)[0].values["loop1_changed_tokens"]) + 1e-6
     assert changed <= 0.4
     none = run_loop1(case, rescored="corrupted", mask_ratio=0.0)[1]
-    assert none.after == none.before
+    assert none.texts["student"] == none.texts["teacher"]
 
 
-def test_corruption(case: SimpleNamespace) -> None:
+def test_corruption(case: TaskCase) -> None:
     text = case.model.text_tokens
     special = {case.model.seg_token, case.model.image_token, case.model.tokenizer.eos_token_id, case.model.tokenizer.pad_token_id}
     assert not special & set(text.tolist()) and len(text) > 50
@@ -251,22 +239,19 @@ def test_corruption(case: SimpleNamespace) -> None:
     assert corrupt([], 0.25, uniform, text) == []
 
 
-def test_loop1_without_a_caption_still_segments(case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop1_module, "_describe", lambda model, features, batch: ([[]] * 4, [True] * 4, [1.0] * 4))
+def test_loop1_without_a_caption_still_segments(case: TaskCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop1, "describe", lambda model, features, batch: ([[]] * 4, [True] * 4, [1.0] * 4))
     for changes in ({}, {"rescored": "corrupted", "denoising": 0.5}):
         losses, _ = run_loop1(case, **changes)
         assert losses.total.isfinite() and float(losses.values["loop1_teacher_empty"]) == 1.0
 
 
-def test_loop2_teaches_by_caption_alone(case: SimpleNamespace) -> None:
+def test_loop2_teaches_by_caption_alone(case: TaskCase) -> None:
     """Without options no gradient runs through the mask; `soft_region` lets it, `mask_supervision` adds its own."""
-    batch = case.data._captions(range(4))
-    counts = Counts(*batch.counts)
-    weights = case.config.train.loss
 
-    def reaches_decoder(**changes: object) -> bool:
-        settings = dataclasses.replace(case.config.train.loop2, **changes)
-        found = gradients(loop2(case.model, seen(case, batch), batch, settings, weights, 0, counts)[0], case)
+    def reaches_decoder(**changes: Any) -> bool:
+        task = case.task("loop2", **changes)
+        found = case.gradients(case.losses(task, task.batch(range(4))))
         assert any(g is not None and g.abs().max() > 0 for name, g in found.items() if "lora_B" in name)
         assert any(g is not None and g.abs().max() > 0 for name, g in found.items() if "mlp1" in name)
         return any(g is not None and g.abs().max() > 0 for name, g in found.items() if "sam_mask_decoder" in name)
@@ -276,36 +261,35 @@ def test_loop2_teaches_by_caption_alone(case: SimpleNamespace) -> None:
     assert reaches_decoder(soft_region=True)
 
 
-def test_loop2_tells_freely_what_it_found(case: SimpleNamespace) -> None:
+def test_loop2_tells_freely_what_it_found(case: TaskCase) -> None:
     """To look changes no loss and no gradient, and what is told is the model's own description of the mask that it found."""
     case.model.eval()
-    batch = case.data._captions(range(2))
-    arguments = (case.config.train.loop2, case.config.train.loss, 0, Counts(*batch.counts))
-    losses, chain = loop2(case.model, seen(case, batch), batch, *arguments, look=True)
-    assert float(losses.total) == float(loop2(case.model, seen(case, batch), batch, *arguments)[0].total)
-    assert chain.before == batch.texts
-    cells = region_share(chain.logits, case.model.config.grid_side) > 0.5
-    features = seen(case, batch)
-    ids, *_ = case.model.caption_ids(features, [0, 1], cells, batch.describe_questions, max(map(len, batch.captions)))
-    assert chain.after == [case.model.tokenizer.decode(row) for row in ids]
+    task = case.task("loop2")
+    batch = task.batch(range(2))
+    losses = case.losses(task, batch)
+    assert float(losses.total) == float(case.losses(task, batch, examples=False).total)
+    assert losses.example.texts["data"] == batch.texts
+    cells = region_share(losses.example.logits, case.model.config.grid_side) > 0.5
+    longest = max(map(len, batch.captions))
+    ids, *_ = case.model.caption_ids(case.features(batch), [0, 1], cells, batch.describe_questions, longest)
+    assert losses.example.texts["model"] == [case.model.tokenizer.decode(row) for row in ids]
 
 
-def test_loop2_keeps_an_empty_mask(case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = case.data._captions(range(4))
-    monkeypatch.setattr("ans.objectives.loop2.region_share", lambda logits, side: region_share(logits, side) * 0)
-    arguments = (case.config.train.loop2, case.config.train.loss, 0, Counts(*batch.counts))
-    losses, _ = loop2(case.model, seen(case, batch), batch, *arguments)
+def test_loop2_keeps_an_empty_mask(case: TaskCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ans.tasks.loop2.region_share", lambda logits, side: region_share(logits, side) * 0)
+    task = case.task("loop2")
+    losses = case.losses(task, task.batch(range(4)))
     assert float(losses.values["loop2_non_empty"]) == 0 and float(losses.values["loop2_caption"]) > 0
 
 
-def test_loop2_loss_by_hand(case: SimpleNamespace) -> None:
+def test_loop2_loss_by_hand(case: TaskCase) -> None:
     """The caption's cross-entropy, row by row with transformers' own forward, the end token included."""
     case.model.eval()
-    batch = case.data._captions(range(2))
-    arguments = (case.config.train.loop2, case.config.train.loss, 0, Counts(*batch.counts))
-    losses, _ = loop2(case.model, seen(case, batch), batch, *arguments)
+    task = case.task("loop2")
+    batch = task.batch(range(2))
+    losses = case.losses(task, batch)
     model, total = case.model, 0.0
-    features = seen(case, batch)
+    features = case.features(batch)
     visual = model._visual_tokens(features)
     image = prompts.image_string(model.config.tokens_per_tile)
     for n, caption in enumerate(batch.captions):

@@ -1,0 +1,278 @@
+"""Base weights from the hub: stage `weights` as DVC runs it, with the real `huggingface_hub`, against a hub on this machine."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import constants
+from safetensors.numpy import save
+
+from ans.checkpoints.shards import shard
+from tests import pipeline
+from tests.hub import Hub, Repository, cdn_path, git_id, resolve_path, sha256, small_path, tree_path, xorb_path
+
+pytestmark = pytest.mark.slow
+
+NAME, COMMIT = "owner/name", "0123456789abcdef0123456789abcdef01234567"
+FOLDER = pipeline.REPOSITORY / "weights" / "tiny"
+NAMES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+TINY = {name: (FOLDER / name).read_bytes() for name in NAMES}
+OTHERS = {  # what a repository holds beside its model
+    "README.md": b"# A model",
+    "modeling_x.py": b"raise SystemExit",
+    "pytorch_model.bin": b"\x80",
+    "onnx/config.json": b"{}",
+    "onnx/model.safetensors": b"in another format",
+}
+LARGE, SMALL = TINY["model.safetensors"], TINY["config.json"]
+AT_CDN = cdn_path(LARGE)
+READER, STRANGER = "hf_reader", "hf_stranger"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with serve(Repository(TINY | OTHERS, COMMIT), tmp_path, monkeypatch) as hub:
+        yield hub
+
+
+def serve(repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str | None = None) -> Hub:
+    """A hub with one model, to which the stages that the test starts will go."""
+    hub = Hub({NAME: repository}, frozenset({READER, STRANGER}))
+    for name, value in hub.environment(tmp_path / "home", token).items():
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    return hub
+
+
+def fetch(work: Path, name: str = NAME, commit: str = COMMIT, sha256: dict[str, str] | None = None) -> Path:
+    """Run stage `weights` in `work`; returns the base. Raises `AssertionError` with its output if it fails."""
+    values = yaml.safe_load((pipeline.REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+    values["presets"]["tiny"]["weights"] |= {"source": "hub", "location": name, "revision": commit, "sha256": sha256 or {}}
+    work.mkdir(exist_ok=True)
+    (work / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    pipeline.run(work, "weights")
+    assert [entry.name for entry in (work / "models").iterdir()] == ["base"]  # nothing temporary stays
+    return work / "models" / "base"
+
+
+def refusal(work: Path, name: str = NAME, commit: str = COMMIT, sha256: dict[str, str] | None = None) -> str:
+    """The one line with which the stage ends instead."""
+    with pytest.raises(AssertionError) as caught:
+        fetch(work, name, commit, sha256)
+    assert "Traceback" not in str(caught.value)
+    (line,) = [line for line in str(caught.value).splitlines() if line.startswith("error: ")]
+    assert not (work / "models" / "base").exists()
+    return line.removeprefix("error: ").replace(f"{name} at {commit}: ", "")
+
+
+def same(base: Path, tmp_path: Path) -> bool:
+    """Whether `base` is what comes of the files as they lie in this repository."""
+    expected = tmp_path / "expected"
+    if not expected.exists():
+        shard(FOLDER, expected)
+    return {file.name: file.read_bytes() for file in base.iterdir()} == {
+        file.name: file.read_bytes() for file in expected.iterdir()
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------ what comes
+
+
+def test_a_model_comes_whole_and_alone(hub: Hub, tmp_path: Path) -> None:
+    assert same(fetch(tmp_path / "work"), tmp_path)
+    got = {path for path in (request.path.partition("?")[0] for request in hub.requests if request.method == "GET")}
+    small = [name for name in TINY if name != "model.safetensors"]
+    assert got - {"/api/agent-harnesses"} == {tree_path(NAME, COMMIT), *(small_path(NAME, COMMIT, name) for name in small)}
+    assert [request.path.partition("?")[0] for request in hub.cdn.requests] == [AT_CDN]
+
+
+def test_nothing_of_the_download_stays_beside_the_model(hub: Hub, tmp_path: Path) -> None:
+    """The folder that `fetch` leaves, of which the stage takes what it knows."""
+    arguments = ("hub", NAME, COMMIT, {}, None)
+    code = "from pathlib import Path\nfrom ans.config import Weights\nfrom ans.checkpoints.fetch import fetch\n"
+    code += f"fetch(Weights(*{arguments!r}), Path({str(tmp_path / 'got' / 'base')!r}))"
+    subprocess.run([sys.executable, "-c", code], cwd=pipeline.REPOSITORY, check=True, capture_output=True)
+    assert sorted(path.relative_to(tmp_path / "got").as_posix() for path in (tmp_path / "got").rglob("*")) == [
+        "base",
+        *(f"base/{name}" for name in NAMES),
+    ]
+
+
+def test_in_chunks_where_it_is_kept_in_xet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(Repository(TINY, COMMIT, xet=True), tmp_path, monkeypatch) as hub:
+        monkeypatch.setenv("HF_XET_CLIENT_RETRY_BASE_DELAY", "10ms")
+        for kind in ("cut", "reset"):
+            hub.cdn.fail(xorb_path(LARGE), kind, len(LARGE) // 2, times=1)
+        assert same(fetch(tmp_path / "work"), tmp_path)
+        assert not hub.cdn.asked(AT_CDN) and len(hub.cdn.asked(xorb_path(LARGE))) == 3
+
+
+def test_a_model_that_was_renamed(hub: Hub, tmp_path: Path) -> None:
+    hub.moved["old/name"] = NAME
+    assert same(fetch(tmp_path / "work", name="old/name"), tmp_path)
+
+
+def test_the_token_is_for_the_hub_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CDN would answer 400."""
+    repository = Repository(TINY, COMMIT, gated=True, private=True, readers=frozenset({READER}))
+    with serve(repository, tmp_path, monkeypatch, READER) as hub:
+        assert same(fetch(tmp_path / "work"), tmp_path)
+        assert {request.headers.get("authorization") for request in hub.requests if NAME in request.path} == {f"Bearer {READER}"}
+        assert "authorization" not in hub.cdn.requests[0].headers
+
+
+# ------------------------------------------------------------------------------------------------------------ what is refused
+
+
+def test_a_gated_model_says_how_to_get_at_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(Repository(TINY, COMMIT, gated=True, readers=frozenset({READER})), tmp_path, monkeypatch) as hub:
+        advice = f"accept the terms at {hub.url}/{NAME}, then set HF_TOKEN to a token of that account .*{hub.url}/settings/tokens"
+        for token, why in ((None, "no token was sent"), (STRANGER, "the token's account is not one of them")):
+            if token:
+                monkeypatch.setenv("HF_TOKEN", token)
+            assert_matches(f"its files are for accounts that were given access, and {why}; {advice}", refusal(tmp_path / "work"))
+        monkeypatch.setenv("HF_TOKEN", READER)
+        assert same(fetch(tmp_path / "work"), tmp_path)
+
+
+@pytest.mark.parametrize("token", [None, STRANGER])
+def test_a_private_or_missing_model(token: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = Repository(TINY, COMMIT, private=True, readers=frozenset({READER}))
+    with serve(repository, tmp_path, monkeypatch, token):
+        for name in (NAME, "owner/mistyped"):
+            message = "no such model, or a private one; check weights.location, or set HF_TOKEN to a token that may read it"
+            assert_matches(message, refusal(tmp_path / "work", name))
+
+
+def test_a_token_that_nobody_knows(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_expired")
+    assert_matches(r"the hub refuses access \(401\); set HF_TOKEN to a valid token", refusal(tmp_path / "work"))
+
+
+def test_a_commit_that_is_not_there(hub: Hub, tmp_path: Path) -> None:
+    message = f"no such commit; take weights.revision from {hub.url}/{NAME}/commits/main"
+    assert_matches(message, refusal(tmp_path / "work", commit="f" * 40))
+
+
+def test_offline(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert_matches("HF_HUB_OFFLINE is set, so the hub is not asked; unset it, or", refusal(tmp_path / "work"))
+    assert not hub.requests
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (tree_path(NAME, COMMIT), "gives no listing: does this network want a login, or is HF_ENDPOINT no hub"),
+        (resolve_path(NAME, COMMIT, "config.json"), "missing the 'X-Repo-Commit' header, so .* If HF_ENDPOINT is set, check"),
+    ],
+    ids=["listing", "file"],
+)
+def test_a_page_that_is_not_the_hub_s(hub: Hub, tmp_path: Path, path: str, message: str) -> None:
+    hub.fail(path, "portal")
+    assert_matches(f".*{message}", refusal(tmp_path / "work"))
+
+
+def test_a_sum_of_the_preset_that_does_not_fit(hub: Hub, tmp_path: Path) -> None:
+    found = refusal(tmp_path / "work", sha256={"model.safetensors": "0" * 64})
+    assert found == f"{NAME}: model.safetensors: expected sha256 {'0' * 64}, got {sha256(LARGE)}"
+
+
+# ------------------------------------------------------------------------------------------------------------ what goes wrong
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [("hub", tree_path(NAME, COMMIT), "status", 503), ("hub", tree_path(NAME, COMMIT), "status", 429)],
+        [("hub", resolve_path(NAME, COMMIT, "config.json"), "status", 502), ("cdn", AT_CDN, "status", 429)],
+        [("cdn", AT_CDN, "cut", 1000), ("cdn", AT_CDN, "stall", 1000), ("cdn", AT_CDN, "excess", 0)],
+    ],
+    ids=["listing", "answers", "connection"],
+)
+def test_what_passes_is_tried_again(
+    faults: list[tuple[str, str, str, int]], hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "1")  # seconds
+    for server, path, kind, number in faults:
+        {"hub": hub, "cdn": hub.cdn}[server].fail(path, kind, number, times=1)
+    assert same(fetch(tmp_path / "work"), tmp_path)
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_large_file_goes_on_where_the_connection_was_cut(ranges: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = constants.DOWNLOAD_CHUNK_SIZE
+    large = safetensors({"text_hidden_fcs.0.weight": np.random.default_rng(0).random(3 * written // 8)})
+    with serve(Repository({"config.json": SMALL, "model.safetensors": large}, COMMIT), tmp_path, monkeypatch) as hub:
+        hub.cdn.fail(cdn_path(large), "cut", 2 * written + 999, times=1)
+        if not ranges:
+            hub.cdn.fail(cdn_path(large), "no ranges")
+        base = fetch(tmp_path / "work")
+        assert hub.cdn.ranges(cdn_path(large)) == [None, f"bytes={2 * written}-"]
+    (file,) = base.glob("*.safetensors")
+    size = 3 * written // 8 * 8
+    assert file.read_bytes()[-size:] == large[-size:]
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "message"),
+    [
+        pytest.param("status", 503, "http.*/{} answers 503 Service Unavailable; run again: files", id="503"),
+        pytest.param("status", 403, "http.*/{} answers 403 Forbidden; run again: files", id="403"),
+        pytest.param("reset", 1000, ".*onnection reset by peer; run again: files that are whole are kept", id="reset"),
+        pytest.param("short", 1000, r".*file should be of size \d+ but has size \d+ .*; run again: files", id="short"),
+        pytest.param("pointer", 0, r".*file should be of size \d+ but has size 1\d\d .*; run again: files", id="pointer"),
+        pytest.param("other", 0, "model.safetensors: expected sha256 {} by the hub's listing, got .*; run again", id="other"),
+    ],
+)
+def test_what_does_not_is_named_and_the_next_run_goes_on(hub: Hub, tmp_path: Path, kind: str, number: int, message: str) -> None:
+    hub.cdn.fail(AT_CDN, kind, number)
+    found = refusal(tmp_path / "work")
+    assert_matches(message.format(sha256(LARGE)), found)
+    assert "Signature" not in found.partition(" ")[0]  # a signed address is good for all who read the log
+    hub.heal()
+    assert same(fetch(tmp_path / "work"), tmp_path)
+    assert len(hub.cdn.asked(AT_CDN)) == 2 and len(hub.asked(small_path(NAME, COMMIT, "config.json"))) == 1
+
+
+def test_a_small_file_with_other_bytes(hub: Hub, tmp_path: Path) -> None:
+    hub.fail(small_path(NAME, COMMIT, "config.json"), "other")
+    assert_matches(f"config.json: expected git-sha1 {git_id(SMALL)} by the hub's listing, got", refusal(tmp_path / "work"))
+    hub.heal()
+    assert same(fetch(tmp_path / "work"), tmp_path)
+
+
+def test_chunks_with_other_bytes_or_without_access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(Repository(TINY, COMMIT, xet=True), tmp_path, monkeypatch) as hub:
+        hub.cdn.fail(xorb_path(LARGE), "other")
+        assert_matches(f"model.safetensors: expected sha256 {sha256(LARGE)} by the hub's", refusal(tmp_path / "work"))
+        hub.heal()
+        hub.cas.fail(f"/v1/reconstructions/{sha256(LARGE)}", "status", 401)
+        assert_matches(".*401 Unauthorized.*; run again: files that are whole are kept", refusal(tmp_path / "work"))
+
+
+def test_a_hub_that_does_not_answer(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a minute each, of waiting between attempts; so both at once."""
+    hub.fail(tree_path(NAME, COMMIT), "status", 503)
+    with ThreadPoolExecutor() as pool:
+        down = pool.submit(refusal, tmp_path / "down")
+        while not hub.requests:  # it has read its environment
+            assert not down.done()
+        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+        nobody = pool.submit(refusal, tmp_path / "nobody")
+    assert_matches(".*/tree/.* answers 503 Service Unavailable; run again", down.result())
+    assert_matches(r".*Connection refused; run again", nobody.result())
+    assert len(hub.asked(tree_path(NAME, COMMIT))) == 6
+
+
+def assert_matches(pattern: str, text: str) -> None:
+    assert re.match(pattern, text), f"{text!r} is not {pattern!r}"
+
+
+def safetensors(tensors: dict[str, np.ndarray]) -> bytes:
+    return save(tensors)
