@@ -18,7 +18,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(chosen: argparse.Namespace) -> None:
+    from ans.cli.document import document
     from ans.config import load
-    from ans.config.document import document
 
     print(document(load(chosen.params), chosen.key), end="")

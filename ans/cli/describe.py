@@ -38,7 +38,7 @@ def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
             values = np.asarray(file.convert("RGB") if file.mode in ("RGBA", "LA", "PA", "CMYK") else file)
     except BROKEN_IMAGE as error:
         raise ValueError(f"{path}: not a readable image: {error}") from error
-    mask = values.any(2) if values.ndim == 3 else values > 0
+    mask = np.asarray(values.any(2) if values.ndim == 3 else values > 0)
     if mask.shape != (size[1], size[0]):
         raise ValueError(
             f"{path}: is {mask.shape[1]} x {mask.shape[0]} pixels, the image {size[0]} x {size[1]}; they must be equal"

@@ -241,7 +241,7 @@ def _preset(raw: Mapping[str, Any]) -> str:
     return name
 
 
-def _known(raw: Mapping[str, Any], known: list[str]) -> None:
+def _known(raw: Mapping[Any, Any], known: list[str]) -> None:
     for key in raw:
         if key not in known:
             raise ConfigError(f"{key}: unknown key{suggestion(str(key))}; known here are {', '.join(known)}")

@@ -63,7 +63,9 @@ def build(
         write = partial(_write_part, schema, partial(reader.read_one, root))
         if schema is ENTRY:  # a task is a shard of thousands of images
             paths = parts.write_parts(tasks, write, place, 1, f"index {name}", "shard", workers)
-            return assemble(workspace.index(name), name, paths, schema, metadata, config.index.max_bad_fraction, source.max_images)
+            return assemble(
+                workspace.index(name), name, paths, schema, metadata, config.index.max_bad_fraction, source.max_images
+            )
         paths = parts.write_parts(tasks[: source.max_images], write, place, part, f"index {name}", "image", workers)
         return assemble(workspace.index(name), name, paths, schema, metadata, config.index.max_bad_fraction, source.max_samples)
 

@@ -20,7 +20,6 @@ FEWEST_IMAGES = 10
 """A bootstrap interval over fewer images says nothing, so nothing is marked as different by one."""
 
 
-
 def intersection_union(pred: np.ndarray, gt: np.ndarray, ignore: np.ndarray | None = None) -> tuple[int, int]:
     """Pixels of the intersection and of the union of two (height, width) masks, leaving out those marked in `ignore`.
 

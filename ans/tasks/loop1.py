@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import numpy as np
 import torch
@@ -226,11 +226,14 @@ class Task(base.Task[Settings, Batch]):
         language = out.language_loss / counts["tokens"]
         loss = loss + train.loss.language * language + student.extra
         if settings.distillation:
+            assert reference is not None
             distance = F.binary_cross_entropy_with_logits(logits.float(), reference.float().sigmoid(), reduction="none")
             distance = distance.flatten(1).mean(1).sum() / objects
             loss, values["distillation"] = loss + settings.distillation * distance, distance.detach()
         if settings.reward:  # self-critical (arXiv 1612.00563): what a greedy caption would have earned is the baseline
+            assert student.greedy is not None and student.log_probability is not None, "settings want the gumbel bridge"
             if settings.reward_by == "iou":
+                assert reference is not None
                 soft = batch.targets.soft.to(logits.device)
                 advantage = hard_iou(logits, soft) - hard_iou(reference, soft)
             else:
@@ -243,7 +246,7 @@ class Task(base.Task[Settings, Batch]):
         example = None
         if now.examples:
             texts = {"teacher": teacher, "student": student.ids}
-            decoded = {name: [model.tokenizer.decode(ids) for ids in captions] for name, captions in texts.items()}
+            decoded = {name: [str(model.tokenizer.decode(ids)) for ids in captions] for name, captions in texts.items()}
             example = Example(batch.where, decoded, logits.detach(), batch.targets.soft)
         return Losses(loss, {f"loop1_{name}": value for name, value in values.items()}, example)
 
@@ -285,7 +288,7 @@ class Task(base.Task[Settings, Batch]):
         logits = out.logits.index_fill(1, _no_text(model, out.logits), float("-inf"))  # an expression has no special tokens
         noise = torch.cat([row[: len(ids)] for row, ids in zip(batch.noise, teacher, strict=True)]).to(model.device)
         noise = settings.noise * noise[:, : logits.shape[-1]]
-        table = model.vlm.language_model.get_input_embeddings().weight
+        table = cast(Tensor, model.vlm.language_model.get_input_embeddings().weight)
         embeds, chosen, kept = straight_through(logits, table, noise, tau)
         lengths = [len(ids) for ids in teacher]
         different = [a != b for one, two in zip(corrupted_ids, teacher, strict=True) for a, b in zip(one, two, strict=True)]
@@ -386,7 +389,8 @@ def segment(
 def _likeness(model: Segmenter, captions: list[list[int]], references: list[list[int]]) -> Tensor:
     """(R,) in [0, 1]: how much captions are like the teacher's, by CIDEr-D's measure."""
     pairs = zip(captions, references, strict=True)
-    return torch.tensor([likeness(*map(model.tokenizer.decode, pair)) for pair in pairs], device=model.device)
+    decode = model.tokenizer.decode
+    return torch.tensor([likeness(str(decode(one)), str(decode(other))) for one, other in pairs], device=model.device)
 
 
 def _no_text(model: Segmenter, logits: Tensor) -> Tensor:

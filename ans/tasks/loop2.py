@@ -1,6 +1,6 @@
 """Loop 2: caption -> mask -> caption. From a caption the model segments, and from that mask it must give the caption."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -119,7 +119,7 @@ class Task(base.Task[Settings, Batch]):
         share = region_share(logits, model.config.grid_side)
         cells = share > 0.5
         # the weights are one; only their gradient, which reaches the mask, is not that of a constant
-        regions: Sequence[Tensor] = cells * (1 + share - share.detach()) if self.settings.soft_region else cells
+        regions: Tensor = cells * (1 + share - share.detach()) if self.settings.soft_region else cells
         encoded = []
         for question, inside, caption in zip(batch.describe_questions, cells, batch.captions, strict=True):
             text = image + model.region_question(inside[None], question)
@@ -145,7 +145,7 @@ class Task(base.Task[Settings, Batch]):
         if now.examples:
             with model.evaluating():
                 free, *_ = model.caption_ids(features, index, cells, batch.describe_questions, max(map(len, batch.captions)))
-            texts = {"data": batch.texts, "model": [model.tokenizer.decode(ids) for ids in free]}
+            texts = {"data": batch.texts, "model": [str(model.tokenizer.decode(ids)) for ids in free]}
             example = Example(batch.where, texts, logits.detach(), batch.targets.soft)
         return Losses(loss, {f"loop2_{name}": value for name, value in values.items()}, example)
 

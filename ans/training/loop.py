@@ -176,7 +176,8 @@ class Run:
         if best is not None:
             self.manifest["best"] = best["row"]
             save_trained(out / "best.pth", best["trained"], self.manifest | {"step": best["row"]["step"]})
-        if best is None or not self.config.train.validation.save_best_only:
+        validation = self.config.train.validation
+        if best is None or validation is None or not validation.save_best_only:
             save_trained(out / "last.pth", self.trained, self.manifest | {"step": self.curves.rows["loss"][-1][0]})
         write_json(out / "manifest.json", self.manifest)
         write_json(out / "examples.json", self.examples.kept)

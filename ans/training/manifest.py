@@ -27,7 +27,7 @@ def describe(
     """The manifest as it is stored beside the trained tensors. `steps`: of the optimizer. `base`: checksum of the base.
     `seg_token`: the row that group `seg_row` is. `panels`: the curves that the report shows."""
     train = config.train
-    groups = {name: {"state": "frozen", "tensors": 0, "parameters": 0} for name in SHARD_GROUPS}
+    groups: dict[str, dict[str, Any]] = {name: {"state": "frozen", "tensors": 0, "parameters": 0} for name in SHARD_GROUPS}
     for name, parameter in model.named_parameters():
         if name in trained:
             key = f"{group_of_parameter(name)} (trained)"

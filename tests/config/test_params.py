@@ -10,8 +10,8 @@ import pytest
 import yaml
 from dvc.utils.hydra import apply_overrides
 
+from ans.cli.document import doc_of
 from ans.config import load
-from ans.config.document import doc_of
 from ans.config.sections import SECTIONS, all_fields, task_names, task_settings
 from tests.config.conftest import PARAMS
 

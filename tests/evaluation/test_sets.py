@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from pycocotools import mask as coco
 
+from ans.cli.compare import compare, read
 from ans.config import Config
 from ans.evaluation.evaluate import evaluate
-from ans.report.compare import compare, read
 from ans.report.results import Results, decode, read_results
 from ans.report.tables import markdown, score, write_csv
 from tests import pipeline

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from pycocotools import mask as coco
 
-from ans.report.compare import compare, groups, read, splits, text
+from ans.cli.compare import compare, groups, read, splits, text
 from ans.report.results import ResultsError
 
 SENTS = ("red cup", "the cup on the left", "a cup that stands behind the red plate")

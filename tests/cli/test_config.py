@@ -8,13 +8,19 @@ from pydantic import Field
 from ruamel.yaml import YAML
 
 from ans.cli import main
-from ans.config import Config, ConfigError
-from ans.config.document import document, kind_of
+from ans.cli.document import document, kind_of
+from ans.config import Config, ConfigError, load
 from ans.config.fields import Count, List, NonEmpty, Section, Share
 from ans.config.schema import Precision
 from ans.config.sections import all_fields
 from ans.errors import run
-from tests.config.conftest import PARAMS
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return load(PARAMS)
 
 
 def test_it_shows_every_setting_in_force(config: Config) -> None:

@@ -54,7 +54,7 @@ def doc_of(kind: Any) -> str:
     """The documentation of a section: the first paragraph of its class, or the description of a collection by name."""
     if isinstance(kind, type):
         return " ".join((kind.__doc__ or "").split("\n\n")[0].split()) if "__doc__" in vars(kind) else ""
-    return next(of.description for of in get_args(kind) if isinstance(of, FieldInfo))
+    return next(of.description or "" for of in get_args(kind) if isinstance(of, FieldInfo))
 
 
 def kind_of(setting: FieldInfo) -> str:
