@@ -20,8 +20,8 @@ SETTINGS = {"select": {f"ans/tasks/{name}.py" for name in ("__init__", "base", *
 """Files of which a stage needs the settings alone, not what they import."""
 
 NEVER = {
-    "ans/__init__.py", "ans/errors.py", "ans/files.py", "ans/launch.py", "ans/progress.py", "ans/provenance.py", "ans/stage.py",
-    "ans/workspace.py",
+    "ans/__init__.py", "ans/errors.py", "ans/files.py", "ans/launch.py", "ans/logs.py", "ans/progress.py", "ans/provenance.py",
+    "ans/stage.py", "ans/workspace.py",
 }  # fmt: skip
 """How stages start, end and put files in place, not what is in them; and the names of the package."""
 
