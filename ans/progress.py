@@ -11,23 +11,28 @@ SECONDS = 30.0
 
 
 class Progress:
-    """Counts `total` units of work called `unit`, of which `done` were done before. Does nothing if `quiet`.
+    """Counts `total` units of work called `unit`. Does nothing if `quiet`.
 
     Without a terminal there is a line as soon as the first unit shows that more than `SECONDS` lie ahead, then one every
     `SECONDS`, and one at the end. The first unit counts for no speed: it takes what starting takes.
     """
 
-    def __init__(self, total: int, name: str, unit: str, done: int = 0, quiet: bool = False) -> None:
+    def __init__(self, total: int, name: str, unit: str, quiet: bool = False) -> None:
         self.total, self.name, self.unit, self.quiet = total, name, unit, quiet
-        self.first = self.n = done
+        self.first = self.n = self.warm = self.said = 0
         self.started = self.warm_at = time.monotonic()
-        self.warm = done
         self.printed: float | None = None
-        self.said = done
         self.values: dict[str, float] = {}
         self.bar = None
         if not quiet and sys.stderr.isatty():
-            self.bar = tqdm(total=total, initial=done, desc=name, unit=unit, mininterval=1, dynamic_ncols=True)
+            self.bar = tqdm(total=total, desc=name, unit=unit, mininterval=1, dynamic_ncols=True)
+
+    def start_at(self, done: int) -> None:
+        """Begin, where `done` of the units were done earlier."""
+        self.started = self.warm_at = time.monotonic()
+        self.first = self.n = self.warm = self.said = done
+        if self.bar is not None:
+            self.bar.n = self.bar.initial = done
 
     def __enter__(self) -> "Progress":
         return self

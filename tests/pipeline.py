@@ -28,9 +28,9 @@ def small_values(root: Path, **changes: object) -> dict:
     values["train"]["steps"] = 3
     values["train"]["min_seg_rate"] = 0.0
     values["subset_sa1b"]["images"] = 5
-    values["presets"]["tiny"]["train"]["batch"] = 4
-    values["presets"]["tiny"]["evaluate"]["tokens_per_batch"] = 1000
-    values["presets"]["tiny"]["evaluate"]["splits"] = ["refcoco_val", "refcoco_plus_testA", "refcocog_test"]
+    values["train"]["batch"] = 4
+    values["evaluate"]["tokens_per_batch"] = 1000
+    values["evaluate"]["splits"] = ["refcoco_val", "refcoco_plus_testA", "refcocog_test"]
     for key, value in changes.items():
         *parents, last = key.split("__")
         node = values
@@ -57,6 +57,16 @@ def prepare(folder: Path) -> Path:
     subset_sa1b(config, Workspace(work))
     shard(REPOSITORY / "weights" / "tiny", Workspace(work).base)
     return work
+
+
+def beside(work: Path, folder: Path) -> Workspace:
+    """A workspace in `folder` with the indexes and the base of `work`, which is the variant `base` too; what a run leaves is its
+    own."""
+    here = Workspace(folder)
+    for made, there in ((here.indexes, "data/index"), (here.base, "models/base"), (here.variant("base"), "models/base")):
+        made.parent.mkdir(parents=True, exist_ok=True)
+        made.symlink_to(work / there)
+    return here
 
 
 def write_params(work: Path, values: dict) -> Config:

@@ -11,8 +11,8 @@ from statistics import mean, stdev
 import pytest
 import yaml
 
-from ans import ablation
 from ans.config import Config
+from studies.ablation import study as ablation
 
 ROOT = Path(__file__).parent.parent
 

@@ -7,17 +7,19 @@ import pandas as pd
 import pytest
 
 from ans.checkpoints.shards import entries, shard
+from ans.toy import lisa
 from ans.toy.base import write_model
-from ans.training import tiny_lisa
+from ans.workspace import Workspace
 from tests import pipeline
 
 pytestmark = pytest.mark.slow
 
 VALUES = {
     "preset": "lisa-tiny",
-    "presets__lisa-tiny__train__epochs": 2,
-    "presets__lisa-tiny__train__batch": 4,
-    "presets__lisa-tiny__train__lr": 1e-3,
+    "train__epochs": 2,
+    "train__batch": 4,
+    "train__lr": 1e-3,
+    "evaluate__splits": ["reasonseg_val", "reasonseg_test"],
 }
 
 
@@ -25,8 +27,8 @@ VALUES = {
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trained for two epochs, converted, two variants made and evaluated."""
     work = pipeline.prepare(tmp_path_factory.mktemp("lisa"))
-    write_model(tiny_lisa.new_model(), work / "plain")
-    shard(work / "plain", work / "models" / "base")
+    write_model(lisa.new_model(), work / "plain")
+    shard(work / "plain", Workspace(work).base)
     values = pipeline.small_values(work.parent / "world", **VALUES)
     pipeline.train_to_evaluation(work, values)
     for variant in ("base", "proj"):

@@ -11,14 +11,13 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from ans.data.dataset import training_rows
 
 from ans.checkpoints import shards
 from ans.checkpoints.convert import read_checkpoint
 from ans.checkpoints.layout import model_to_pth_name
-from ans.config import Config
 from ans.data.arrow import read_index
 from ans.data.images import open_image
+from ans.data.samples import training_rows
 from ans.model.adapters import add_lora, select_trained
 from ans.model.segmenter import Segmenter
 from tests import pipeline
@@ -39,7 +38,7 @@ def one_process(work: Path):
 
 
 def outcome(work: Path, values: dict):
-    splits = values["presets"]["tiny"]["evaluate"]["splits"]
+    splits = values["evaluate"]["splits"]
     return (
         dict(read_checkpoint(work / "models" / "checkpoint")),
         {split: pipeline.metrics(work, "full", split) for split in splits},
@@ -58,8 +57,8 @@ def test_the_same_seed_gives_the_same_twice(work: Path, one_process) -> None:
 
 def test_two_processes_agree_with_one(work: Path, one_process) -> None:
     """Two gloo processes with half the batch each: the same global batch, so the same run up to summation order."""
-    changes = {"launch__processes": 2, "presets__tiny__train__batch": 2, "presets__tiny__train__lora__dropout": 0.0}
-    single = pipeline.small_values(work.parent / "world", presets__tiny__train__lora__dropout=0.0)
+    changes = {"launch__processes": 2, "train__batch": 2, "train__lora__dropout": 0.0}
+    single = pipeline.small_values(work.parent / "world", train__lora__dropout=0.0)
     pipeline.train_to_evaluation(work, single)
     alone = outcome(work, single)
     both = pipeline.small_values(work.parent / "world", **changes)
@@ -101,9 +100,9 @@ def test_what_is_left(work: Path, one_process) -> None:
 
 def test_the_converted_model_is_the_trained_one(work: Path, one_process) -> None:
     """What is evaluated is a folder, its LoRA merged; the model in memory, LoRA beside its weights, answers the same."""
-    preset = Config(pipeline.small_values(work.parent / "world")).chosen.train
+    lora = pipeline.small_config(work.parent / "world").train.lora
     memory = Segmenter.from_pretrained(work / "models" / "base")
-    add_lora(memory, preset.lora.rank, preset.lora.alpha, preset.lora.dropout, 0)
+    add_lora(memory, lora.rank, lora.alpha, lora.dropout, 0)
     trained = select_trained(memory, ("lora", "proj", "fcs", "sam2_decoder"))
     state = torch.load(work / "models" / "checkpoint" / "last.pth", weights_only=True)["state_dict"]
     assert {model_to_pth_name(name) for name in trained} == set(state)

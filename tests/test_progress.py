@@ -20,7 +20,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def run(clock: Clock, steps: int, seconds: float, done: int = 0, quiet: bool = False) -> None:
-    with Progress(steps, "train", "step", done, quiet) as bar:
+    with Progress(steps, "train", "step", quiet) as bar:
+        bar.start_at(done)
         for step in range(done, steps):
             clock.now += seconds
             bar.update(loss=10.0 / (step + 1))

@@ -283,9 +283,7 @@ def main() -> None:
         parser.error("--rank and --alpha come together")
     lora = None if args.rank is None else LoraSize(rank=args.rank, alpha=args.alpha)
     groups = tuple(args.groups) if args.groups else None
-    settings = Convert(
-        source=args.source, under=args.under, groups=groups, lora=lora, precision=args.precision, code=args.code
-    )
+    settings = Convert(source=args.source, under=args.under, groups=groups, lora=lora, precision=args.precision, code=args.code)
     convert(settings, args.base, args.out)
 
 

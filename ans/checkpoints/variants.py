@@ -47,7 +47,9 @@ def make_variant(base: Path, trained: Path, wanted: Sequence[str], out: Path, wh
                 if (group_in_name(path) in groups) == is_trained:
                     picked[path.name] = sums[is_trained][path.name]
                     if not link(path, folder / path.name) and sha256(folder / path.name) != picked[path.name]:
-                        raise ValueError(f"{path}: does not have the sha256 that its index records; make {source} again by its stage")
+                        raise ValueError(
+                            f"{path}: does not have the sha256 that its index records; make {source} again by its stage"
+                        )
         copy_side_files(trained if groups else base, folder)
         write_index(folder, picked)
         after = entries(folder)

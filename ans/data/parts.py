@@ -42,8 +42,8 @@ def write_parts(
     paths = [folder / f"{start // size:06d}" for start in starts]
     missing = [(start, path) for start, path in zip(starts, paths, strict=True) if not path.exists()]
     workers = min(workers or processes(), len(missing))
-    before = len(tasks) - sum(min(size, len(tasks) - start) for start, _ in missing)
-    with Progress(len(tasks), name, unit, before) as progress:
+    with Progress(len(tasks), name, unit) as progress:
+        progress.start_at(len(tasks) - sum(min(size, len(tasks) - start) for start, _ in missing))
         for done in _results(missing, tasks, write, size, workers):
             progress.update(done)
     return paths

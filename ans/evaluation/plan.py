@@ -149,9 +149,7 @@ def _asked(folder: Path, split: str, result: str, kind: str, max_texts: int | No
     source, _, part = split.rpartition("_")
     path = folder / f"{source}.arrow"
     if not path.is_file():
-        raise ValueError(
-            f"presets.<preset>.evaluate.{kind}: {split}: there is no index {path}; a split is <source>_<part>, e.g. refcoco_val"
-        )
+        raise ValueError(f"evaluate.{kind}: {split}: there is no index {path}; a split is <source>_<part>, e.g. refcoco_val")
     if path not in indexes:
         indexes[path] = read_index(path)
     return Asked(result, indexes[path], part, kind == "captions", max_texts)

@@ -25,12 +25,16 @@ from statistics import mean, stdev
 
 import yaml
 
-CSV, TABLE, BOUND = Path("studies/ablation/runs.csv"), Path("studies/ablation/table.md"), Path("studies/ablation/upper_bound.json")
+CSV, TABLE, BOUND = (
+    Path("studies/ablation/runs.csv"),
+    Path("studies/ablation/table.md"),
+    Path("studies/ablation/upper_bound.json"),
+)
 COLUMNS = ("arm", "seed", "split", "ciou", "miou", "seconds", "params_sha")
 KEEP = (":!studies/ablation/runs.csv", ":!studies/ablation/table.md", ":!studies/ablation/upper_bound.json")
 
 _ORIGINAL = ("train.loop1.rescored=all", "train.loop1.mask_ratio=0.25", "train.loop1.denoising=0.0")
-_COMMON = ("presets.tiny.evaluate.captions=[]", "launch.feature_cache_gb=2")
+_COMMON = ("evaluate.captions=[]", "launch.feature_cache_gb=2")
 """What all runs share to take less time: descriptions are not judged here, and the frozen encoders' features are made once."""
 _NO_LOOPS = ("train.loop1.enabled=false", "train.loop2.enabled=false")
 ARMS: dict[str, tuple[str, ...]] = {
@@ -60,7 +64,7 @@ AFTER: dict[str, tuple[str, ...]] = {
 _TUNING = (
     *_ORIGINAL,
     "train.loop2.enabled=false",
-    "presets.tiny.evaluate.splits=[refcoco_val,refcoco_plus_val,refcocog_val]",
+    "evaluate.splits=[refcoco_val,refcoco_plus_val,refcocog_val]",
 )
 _CORRUPTED = ("train.loop1.bridge=gumbel", "train.loop1.rescored=corrupted")
 STUDY: dict[str, tuple[str, ...]] = {

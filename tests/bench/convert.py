@@ -116,7 +116,10 @@ def main() -> None:
         subprocess.run(command + ([] if args.scale == "full" else [f"--{args.scale}"]), check=True)
         rank = SIZES[size][-1]
         groups = ("embed_head", "lora", "fcs")
-        settings = Convert(str(folder / "last.pth"), None, groups, LoraSize(rank, 2.0 * rank), "float32", "ByteDance/Sa2VA-4B")
+        settings = Convert(
+            source=str(folder / "last.pth"), groups=groups, lora=LoraSize(rank=rank, alpha=2.0 * rank), precision="float32",
+            code="ByteDance/Sa2VA-4B",
+        )  # fmt: skip
         baseline = anonymous()
         started = time.perf_counter()
         with Peak() as peak:

@@ -24,19 +24,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ans.config import Config, load
+from ans.config.schema import Questions
 from ans.data.images import open_image
 from ans.data.index import build
 from ans.data.matching import record_image
 from ans.evaluation.plan import Item, Plan, Row, make_plan
 from ans.evaluation.predict import predict, row_tokens
 from ans.model import prompts
-from ans.model.generate import forced
-from ans.model.segmenter import Segmenter
+from ans.model.segmenter import Conversations, Features, Forward, Segmenter
+from ans.objectives.batches import pad_right
 from ans.report.results import decode
 from ans.toy.world import write_world
+from ans.workspace import Workspace
 from tests.bench import add_scales
 
 EXPRESSIONS = 7
@@ -46,16 +47,13 @@ WEIGHTS = Path(__file__).parents[2] / "weights" / "tiny"
 
 def make_data(folder: Path, images: int) -> tuple[Config, Plan]:
     """A world below `folder` with `images` val scenes, and the plan of RefCOCO's and RefCOCO+'s val splits, which share them."""
-    config = load(WEIGHTS.parents[1] / "params.yaml")
-    few = {f.name: 1 for f in dataclasses.fields(config.world) if f.name not in ("seed", "shift")}
-    write_world(folder, dataclasses.replace(config.world, **few | {"val_images": images}))
-    config = dataclasses.replace(config, paths=dataclasses.replace(config.paths, root=str(folder)))
+    config = load(WEIGHTS.parents[1] / "params.yaml").changed({"paths.root": str(folder)})
+    few = {name: 1 for name in type(config.world).model_fields if name not in ("seed", "shift")}
+    write_world(folder, config.world.model_copy(update=few | {"val_images": images}))
+    workspace = Workspace(folder)
     for source in ("refcoco", "refcoco_plus"):
-        build(source, config, folder / "index")
-    settings = dataclasses.replace(
-        config.questions, splits=("refcoco_val", "refcoco_plus_val"), captions=(), max_samples=None, max_texts_per_image=None
-    )
-    return config, make_plan(settings, folder / "index", folder)
+        build(source, config, workspace)
+    return config, make_plan(Questions(splits=("refcoco_val", "refcoco_plus_val")), workspace.indexes, folder)
 
 
 def batches(plan: Plan, model: Segmenter, budget: int, expressions: int) -> list[list[Item]]:
@@ -88,25 +86,29 @@ def differences(model: Segmenter, root: Path, single: list[Row], batched: list[R
 
 
 @torch.no_grad()
-def mask_logits(model: Segmenter, root: Path, row: Row) -> np.ndarray:
-    """(height, width) logits of a row's united mask, computed alone."""
-    read = model.read([open_image(root, row["image_path"])])
-    answer = model._generate(read, [(0, prompts.SEGMENT_PROMPT.format(row["sent"]), None)], NEW_TOKENS)[0]
-    index = torch.zeros(len(answer.seg_states), dtype=torch.long)
-    low_res = model.sam.decode(read.levels, index, model.seg_embed(answer.seg_states)).low_res
-    return model.upscale(low_res, read.sizes[0]).amax(0).numpy()
+def retold(model: Segmenter, root: Path, row: Row) -> tuple[Features, Conversations, Forward]:
+    """A row's question and answer as training reads them, alone: no cache, no batch, no generation."""
+    features = model.encode_images([open_image(root, row["image_path"])])
+    image = model.template.image_string(len(features.tiles[0]) * model.config.tokens_per_tile)
+    turn = prompts.Turn(image + model.template.segment_question(row["sent"]), row["answer"])
+    ids, labels, mask = pad_right([prompts.encode_conversation(model.tokenizer, model.template, [turn])])
+    conversation = Conversations(ids, labels, mask, [0], [None])
+    return features, conversation, model(features, conversation)
 
 
 @torch.no_grad()
+def mask_logits(model: Segmenter, root: Path, row: Row) -> np.ndarray:
+    """(height, width) logits of a row's united mask, computed alone."""
+    features, _, out = retold(model, root, row)
+    low_res = model.masks(features, out.seg_image, out.seg_embeds).low_res
+    return model.upscale(low_res, features.sizes[0]).amax(0).numpy()
+
+
 def smallest_margin(model: Segmenter, root: Path, row: Row) -> float:
-    """The least distance between the best and the second-best logit in a row's answer, computed alone."""
-    read = model.read([open_image(root, row["image_path"])])
-    rows = [(0, prompts.SEGMENT_PROMPT.format(row["sent"]), None)]
-    ids = model._generate(read, rows, NEW_TOKENS)[0].ids
-    prefix, (suffix,) = model._continued(read, rows)
-    answer = torch.cat([suffix[-1:], model._embed(ids[:-1], suffix[:0])])
-    hidden = forced(model.vlm.language_model, prefix, [suffix[:-1]], answer)[0]
-    best: Tensor = model.vlm.language_model.lm_head(hidden).topk(2).values
+    """The least distance between the best and the second-best logit in a row's answer and its end, computed alone."""
+    _, conversation, out = retold(model, root, row)
+    said = conversation.labels[conversation.labels != prompts.IGNORE].tolist()
+    best = out.logits[: said.index(model.tokenizer.eos_token_id) + 1].topk(2).values
     return float((best[:, 0] - best[:, 1]).min())
 
 
@@ -149,7 +151,7 @@ def measure(images: int, repeats: int) -> dict[str, float | int]:
         root = Path(folder)
         config, plan = make_data(root, images)
         model = Segmenter.from_pretrained(WEIGHTS)
-        budget = config.presets["tiny"].evaluate.tokens_per_batch
+        budget = config.evaluate.tokens_per_batch
         seven, one = (batches(plan, model, budget, number) for number in (EXPRESSIONS, 1))
         items, firsts = ([item for batch in several for item in batch] for several in (seven, one))
         pixels = [record_image(root, item.record) for item in items]

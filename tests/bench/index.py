@@ -12,7 +12,6 @@ JSONs are as SA-1B's: 1500 x 2250 pixels, a hundred masks. They lie below `ANS_B
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import statistics
@@ -33,6 +32,7 @@ from ans import config
 from ans.data import arrow, index, parts
 from ans.data.records import Expression, ImageRecord, Region
 from ans.data.subset_sa1b import subset_sa1b
+from ans.workspace import Workspace
 from tests.bench import add_scales
 from tests.data import damage
 
@@ -85,9 +85,7 @@ def publish(root: Path, images: int) -> None:
 
 
 def settings(root: Path, images: int) -> config.Config:
-    base = config.load(PARAMS)
-    subset = dataclasses.replace(base.subset_sa1b, images=images)
-    return dataclasses.replace(base, paths=config.Paths(str(root)), subset_sa1b=subset)
+    return config.load(PARAMS).changed({"paths.root": str(root), "subset_sa1b.images": images})
 
 
 def bare(root: Path, images: int, path: Path) -> None:
@@ -170,16 +168,16 @@ def wall_seconds(work: Callable[[], object]) -> float:
 
 
 def speed(root: Path, images: int, turns: int) -> dict[str, float]:
-    out = root / "index"
+    at = Workspace(root / "work")
     chosen = settings(root, images)
-    index.build("sa1b", chosen, out, workers=1)
+    index.build("sa1b", chosen, at, workers=1)
     seconds: dict[str, list[float]] = {"bare": [], "tuned": [], "ours": []}
     for _ in range(turns):  # in turn, so that what slows the machine down slows all
         for name, work in (("bare", bare), ("tuned", tuned)):
             seconds[name].append(cpu_seconds(lambda work=work: work(root, images, root / "bare.arrow")))
-        seconds["ours"].append(cpu_seconds(lambda: subset_sa1b(chosen, out, workers=1)))
+        seconds["ours"].append(cpu_seconds(lambda: subset_sa1b(chosen, at, workers=1)))
     best = {name: min(times) for name, times in seconds.items()}
-    one, two = (min(wall_seconds(lambda n=n: subset_sa1b(chosen, out, workers=n)) for _ in range(turns)) for n in (1, 2))
+    one, two = (min(wall_seconds(lambda n=n: subset_sa1b(chosen, at, workers=n)) for _ in range(turns)) for n in (1, 2))
     ratios = {f"sa1b_over_{name}": best[name] / best["ours"] for name in ("bare", "tuned")}
     return {**ratios, "two_core_speedup": one / two}
 
@@ -193,7 +191,8 @@ def anonymous() -> int:
 def peak(root: Path, images: int) -> int:
     """In a process of its own: kB of anonymous memory at most while `images` are indexed, beyond what was there before."""
     chosen = settings(root, images)
-    index.build("sa1b", chosen, root / "memory", workers=1)
+    at = Workspace(root / "memory")
+    index.build("sa1b", chosen, at, workers=1)
     before, highest, done = anonymous(), 0, threading.Event()
 
     def watch() -> None:
@@ -203,7 +202,7 @@ def peak(root: Path, images: int) -> int:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    subset_sa1b(chosen, root / "memory", workers=1)
+    subset_sa1b(chosen, at, workers=1)
     done.set()
     watcher.join()
     return highest - before

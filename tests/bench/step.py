@@ -1,7 +1,7 @@
 """One step of the dual loop against its parts: `python -m tests.bench.step [--quick]`.
 
 Tiny weights, tiny preset (batch 16, captions of at most 12 tokens, k 512) on a small synthetic world, on the CPU, all in one run.
-The step is `step_gradients` and what `train` does with its result; no data is loaded in it.
+The step is what `train` does with its batches; no data is loaded in it.
 
 dual_over_parts: its time over the sum of its parts, each done once and with what it needs at hand: both loops' image features,
 the teacher's captions, loop 1's two forwards joined by the Gumbel bridge, their backward, loop 2's two forwards, their backward,
@@ -29,31 +29,21 @@ from statistics import median
 from typing import TypeVar
 
 import torch
-from ans.objectives.loop1 import loop1
-from ans.objectives.loop2 import loop2, region_share
-from ans.objectives.surgery import combine, conflict
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ans.config import Config
 from ans.model.segmenter import Conversations, Features, Forward
 from ans.objectives.batches import Targets
 from ans.objectives.gumbel import straight_through
-from ans.objectives.losses import Counts, mask_terms
-from ans.processes import connect
+from ans.objectives.losses import mask_terms
+from ans.tasks.base import Now
+from ans.tasks.loop2 import region_share
 from ans.training.ema import Teacher
 from ans.training.gradients import add_gradient, assign, clip
-from ans.training.loop import (
-    Gradients,
-    Run,
-    Totals,
-    count,
-    image_encoder,
-    load_data,
-    load_model,
-    slices_of_groups,
-    step_gradients,
-)
+from ans.training.loop import Run
+from ans.training.step import Gradients, count
+from ans.training.surgery import combine, conflict
+from ans.workspace import Workspace
 from tests import pipeline
 from tests.bench import add_scales
 from tests.bench.sizes import VOCABULARY, peak_bytes
@@ -66,67 +56,51 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         work = pipeline.prepare(folder)
-        values = pipeline.small_values(folder / "world", presets__tiny__train__batch=16)
-        self.config = Config(values | {"preset": "tiny"})
-        self.accelerator = connect("float32")
-        run = Run(base=work / "models" / "base", indexes=work / "data" / "index")
-        self.model, self.trained = load_model(self.config, run, self.accelerator)
+        self.settings = pipeline.small_config(folder / "world", train__batch=16).train
+        self.run = run = Run(pipeline.small_config(folder / "world", train__batch=16), Workspace(work))
+        self.model, self.trained, self.teacher, self.tasks = run.model, run.trained, run.teacher, run.tasks
         for name, parameter in self.trained.items():
             if ".lora_B." in name:  # as after some steps: from zero, nothing reaches A
                 nn.init.normal_(parameter, std=0.02)
         self.model.train()
-        self.encode = image_encoder(self.config, self.model, self.accelerator)
-        self.parameters, self.groups = list(self.trained.values()), slices_of_groups(self.trained)
-        self.teacher = Teacher(self.trained, self.config.train.ema.decay, warmup=False)
+        self.encode, self.parameters = run.stepper.encode, run.stepper.parameters
         # A learning rate of zero: every step does all its work, and the next one starts where it did.
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=0.0)
-        data, _ = load_data(self.config, run, self.model, self.accelerator)
-        self.first, self.second = next(data[i] for i in range(len(data)) if not data.is_referring(i))
-        self.totals: Totals = count([(self.first, self.second)], self.accelerator, False)
+        run.stepper.rates = [0.0] * len(run.stepper.rates)
+        for group in run.optimizer.param_groups:
+            group["lr"] = 0.0
+        step = next(step for step in range(run.steps) if run.mixture.turn(step)[0] == "loop1")
+        self.pair = run.mixture[step]
+        (_, self.first), (_, self.second) = self.pair
+        self.counts, _ = count([self.pair], self.tasks, run.accelerator, False)
         self.read, self.segment, self.find, self.tell = self._conversations()
 
     # ------------------------------------------------------------------------------------------------ the whole step
 
     def dual(self) -> None:
-        gradients = self.gradients()
-        self.optimize(self.surgery(gradients.first, gradients.second))
+        self.run.stepper.update(self.gradients(), 0)
         self.teacher.update(0)
 
     def gradients(self) -> Gradients:
-        speaking = partial(self.teacher.speaking, self.model)
-        pairs = [(self.first, self.second)]
-        return step_gradients(
-            self.model, self.encode, speaking, self.parameters, pairs, self.config, 0, self.totals, self.accelerator
-        )
+        return self.run.stepper.gradients([self.pair], self.counts, 0, lambda task, example: False)
 
     def surgery(self, first: Tensor, second: Tensor) -> Tensor:
-        conflict(first, second, self.groups)
-        return combine(first, second, self.config.train.surgery, self.config.train.beta)
+        conflict(first, second, self.run.stepper.groups)
+        return combine(first, second, self.settings.surgery, self.settings.beta)
 
     def optimize(self, gradient: Tensor) -> None:
-        gradient, _ = clip(gradient, self.config.chosen.train.clip)
+        gradient, _ = clip(gradient, self.settings.clip)
         assign(gradient, self.parameters)
-        self.optimizer.step()
+        self.run.optimizer.step()
 
     # ------------------------------------------------------------------------------------------------ one loop alone
 
-    def loop1_alone(self) -> None:
-        settings = self.config.train
-        speaking = partial(self.teacher.speaking, self.model)
-        counts = self.totals.first
-        features, points = self.encode(self.first.images), self.config.chosen.train.mask_points
-        losses, _ = loop1(self.model, speaking, features, self.first, settings.loop1, settings.loss, points, 0.7, counts)
-        self.step_on(losses.total)
-
-    def loop2_alone(self) -> None:
-        settings = self.config.train
-        features, points = self.encode(self.second.images), self.config.chosen.train.mask_points
-        losses, _ = loop2(self.model, features, self.second, settings.loop2, settings.loss, points, self.totals.second)
-        self.step_on(losses.total)
-
-    def step_on(self, loss: Tensor) -> None:
+    def alone(self, name: str) -> None:
+        """A step with one loop's batch alone."""
+        batch = {"loop1": self.first, "loop2": self.second}[name]
+        now = Now(0, self.run.steps, partial(self.teacher.of, self.model))
+        losses = self.tasks[name].losses(self.model, self.encode(batch.images), batch, self.counts[name], now)
         gradient = self.zeros()
-        add_gradient(loss, self.parameters, gradient)
+        add_gradient(losses.total, self.parameters, gradient)
         self.optimize(gradient)
         self.teacher.update(0)
 
@@ -166,7 +140,7 @@ class Bench:
         return times
 
     def captions(self, features: Features) -> None:
-        with self.teacher.speaking(self.model):
+        with self.teacher.of(self.model):
             self.caption(features)
 
     def caption(self, features: Features) -> None:
@@ -175,28 +149,26 @@ class Bench:
         self.model.caption_ids(features, batch.describe_index, batch.cells, batch.describe_questions, length)
 
     def loss1(self, features: Features) -> Tensor:
-        settings = self.config.train
         out = self.model(features, self.read)
         noise = self.first.noise.flatten(0, 1)[: len(out.logits), : out.logits.shape[-1]]
         table = self.model.vlm.language_model.get_input_embeddings().weight
-        embeds, _, _ = straight_through(out.logits, table, noise, settings.loop1.tau)
+        embeds, _, _ = straight_through(out.logits, table, noise, 0.7)
         told = self.model(features, dataclasses.replace(self.segment, embeds=embeds))
-        return self.mask_loss(features, told, self.first.targets, self.totals.first) + self.language(told, self.totals.first)
+        return self.mask_loss(features, told, self.first.targets) + self.language(told, "loop1")
 
     def loss2(self, features: Features) -> Tensor:
         found = self.model(features, self.find)
         logits = self.model.masks(features, found.seg_image, found.seg_embeds).low_res
         region_share(logits, self.model.config.grid_side)
         told = self.model(features, self.tell)
-        return self.language(found, self.totals.second) + self.language(told, self.totals.second)
+        return self.language(found, "loop2") + self.language(told, "loop2")
 
-    def mask_loss(self, features: Features, out: Forward, targets: Targets, counts: Counts) -> Tensor:
-        settings = self.config.train
+    def mask_loss(self, features: Features, out: Forward, targets: Targets) -> Tensor:
         logits = self.model.masks(features, out.seg_image, out.seg_embeds).low_res
-        return mask_terms(logits, targets, settings.loss, self.config.chosen.train.mask_points, counts)[0]
+        return mask_terms(logits, targets, self.settings.loss, self.settings.mask_points, self.counts["loop1"]["objects"])[0]
 
-    def language(self, out: Forward, counts: Counts) -> Tensor:
-        return self.config.train.loss.language * out.language_loss / counts.tokens
+    def language(self, out: Forward, task: str) -> Tensor:
+        return self.settings.loss.language * out.language_loss / self.counts[task]["tokens"]
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -215,7 +187,7 @@ def teacher_extra(bench: Bench) -> int:
 
     def by_teacher() -> None:
         teacher = Teacher(bench.trained, 0.999, warmup=False)
-        with teacher.speaking(bench.model):
+        with teacher.of(bench.model):
             bench.caption(features)
         teacher.update(0)
 
@@ -250,7 +222,7 @@ def measure(rounds: int) -> dict[str, float]:
         parts.append(bench.parts())
     sums = [sum(times.values()) for times in parts]
     gc.collect()
-    dual, *alone = (peak_bytes(work) for work in (bench.dual, bench.loop1_alone, bench.loop2_alone))
+    dual, *alone = (peak_bytes(work) for work in (bench.dual, partial(bench.alone, "loop1"), partial(bench.alone, "loop2")))
     flat = bench.zeros().nbytes
     extra = teacher_extra(bench) / sum(p.nbytes for p in bench.parameters)
     gumbel, gumbel_seconds = gumbel_ratios(max(1, rounds // 3))

@@ -1,6 +1,5 @@
 """The plan of an evaluation: what is asked, of which images together, in which batches."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -14,13 +13,7 @@ from ans.data.readers import ListingChanged, fingerprint
 from ans.data.records import Expression, ImageRecord, Region
 from ans.evaluation.plan import Plan, Planned, make_plan
 
-SETTINGS = dataclasses.replace(
-    load().questions,
-    splits=("refcoco_val", "refcoco_plus_val"),
-    captions=("refcoco_val",),
-    max_samples=None,
-    max_texts_per_image=None,
-)
+SETTINGS = Questions(splits=("refcoco_val", "refcoco_plus_val"), captions=("refcoco_val",))
 
 
 def region(number: int, split: str, texts: int, area: int = 4) -> Region:
@@ -53,7 +46,7 @@ def indexes(tmp_path: Path) -> Path:
 
 
 def plan_of(folder: Path, **changes: object) -> Plan:
-    return make_plan(dataclasses.replace(SETTINGS, **changes), folder / "index", folder / "root")
+    return make_plan(SETTINGS.model_copy(update=changes), folder / "index", folder / "root")
 
 
 def asked(plan: Plan) -> list[tuple[str, list[tuple[str, int, str | None]]]]:
@@ -88,22 +81,21 @@ def test_caps_and_their_names(indexes: Path) -> None:
         ("a.jpg", [("refcoco_val_capped_1x1", 0, "thing 0 0")]),
         ("b.jpg", [("refcoco_plus_val_capped_1x1", 4, "thing 4 0")]),
     ]
-    assert Questions.split_results(dataclasses.replace(SETTINGS, max_samples=3))[0] == "refcoco_val_capped_3xall"
+    assert SETTINGS.model_copy(update={"max_samples": 3}).split_results()[0] == "refcoco_val_capped_3xall"
     assert not SETTINGS.capped and SETTINGS.caption_results() == ("refcoco_val_captions",)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("key", "value", "message"),
     [
-        ({"max_samples": 0}, "^evaluate.max_samples: must be at least 1, is 0"),
-        ({"captions": ("a_val", "a_val")}, "^presets.<preset>.evaluate.captions: names a split twice"),
-        ({"splits": ()}, "^presets.<preset>.evaluate.splits: names no split"),
+        ("max_samples", 0, r"evaluate.max_samples: .*greater than or equal to 1"),
+        ("captions", ["a_val", "a_val"], r"evaluate.captions: names a split twice"),
+        ("splits", [], r"evaluate.splits: "),
     ],
 )
-def test_settings_that_cannot_be(changes: dict[str, object], message: str) -> None:
-    config = load()
+def test_settings_that_cannot_be(key: str, value: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        dataclasses.replace(config.evaluate if "max_samples" in changes else config.chosen.evaluate, **changes)
+        load().changed({f"evaluate.{key}": value})
 
 
 def test_the_checksum_is_of_what_is_asked(indexes: Path) -> None:
@@ -114,9 +106,9 @@ def test_the_checksum_is_of_what_is_asked(indexes: Path) -> None:
 
 
 def test_mistakes_are_named(indexes: Path) -> None:
-    with pytest.raises(ValueError, match=r"presets.<preset>.evaluate.splits: refcocog_val: there is no index .*refcocog.arrow"):
+    with pytest.raises(ValueError, match=r"evaluate.splits: refcocog_val: there is no index .*refcocog.arrow"):
         plan_of(indexes, splits=("refcocog_val",))
-    with pytest.raises(ValueError, match=r"presets.<preset>.evaluate.captions: x_val: there is no index"):
+    with pytest.raises(ValueError, match=r"evaluate.captions: x_val: there is no index"):
         plan_of(indexes, captions=("x_val",))
     with pytest.raises(ValueError, match="refcoco_testA: .*refcoco.arrow has no region of split 'testA'"):
         plan_of(indexes, splits=("refcoco_testA",))

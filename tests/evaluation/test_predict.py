@@ -1,8 +1,10 @@
 """A whole evaluation in this process: killed and continued, batched against one by one, and what it leaves."""
 
 import copy
-import dataclasses
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,10 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 
 from ans.config import Config
-from ans.evaluation import predict as module
+from ans.data.images import open_image
 from ans.evaluation.evaluate import evaluate
 from ans.evaluation.metrics import intersection_union, iou, summarise
 from ans.evaluation.plan import Item
@@ -20,11 +23,17 @@ from ans.evaluation.predict import predict
 from ans.evaluation.protocol import code_checksum, weights_checksum
 from ans.model.segmenter import Segmenter
 from ans.report.results import decode
+from ans.workspace import Workspace
 from tests import pipeline
 from tests.bench.evaluation import differences, make_data, one_by_one, smallest_margin
+from tests.opened import interrupt, opened
 
 TINY = pipeline.REPOSITORY / "weights" / "tiny"
 NEAR_ZERO, MARGIN = 1e-3, 1e-3
+CHANGES = {
+    "evaluate__splits": ["refcoco_val", "refcoco_plus_val", "refcocog_test"],
+    "evaluate__captions": ["refcocog_val"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,108 +43,134 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def config(work: Path) -> Config:
-    changes = {"splits": ["refcoco_val", "refcoco_plus_val", "refcocog_test"], "captions": ["refcocog_val"]}
-    changes = {f"presets__tiny__evaluate__{name}": value for name, value in changes.items()}
-    return Config(pipeline.small_values(work.parent / "world", **changes))
+    return pipeline.small_config(work.parent / "world", **CHANGES)
 
 
 def run(work: Path, config: Config, out: Path) -> dict[str, bytes]:
     """Evaluate the tiny base; every file that is left, by name."""
-    evaluate(config, "base", work / "models" / "base", work / "data" / "index", out / "reports", out / "data")
-    return {path.name: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    at = pipeline.beside(work, out) if not out.exists() else Workspace(out)
+    evaluate(config, "base", at)
+    files = [*at.results("base").iterdir(), *at.predictions("base").iterdir()]
+    return {path.name: path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(work: Path, config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
-    out = tmp_path_factory.mktemp("uninterrupted")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ANS_RUNS", str(out / "runs"))
+def uninterrupted(
+    work: Path, config: Config, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, bytes], list[Path]]:
+    """A whole run: its folder, the files in it, and the images in the order in which they were read, each once."""
+    out = tmp_path_factory.mktemp("uninterrupted") / "work"
+    with opened(work.parent / "world") as read:
         files = run(work, config, out)
-        assert not list((out / "runs").iterdir()), "kept batches are removed at the end"
-    return out, files
+    assert not list(Workspace(out).runs.iterdir()), "kept batches are removed at the end"
+    assert len(set(read)) == len(read) > 10
+    return out, files, read
 
 
 @pytest.mark.slow
 def test_a_killed_evaluation_continues(work: Path, config: Config, uninterrupted, tmp_path: Path, monkeypatch) -> None:
-    """Stopped in several batches, once with a file half written: the same bytes, and no batch is computed twice."""
+    """Stopped in several batches, once with a file half written: the same bytes, and no batch that is done is done again."""
     monkeypatch.setenv("ANS_RUNS", str(tmp_path / "runs"))
-    calls = []
-
-    def dies_in_the_third(*arguments: object) -> list:
-        calls.append(arguments)
-        if len(calls) % 3 == 0:
-            raise KeyboardInterrupt
-        return predict(*arguments)
-
-    monkeypatch.setattr(module, "predict", dies_in_the_third)
-    deaths = 0
-    while True:
+    _, expected, order = uninterrupted
+    reads, files = [], None
+    while files is None:
         try:
-            files = run(work, config, tmp_path / "out")
-            break
+            with opened(work.parent / "world", interrupt(4)) as read:
+                reads.append(read)
+                files = run(work, config, tmp_path / "out")
         except KeyboardInterrupt:
-            deaths += 1
             (kept,) = (tmp_path / "runs").iterdir()
             (kept / ".1.000099.json").write_text('[{"half": ')
-            assert not (tmp_path / "out").exists(), "no result before all is done"
-    assert deaths >= 2 and files == uninterrupted[1]
-    batches = len(calls) - deaths
-    calls.clear()
-    monkeypatch.setattr(module, "predict", lambda *arguments: calls.append(arguments) or predict(*arguments))
-    assert run(work, config, tmp_path / "out") == files and len(calls) == batches
+            assert not Workspace(tmp_path / "out").reports.exists(), "no result before all is done"
+    assert len(reads) >= 3 and files == expected
+    starts = [order.index(read[0]) for read in reads]
+    for start, read in zip(starts, reads, strict=True):
+        assert read == order[start : start + len(read)]
+    for before, after, read in zip(starts, starts[1:], reads, strict=False):
+        last = before + len(read) - 1  # where it was stopped: a batch is of three images at most here
+        assert before < after <= last <= after + 2
+    with opened(work.parent / "world") as read:
+        assert run(work, config, tmp_path / "out") == files
+    assert read == order, "what is done is not kept: another run does it all"
 
 
+@pytest.mark.slow
 def test_other_settings_or_code_do_not_continue(work: Path, config: Config, tmp_path: Path, monkeypatch) -> None:
     """What was kept under another protocol is left alone."""
     monkeypatch.setenv("ANS_RUNS", str(tmp_path / "runs"))
 
-    def dies(*arguments: object) -> list:
-        raise KeyboardInterrupt
-
-    seen = []
-    preset = dataclasses.replace(config.chosen.evaluate, max_new_tokens=9)
-    changed = dataclasses.replace(config, presets={config.preset: dataclasses.replace(config.chosen, evaluate=preset)})
-    for settings, code in ((config, "a"), (changed, "a"), (config, "b"), (config, "a")):
-        monkeypatch.setattr("ans.evaluation.protocol.code_checksum", lambda code=code: code)
-        monkeypatch.setattr(module, "predict", lambda *arguments: [])
-        monkeypatch.setattr("ans.evaluation.kept.Kept.remove", lambda self: seen.append(self.folder) or dies())
-        with pytest.raises((KeyboardInterrupt, ValueError)):
+    def images_until_stopped(settings: Config) -> int:
+        with opened(work.parent / "world", interrupt(2)) as read, pytest.raises(KeyboardInterrupt):
             run(work, settings, tmp_path / "out")
-        seen.append(sorted(path.name for path in (tmp_path / "runs").iterdir()))
-    assert [len(names) for names in seen] == [1, 2, 3, 3]
+        return [*order, *read].index(read[0])
+
+    with opened(work.parent / "world", interrupt(2)) as order, pytest.raises(KeyboardInterrupt):
+        run(work, config, tmp_path / "out")
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+    assert images_until_stopped(config.changed({"evaluate.max_new_tokens": 9})) == 0
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+    run_with_other_code(work, config, tmp_path)
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+    assert images_until_stopped(config) == 1, "it goes on with the second image"
+
+
+def run_with_other_code(work: Path, config: Config, tmp_path: Path) -> None:
+    """As `run`, by a copy of the library with another comment; stopped at the second image, too."""
+    shutil.copytree(pipeline.REPOSITORY / "ans", tmp_path / "code" / "ans")
+    with open(tmp_path / "code" / "ans" / "evaluation" / "metrics.py", "a", encoding="utf-8") as file:
+        file.write("# another comment\n")
+    shutil.copytree(pipeline.REPOSITORY / "tests", tmp_path / "code" / "tests")
+    values = pipeline.small_values(work.parent / "world", **CHANGES)
+    (tmp_path / "code" / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    code = f"""
+from pathlib import Path
+from ans.config import load
+from ans.evaluation.evaluate import evaluate
+from ans.workspace import Workspace
+from tests.opened import interrupt, opened
+with opened(Path({str(work.parent / "world")!r}), interrupt(2)):
+    evaluate(load(), "base", Workspace(Path({str(tmp_path / "out")!r})))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "code", capture_output=True, text=True, check=False)
+    assert "KeyboardInterrupt" in done.stderr, done.stderr
 
 
 def test_what_is_left(work: Path, config: Config, uninterrupted) -> None:
-    out, files = uninterrupted
-    names = (*config.questions.split_results(), "refcocog_val_captions")
+    out, files, _ = uninterrupted
+    names = (*config.evaluate.questions.split_results(), "refcocog_val_captions")
     assert set(files) == {"protocol.json", *(f"{name}.json" for name in names), *(f"{name}.parquet" for name in names)}
     protocol = json.loads(files["protocol.json"])
     assert protocol["prompt"] == " Please segment {} in this image."
     assert protocol["weights_sha256"] == weights_checksum(work / "models" / "base") and protocol["code_sha256"] == code_checksum()
     assert protocol["precision"] == "float32" and protocol["capped"] is False
-    for name in config.questions.split_results():
-        metrics, table = json.loads(files[f"{name}.json"]), pd.read_parquet(out / "data" / f"{name}.parquet")
+    for name in config.evaluate.questions.split_results():
+        metrics, table = (
+            json.loads(files[f"{name}.json"]),
+            pd.read_parquet(Workspace(out).predictions("base") / f"{name}.parquet"),
+        )
         expected = summarise(table.to_dict("records")) | {"images": table["image_path"].nunique(), "capped": 0}
         assert metrics == expected and metrics["n"] == protocol["splits"][name]["n"] == len(table)
         assert not table.duplicated(["region_id", "sent_id"]).any()
-        assert json.loads(pq.read_schema(out / "data" / f"{name}.parquet").metadata[b"protocol"]) == protocol
+        assert (
+            json.loads(pq.read_schema(Workspace(out).predictions("base") / f"{name}.parquet").metadata[b"protocol"]) == protocol
+        )
         for row in table.itertuples():
             masks = [decode(counts, row.height, row.width) for counts in (row.counts, row.gt_counts)]
             assert (row.intersection, row.union) == intersection_union(*masks) and row.iou == iou(row.intersection, row.union)
 
 
 def test_captions_and_the_way_back(work: Path, config: Config, uninterrupted) -> None:
-    out, files = uninterrupted
+    out, files, _ = uninterrupted
     metrics = json.loads(files["refcocog_val_captions.json"])
-    table = pd.read_parquet(out / "data" / "refcocog_val_captions.parquet")
+    table = pd.read_parquet(Workspace(out).predictions("base") / "refcocog_val_captions.parquet")
     assert metrics["n"] == len(table) > 3 and 0 <= metrics["token_accuracy"] <= 1 and 0 <= metrics["cider"] <= 10
     assert metrics["cycle_ciou"] == table["intersection"].sum() / table["union"].sum()
     model = Segmenter.from_pretrained(TINY)
     row = table.iloc[2]
-    image = module.open_image(work.parent / "world", row["image_path"])
+    image = open_image(work.parent / "world", row["image_path"])
     truth = decode(row["gt_counts"], row["height"], row["width"])
-    caption = model.describe([image], [truth[None]], config.chosen.evaluate.max_new_tokens)[0][0]
-    back = model.segment([image], [[caption]], config.chosen.evaluate.max_new_tokens)[0][0].mask
+    caption = model.describe([image], [truth[None]], config.evaluate.max_new_tokens)[0][0]
+    back = model.segment([image], [[caption]], config.evaluate.max_new_tokens)[0][0].mask
     assert caption == row["caption"]
     assert np.count_nonzero(back != decode(row["counts"], row["height"], row["width"])) <= 1
 
@@ -189,4 +224,4 @@ def test_a_missing_seg_is_an_empty_mask(asked: tuple[Path, list[Item]]) -> None:
         assert [row[name] for row in rows] == [row[name] for row in said]
     assert summarise(rows)["ciou"] == 0 < summarise(rows)["ciou_forced"]
     with pytest.raises(ValueError, match="has no \\[SEG\\]"):
-        model.segment_given([module.open_image(root, items[0].record.path)], [["cup"]], "Sure.")
+        model.segment_given([open_image(root, items[0].record.path)], [["cup"]], "Sure.")

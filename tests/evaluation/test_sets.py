@@ -11,7 +11,6 @@ import pytest
 from pycocotools import mask as coco
 
 from ans.cli.compare import compare, read
-from ans.config import Config
 from ans.evaluation.evaluate import evaluate
 from ans.report.results import Results, decode, read_results
 from ans.report.tables import markdown, score, write_csv
@@ -24,14 +23,11 @@ SPLITS = ("refcoco_val", "grefcoco_val", "grefcoco_testA", "reasonseg_val", "rea
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `reports/` and `data/` of the variant `base`."""
-    changes = {"presets__tiny__evaluate__splits": list(SPLITS), "presets__tiny__evaluate__captions": []}
+    changes = {"evaluate__splits": list(SPLITS), "evaluate__captions": []}
     work = pipeline.prepare(tmp_path_factory.mktemp("sets"))
-    values = pipeline.small_values(work.parent / "world", **changes)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ANS_RUNS", str(work / "runs"))
-        places = work / "reports" / "eval" / "base", work / "data" / "eval" / "base"
-        evaluate(Config(values), "base", work / "models" / "base", work / "data" / "index", *places)
-    return work
+    at = pipeline.beside(work, work.parent / "sets")
+    evaluate(pipeline.small_config(work.parent / "world", **changes), "base", at)
+    return at.root
 
 
 def result(done: Path, split: str) -> tuple[dict[str, float], pd.DataFrame]:

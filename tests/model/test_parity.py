@@ -1,12 +1,15 @@
 """Every intermediate of the official Sa2VA code, from pixels to masks. Sizes, texts and tokens all come from the golden case."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from sam2.modeling.sam.mask_decoder import MaskDecoder
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from ans.model import prompts
 from ans.model.config import ModelConfig
@@ -155,11 +158,23 @@ def test_sam2_features(golden: GoldenCase, golden_model: Segmenter, case: str) -
     for number, level in enumerate((fine, middle, coarse)):
         close(level.flatten(2).permute(2, 0, 1), golden[f"{case}/sam/current_vision_feats{number}"])
     if f"{case}/sam/pix_feat_with_mem" in golden.tensors:
-        sparse, dense = golden_model.sam._padding_prompt(1)
-        close(sparse, golden[f"{case}/sam/sparse_embeddings_no_points"])
-        close(dense, golden[f"{case}/sam/dense_embeddings"])
-        close(golden_model.sam.model.sam_prompt_encoder.get_dense_pe(), golden[f"{case}/sam/image_pe"])
-        close(golden_model.sam.project(found.levels)[2], golden[f"{case}/sam/pix_feat_with_mem"])
+        given = given_to_the_mask_decoder(golden_model, found, golden[f"{case}/seg_embeds"][:1])
+        close(given["sparse_prompt_embeddings"][:, :-1], golden[f"{case}/sam/sparse_embeddings_no_points"])
+        close(given["dense_prompt_embeddings"], golden[f"{case}/sam/dense_embeddings"])
+        close(given["image_pe"], golden[f"{case}/sam/image_pe"])
+        close(given["image_embeddings"], golden[f"{case}/sam/pix_feat_with_mem"])
+
+
+def given_to_the_mask_decoder(model: Segmenter, found: Features, prompt: Tensor) -> dict[str, Tensor]:
+    """What SAM2's own decoder is called with for one prompt vector (1, D), which comes behind the other sparse ones."""
+    (decoder,) = (module for module in model.modules() if isinstance(module, MaskDecoder))
+    given: dict[str, Tensor] = {}
+    handle = decoder.register_forward_pre_hook(lambda module, args, kwargs: given.update(kwargs), with_kwargs=True)
+    with torch.no_grad():
+        model.masks(found, torch.tensor([0]), prompt)
+    handle.remove()
+    assert torch.equal(given["sparse_prompt_embeddings"][:, -1], prompt)
+    return given
 
 
 @pytest.mark.parametrize("case", SEGMENTED)
@@ -200,29 +215,67 @@ def test_generation(golden: GoldenCase, golden_model: Segmenter, key: str) -> No
     image = golden.image(case)
     sam_pixels = hf_pixels(normalise([sam_image(image, golden_model.config.sam2.image_size)]))
     found = golden_model.encode_pixels([normalise(cut(golden, golden_model, case))], sam_pixels, [(image.height, image.width)])
-    cells = None
-    if f"{case}/region_masks" in golden.tensors and prompts.REGION_START in golden_model.tokenizer.decode(entry["prompt_ids"]):
-        cells = _generation_cells(golden, golden_model, case, entry["prompt_ids"])
+    limit, cells = entry["max_new_tokens"], None
+    if regions := entry["prompt_ids"].count(golden_model.tokenizer.convert_tokens_to_ids(prompts.REGION_START)):
+        inside = golden[f"{case}/region_masks"][:regions]
+        cells = region_cells(inside, golden_model.config.grid_side)
         text = golden_model.region_question(cells, text)
     whole = prompts.image_string(len(found.tiles[0].flatten(0, 1))) + text
     assert prompts.encode_prompt(golden_model.tokenizer, golden_model.template, whole) == entry["prompt_ids"]
-    answer = golden_model._generate(found, [(0, text, cells)], entry["max_new_tokens"])[0]
-    assert answer.ids == entry["generated_ids"]
-    close(golden_model.seg_embed(answer.seg_states), golden[f"gen/{key}/seg_embeds"])
-    assert len(answer.seg_states) == entry["n_masks"]
+    if cells is not None:
+        return generation_about_regions(golden_model, found, inside, cells, entry)
+    prefix, suffix = prompts.SEGMENT_PROMPT.split("{}")
+    expression = text.removeprefix(prefix).removesuffix(suffix)
+    with outputs(golden_model.vlm.language_model.lm_head) as logits, outputs(golden_model.text_hidden_fcs) as embeds:
+        (answer,) = golden_model.segment(found, [[expression]], limit)[0]
+    assert said(logits) == entry["generated_ids"]
+    assert answer.answer == entry["prediction"].strip() and len(answer.masks) == entry["n_masks"]
+    assert sum(map(len, embeds)) == entry["n_masks"]
     if entry["n_masks"]:
+        close(torch.cat(embeds), golden[f"gen/{key}/seg_embeds"])
         with torch.no_grad():
-            index = torch.zeros(entry["n_masks"], dtype=torch.long)
-            low_res = golden_model.masks(found, index, golden_model.seg_embed(answer.seg_states)).low_res
-            logits = golden_model.upscale(low_res, (image.height, image.width)).numpy()
-        for number in range(entry["n_masks"]):
-            assert same_masks(logits[number] > 0, golden[f"gen/{key}/mask{number}"][0].numpy().astype(bool), logits[number])
+            low_res = golden_model.masks(found, torch.zeros(entry["n_masks"], dtype=torch.long), torch.cat(embeds)).low_res
+            values = golden_model.upscale(low_res, (image.height, image.width)).numpy()
+        for number, mask in enumerate(answer.masks):
+            assert same_masks(mask, golden[f"gen/{key}/mask{number}"][0].numpy().astype(bool), values[number])
 
 
-def _generation_cells(golden: GoldenCase, model: Segmenter, case: str, prompt_ids: list[int]) -> Tensor:
-    """The regions that this prompt holds: the first ones of the case."""
-    count = prompt_ids.count(model.tokenizer.convert_tokens_to_ids(prompts.REGION_START))
-    return region_cells(golden[f"{case}/region_masks"][:count], model.config.grid_side)
+def generation_about_regions(model: Segmenter, found: Features, inside: Tensor, cells: Tensor, entry: dict) -> None:
+    """The official prompt asks about several at once: read as in training, it gives the golden tokens one after the other. We
+    ask about each alone, and what is then generated is what reading that prompt gives."""
+    assert greedy(model, found, cells, entry["prompt_ids"], entry["generated_ids"]) == entry["generated_ids"]
+    for number in range(len(cells)):
+        one = cells[number : number + 1]
+        text = prompts.image_string(len(found.tiles[0].flatten(0, 1))) + model.region_question(one, prompts.DESCRIBE_PROMPT)
+        with outputs(model.vlm.language_model.lm_head) as logits:
+            model.describe(found, [inside[number : number + 1]], entry["max_new_tokens"])
+        ids = prompts.encode_prompt(model.tokenizer, model.template, text)
+        assert greedy(model, found, one, ids, said(logits)) == said(logits)
+
+
+def greedy(model: Segmenter, found: Features, cells: Tensor, prompt: list[int], answer: list[int]) -> list[int]:
+    """The likeliest token at each place of an answer, by the teacher-forced forward."""
+    ids = torch.tensor([prompt + answer])
+    labels = torch.tensor([[prompts.IGNORE] * len(prompt) + answer])
+    with torch.no_grad():
+        out = model(found, Conversations(ids, labels, torch.ones_like(ids), [0], [cells]))
+    return out.logits.argmax(-1).tolist()
+
+
+def said(logits: list[Tensor]) -> list[int]:
+    """The tokens of a greedy answer, from what the language model's head gave step by step."""
+    return [int(step.reshape(-1, step.shape[-1])[-1].argmax()) for step in logits]
+
+
+@contextmanager
+def outputs(module: nn.Module) -> Iterator[list[Tensor]]:
+    """What a part of the model gives meanwhile, call by call."""
+    found: list[Tensor] = []
+    handle = module.register_forward_hook(lambda module, args, out: found.append(out))
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 
 def test_public_calls_agree_with_the_parts(golden: GoldenCase, golden_model: Segmenter) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ans.config.schema import LossWeights
 from ans.objectives.batches import Targets
-from ans.objectives.losses import Counts, mask_terms
+from ans.objectives.losses import mask_terms
 
 SIDE, ROWS = 16, 10
 
@@ -20,7 +20,7 @@ def terms(logits: Tensor, soft: Tensor, rows: float, points: int = 0, lisa: bool
     weights = LossWeights(mask=2.0, dice=0.5, language=1.0, iou=0.3, lisa_dice=lisa)
     share = torch.tensor([[1.0, rows]]).expand(len(soft), 2)
     uniform = torch.rand(len(soft), 4 * points, 2, generator=torch.Generator().manual_seed(2))
-    return mask_terms(logits, Targets(soft, share, uniform), weights, points, Counts(len(soft), 1))
+    return mask_terms(logits, Targets(soft, share, uniform), weights, points, len(soft))
 
 
 @pytest.mark.parametrize("lisa", [False, True])

@@ -20,8 +20,12 @@ from ans.report.build import build
 from ans.report.gallery import CHANGED, candidates, choose, order
 from ans.report.results import ResultsError, read_results
 from ans.report.tables import MEAN, PICTURES, markdown, score
-from ans.report.training import CHAIN_SIDE, Chain, conflict_panels, panels, read_training
-from ans.training import chains
+from ans.report.training import SIDE as EXAMPLE_SIDE
+from ans.report.training import conflict_panels, panels, read_training
+from ans.tasks import load as load_task
+from ans.training.hooks import examples
+from ans.training.manifest import panels as panels_of
+from ans.workspace import Workspace
 
 VARIANTS = ("base", "full", "lora", "proj")
 SHRINK = {"base": 5, "full": 1, "lora": 2, "proj": 5}
@@ -30,6 +34,7 @@ SPLITS = ("refcoco_val", "refcocog_test")
 CAPTIONS = ("refcoco_val_captions",)
 SIDE = 48
 STEPS = 60
+TEXTS = {"loop1": ("teacher", "student"), "loop2": ("data", "model")}
 CURVES = ("loss", "lr", "grad_norm", "loop1_kept_mass")
 CURVES += tuple(f"{source}_{part}" for source in ("ref", "loop1", "loop2") for part in ("mask", "dice", "train_iou"))
 CURVES += tuple(f"{name}_{group}" for name in ("norm1", "norm2", "cosine", "along") for group in ("all", "lora", "fcs"))
@@ -40,7 +45,7 @@ def make_config(tree: Path, variants: tuple[str, ...] = VARIANTS, splits: tuple[
     values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     values["paths"]["root"] = str(tree / "root")
     values["variants"] = {name: values["variants"][name] for name in variants}
-    values["presets"]["tiny"]["evaluate"] |= {"splits": list(splits), "captions": ["refcoco_val"]}
+    values["evaluate"] |= {"splits": list(splits), "captions": ["refcoco_val"]}
     values["report"] = {"seed": 0, "bootstrap": 300, "gallery": 3, "examples": 12}
     return Config(values)
 
@@ -145,32 +150,37 @@ def write_captions(tmp_path: Path, variant: str) -> None:
 
 def write_training(tmp_path: Path) -> None:
     """As training leaves it with both loops on; loop 1 has its turn every second step, and loop 2 never reaches `fcs`."""
-    plots, folder = tmp_path / "reports" / "train" / "plots", tmp_path / "checkpoint"
+    plots, folder = Workspace(tmp_path).training / "plots", Workspace(tmp_path).checkpoint
     plots.mkdir(parents=True)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     steps = np.arange(1, STEPS + 1)
     for name in CURVES:
         values = np.cos(steps / 9) if name.startswith(("cosine", "along")) else np.exp(-steps / 20) + 0.1
         values = 0 * values if name in ("norm2_fcs", "cosine_fcs", "along_fcs") else values
         rows = pd.DataFrame({"step": steps, name: values})
         rows[:: 2 if name.startswith("loop1") else 1].to_csv(plots / f"{name}.tsv", sep="\t", index=False)
-    full = np.zeros((CHAIN_SIDE, CHAIN_SIDE), bool)
+    full = np.zeros((EXAMPLE_SIDE, EXAMPLE_SIDE), bool)
     full[:64] = True
     left = np.zeros_like(full)
     left[:64, :64] = True
-    chain = {"source": "sav", "image": "images/refcoco_val_0.png", "before": "a red cat", "after": "a <b> cat"}
-    chain |= {"truth": rle(full), "mask": rle(left)}
-    (folder / "chains.json").write_text(
-        json.dumps([chain | {"loop": loop, "step": step} for loop, step in ((1, 1), (1, 1), (1, 31), (2, 31))])
+    about = {"source": "sav", "image": "images/refcoco_val_0.png", "truth": rle(full), "mask": rle(left)}
+    texts = {name: dict(zip(names, ("a red cat", "a <b> cat"), strict=True)) for name, names in TEXTS.items()}
+    (folder / "examples.json").write_text(
+        json.dumps(
+            [about | {"task": t, "step": n, "texts": texts[t]} for t, n in (*2 * [("loop1", 1)], ("loop1", 31), ("loop2", 31))]
+        )
     )
-    loops = {"loop1": {"enabled": True, "bridge": "gumbel"}, "loop2": {"enabled": True}}
+    tasks = {name: load_task(name) for name in ("referring", *TEXTS)}
     manifest = {
         "groups": {"lora (trained)": {"state": "trained", "tensors": 2, "parameters": 1000}},
         "processes": 1, "batch": 2, "accumulation": 3, "effective_batch": 6,
         "samples": {"sav": 100},
         "left_out_evaluated_images": 7,
-        "train": {"steps": STEPS, "surgery": "orthogonal", "beta": 0.5, **loops},
-        "preset": {"name": "tiny", "precision": "float32", "loops": True},
+        "train": {"surgery": "orthogonal", "beta": 0.5}, "steps": STEPS, "preset": "tiny", "panels": panels_of(tasks),
+        "tasks": {
+            name: {"title": task.title, "role": task.role, "examples": task.examples, "settings": {"enabled": True}}
+            for name, task in tasks.items()
+        },
         "versions": {"torch": "2.0"},
         "base_sha256": "ba5e",
     }  # fmt: skip
@@ -191,7 +201,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(tree: Path, variants: tuple[str, ...] = VARIANTS, splits: tuple[str, ...] = SPLITS) -> Path:
-    build(make_config(tree, variants, splits), tree / "reports", tree / "data", tree / "checkpoint")
+    build(make_config(tree, variants, splits), Workspace(tree))
     return tree / "reports"
 
 
@@ -295,33 +305,32 @@ def test_gallery_mixes_kinds_and_never_repeats_an_image(built: Path) -> None:
 
 @pytest.mark.slow
 def test_curves_that_a_run_lacks_are_left_out(tree: Path) -> None:
-    """Loop 2 off: no second gradient, so no conflict; loop 1 off too: no chains. Figures of an earlier run go."""
+    """Loop 2 off: no second gradient, so no conflict; loop 1 off too: no examples. Figures of an earlier run go."""
     reports = tree / "reports"
-    training = read_training(reports / "train" / "plots", tree / "checkpoint")
-    assert [panel.title for panel, _ in panels(training.curves)][1:3] == ["mask cross-entropy", "Dice loss"]
+    training = read_training(reports / "train" / "plots", Workspace(tree).checkpoint)
+    assert [panel.title for panel, _ in panels(training)][1:3] == ["mask cross-entropy", "Dice loss"]
     assert [list(lines) for _, lines in conflict_panels(training.curves)] == [["all", "lora"]] * 2, "loop 2 never reaches fcs"
     assert list(training.curves["loop1_mask"].index[:3]) == [1, 3, 5]
     for path in (reports / "train" / "plots").glob("*"):
         if path.stem.startswith(("loop", "norm", "cosine", "along")):
             path.unlink()
-    (tree / "checkpoint" / "chains.json").write_text("[]")
+    (Workspace(tree).checkpoint / "examples.json").write_text("[]")
     (reports / "figures").mkdir()
-    for name in ("conflict", "chains"):
+    for name in ("conflict", "examples"):
         (reports / "figures" / f"{name}.png").write_text("of an earlier run")
     run(tree)
-    assert not {"conflict", "chains"} & {path.stem for path in (reports / "figures").iterdir()}
+    assert not {"conflict", "examples"} & {path.stem for path in (reports / "figures").iterdir()}
     text = (reports / "report.html").read_text()
-    assert 'id="curves"' in text and 'id="conflict"' not in text and 'id="chains"' not in text
-    assert "figures/chains.png" not in (reports / "summary.md").read_text()
+    assert 'id="curves"' in text and 'id="conflict"' not in text and 'id="examples"' not in text
+    assert "figures/examples.png" not in (reports / "summary.md").read_text()
 
 
-def test_chains_are_read_as_training_writes_them(tree: Path) -> None:
-    assert CHAIN_SIDE == chains.SIDE
-    first, *_, last = read_training(tree / "reports" / "train" / "plots", tree / "checkpoint").chains
-    assert isinstance(first, Chain) and first.step == 1
-    assert first.words == [("said", "a red cat"), ("heard", "a <b> cat")]
-    assert last.words == [("given", "a red cat"), ("told", "a <b> cat")]
-    assert first.iou == pytest.approx(0.5) and first.truth.sum() == CHAIN_SIDE * 64
+def test_examples_are_read_as_training_writes_them(tree: Path) -> None:
+    assert EXAMPLE_SIDE == examples.SIDE
+    first, *_, last = read_training(Workspace(tree).training / "plots", Workspace(tree).checkpoint).examples
+    assert (first.task, first.step, last.task) == ("loop1", 1, "loop2")
+    assert first.texts == {"teacher": "a red cat", "student": "a <b> cat"} and list(last.texts) == ["data", "model"]
+    assert first.iou == pytest.approx(0.5) and first.truth.sum() == EXAMPLE_SIDE * 64
 
 
 @pytest.mark.slow
@@ -341,7 +350,7 @@ def test_only_named_results_are_read(tree: Path) -> None:
         "data/eval/full/refcoco_val_captions.parquet",
         "data/eval/lora/protocol.json",
         "reports/train/plots/loss.tsv",
-        "checkpoint/manifest.json",
+        "models/checkpoint/manifest.json",
         "reports/data/sa1b_subset.json",
     ],
 )

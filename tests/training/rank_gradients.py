@@ -1,41 +1,35 @@
-"""Run under `accelerate launch` by `test_ranks.py`: the gradients of a step on each objective, as the training computes them."""
+"""Started by `test_ranks.py` on one and on two processes: the gradients of steps on each task, as the training computes them."""
 
 import sys
-from functools import partial
 from pathlib import Path
 
 import torch
-from ans.objectives.surgery import combine
 
 from ans.config import load
-from ans.processes import connect
-from ans.training import loop
-from ans.training.ema import Teacher
+from ans.training.loop import Run
+from ans.training.step import count
+from ans.training.surgery import combine
+from ans.workspace import Workspace
 
 
 def main(out: Path) -> None:
     config = load()
-    accelerator = connect("float32")
-    run = loop.Run()
-    model, trained = loop.load_model(config, run, accelerator)
+    run = Run(config, Workspace())
     generator = torch.Generator().manual_seed(1)
-    for name, parameter in trained.items():
+    for name, parameter in run.trained.items():
         if ".lora_B." in name:  # from zero, nothing would reach A
             parameter.data.normal_(0, 0.02, generator=generator)
-    data, _ = loop.load_data(config, run, model, accelerator)
-    encode = loop.image_encoder(config, model, accelerator)
-    teacher = Teacher(trained, 0.99, warmup=False)
-    found, parameters = {}, list(trained.values())
-    model.train()
+    run.teacher.load_state_dict({name: parameter.detach() for name, parameter in run.trained.items()})
+    found = {}
+    run.model.train()
     for step in range(config.train.steps):
-        pairs = [data[step * data.accumulation + micro] for micro in range(data.accumulation)]
-        totals = loop.count(pairs, accelerator, stop=False)
-        speaking = partial(teacher.speaking, model)
-        gradients = loop.step_gradients(model, encode, speaking, parameters, pairs, config, step, totals, accelerator)
-        found[f"{step} {type(pairs[0][0]).__name__} first"] = gradients.first
-        found[f"{step} CaptionBatch second"] = gradients.second
-        found[f"{step} combined"] = combine(gradients.first, gradients.second, config.train.surgery, config.train.beta)
-    if accelerator.is_main_process:
+        micro_batches = [run.mixture[step * run.mixture.accumulation + micro] for micro in range(run.mixture.accumulation)]
+        counts, _ = count(micro_batches, run.tasks, run.accelerator, stop=False)
+        gradients = run.stepper.gradients(micro_batches, counts, step, run.examples)
+        found[f"{step} {micro_batches[0][0][0]} primary"] = gradients.primary
+        found[f"{step} loop2 auxiliary"] = gradients.auxiliary
+        found[f"{step} combined"] = combine(gradients.primary, gradients.auxiliary, config.train.surgery, config.train.beta)
+    if run.accelerator.is_main_process:
         torch.save(found, out)
 
 

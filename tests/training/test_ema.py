@@ -39,10 +39,10 @@ def test_the_student_is_untouched() -> None:
     before = {name: p.detach().clone() for name, p in trained.items()}
     for average in teacher.average.values():
         average.add_(1.0)
-    with teacher.speaking(model):
+    with teacher.of(model):
         assert not model.training and not torch.is_grad_enabled()
         assert all(torch.equal(p.data, before[name] + 1.0) for name, p in trained.items())
-    with pytest.raises(KeyError), teacher.speaking(model):
+    with pytest.raises(KeyError), teacher.of(model):
         raise KeyError
     assert model.training and torch.is_grad_enabled()
     assert all(torch.equal(p.data, before[name]) and (p.grad == 1).all() for name, p in trained.items())
@@ -68,11 +68,11 @@ def test_autocast_keeps_nothing_of_the_teacher() -> None:
         average.add_(1.0)
     with torch.autocast("cpu", torch.bfloat16):
         alone = layer(x)
-        with teacher.speaking(model):
+        with teacher.of(model):
             taught = layer(x)
         assert torch.equal(layer(x), alone) and not torch.equal(alone, taught)
     with torch.autocast("cpu", torch.bfloat16):
-        with teacher.speaking(model):
+        with teacher.of(model):
             assert torch.equal(layer(x), taught)
         student = layer(x)
     assert torch.equal(student, alone)

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from ans.checkpoints.convert import read_checkpoint
-from ans.config import Config
 from ans.model.segmenter import Segmenter
 from ans.training import loop
 from ans.training.state import ResumeError
+from ans.workspace import Workspace
 from tests import pipeline
 from tests.training.death import Killed
 
@@ -34,9 +34,9 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def train(work: Path, out: Path, gigabytes: float) -> dict[str, torch.Tensor]:
     settings = {"train__steps": 4, "launch__workers": 0, "launch__feature_cache_gb": gigabytes, "launch__save_state_seconds": 0.0}
-    config = Config(pipeline.small_values(work.parent / "world", **settings))
-    loop.train(config, loop.Run(work / "models" / "base", work / "data" / "index", out / "out", out / "reports"))
-    return read_checkpoint(out / "out" / "last.pth")
+    at = pipeline.beside(work, out) if not out.exists() else Workspace(out)
+    loop.train(pipeline.small_config(work.parent / "world", **settings), at)
+    return read_checkpoint(at.checkpoint / "last.pth")
 
 
 def test_features_are_found_again(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoded: list[int]) -> None:

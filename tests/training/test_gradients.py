@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ans.training.gradients import add_gradient, assign, clip
-from ans.training.loop import page_again
 from ans.training.schedule import lr_factor
+from ans.training.setup import page_again
 
 
 def test_flat_gradient_equals_backward() -> None:

@@ -16,8 +16,10 @@ import torch
 
 from ans.checkpoints.convert import read_checkpoint
 from ans.config import Config
-from ans.training import loop
+from ans.training import loop, setup
+from ans.training.hooks.health import Health
 from ans.training.state import ResumeError
+from ans.workspace import Workspace
 from tests import pipeline
 from tests.training.death import Killed, die_and_go_on
 
@@ -32,9 +34,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> loop.Run:
-    monkeypatch.setenv("ANS_RUNS", str(tmp_path / "runs"))
-    return loop.Run(work / "models" / "base", work / "data" / "index", tmp_path / "out", tmp_path / "reports")
+def here(work: Path, tmp_path: Path) -> Workspace:
+    return pipeline.beside(work, tmp_path)
 
 
 def config(work: Path, **changes: object) -> Config:
@@ -42,53 +43,51 @@ def config(work: Path, **changes: object) -> Config:
     return Config(pipeline.small_values(work.parent / "world", **(settings | changes)))
 
 
-def outcome(run: loop.Run) -> dict[str, object]:
+def outcome(at: Workspace) -> dict[str, object]:
     """Everything that a run leaves."""
-    left = [*run.reports.rglob("*.json"), *run.reports.rglob("*.tsv"), *run.out.glob("*.json")]
+    left = [*at.training.rglob("*.json"), *at.training.rglob("*.tsv"), *at.checkpoint.glob("*.json")]
     files = {path.name: path.read_bytes() for path in sorted(left)}
-    weights = {p.name: {k: t.numpy().tobytes() for k, t in read_checkpoint(p).items()} for p in sorted(run.out.glob("*.pth"))}
+    paths = sorted(at.checkpoint.glob("*.pth"))
+    weights = {path.name: {k: t.numpy().tobytes() for k, t in read_checkpoint(path).items()} for path in paths}
     return {"files": files, "weights": weights}
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(work: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    run = loop.Run(work / "models" / "base", work / "data" / "index", folder / "out", folder / "reports")
-    os.environ["ANS_RUNS"] = str(folder / "runs")
-    loop.train(config(work), run)
-    del os.environ["ANS_RUNS"]
-    found = outcome(run)
+    at = pipeline.beside(work, tmp_path_factory.mktemp("uninterrupted"))
+    loop.train(config(work), at)
+    found = outcome(at)
     assert set(found["weights"]) == {"last.pth", "step_000002.pth", "step_000004.pth"}
-    assert not list((folder / "runs").iterdir()), "a run that came to its end leaves no state"
+    assert not list(at.runs.iterdir()), "a run that came to its end leaves no state"
     return found
 
 
-def test_killed_at_any_file(here: loop.Run, work: Path, uninterrupted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_at_any_file(here: Workspace, work: Path, uninterrupted, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every rename and every write of tensors is a point of death."""
     deaths = die_and_go_on(lambda: loop.train(config(work), here), monkeypatch)
     assert deaths > 3 * STEPS
     assert outcome(here) == uninterrupted
 
 
-def test_another_learning_rate_begins_anew(here: loop.Run, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_learning_rate_begins_anew(here: Workspace, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop.Watch, "look", lambda self, step, values: (_ for _ in ()).throw(Killed) if step == 3 else None)
+        patch.setattr(Health, "after", lambda self, step, values: (_ for _ in ()).throw(Killed) if step == 3 else None)
         loop.train(config(work), here)
-    folders = list((here.out.parent / "runs").iterdir())
-    loop.train(config(work, presets__tiny__train__lr=1e-5), here)
-    assert list((here.out.parent / "runs").iterdir()) == folders, "the other run's state is still there"
+    folders = list(here.runs.iterdir())
+    loop.train(config(work, train__lr=1e-5), here)
+    assert list(here.runs.iterdir()) == folders, "the other run's state is still there"
 
 
-def test_other_code_is_an_error_that_names_the_choice(here: loop.Run, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_code_is_an_error_that_names_the_choice(here: Workspace, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop.Watch, "look", lambda self, step, values: (_ for _ in ()).throw(Killed) if step == 2 else None)
+        patch.setattr(Health, "after", lambda self, step, values: (_ for _ in ()).throw(Killed) if step == 2 else None)
         loop.train(config(work), here)
-    monkeypatch.setattr(loop, "code_version", lambda: "other")
+    monkeypatch.setattr(setup, "digest", lambda *_: "other")
     with pytest.raises(ResumeError, match=r"begun with code .* continue at step 1, or remove .*train-"):
         loop.train(config(work), here)
 
 
-def test_a_full_disk_loses_nothing(here: loop.Run, work: Path, uninterrupted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_loses_nothing(here: Workspace, work: Path, uninterrupted, monkeypatch: pytest.MonkeyPatch) -> None:
     full = 0
     with monkeypatch.context() as patch:
         save = torch.save
@@ -105,7 +104,7 @@ def test_a_full_disk_loses_nothing(here: loop.Run, work: Path, uninterrupted, mo
         with pytest.raises(OSError, match=r"could not be saved: No space left.*untouched"):
             loop.train(config(work), here)
     gc.collect()  # the exception's frames hold the run's lock, which the end of a process gives back
-    assert not list(here.out.parent.rglob(".*.*"))
+    assert not list(here.root.rglob(".*.*"))
     loop.train(config(work), here)
     assert outcome(here) == uninterrupted
 
@@ -131,11 +130,11 @@ def test_a_real_kill_and_a_real_sigterm(work: Path, tmp_path: Path) -> None:
     """By the user's own command: killed (all processes of the run), stopped by SIGTERM, and continued to the same bits."""
     changes = {"train__steps": 30, "launch__save_state_seconds": 0.0, "launch__workers": 1}
     values = pipeline.small_values(work.parent / "world", **changes)
-    run = loop.Run(out=work / "models" / "checkpoint", reports=work / "reports" / "train")
+    at = Workspace(work)
     runs = tmp_path / "runs"
     whole = start(work, runs, values)
     assert whole.wait() == 0, whole.stdout.read()
-    expected = outcome(run)
+    expected = outcome(at)
 
     killed = start(work, runs, values)
     wait_for_state(runs, killed)
@@ -153,8 +152,8 @@ def test_a_real_kill_and_a_real_sigterm(work: Path, tmp_path: Path) -> None:
     assert len(states) == 1 and torch.load(states[0], weights_only=True)["step"] < 30
     last = start(work, runs, values)
     assert last.wait() == 0, last.stdout.read()
-    assert outcome(run) == expected
-    assert json.loads((run.reports / "metrics.json").read_text())["loss"] > 0
+    assert outcome(at) == expected
+    assert json.loads((at.training / "metrics.json").read_text())["loss"] > 0
 
 
 DVC = """
@@ -209,12 +208,12 @@ def test_asked_to_stop_it_saves_first(
 
 def test_two_processes_go_on_after_a_kill(work: Path, tmp_path: Path) -> None:
     """To the same bits."""
-    changes = {"train__steps": 6, "launch__processes": 2, "launch__save_state_seconds": 0.0, "presets__tiny__train__batch": 2}
+    changes = {"train__steps": 6, "launch__processes": 2, "launch__save_state_seconds": 0.0, "train__batch": 2}
     values = pipeline.small_values(work.parent / "world", **changes)
-    run = loop.Run(out=work / "models" / "checkpoint", reports=work / "reports" / "train")
+    at = Workspace(work)
     whole = start(work, tmp_path / "runs", values)
     assert whole.wait() == 0, whole.stdout.read()
-    expected = outcome(run)
+    expected = outcome(at)
     killed = start(work, tmp_path / "runs", values)
     wait_for_state(tmp_path / "runs", killed)
     for group in sessions_of(killed):
@@ -223,7 +222,7 @@ def test_two_processes_go_on_after_a_kill(work: Path, tmp_path: Path) -> None:
     again = start(work, tmp_path / "runs", values)
     said = again.stdout.read()
     assert again.wait() == 0 and "continued at step" in said, said
-    assert outcome(run) == expected
+    assert outcome(at) == expected
 
 
 def wait_for_line(process: subprocess.Popen, text: str) -> None:

@@ -9,13 +9,15 @@ import torch
 from ans.checkpoints.convert import read_checkpoint
 from ans.checkpoints.layout import model_to_pth_name
 from ans.config import Config, ConfigError
-from ans.training import loop, validation
+from ans.training import loop
+from ans.training.hooks import validation
+from ans.workspace import Workspace
 from tests import pipeline
 from tests.training.death import die_and_go_on
 
 pytestmark = pytest.mark.slow
 
-LOOK = {
+VALIDATION = {
     "split": "refcoco_val", "metric": "ciou", "patience": 2, "save_best_only": True, "max_samples": 2, "max_new_tokens": 8,
     "tokens_per_batch": 500,
 }  # fmt: skip
@@ -27,21 +29,23 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> loop.Run:
-    monkeypatch.setenv("ANS_RUNS", str(tmp_path / "runs"))
-    return loop.Run(work / "models" / "base", work / "data" / "index", tmp_path / "out", tmp_path / "reports")
+def here(work: Path, tmp_path: Path) -> Workspace:
+    return pipeline.beside(work, tmp_path)
 
 
 def config(work: Path, **changes: object) -> Config:
-    train = {"epochs": 4, "loops": False, "batch": 4, "max_train_samples": 6, "validation": LOOK | changes, "lr": 1e-5}
-    settings = {f"presets__tiny__train__{name}": value for name, value in train.items()}
-    settings |= {"launch__workers": 0, "launch__save_state_seconds": 0.0, "train__gallery": 0}
-    return Config(pipeline.small_values(work.parent / "world", **settings))
+    settings = {
+        "train__epochs": 4, "train__loop1__enabled": False, "train__loop2__enabled": False, "train__batch": 4,
+        "train__referring__max_images": 6, "train__validation": VALIDATION | changes, "train__lr": 1e-5, "train__gallery": 0,
+        "launch__workers": 0, "launch__save_state_seconds": 0.0,
+    }  # fmt: skip
+    return pipeline.small_config(work.parent / "world", **settings)
 
 
-def left(run: loop.Run) -> dict[str, bytes]:
-    files = [*run.reports.rglob("*.json"), *run.reports.rglob("*.tsv"), *run.out.glob("*.json")]
-    weights = {path.name: {k: t.numpy().tobytes() for k, t in read_checkpoint(path).items()} for path in run.out.glob("*.pth")}
+def left(at: Workspace) -> dict[str, bytes]:
+    files = [*at.training.rglob("*.json"), *at.training.rglob("*.tsv"), *at.checkpoint.glob("*.json")]
+    checkpoints = at.checkpoint.glob("*.pth")
+    weights = {path.name: {k: t.numpy().tobytes() for k, t in read_checkpoint(path).items()} for path in checkpoints}
     return {path.name: path.read_bytes() for path in files} | weights
 
 
@@ -51,21 +55,21 @@ def scores(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
     monkeypatch.setattr(validation, "summarise", lambda rows: real(rows) | {"ciou": next(looks)})
 
 
-def test_epochs_and_what_is_left(here: loop.Run, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_epochs_and_what_is_left(here: Workspace, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores(monkeypatch, [0.1, 0.3, 0.2, 0.25])
     states: dict[int, dict[str, torch.Tensor]] = {}
-    real = validation.Validation.look
+    real = validation.Validation.evaluate
 
-    def look(self, step, loss, model, trained):
-        states[step] = {name: p.detach().clone() for name, p in trained.items()}
-        assert model.training
-        seen = real(self, step, loss, model, trained)
-        assert model.training and torch.is_grad_enabled()
-        return seen
+    def evaluate(self):
+        states[self.curves.rows["loss"][-1][0]] = {name: p.detach().clone() for name, p in self.trained.items()}
+        assert self.model.training
+        metrics = real(self)
+        assert self.model.training and torch.is_grad_enabled()
+        return metrics
 
-    monkeypatch.setattr(validation.Validation, "look", look)
+    monkeypatch.setattr(validation.Validation, "evaluate", evaluate)
     loop.train(config(work), here)
-    history = json.loads((here.reports / "history.json").read_text())
+    history = json.loads((here.training / "history.json").read_text())
     assert [(row["epoch"], row["step"], row["val_ciou"]) for row in history] == [
         (1, 2, 0.1),
         (2, 4, 0.3),
@@ -73,36 +77,33 @@ def test_epochs_and_what_is_left(here: loop.Run, work: Path, monkeypatch: pytest
         (4, 8, 0.25),
     ]
     assert all(0 <= row["val_seg_rate"] <= 1 and row["loss"] > 0 for row in history)
-    losses = [float(line.split()[1]) for line in (here.reports / "plots" / "loss.tsv").read_text().splitlines()[1:]]
+    losses = [float(line.split()[1]) for line in (here.training / "plots" / "loss.tsv").read_text().splitlines()[1:]]
     assert history[1]["loss"] == pytest.approx(sum(losses[2:4]) / 2, rel=1e-5)
-    assert (here.reports / "plots" / "val_ciou.tsv").read_text() == "step\tval_ciou\n2\t0.1\n4\t0.3\n6\t0.2\n8\t0.25\n"
-    assert [path.name for path in here.out.glob("*.pth")] == ["best.pth"]
-    assert json.loads((here.out / "manifest.json").read_text())["best"] == history[1]
-    kept = read_checkpoint(here.out)
+    assert (here.training / "plots" / "val_ciou.tsv").read_text() == "step\tval_ciou\n2\t0.1\n4\t0.3\n6\t0.2\n8\t0.25\n"
+    assert [path.name for path in here.checkpoint.glob("*.pth")] == ["best.pth"]
+    assert json.loads((here.checkpoint / "manifest.json").read_text())["best"] == history[1]
+    kept = read_checkpoint(here.checkpoint)
     for name, tensor in states[4].items():
         assert torch.equal(kept[model_to_pth_name(name)], tensor)
     assert any(not torch.equal(states[4][name], states[8][name]) for name in states[4])
 
 
-def test_an_early_end(here: loop.Run, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_early_end(here: Workspace, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores(monkeypatch, [0.3, 0.3, 0.2, 0.9])
     loop.train(config(work, save_best_only=False), here)
-    assert [row["epoch"] for row in json.loads((here.reports / "history.json").read_text())] == [1, 2, 3]
-    steps = {path.name: torch.load(path, weights_only=True)["meta"]["step"] for path in here.out.glob("*.pth")}
+    assert [row["epoch"] for row in json.loads((here.training / "history.json").read_text())] == [1, 2, 3]
+    steps = {path.name: torch.load(path, weights_only=True)["meta"]["step"] for path in here.checkpoint.glob("*.pth")}
     assert steps == {"best.pth": 2, "last.pth": 6}
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(work: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    run = loop.Run(work / "models" / "base", work / "data" / "index", folder / "out", folder / "reports")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ANS_RUNS", str(folder / "runs"))
-        loop.train(config(work, patience=1), run)
-    return left(run)
+    at = pipeline.beside(work, tmp_path_factory.mktemp("uninterrupted"))
+    loop.train(config(work, patience=1), at)
+    return left(at)
 
 
-def test_killed_and_continued(here: loop.Run, work: Path, uninterrupted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_and_continued(here: Workspace, work: Path, uninterrupted, monkeypatch: pytest.MonkeyPatch) -> None:
     """At every rename and every write of tensors: the same history, the same best tensors, the same early end."""
     deaths = die_and_go_on(lambda: loop.train(config(work, patience=1), here), monkeypatch, stride=6)
     assert deaths > 12
@@ -110,7 +111,7 @@ def test_killed_and_continued(here: loop.Run, work: Path, uninterrupted, monkeyp
 
 
 def test_settings_that_cannot_be(work: Path) -> None:
-    with pytest.raises(ConfigError, match="validation: looks after epochs"):
-        Config(pipeline.small_values(work, presets__tiny__train__validation=LOOK))
+    with pytest.raises(ConfigError, match="validation: evaluates after epochs"):
+        pipeline.small_config(work, train__validation=VALIDATION)
     assert config(work).training_indexes() == ("refcoco", "refcoco_plus", "refcocog")
     assert config(work, split="reasonseg_val-all").training_indexes()[-1] == "reasonseg"

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ans.objectives.surgery import along, combine, conflict
+from ans.training.surgery import along, combine, conflict
 from hypothesis import given
 from hypothesis import strategies as st
 from torchjd.aggregation import PCGrad

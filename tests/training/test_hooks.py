@@ -1,0 +1,96 @@
+"""Hooks: what stops a run and what only warns, which examples are kept, what curves and metrics say."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ans.tasks import load as load_task
+from ans.tasks.base import CHECKED_STEPS, Degenerate, Example
+from ans.training.hooks.curves import Curves
+from ans.training.hooks.examples import Examples
+from ans.training.hooks.health import Health
+
+GOOD = {"ref_seg_rate": 1.0, "loop1_seg_rate": 0.9, "loop1_teacher_empty": 0.0, "loop1_teacher_different": 0.8}
+TASKS = {name: object.__new__(load_task(name)) for name in ("referring", "loop1", "loop2")}
+"""A check knows nothing of its task's data."""
+
+
+def checked(values: dict[str, float], steps: int = CHECKED_STEPS) -> Health:
+    health = Health(TASKS, 0.5)
+    for step in range(steps):
+        health.after(step + 1, GOOD | values)
+    return health
+
+
+def test_a_sound_run_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    checked({}, 3 * CHECKED_STEPS)
+    assert capsys.readouterr().err == ""
+
+
+def test_no_more_seg() -> None:
+    said = rf"step {CHECKED_STEPS}: .*\[SEG\] in only 10% .*loop1_seg_rate.*train\.min_seg_rate \(50%\)"
+    with pytest.raises(Degenerate, match=said):
+        checked({"loop1_seg_rate": 0.1})
+    checked({"loop1_seg_rate": 0.1}, CHECKED_STEPS - 1)  # too few steps to tell
+
+
+def test_a_teacher_that_says_nothing() -> None:
+    with pytest.raises(Degenerate, match="the teacher's captions of nearly all objects are empty"):
+        checked({"loop1_teacher_empty": 1.0})
+
+
+def test_a_teacher_that_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    checked({"loop1_teacher_different": 0.01}, 2 * CHECKED_STEPS)
+    assert capsys.readouterr().err.count("nearly all objects are the same") == 1
+
+
+def test_a_state_continues_the_history() -> None:
+    half = checked({"loop1_seg_rate": 0.1}, CHECKED_STEPS // 2)
+    other = Health(TASKS, 0.5)
+    other.load_state_dict(half.state_dict())
+    with pytest.raises(Degenerate):
+        for step in range(CHECKED_STEPS // 2):
+            other.after(step, GOOD | {"loop1_seg_rate": 0.1})
+
+
+def test_examples_are_kept_evenly_and_once() -> None:
+    examples = Examples(times=4, steps=101, first_process=True)
+    assert examples.chosen == [22, 48, 72, 98]  # not the very last step, which may have none of a task
+
+    def wanted(task: str, step: int) -> bool:
+        examples.after(step, {})
+        return examples(task, None)
+
+    assert [step for step in range(101) if wanted("loop1", step)] == list(range(22, 101))
+    soft = torch.zeros(5, 8, 8)
+    soft[:, :, :4] = 1
+    texts = {"teacher": [f"said {i}" for i in range(5)], "student": [f"heard {i}" for i in range(5)]}
+    examples.after(27, {})
+    examples("loop1", Example([("a.jpg", "sav")] * 5, texts, 20 * soft - 10, soft))
+    assert [wanted("loop1", step) for step in (28, 47, 48)] == [False, False, True]  # 22 to 26 were on another task
+    assert wanted("loop2", 28), "each task has its own"
+    assert [(kept["task"], kept["step"], kept["texts"]) for kept in examples.kept] == [
+        ("loop1", 28, {"teacher": f"said {i}", "student": f"heard {i}"}) for i in range(4)
+    ]
+    assert all(kept["mask"] == kept["truth"] for kept in examples.kept)
+    assert not Examples(0, 100, True)("loop1", None)
+
+
+def test_metrics_are_the_mean_of_the_last_tenth(tmp_path: Path) -> None:
+    curves = Curves(tmp_path)
+    for step in range(20):
+        curves.after(step + 1, {"loss": float(step)})
+    curves.finish()
+    assert (tmp_path / "plots" / "loss.tsv").read_text().splitlines()[:2] == ["step\tloss", "1\t0"]
+    assert '"loss": 18.5' in (tmp_path / "metrics.json").read_text()
+
+
+def test_metrics_of_a_validated_run_are_those_of_the_epoch_that_is_kept(tmp_path: Path) -> None:
+    curves = Curves(tmp_path)
+    for step, ciou in ((10, 0.3), (20, 0.5), (30, 0.4)):
+        curves.after(step, {"loss": 1.0, "val_ciou": ciou})
+    curves.best = {"val_ciou": 0.5}
+    curves.finish()
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"loss": 1.0, "val_ciou": 0.5}
