@@ -47,13 +47,6 @@ class Progress:
         elif self.printed is not None and self.n > self.said:
             self.write(self._line())
 
-    def start_at(self, done: int) -> None:
-        """Say that `done` units were done before: what a run that goes on has behind it."""
-        self.first = self.n = self.warm = self.said = done
-        if self.bar is not None:
-            self.bar.reset(self.total)
-            self.bar.update(done)
-
     def update(self, n: int = 1, **values: float) -> None:
         """Count `n` units more; `values` are shown beside them."""
         if self.n == self.first:

@@ -47,17 +47,6 @@ def test_slow_units_have_a_line_each_and_short_work_has_none(clock: Clock, capsy
     assert capsys.readouterr().err == ""
 
 
-def test_a_run_that_goes_on_counts_from_there(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    bar = Progress(100, "train", "step")
-    bar.start_at(40)
-    clock.now += 1.0
-    bar.update()
-    assert capsys.readouterr().err == "train: step 41 of 100, started within 1 s\n"
-    clock.now += 40.0
-    bar.update(40)
-    assert capsys.readouterr().err == "train: step 81 of 100, 1.00 s a step, 19 s left\n"
-
-
 def test_what_was_done_before_counts_for_no_speed(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     run(clock, 200, 0.01, done=199)
     assert capsys.readouterr().err == ""

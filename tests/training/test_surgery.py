@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from ans.training.surgery import along, combine, conflict
 from hypothesis import given
 from hypothesis import strategies as st
 from torchjd.aggregation import PCGrad
+
+from ans.training.surgery import along, combine, conflict
 
 G1, G2 = torch.tensor([3.0, 4.0, 0.0]), torch.tensor([-5.0, 0.0, 2.0])
 
