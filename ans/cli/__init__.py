@@ -12,10 +12,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Raises `ValueError` or `OSError` that says what is wrong and what to do, and `SystemExit` where a command ends with a status.
     """
-    parser = argparse.ArgumentParser(
+    chosen = parser().parse_args(arguments)
+    chosen.run(chosen)
+
+
+def parser() -> argparse.ArgumentParser:
+    """What the commands take. `run` of the parsed arguments runs the chosen one."""
+    found = argparse.ArgumentParser(
         prog="python -m ans", description="Segment by words, describe regions, and work with the results of a run."
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = found.add_subparsers(required=True, metavar="COMMAND")
     for name in COMMANDS:
         module = importlib.import_module(f"ans.cli.{name}")
         command = commands.add_parser(
@@ -23,5 +29,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         module.arguments(command)
         command.set_defaults(run=module.run)
-    chosen = parser.parse_args(arguments)
-    chosen.run(chosen)
+    return found
