@@ -1,7 +1,7 @@
 # Each target does all it needs on a fresh machine: the environment first, then the job.
 #   make repro         the whole pipeline (dvc repro)         make test    all tests
 #   make tiny-weights  the embedded base weights anew         make quick   lint and the tests that take seconds
-#   make lisa-weights  those of the preset lisa-tiny
+#   make lisa-weights  those of the preset lisa-tiny          make lint    ruff (rules and format) and the type checker
 # VENV=/some/where uses (and fills) a virtual environment elsewhere; PYTHON=python3.12 builds it with another interpreter.
 
 VENV   ?= .venv
@@ -14,7 +14,7 @@ PIP   := $(VENV)/bin/python -m pip -qq --disable-pip-version-check --no-input in
 # DVC starts `python -m stages.x` from PATH.
 RUN   := PATH="$(abspath $(VENV))/bin:$$PATH"
 
-.PHONY: repro test quick tiny-weights lisa-weights env
+.PHONY: repro test quick lint tiny-weights lisa-weights env
 
 repro: env
 	@$(RUN) dvc repro
@@ -22,8 +22,12 @@ repro: env
 test: env
 	@$(RUN) python -m pytest
 
-quick: env
+lint: env
 	@$(RUN) ruff check .
+	@$(RUN) ruff format --check .
+	@$(RUN) pyrefly check
+
+quick: lint
 	@$(RUN) python -m pytest -m "not slow"
 
 tiny-weights: env

@@ -1,0 +1,39 @@
+"""Fine-tune a segmenting vision-language model, choose which trained parts to keep, and measure each choice.
+
+from ans import Segmenter, load_config
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ans.config import load as load_config
+    from ans.model.segmenter import Segmenter
+    from ans.version import __version__
+
+__all__ = ["Segmenter", "__version__", "load_config"]
+
+SAM2 = "sam2==1.1.0"
+PLACES = {
+    "Segmenter": ("ans.model.segmenter", "Segmenter"),
+    "load_config": ("ans.config", "load"),
+    "__version__": ("ans.version", "__version__"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported when they are first used: PyTorch takes seconds, and light stages do without it."""
+    if name not in PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = PLACES[name]
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if error.name != "sam2":
+            raise
+        # it asks for torchvision, which nothing here uses and which has no build for every torch
+        raise ModuleNotFoundError(f"ans.{name} needs sam2: pip install --no-deps {SAM2}", name="sam2") from error
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

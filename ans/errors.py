@@ -4,11 +4,14 @@ import os
 import sys
 from collections.abc import Callable
 
+from ans import logs
+
 
 def run(main: Callable[..., None], *arguments: str) -> None:
     """Call `main` and turn an error in what the user gave (files, parameters, numbers that went wrong) into one message and exit
-    status 1. All other exceptions are ours and keep their traceback; `ANS_TRACEBACK=1` keeps it for all.
+    status 1. All other exceptions are ours and keep their traceback; `ANS_TRACEBACK=1` keeps it for all. What the library logs is shown.
     """
+    logs.show()
     try:
         main(*arguments)
     except (ValueError, OSError, ArithmeticError, RuntimeError) as error:

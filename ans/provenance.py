@@ -2,7 +2,7 @@
 
 import ast
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +16,8 @@ LISTED = ("ans.model.decoders", "ans.model.families")
 
 
 def closure(*modules: str) -> set[Path]:
-    """Files, relative to `ROOT`, of `modules` and of all that they import from `PACKAGES`, at the top or inside a function.
+    """Files, relative to `ROOT`, of `modules` and of all that they import from `PACKAGES`, at the top or inside a function; what is
+    imported for type checkers alone decides nothing.
 
     The `__init__.py` of every package on the way counts, since Python runs it. Raises `ModuleNotFoundError` for a module without
     a file.
@@ -47,7 +48,7 @@ def digest(*modules: str) -> str:
 @cache
 def _imports(path: Path) -> tuple[str, ...]:
     names: list[str] = []
-    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+    for node in _executed(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -56,6 +57,18 @@ def _imports(path: Path) -> tuple[str, ...]:
     for package in set(names) & set(LISTED):
         names += [f"{package}.{found.stem}" for found in sorted((ROOT / Path(*package.split("."))).glob("*.py"))]
     return tuple(_ours(names))
+
+
+def _executed(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes below `node` that can run: not those in `if TYPE_CHECKING:`."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
+            for other in child.orelse:
+                yield other
+                yield from _executed(other)
+            continue
+        yield child
+        yield from _executed(child)
 
 
 def _ours(names: Iterable[str]) -> Iterable[str]:

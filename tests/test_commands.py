@@ -42,9 +42,9 @@ class Repository:
         values["world"] |= SMALL
         values["sources"] = {name: values["sources"][name] for name in SOURCES}
         values["variants"] = {"base": [], "full": values["variants"]["full"]}
-        values["train"]["loop1"]["sources"] = {"sav": values["train"]["loop1"]["sources"]["sav"]}
-        values["presets"]["tiny"]["train"]["referring"] = ["refcoco"]
-        values["presets"]["tiny"]["evaluate"] |= {"splits": ["refcoco_val"], "captions": []}
+        values["train"]["loop1"]["sources"] = {"sav": {"repeats": 1.0}}
+        values["train"]["referring"]["sources"] = ["refcoco"]
+        values["evaluate"] |= {"splits": ["refcoco_val"], "captions": []}
         (folder / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
         self.run("git init -q && git config user.email a@example.org && git config user.name A")
         self.run("dvc init -q")

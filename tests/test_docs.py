@@ -6,7 +6,6 @@ tests/test_pipeline.py runs. Shell scripts are checked by `bash -n`.
 """
 
 import contextlib
-import copy
 import io
 import json
 import os
@@ -21,13 +20,16 @@ from pathlib import Path
 import pytest
 import yaml
 from dvc.cli import parse_args
+from dvc.utils.hydra import apply_overrides
 from PIL import Image
 
-from ans.cli import main
-from ans.config import Config
+from ans.cli import COMMANDS as COMMANDS_OF_ANS
+from ans.cli import main, parser
+from ans.config import load
+from ans.config.sections import SECTIONS, all_fields, task_names
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 COMMANDS = ("dvc", "make", "python", "torchrun")
 OTHERS = ("git", "source", "for", "exec")
@@ -88,6 +90,13 @@ def test_there_is_something_to_check() -> None:
 
 
 @cache
+def known() -> set[str]:
+    """The paths of all settings and sections, and of what params.yaml has by name."""
+    named = {f"{section}.{name}" for section in ("sources", "own", "variants", "presets") for name in PARAMS[section]}
+    return {*SECTIONS, "preset", "presets", *(f"train.{name}" for name in task_names()), *all_fields(), *named}
+
+
+@cache
 def usage(module: str) -> str:
     """What the module says of itself."""
     command = [sys.executable, "-m", module, "--help"]
@@ -102,21 +111,19 @@ def test_make_targets_exist(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("words", of("dvc"))
-def test_dvc_takes_these_options(words: list[str]) -> None:
-    """By DVC's own parser; overridden keys are in params.yaml and fit together; targets are stages."""
+def test_dvc_takes_these_options(words: list[str], tmp_path: Path) -> None:
+    """By DVC's own parser and writer; what it makes of params.yaml is a configuration; targets are stages."""
     arguments = parse_args(words[1:])
-    values = copy.deepcopy(PARAMS)
+    overrides = []
     for override in getattr(arguments, "set_param", None) or []:
         key, _, value = override.partition("=")
-        *parents, last = key.split(".")
-        node = values
-        for parent in parents:
-            node = node[parent]
-        assert last in node, f"{key} is not in params.yaml"
-        if "$" not in value and "<" not in value:
-            first = value.split(",")[0] if getattr(arguments, "queue", False) else value
-            node[last] = yaml.safe_load(first)
-    Config(values)
+        if "$" in value or "<" in value:
+            assert key in known(), f"{key} is not in params.yaml"
+        else:
+            overrides.append(f"{key}={value.split(',')[0]}" if getattr(arguments, "queue", False) else override)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    apply_overrides(tmp_path / "params.yaml", overrides)
+    assert load(tmp_path / "params.yaml").tasks
     if words[1] in ("repro", "commit") or words[1:3] == ["exp", "run"]:
         for target in arguments.targets or []:
             assert target.split("@")[0] in STAGES, target
@@ -125,9 +132,14 @@ def test_dvc_takes_these_options(words: list[str]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("words", of("python", "-m"))
 def test_modules_take_these_options(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model's command line is run; other modules have to exist and know the options by their own help."""
+    """The commands that need no results are run; other modules have to exist and know the options by their own help."""
     module, arguments = words[2], words[3:]
     if module == "ans":
+        command = parser().parse_args(arguments)
+        if arguments[0] in ("compare", "validate", "convert", "export"):
+            assert command.run
+            return
+        shutil.copy(ROOT / "params.yaml", tmp_path)
         (tmp_path / "models" / "variants").mkdir(parents=True)
         (tmp_path / "weights").symlink_to(ROOT / "weights")
         (tmp_path / "models" / "variants" / "full").symlink_to(ROOT / "weights" / "tiny")
@@ -174,16 +186,12 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_keys_that_are_named_exist(page: Path) -> None:
-    """`train.loop1.tau` and the like in the text are keys of params.yaml; `<preset>` stands for any."""
+    """`train.loop1.tau` and the like in the text are settings; `<task>` stands for any."""
     for name in re.findall(r"`([a-z_0-9]+(?:\.[a-z_0-9<>\-]+)+)(?:: [^`]*|=[^`]*)?`", page.read_text(encoding="utf-8")):
         parts = name.split(".")
         if parts[0] not in PARAMS or parts[-1] in ("json", "py", "csv", "md", "yaml", "lock", "parquet", "png", "html", "npz"):
             continue
-        node = PARAMS
-        for part in parts:
-            part = "tiny" if part.startswith("<") else part
-            assert isinstance(node, dict) and part in node, f"{page.name}: {name} is not in params.yaml"
-            node = node[part]
+        assert name.replace("<task>", "loop1") in known(), f"{page.name}: {name} is not in params.yaml"
 
 
 def test_measured_numbers_stand_in_their_files() -> None:
@@ -259,8 +267,15 @@ def test_what_only_reads_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert all(name in table for name in ("full.ciou", "train.beta", "loss")) and "cosine" not in table
 
 
-def test_help_of_the_command_line_names_both_commands() -> None:
+def test_help_of_the_command_line_names_all_commands() -> None:
     out = io.StringIO()
     with contextlib.redirect_stdout(out), pytest.raises(SystemExit):
         main(["--help"])
-    assert "segment" in out.getvalue() and "describe" in out.getvalue()
+    assert all(f"    {name} " in out.getvalue() for name in COMMANDS_OF_ANS)
+
+
+def test_every_command_is_in_the_pages() -> None:
+    shown = {words[3] for _, words in ALL if words[:3] == ["python", "-m", "ans"]}
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert shown <= set(COMMANDS_OF_ANS)
+    assert all(f"python -m ans {name}" in text for name in COMMANDS_OF_ANS)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from ans.checkpoints.base import shard
-from ans.checkpoints.shards import entries
+from ans.formats.shards import entries
 from ans.toy import lisa
 from ans.toy.base import write_model
 from ans.workspace import Workspace

@@ -12,11 +12,11 @@ import pytest
 import torch
 import yaml
 
-from ans.checkpoints import shards
-from ans.checkpoints.pth import read_pth
 from ans.data.arrow import read_index
 from ans.data.images import open_image
 from ans.data.samples import training_rows
+from ans.formats import shards
+from ans.formats.pth import read_pth
 from ans.model.adapters import add_lora, select_trained
 from ans.model.segmenter import Segmenter
 from tests import pipeline

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ans.checkpoints import shards
-from ans.checkpoints.pth import read_pth
+from ans.formats import shards
+from ans.formats.pth import read_pth
 from ans.model.config import ModelConfig, decoder_of, decoders, family_made_of, read_values
 from ans.model.decoder import MaskDecoder
 from ans.model.family import Family
@@ -57,7 +57,9 @@ def assemble(language: Path, masks: Path, out: Path, seed: int = 0) -> None:
                 shards.link(path, folder / path.name)
             elif kept:
                 save_file({hf: _tensor(path, name) for name, hf in kept.items()}, folder / path.name, {"format": "pt"})
-        save_file({name: tensor.contiguous().clone() for name, tensor in new.items()}, folder / "new.safetensors", {"format": "pt"})
+        save_file(
+            {name: tensor.contiguous().clone() for name, tensor in new.items()}, folder / "new.safetensors", {"format": "pt"}
+        )
         (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 

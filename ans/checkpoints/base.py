@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from ans.checkpoints import shards
 from ans.checkpoints.fetch import fetch, fetch_sam2
 from ans.config.schema import Weights
-from ans.model.groups import SHARDS
+from ans.formats import shards
+from ans.groups import SHARDS
 
 
 def make_base(weights: Weights, out: Path) -> None:

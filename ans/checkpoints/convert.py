@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ans.checkpoints import shards
-from ans.checkpoints.pth import DTYPES, Checkpoint, digest, read_pth, tensor_bytes
-from ans.checkpoints.shards import Entry
 from ans.config.schema import Convert, LoraSize
+from ans.formats import shards
+from ans.formats.pth import DTYPES, Checkpoint, digest, read_pth, tensor_bytes
+from ans.formats.shards import Entry
+from ans.groups import SHARDS, TRAINABLE
 from ans.model.config import ModelConfig
-from ans.model.groups import SHARDS, TRAINABLE
 from ans.model.keys import COMPUTED, SEG_ROW
 
 _PRECISIONS = {"float32": "F32", "bf16": "BF16"}

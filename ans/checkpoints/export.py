@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ans.checkpoints import shards
+from ans.formats import shards
 
 ADAPTER, OTHERS = "adapter_model.safetensors", "other_groups.safetensors"
 
@@ -38,7 +38,7 @@ def export_adapter(variant: Path, checkpoint: Path, out: Path) -> None:
     """
     from safetensors.torch import save_file
 
-    from ans.checkpoints.pth import digest, read_pth
+    from ans.formats.pth import digest, read_pth
     from ans.model.config import ModelConfig
 
     record = _record(variant)

@@ -21,10 +21,10 @@ from urllib.parse import quote
 
 from tqdm import tqdm
 
-from ans.checkpoints.shards import INDEX, link, read_index, refuse_link
-from ans.checkpoints.shards import sha256 as _sha256
 from ans.config.fields import ConfigError
 from ans.config.schema import MaskEncoderWeights, Weights
+from ans.formats.shards import INDEX, link, read_index, refuse_link
+from ans.formats.shards import sha256 as _sha256
 
 PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 """The files that make up a model and its tokenizer."""

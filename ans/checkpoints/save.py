@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ans.checkpoints.pth import digest
 from ans.files import replacing
+from ans.formats.pth import digest
 from ans.model.keys import Keys
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ans.checkpoints.shards import (
+from ans.formats.shards import (
     copy_side_files,
     entries,
     files,
@@ -15,7 +15,7 @@ from ans.checkpoints.shards import (
     sha256,
     write_index,
 )
-from ans.model.groups import shards_of
+from ans.groups import shards_of
 
 
 def make_variant(base: Path, trained: Path, wanted: Sequence[str], out: Path, whole: bool = False) -> tuple[list[str], list[str]]:

@@ -1,8 +1,10 @@
 """What every section of `params.yaml` is made of: strict types, ranges, and a line of documentation for each setting."""
 
-from typing import Annotated
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+T = TypeVar("T")
 
 
 class ConfigError(ValueError):
@@ -14,6 +16,13 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _none(cls, value: Any, info: ValidationInfo) -> Any:
+        """`none` written out, for settings that may be None: an empty value leaves it to the preset."""
+        optional = info.field_name is not None and type(None) in get_args(cls.model_fields[info.field_name].annotation)
+        return None if optional and value == "none" else value
+
 
 Count = Annotated[int, Field(ge=1)]
 Number = Annotated[int, Field(ge=0)]
@@ -24,8 +33,6 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?$")]
 """Names of sets and variants become names of files and of DVC's stages."""
 
-Texts = Annotated[tuple[str, ...], Field(strict=False)]
-"""A list of texts in YAML."""
-
-NONE = BeforeValidator(lambda value: None if value == "none" else value)
-"""For settings that may be None: `none` written out says so, where an empty value leaves it to the preset."""
+List = Annotated[tuple[T, ...], Field(strict=False)]
+NonEmpty = Annotated[tuple[T, ...], Field(strict=False, min_length=1)]
+"""Lists in YAML."""

@@ -6,18 +6,16 @@ decides; `none` says explicitly that there is none.
 """
 
 import copy
-import difflib
-import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
-from pydantic.fields import FieldInfo
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
-from ans.config.fields import ConfigError, Section
+from ans.config.fields import ConfigError
 from ans.config.schema import (
     SUBSET,
     Convert,
@@ -25,44 +23,42 @@ from ans.config.schema import (
     Index,
     Launch,
     Own,
-    OwnSets,
     Paths,
     Report,
     Source,
-    Sources,
     SubsetSa1b,
     TrainSettings,
-    Variants,
     Weights,
     World,
 )
+from ans.config.sections import SECTIONS, suggestion, task_names, task_settings
 from ans.config.tasks import TaskSettings
 
-T = TypeVar("T")
-
-SECTIONS: dict[str, Any] = {
-    "paths": Paths,
-    "launch": Launch,
-    "sources": Sources,
-    "own": OwnSets,
-    "variants": Variants,
-    "world": World,
-    "index": Index,
-    "subset_sa1b": SubsetSa1b,
-    "weights": Weights,
-    "train": TrainSettings,
-    "convert": Convert,
-    "evaluate": Evaluate,
-    "report": Report,
-}
 BY_PRESET = ("weights", "train", "evaluate")
 """Sections that a preset may set."""
 
-TASKS = Path(__file__).parents[1] / "tasks"
+REASONS = {
+    "bool_type": "expected true or false",
+    "int_type": "expected an integer",
+    "float_type": "expected a number",
+    "string_type": "expected a text",
+    "tuple_type": "expected a list",
+    "dict_type": "expected a section",
+    "model_type": "expected a section",
+    "literal_error": "expected {expected}",
+    "finite_number": "must be finite",
+    "too_short": "must not be empty",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "string_pattern_mismatch": "does not match {pattern}",
+}
+"""What pydantic's errors are called here."""
 
 
 class Config:
-    """The configuration of a run. `values` and `origins`: every setting in force by dotted path, and where its value comes from."""
+    """The configuration of a run: its sections, checked, with the chosen preset merged in."""
 
     def __init__(self, raw: Mapping[str, Any]) -> None:
         _known(raw, ["preset", *SECTIONS, "presets"])
@@ -86,7 +82,7 @@ class Config:
     @cached_property
     def tasks(self) -> dict[str, TaskSettings]:
         """The settings of the tasks that are on, by name, in the order of their roles and names. Reading them imports the tasks."""
-        settings = {name: self._task(name) for name in task_names()}
+        settings = {name: self.task(name) for name in task_names()}
         found = {name: of for name, of in settings.items() if of.enabled}
         if not found:
             raise ConfigError("train: every task is off, so nothing would be learnt")
@@ -126,20 +122,13 @@ class Config:
         learnt = {index for of in self.tasks.values() for index in of.labelled()}
         return tuple(name for name in self.evaluation_indexes() if name not in learnt)
 
-    def values(self) -> dict[str, Any]:
-        """All settings in force, as plain values, section by section."""
-        found: dict[str, Any] = {"preset": self.preset}
-        for name in SECTIONS:
-            section = getattr(self, name)
-            found[name] = (
-                section.model_dump() if isinstance(section, Section) else {key: _plain(of) for key, of in section.items()}
-            )
-        found["train"] |= {name: self._task(name).model_dump() for name in task_names()}
-        return found
+    def task(self, name: str) -> TaskSettings:
+        """The settings of a task, on or off. Reading them imports it."""
+        return self._validated(task_settings(name), self._merged("train").get(name, {}), ("train", name))
 
     def origin(self, *path: str) -> str:
         """Where the setting at `path` has its value from: `params.yaml`, `preset NAME` or `default`."""
-        if _at(self._raw, path) is not None:
+        if _says(_at(self._raw, path)):
             return "params.yaml"
         return f"preset {self.preset}" if _at(self._presets(), path) is not None else "default"
 
@@ -155,10 +144,6 @@ class Config:
         if name == "train":
             values = {key: value for key, value in values.items() if key not in task_names()}
         return self._validated(kind, values, (name,))
-
-    def _task(self, name: str) -> TaskSettings:
-        kind = importlib.import_module(f"ans.tasks.{name}").Settings
-        return self._validated(kind, self._merged("train").get(name, {}), ("train", name))
 
     def _merged(self, name: str) -> dict[str, Any]:
         given, preset = self._raw[name], self._presets().get(name) if name in BY_PRESET else None
@@ -185,14 +170,15 @@ class Config:
             return f"{self._place(path)}: unknown key{suggestion(dotted)}"
         if first["type"] == "missing":
             return f"{dotted}: missing"
+        if first["type"] in REASONS:
+            limits = {name: f"{of:g}" if isinstance(of, float) else of for name, of in first.get("ctx", {}).items()}
+            reason = REASONS[first["type"]].format(**limits)
         found = f", found {first['input']!r}" if "input" in first and not isinstance(first["input"], dict) else ""
-        if first["type"] == "float_type" and isinstance(first["input"], str):
-            found += " (YAML reads 1e-4 as text: write 1.0e-4)"
-        return f"{self._place(path)}: {reason[0].lower()}{reason[1:]}{found}"
+        return f"{self._place(path)}: {reason}{found}"
 
     def _place(self, path: tuple[str, ...]) -> str:
         """The path at which the user finds the value."""
-        in_preset = _at(self._raw, path) is None and _at(self._presets(), path) is not None
+        in_preset = not _says(_at(self._raw, path)) and _at(self._presets(), path) is not None
         return ".".join(("presets", self.preset, *path) if in_preset else path)
 
     def _check(self) -> None:
@@ -218,11 +204,14 @@ class Config:
 
 
 def load(path: str | Path = "params.yaml") -> Config:
-    """Read and check `params.yaml`. Raises `ConfigError` naming the first setting that cannot be used, by its path."""
+    """Read and check `params.yaml`. Raises `ConfigError` naming the first setting that cannot be used, by its path.
+
+    Read as DVC reads it, as YAML 1.2: to PyYAML, the `1e-05` that `dvc exp run -S train.lr=1e-5` writes is a text.
+    """
     with open(path, encoding="utf-8") as file:
         try:
-            values = yaml.safe_load(file)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            values = YAML(typ="safe").load(file)
+        except (YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected sections, found {values!r:.80}")
@@ -232,37 +221,6 @@ def load(path: str | Path = "params.yaml") -> Config:
 def index_of(split: str) -> str:
     """The index that a split, `<index>_<part>`, belongs to."""
     return split.rpartition("_")[0]
-
-
-def task_names() -> list[str]:
-    """The tasks that there are: one file each."""
-    return sorted(path.stem for path in TASKS.glob("*.py") if path.stem not in ("__init__", "base"))
-
-
-def fields(kind: type[Section], path: str) -> Iterator[tuple[str, FieldInfo]]:
-    """(dotted path, field) of every setting in a section and in the sections within."""
-    for name, field in kind.model_fields.items():
-        yield f"{path}.{name}", field
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from fields(field.annotation, f"{path}.{name}")
-
-
-def known_paths() -> list[str]:
-    """The dotted paths of all settings."""
-    found = [path for name, kind in SECTIONS.items() if isinstance(kind, type) for path, _ in fields(kind, name)]
-    for name in task_names():
-        kind = importlib.import_module(f"ans.tasks.{name}").Settings
-        found += [path for path, _ in fields(kind, f"train.{name}")]
-    return found
-
-
-def suggestion(path: str) -> str:
-    """What was probably meant by an unknown path, as the end of a message."""
-    path = path.removeprefix("presets.")
-    last, known = path.rpartition(".")[2], known_paths()
-    same = [other for other in known if other.rpartition(".")[2] == last]
-    near = same or difflib.get_close_matches(path, known, n=1)
-    return f"; did you mean {' or '.join(near[:3])}?" if near else ""
 
 
 def _preset(raw: Mapping[str, Any]) -> str:
@@ -278,12 +236,12 @@ def _preset(raw: Mapping[str, Any]) -> str:
         for section in values:
             if section not in BY_PRESET:
                 raise ConfigError(f"presets.{other}.{section}: a preset sets {', '.join(BY_PRESET)}, nothing else")
-    if name not in presets:
+    if not isinstance(name, str) or name not in presets:
         raise ConfigError(f"preset: no preset named {name!r}; there are {', '.join(sorted(presets))}")
     return name
 
 
-def _known(raw: Mapping[str, Any], known: list[str]) -> None:
+def _known(raw: Mapping[Any, Any], known: list[str]) -> None:
     for key in raw:
         if key not in known:
             raise ConfigError(f"{key}: unknown key{suggestion(str(key))}; known here are {', '.join(known)}")
@@ -295,11 +253,16 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     for key, value in above.items():
         if isinstance(value, dict) and isinstance(merged.get(key), dict):
             merged[key] = _merge(merged[key], value)
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and (_says(value) or merged.get(key) is None):
             merged[key] = _merge({}, value)
-        elif value is not None:
+        elif _says(value):
             merged[key] = value
     return merged
+
+
+def _says(value: Any) -> bool:
+    """Whether a value in params.yaml is one: an empty one says nothing, nor does a section of nothing but such."""
+    return any(map(_says, value.values())) if isinstance(value, Mapping) and value else value is not None
 
 
 def _at(values: Any, path: tuple[str, ...]) -> Any:
@@ -308,7 +271,3 @@ def _at(values: Any, path: tuple[str, ...]) -> Any:
             return None
         values = values[part]
     return values
-
-
-def _plain(value: Any) -> Any:
-    return value.model_dump() if isinstance(value, Section) else list(value)

@@ -7,13 +7,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ans.config.fields import NONE, Count, Name, Number, Positive, Section, Seed, Share, Texts, Weight
-from ans.model.groups import Group, Part
+from ans.config.fields import Count, List, Name, NonEmpty, Number, Positive, Section, Seed, Share, Weight
+from ans.groups import Group, Part, StoredGroup
 
 Precision = Literal["float32", "bf16"]
-
-Parts = Annotated[tuple[Part, ...], Field(strict=False)]
-Groups = Annotated[tuple[Group, ...], Field(strict=False)]
 
 SUBSET = "sa1b_subset"
 """The index of SA-1B's images that are used; the index `sa1b` only lists all of them."""
@@ -30,13 +27,15 @@ class Launch(Section):
 
     processes: Count = Field(description="processes per machine, one for each GPU")
     machines: Count = Field(description="machines that take part")
-    machine_rank: Number = Field(description="which of the machines this one is, from 0")
-    main_address: str = Field(description="address of machine 0, as the others see it")
+    machine_rank: Number = Field(description="number of this machine, from 0")
+    main_address: str = Field(description="address of machine 0, as the other machines see it")
     main_port: Annotated[int, Field(ge=1, le=65535)] = Field(description="a free port of machine 0")
-    workers: Number = Field(description="data-loading processes beside each training process")
-    save_state_seconds: Weight = Field(description="seconds between saved states: what a killed training loses at most")
+    workers: Number = Field(
+        description="data-loading processes per training process; 0: the training process loads its data itself"
+    )
+    save_state_seconds: Weight = Field(description="seconds between saved states; a killed training loses at most this much")
     feature_cache_gb: Weight = Field(
-        description="GB on disk for the frozen encoders' features, shared by epochs and variants; 0: none"
+        description="GB on disk for the frozen encoders' features, shared by epochs and variants; 0: no cache"
     )
 
     @model_validator(mode="after")
@@ -49,10 +48,10 @@ class Launch(Section):
 class Source(Section):
     """A published data set."""
 
-    reader: str = Field(description="module of ans/data/sources that reads its layout")
+    reader: str = Field(description="module of ans/data/sources that reads the set's layout")
     folder: str = Field(description="folder below paths.root")
     max_images: Count | None = Field(None, description="index the first so many images; none: all")
-    max_samples: Annotated[Count | None, NONE] = Field(None, description="index the first so many masks; none: all")
+    max_samples: Count | None = Field(None, description="index the first so many masks; none: all")
 
     @field_validator("reader")
     @classmethod
@@ -77,7 +76,7 @@ class World(Section):
     """The synthetic world that the pipeline runs on by default."""
 
     seed: Seed = Field(description="random seed of the world")
-    train_images: Count = Field(description="images whose objects carry training expressions: few, as a user's own data has")
+    train_images: Count = Field(description="images with training expressions; few, as a user's own data has")
     val_images: Count = Field(description="images of the val splits")
     test_images: Count = Field(description="images of each test split (testA, testB, RefCOCOg's test)")
     sa1b_images: Count = Field(description="images in SA-1B's layout: masks without text")
@@ -85,11 +84,13 @@ class World(Section):
     openimages_images: Count = Field(description="images in Open Images' layout")
     describe_images: Count = Field(description="images with described regions, in Describe Anything's layout")
     reasonseg_images: Count = Field(description="training images in ReasonSeg's layout; half as many each for val and test")
-    shift: Share = Field(description="0: images as the tiny base has seen; 1: textured backgrounds and noise that it has not")
+    shift: Share = Field(
+        description="0: images like those the tiny base was trained on; 1: textured backgrounds and noise, new to it"
+    )
 
 
 class Index(Section):
-    max_bad_fraction: Share = Field(description="share of records that may be unreadable; more stop the run")
+    max_bad_fraction: Share = Field(description="largest share of records that may be unreadable; with more the stage stops")
 
 
 class SubsetSa1b(Section):
@@ -98,11 +99,13 @@ class SubsetSa1b(Section):
     images: Count = Field(description="images of SA-1B that are used")
     order: Literal["name", "seed"] = Field(description="name: the first in name order; seed: a random sample")
     seed: Seed = Field(description="random seed of the sample")
-    min_area_share: Share = Field(description="leave out masks of a smaller share of the image")
-    max_area_share: Share = Field(description="leave out masks of a larger share of the image")
-    min_predicted_iou: Annotated[float, Field(ge=0, le=2)] = Field(description="leave out masks that SA-1B rates lower")
-    min_stability_score: Share = Field(description="leave out masks that SA-1B found less stable")
-    max_masks: Count | None = Field(None, description="masks per image, the first in the file's order; none: all")
+    min_area_share: Share = Field(description="leave out masks that cover a smaller share of the image")
+    max_area_share: Share = Field(description="leave out masks that cover a larger share of the image")
+    min_predicted_iou: Annotated[float, Field(ge=0, le=2)] = Field(
+        description="leave out masks with a lower predicted_iou (SA-1B's own rating)"
+    )
+    min_stability_score: Share = Field(description="leave out masks with a lower stability_score (SA-1B's own rating)")
+    max_masks: Count | None = Field(None, description="masks per image, the first in the file; none: all")
 
     @model_validator(mode="after")
     def _areas(self) -> "SubsetSa1b":
@@ -115,20 +118,22 @@ class MaskEncoderWeights(Section):
     """The mask decoder's released file, to put a new base together with a vision-language model."""
 
     location: str = Field(description="address or path of the file")
-    sha256: str = Field(description="its sha256; the run stops and asks until it is set")
+    sha256: str = Field(description="its sha256; the stage stops and asks until it is set")
 
 
 class Weights(Section):
     """The base: where its weights come from."""
 
-    source: Literal["embedded", "hub", "url", "path"] = Field(description="embedded (in the repository), hub, url or path")
-    location: str = Field(description="folder, owner/name on the hub, or address")
-    revision: Annotated[str | None, NONE] = Field(
-        None, description="40 digits of the hub's commit that you trust; the run stops and asks until it is set"
+    source: Literal["embedded", "hub", "url", "path"] = Field(
+        description="where it comes from: embedded (in the repository), hub, url or path"
     )
-    sha256: dict[str, str] = Field({}, description="file name -> sha256, checked where given")
-    sam2: Annotated[MaskEncoderWeights | None, NONE] = Field(
-        None, description="the mask decoder's file, where the base is put together from two models"
+    location: str = Field(description="folder, owner/name on the hub, or address")
+    revision: str | None = Field(
+        None, description="commit on the hub that you trust, 40 digits; the stage stops and asks until it is set"
+    )
+    sha256: dict[str, str] = Field({}, description="file name -> sha256; the files named here are checked")
+    sam2: MaskEncoderWeights | None = Field(
+        None, description="weights of the mask decoder, where the base is assembled from two models"
     )
 
 
@@ -139,7 +144,7 @@ class LossWeights(Section):
     dice: Weight = Field(description="weight of the mask's Dice loss")
     language: Weight = Field(description="weight of the language loss on answers and captions")
     iou: Weight = Field(description="weight of 1 - soft IoU of the mask")
-    lisa_dice: bool = Field(description="compute Dice as LISA does")
+    lisa_dice: bool = Field(description="true: the Dice loss as LISA computes it")
 
     @model_validator(mode="after")
     def _some(self) -> "LossWeights":
@@ -151,11 +156,11 @@ class LossWeights(Section):
 class Lora(Section):
     """Low-rank adapters of the language model."""
 
-    enabled: bool = Field(True, description="false: leave group lora out, whatever `groups` says")
+    enabled: bool = Field(True, description="false: group lora is not trained, whatever `groups` says")
     rank: Count = Field(128, description="rank of the adapters")
-    alpha: Positive = Field(256.0, description="scale of the adapters times their rank")
+    alpha: Positive = Field(256.0, description="the adapters' product is multiplied by alpha / rank")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="dropout on the adapters' input")
-    targets: Annotated[tuple[str, ...] | None, Field(strict=False, min_length=1), NONE] = Field(
+    targets: NonEmpty[Name] | None = Field(
         None, description="linear layers that are adapted, such as q_proj; none: those of the family's official recipe"
     )
 
@@ -168,9 +173,9 @@ class Ema(Section):
     """The teacher: an exponential moving average of the trained tensors."""
 
     decay: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.999, description="share of the old average kept per step; 0: the student itself"
+        0.999, description="share of the average that is kept per step; 0: the teacher is the student"
     )
-    warmup: bool = Field(False, description="let the decay grow from 0.1, as in TensorFlow")
+    warmup: bool = Field(False, description="true: the decay grows from 0.1, as in TensorFlow")
 
 
 class Questions(Section):
@@ -206,7 +211,7 @@ class Validation(Section):
     metric: Literal["ciou", "miou", "box_giou", "p50"] = Field("ciou", description="metric by which the best epoch is chosen")
     patience: Count = Field(10, description="epochs without a better one after which training stops")
     save_best_only: bool = Field(True, description="false: keep the last epoch's tensors too")
-    max_samples: Annotated[Count | None, NONE] = Field(None, description="images of the split; none: all")
+    max_samples: Count | None = Field(None, description="images of the split; none: all")
     max_new_tokens: Count = Field(32, description="longest answer, in tokens")
     tokens_per_batch: Count = Field(8192, description="tokens of one batch: rows x (image + question + answer)")
 
@@ -219,47 +224,51 @@ class Validation(Section):
 class TrainSettings(Section):
     """Training. The settings of each task are a section of their own: `train.<task>` (ans/tasks/<task>.py)."""
 
-    seed: Seed = Field(description="random seed of order, LoRA's start, dropout and all noise")
+    seed: Seed = Field(description="random seed of sample order, LoRA's initial values, dropout and noise")
     steps: Count = Field(1500, description="optimizer steps")
-    epochs: Annotated[Count | None, NONE] = Field(
-        None, description="passes over the labelled images in place of steps; none: steps count"
+    epochs: Count | None = Field(None, description="passes over the labelled images, in place of steps; none: steps count")
+    precision: Precision = Field(
+        "bf16", description="type of the computation: float32 or bf16; trained tensors are float32 in any case"
     )
-    precision: Precision = Field("bf16", description="compute type: float32 or bf16; trained tensors are float32 in any case")
-    four_bit: Parts = Field((), description="parts held in 4 bits (NF4): language, vision, sam; needs bitsandbytes")
-    groups: Annotated[tuple[Group, ...], Field(strict=False, min_length=1)] = Field(
-        ("lora", "proj", "fcs", "sam2_decoder"), description="module groups that are trained"
+    four_bit: List[Part] = Field((), description="parts held in 4 bits (NF4, needs bitsandbytes): language, vision, sam")
+    groups: NonEmpty[Group] = Field(
+        ("lora", "proj", "fcs", "sam2_decoder"), description="groups of parameters that are trained (ans/groups.py)"
     )
-    lora: Lora = Field(Lora(), description="low-rank adapters of the language model")
+    lora: Lora = Field(Lora(), description="low-rank adapters of the language model's linear layers")
     batch: Count = Field(2, description="images per process and micro-batch")
-    accumulation: Count = Field(4, description="micro-batches per optimizer step")
-    lr: Positive = Field(1e-5, description="learning rate at its peak")
-    lr_sam2_scale: Weight = Field(description="the mask decoder's learning rate as a multiple of lr")
+    accumulation: Count = Field(
+        4, description="micro-batches per optimizer step; effective batch = batch x accumulation x processes"
+    )
+    lr: Positive = Field(1e-5, description="peak learning rate")
+    lr_sam2_scale: Weight = Field(description="learning rate of the mask decoder, as a multiple of lr")
     optimizer: Literal["adamw", "paged_adamw"] = Field(
-        "adamw", description="adamw, or paged_adamw (its state moves to CPU memory where the GPU's ends; needs bitsandbytes)"
+        "adamw", description="adamw, or paged_adamw (moves its state to CPU memory when the GPU is full; needs bitsandbytes)"
     )
     schedule: Literal["constant", "cosine", "linear"] = Field(
-        "cosine", description="constant, cosine or linear, after the warm-up"
+        "cosine", description="learning rate after the warm-up: constant, cosine or linear"
     )
-    warmup: Share = Field(0.05, description="share of the steps in which the learning rate rises")
+    warmup: Share = Field(0.05, description="share of the steps over which the learning rate rises to its peak")
     weight_decay: Weight = Field(0.05, description="AdamW's weight decay")
-    clip: Positive = Field(description="largest norm of the gradient; longer ones are scaled down to it")
-    loss: LossWeights = Field(description="weights of the losses")
-    mask_points: Number = Field(
-        12544, description="points of a mask that its loss looks at, chosen by uncertainty; 0: the whole mask"
+    clip: Positive = Field(description="largest gradient norm; a longer gradient is scaled down to it")
+    loss: LossWeights = Field(
+        description="weights of the loss terms: the mask's cross-entropy and Dice, language (answers and captions), 1 - soft IoU; "
+        "lisa_dice: Dice as LISA computes it"
     )
-    max_tiles: Count = Field(12, description="tiles per image in the supervised task; the loops use one")
-    caption_len: Count = Field(256, description="longest caption, in tokens")
-    checkpoint_activations: bool = Field(True, description="recompute the language model's activations to save memory")
+    mask_points: Number = Field(12544, description="pixels of a mask that its loss samples, mostly uncertain ones; 0: all pixels")
+    max_tiles: Count = Field(12, description="most tiles per image in task referring; the loops use one")
+    caption_len: Count = Field(256, description="longest caption of the loops, in tokens")
+    checkpoint_activations: bool = Field(True, description="true: recompute the language model's activations, to save memory")
     beta: Weight = Field(description="weight of the auxiliary gradient (loop 2's)")
     surgery: Literal["orthogonal", "pcgrad", "none"] = Field(
-        description="take from the auxiliary gradient its part along the primary one: orthogonal, pcgrad (only where they disagree), none"
+        description="what the auxiliary gradient loses: orthogonal (its part along the primary one), pcgrad (the same, where the two "
+        "disagree), none"
     )
-    ema: Ema = Field(Ema(), description="the teacher")
-    validation: Annotated[Validation | None, NONE] = Field(None, description="evaluate a split after every epoch; none: never")
-    min_seg_rate: Share = Field(description="stop where the model would say [SEG] in a smaller share of the answers")
-    gallery: Number = Field(description="steps at which examples of the loops are kept for the report")
+    ema: Ema = Field(Ema(), description="the teacher: an exponential moving average of the trained tensors")
+    validation: Validation | None = Field(None, description="evaluation of a split after each epoch; none: never")
+    min_seg_rate: Share = Field(description="the run stops when a smaller share of the answers would have [SEG]")
+    gallery: Number = Field(description="number of steps at which examples of the tasks are kept for the report")
     save_every: Number = Field(description="steps between step checkpoints; 0: only the last step")
-    keep: Annotated[Count | None, NONE] = Field(None, description="step checkpoints that stay, the newest; none: all")
+    keep: Count | None = Field(None, description="step checkpoints that are kept, the newest; none: all")
 
     @model_validator(mode="after")
     def _fits(self) -> "TrainSettings":
@@ -291,27 +300,23 @@ class LoraSize(Section):
     """A checkpoint's LoRA, where the checkpoint does not say it itself."""
 
     rank: Count = Field(description="rank of the adapters")
-    alpha: Positive = Field(description="scale of the adapters times their rank")
+    alpha: Positive = Field(description="the adapters' product is multiplied by alpha / rank")
 
 
 class Convert(Section):
     """A training checkpoint on its base, in the official Hugging Face layout."""
 
-    source: str = Field(description="this run's folder, one of its step checkpoints, or any .pth")
-    under: str | None = Field(None, description="a base .pth to put on models/base first")
-    groups: (
-        Annotated[
-            tuple[Literal["vision", "embed_head", "llm", "lora", "proj", "fcs", "sam2_encoder", "sam2_decoder"], ...],
-            Field(strict=False, min_length=1),
-        ]
-        | None
-    ) = Field(None, description="groups that a foreign .pth holds; this project's checkpoints say it themselves")
-    lora: LoraSize | None = Field(None, description="rank and alpha of a foreign .pth with LoRA")
+    source: str = Field(description="folder of this run's checkpoint, one of its step checkpoints, or any .pth")
+    under: str | None = Field(None, description="a .pth that is put on models/base first")
+    groups: NonEmpty[StoredGroup] | None = Field(
+        None, description="groups that a foreign .pth holds; this project's checkpoints say it themselves"
+    )
+    lora: LoraSize | None = Field(None, description="rank and alpha of a foreign .pth with LoRA: {rank: 128, alpha: 256}")
     precision: Precision = Field(
-        description="type of the trained tensors on disk; bf16 halves them and rounds small changes away"
+        description="type of the trained tensors on disk; bf16 takes half the space and rounds small changes away"
     )
     code: Annotated[str, Field(pattern=r"^[^/\s]+/[^/\s]+$")] = Field(
-        description="hub repository whose code reads the export (auto_map)"
+        description="hub repository with the code that loads the export (auto_map)"
     )
 
 
@@ -319,22 +324,22 @@ class Evaluate(Section):
     """Evaluation of every variant by free generation."""
 
     seed: Seed = Field(description="random seed")
-    precision: Precision = Field("bf16", description="compute type: float32 or bf16")
-    four_bit: Parts = Field((), description="parts held in 4 bits (NF4): language, vision, sam; needs bitsandbytes")
-    splits: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = Field(
+    precision: Precision = Field("bf16", description="type of the computation: float32 or bf16")
+    four_bit: List[Part] = Field((), description="parts held in 4 bits (NF4, needs bitsandbytes): language, vision, sam")
+    splits: NonEmpty[str] = Field(
         (
             "refcoco_val", "refcoco_testA", "refcoco_testB", "refcoco_plus_val", "refcoco_plus_testA", "refcoco_plus_testB",
             "refcocog_val", "refcocog_test",
         ),
         description="splits whose expressions are evaluated, <index>_<part>",
     )  # fmt: skip
-    captions: Texts = Field(
-        ("refcocog_val",), description="splits whose regions are described, and found again by that description"
+    captions: List[str] = Field(
+        ("refcocog_val",), description="splits whose regions are described, and segmented again by that description"
     )
     tokens_per_batch: Count = Field(65536, description="tokens of one batch: rows x (image + question + answer)")
     max_new_tokens: Count = Field(256, description="longest answer or description, in tokens")
-    max_samples: Annotated[Count | None, NONE] = Field(None, description="images per split; none: all")
-    max_texts_per_image: Annotated[Count | None, NONE] = Field(None, description="expressions per image; none: all")
+    max_samples: Count | None = Field(None, description="images per split; none: all")
+    max_texts_per_image: Count | None = Field(None, description="expressions per image; none: all")
 
     @field_validator("splits", "captions")
     @classmethod
@@ -360,6 +365,12 @@ class Report(Section):
     examples: Count = Field(description="expressions in reports/report.html, 10 to 30 kB each")
 
 
-Sources = dict[Name, Source]
-OwnSets = dict[Name, Own]
-Variants = dict[Name, Groups]
+Sources = Annotated[dict[Name, Source], Field(description="the published data sets, by the name of their index")]
+OwnSets = Annotated[
+    dict[Name, Own],
+    Field(description="your own data, by a name of your choice: {kitchen: {folder: kitchen}} (docs/your-data.md)"),
+]
+Variants = Annotated[
+    dict[Name, List[Group]],
+    Field(description="name -> groups taken from the training run; the rest, and groups that it did not train, are the base's"),
+]

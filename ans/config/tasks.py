@@ -10,7 +10,7 @@ from ans.config.fields import Section
 class TaskSettings(Section):
     """Whether a task is trained, and which indexes it reads."""
 
-    enabled: bool = Field(True, description="train this task")
+    enabled: bool = Field(True, description="true: train this task")
 
     @abstractmethod
     def indexes(self) -> tuple[str, ...]:

@@ -194,8 +194,11 @@ def last_of(file: pa.ipc.RecordBatchFileReader) -> dict[bytes, bytes]:
 
 
 def _to_record(row: dict[str, Any]) -> ImageRecord:
-    regions = tuple(
-        Region(**{**region, "bbox": tuple(region["bbox"]), "expressions": tuple(Expression(**e) for e in region["expressions"])})
-        for region in row["regions"]
-    )
-    return ImageRecord(**{**row, "regions": regions})
+    values: dict[str, Any] = {**row, "regions": tuple(map(_to_region, row["regions"]))}
+    return ImageRecord(**values)
+
+
+def _to_region(row: dict[str, Any]) -> Region:
+    expressions = tuple(Expression(**expression) for expression in row["expressions"])
+    values: dict[str, Any] = {**row, "bbox": tuple(row["bbox"]), "expressions": expressions}
+    return Region(**values)

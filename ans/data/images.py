@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -105,7 +106,7 @@ def _npz_errors(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: not a readable npz: {error}") from error
 
 
-def _header(file: BytesIO | zipfile.ZipExtFile, size: int) -> tuple[int, ...]:
+def _header(file: IO[bytes], size: int) -> tuple[int, ...]:
     """The shape of an npy file of `size` bytes. Raises `ValueError` when they do not hold it: numpy would ask for the memory."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -150,11 +151,15 @@ def read_frame(path: Path, number: int) -> Image.Image:
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
-            start = stream.start_time or 0
-            time = start + round(number / (stream.average_rate * stream.time_base))
+            start, rate, unit = stream.start_time or 0, stream.average_rate, stream.time_base
+            if rate is None or unit is None:
+                raise TypeError("it does not say how many frames a second has")
+            time = start + round(number / (rate * unit))
             container.seek(time, stream=stream)  # to the key frame before it
             for image in container.decode(stream):
-                if round((image.pts - start) * stream.time_base * stream.average_rate) >= number:
+                if image.pts is None:
+                    raise TypeError("a frame does not say when it is shown")
+                if round((image.pts - start) * unit * rate) >= number:
                     return image.to_image()
     except (av.FFmpegError, IndexError, TypeError, ZeroDivisionError) as error:
         raise ValueError(f"{path}: not a readable video: {error}") from error

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
@@ -31,6 +32,8 @@ from ans.data.records import Skipped
 from ans.files import write_json
 from ans.provenance import digest
 from ans.workspace import Workspace
+
+log = logging.getLogger(__name__)
 
 IMAGES_PER_PART = 128
 """Images that one process reads at a time; as much is lost by a kill."""
@@ -152,8 +155,8 @@ def _capped(batches: Iterable[pa.RecordBatch], cap: int) -> Iterator[pa.RecordBa
 
 
 def write_report(report: dict[str, Any], workspace: Workspace = Workspace()) -> None:
-    """Write an index's report beside the others, and print its first line."""
+    """Write an index's report beside the others, and say its first line."""
     write_json(workspace.index_report(report["source"]), report)
     skipped = sum(reason["count"] for reason in report["skipped"].values())
     found = f"not there ({report['absent']})" if "absent" in report else f"{report['images']} images, {skipped} records skipped"
-    print(f"{report['source']}: {found}")
+    log.info(f"{report['source']}: {found}")

@@ -39,7 +39,8 @@ def from_segmentation(segmentation: Any, height: int, width: int) -> str:
 
 
 def _from_rle(rle: dict[str, Any], height: int, width: int) -> str:
-    counts, size = rle.get("counts"), rle.get("size")
+    counts: Any = rle.get("counts")
+    size = rle.get("size")
     if size != [height, width]:
         raise ValueError("RLE of another size than the image")
     runs = np.asarray(counts) if isinstance(counts, list) else run_lengths(counts)

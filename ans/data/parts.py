@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ans.files import replacing
 from ans.progress import Progress
@@ -17,13 +17,21 @@ Write = Callable[[Sequence[Any], Path], None]
 """Does some tasks and writes their file. Runs in another process: a function of a module, or a `partial` of one."""
 
 
+class Tasks(Protocol):
+    """What is cut into parts: a list, or anything that gives the tasks of a slice."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, wanted: slice, /) -> Sequence[Any]: ...
+
+
 def processes() -> int:
     """How many may run at once: the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def write_parts(
-    tasks: Sequence[Any], write: Write, folder: Path, size: int, name: str, unit: str, workers: int | None = None
+    tasks: Tasks, write: Write, folder: Path, size: int, name: str, unit: str, workers: int | None = None
 ) -> list[Path]:
     """Do all tasks and return the parts in order, those of an interrupted run in `folder` included.
 
@@ -41,7 +49,7 @@ def write_parts(
     return paths
 
 
-def _results(missing: list[tuple[int, Path]], tasks: Sequence[Any], write: Write, size: int, workers: int) -> Iterator[int]:
+def _results(missing: list[tuple[int, Path]], tasks: Tasks, write: Write, size: int, workers: int) -> Iterator[int]:
     """The number of tasks of every part that has been written."""
     if workers <= 1:
         for start, path in missing:

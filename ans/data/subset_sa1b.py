@@ -55,7 +55,7 @@ def subset_sa1b(
         return assemble(workspace.index(SUBSET), SUBSET, paths, RECORD, metadata, limit, cap)
 
 
-class _Entries(Sequence[sa1b.Entry]):
+class _Entries:
     """Rows of a listing, as Python's objects only where they are asked for."""
 
     def __init__(self, table: pa.Table) -> None:

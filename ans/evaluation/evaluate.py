@@ -1,5 +1,6 @@
 """Evaluate one variant on all its splits."""
 
+import logging
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from ans.model.segmenter import Segmenter
 from ans.processes import connect
 from ans.progress import Progress
 from ans.workspace import Workspace
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(config: Config, variant: str, workspace: Workspace = Workspace()) -> None:
@@ -38,9 +41,9 @@ def evaluate(config: Config, variant: str, workspace: Workspace = Workspace()) -
     mine = range(accelerator.process_index, len(batches), accelerator.num_processes)
     todo = [number for number in mine if not kept.has(number)]
     if accelerator.is_main_process:
-        print(protocol_text(protocol), flush=True)
+        log.info(protocol_text(protocol))
         if done := sum(map(kept.has, range(len(batches)))):
-            print(f"continuing {kept.folder}: {done} of {len(batches)} batches are done", flush=True)
+            log.info(f"continuing {kept.folder}: {done} of {len(batches)} batches are done")
     if todo:
         dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
         model = Segmenter.from_pretrained(folder, accelerator.device, dtype, settings.four_bit, model_config)

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
 from pycocotools import mask as coco
 
 from ans import captions
 from ans.data import masks
 from ans.data.matching import record_image, region_mask
-from ans.data.records import ImageRecord
+from ans.data.records import Expression, ImageRecord
 from ans.evaluation.metrics import box_giou, intersection_union, iou
 from ans.evaluation.plan import Item, Question, Row
 from ans.model.config import ModelConfig
@@ -33,22 +33,22 @@ def predict(
     root: Path,
     items: Sequence[Item],
     max_new_tokens: int,
-    encode: Callable[[Sequence[Image.Image]], Features] | None = None,
+    encode: Callable[[Sequence[Any]], Features] | None = None,
 ) -> list[Row]:
     """One row per question of a batch of images; `result` in it says where it belongs. `encode`: see `Segmenter.read`."""
     read = model.read([record_image(root, item.record) for item in items], encode)
-    asked = [[question for question in item.questions if question.expression] for item in items]
-    texts = [[question.expression.sent for question in questions] for questions in asked]
+    asked = [[(question, question.expression) for question in item.questions if question.expression] for item in items]
+    texts = [[expression.sent for _, expression in questions] for questions in asked]
     free = model.segment(read, texts, max_new_tokens)
     given = model.segment_given(read, texts, GIVEN_ANSWER)
     rows = []
     for item, questions, answers, forced in zip(items, asked, free, given, strict=True):
-        for question, answer, other in zip(questions, answers, forced, strict=True):
-            rows.append(_expression_row(item.record, question, answer, other))
+        for (question, expression), answer, other in zip(questions, answers, forced, strict=True):
+            rows.append(_expression_row(item.record, question, expression, answer, other))
     described = [[question for question in item.questions if not question.expression] for item in items]
     if not any(described):
         return rows
-    truths = [
+    truths: list[Any] = [
         [region_mask(item.record, question.region).astype(bool) for question in questions]
         for item, questions in zip(items, described, strict=True)
     ]
@@ -60,13 +60,15 @@ def predict(
     return rows
 
 
-def _expression_row(record: ImageRecord, question: Question, answer: Segmentation, given: Segmentation) -> Row:
+def _expression_row(
+    record: ImageRecord, question: Question, expression: Expression, answer: Segmentation, given: Segmentation
+) -> Row:
     truth, ignore = region_mask(record, question.region).astype(bool), _ignored(record, question)
     intersection, union = intersection_union(answer.mask, truth, ignore)
     forced_intersection, forced_union = intersection_union(given.mask, truth, ignore)
     return _about(record, question, answer.mask) | {
-        "sent_id": question.expression.sent_id,
-        "sent": question.expression.sent,
+        "sent_id": expression.sent_id,
+        "sent": expression.sent,
         "iou": iou(intersection, union),
         "intersection": intersection,
         "union": union,

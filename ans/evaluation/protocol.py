@@ -6,10 +6,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ans.checkpoints.shards import files
 from ans.config import Config
 from ans.evaluation.plan import Plan
 from ans.evaluation.predict import GIVEN_ANSWER
+from ans.formats.shards import files
 from ans.model import prompts
 from ans.model.config import ModelConfig
 from ans.provenance import digest

@@ -1,6 +1,7 @@
 """The files of one result: a table with a row per question, and the metrics over them. Rows are written as they come."""
 
 import json
+from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -60,7 +61,7 @@ CAPTIONS = pa.schema(
 """One row per described region. `counts`, `iou` and the like are of the mask that the model found by its own caption."""
 
 
-class _Table:
+class _Table(ABC):
     """A Parquet file that appears under its name, whole, when the context ends; its metadata holds the protocol."""
 
     schema: pa.Schema
@@ -86,6 +87,10 @@ class _Table:
         self._rows.append(row)
         if len(self._rows) == ROWS_PER_GROUP:
             self._flush()
+
+    @abstractmethod
+    def _count(self, row: Row) -> None:
+        """Take a row into the summary."""
 
     def _flush(self) -> None:
         self._writer.write_table(pa.Table.from_pylist(self._rows, self._writer.schema))

@@ -58,7 +58,9 @@ def add_lora(
     known = model.config.family.lora_targets
     if unknown := sorted(set(targets or ()) - set(known)):
         raise ValueError(f"train.lora.targets: {unknown[0]} is no linear layer of this language model; it has {', '.join(known)}")
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(known if targets is None else targets))
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(known if targets is None else targets)
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_seed)
         # On the language model alone: on the whole, the same names also match SAM2 and the vision transformer.

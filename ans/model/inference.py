@@ -149,7 +149,12 @@ class SegmenterInference(SegmenterModules):
 
     @torch.no_grad()
     def caption_ids(
-        self, features: Features, image_index: Sequence[int], cells: Sequence[Tensor], questions: Sequence[str], max_new_tokens: int
+        self,
+        features: Features,
+        image_index: Sequence[int],
+        cells: Sequence[Tensor],
+        questions: Sequence[str],
+        max_new_tokens: int,
     ) -> tuple[list[list[int]], list[bool], list[float]]:
         """Greedy captions of R regions with `cells` (rows, columns) each, the r-th on image `image_index[r]`, as ids of text tokens;
         whether each came to its end; and the geometric mean of its tokens' probabilities."""

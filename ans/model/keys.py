@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ans.model.groups import TRAINABLE
+from ans.groups import TRAINABLE
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,11 +9,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ans.checkpoints import shards
-from ans.checkpoints.pth import DTYPES, tensor_bytes
+from ans.formats import shards
+from ans.formats.pth import DTYPES, tensor_bytes
+from ans.groups import SHARDS, Part
 from ans.model.config import ModelConfig
 from ans.model.four_bit import hold_in_four_bits
-from ans.model.groups import SHARDS, Part
 from ans.model.modules import SegmenterModules
 from ans.model.tokens import load_tokenizer
 
@@ -51,7 +51,9 @@ def save(model: SegmenterModules, folder: Path) -> None:
     state = model.state_dict()
     for name, tensor in state.items():
         if ".lora_" in name or ".base_layer." in name:
-            raise ValueError(f"save_pretrained: {name} is an adapter's; save the trained tensors and merge them (stage `convert`)")
+            raise ValueError(
+                f"save_pretrained: {name} is an adapter's; save the trained tensors and merge them (stage `convert`)"
+            )
         if not tensor.is_floating_point():
             raise ValueError(f"save_pretrained: {name} is held in 4 bits; load the model without four_bit")
     tensors = {name: tensor.cpu() for name, tensor in model.config.keys.to_hf(state, "model").items()}

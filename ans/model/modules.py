@@ -131,7 +131,9 @@ class SegmenterModules(nn.Module):
         """The features of each image, projected to the language model's width."""
         found = self.vlm.project(torch.cat([one.tokens.flatten(0, 1) for one in features.visual]))
         parts = found.split([one.grid.tokens for one in features.visual])
-        return [replace(one, tokens=part.unflatten(0, one.tokens.shape[:2])) for one, part in zip(features.visual, parts, strict=True)]
+        return [
+            replace(one, tokens=part.unflatten(0, one.tokens.shape[:2])) for one, part in zip(features.visual, parts, strict=True)
+        ]
 
     # ---------------------------------------------------------------------------------------------------------- training
 

@@ -14,9 +14,9 @@ from typing import Self
 
 import torch
 
+from ans.groups import Part
 from ans.model import loading
 from ans.model.config import ModelConfig
-from ans.model.groups import Part
 from ans.model.inference import Question, Read, Segmentation, SegmenterInference
 from ans.model.modules import Conversations, Features, Forward
 

@@ -35,7 +35,7 @@ class _SoftGradient(torch.autograd.Function):
         return table.new_zeros(len(logits), table.shape[1], dtype=torch.float32)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
         soft, index, table = ctx.saved_tensors
         result = torch.zeros(ctx.shape, dtype=ctx.dtype, device=grad.device)
         rows = max(1, CHUNK // len(table))

@@ -102,7 +102,9 @@ def write_csv(results: Results, scores: Scores, path: Path) -> None:
 
 def write_means(results: Results, scores: Scores, csv_path: Path, json_path: Path) -> None:
     """One row per variant, for plots, and the same as JSON, for `dvc exp show`: cIoU in [0, 1] as the mean over splits."""
-    rows = [[variant, scores[variant, MEAN].ciou, *_intervals(scores[variant, MEAN])] for variant in results.variants]
+    rows: list[list[object]] = [
+        [variant, scores[variant, MEAN].ciou, *_intervals(scores[variant, MEAN])] for variant in results.variants
+    ]
     _write_csv(csv_path, ["variant", "ciou", *INTERVALS], rows)
     means = {
         variant: {"ciou": ciou} | ({"difference": difference} if variant != BASE else {})

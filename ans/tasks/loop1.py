@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ans.captions import likeness
-from ans.config.fields import NONE, Count, Name, Positive, Section, Share, Weight
+from ans.config.fields import Count, Name, Positive, Section, Share, Weight
 from ans.config.tasks import TaskSettings
 from ans.data.matching import region_mask
 from ans.data.mixing import Pool
@@ -37,38 +37,39 @@ class MaskSource(Section):
     """A source of masks without text."""
 
     repeats: Weight = Field(1.0, description="how many times each sample comes per epoch")
-    max_samples: Annotated[Count | None, NONE] = Field(None, description="the first so many masks; none: all")
+    max_samples: Count | None = Field(None, description="the first so many masks; none: all")
 
 
 class Settings(TaskSettings):
     """Mask -> caption -> mask, on images without text."""
 
     sources: dict[Name, MaskSource] = Field(
-        {"sav": MaskSource(), "sa1b_subset": MaskSource(), "openimages": MaskSource()}, description="indexes whose masks are used"
+        {"sav": MaskSource(), "sa1b_subset": MaskSource(), "openimages": MaskSource()},
+        description="indexes whose masks are used, with repeats and max_samples of each",
     )
     bridge: Literal["gumbel", "detached", "hard", "discrete"] = Field(
-        description="what of the caption reaches the segmentation: gumbel (with a gradient), detached (the same words without one), "
-        "hard (the teacher's words), discrete (the student's own)"
+        description="caption that the student segments by: gumbel (its own, with a gradient), detached (the same without), "
+        "hard (the teacher's), discrete (its own, greedy)"
     )
     rescored: Literal["all", "corrupted"] = Field(
-        description="caption tokens that the student predicts again: all (the original), corrupted"
+        description="caption tokens that the student predicts again: corrupted, or all (the original method)"
     )
     tau: Positive = Field(description="temperature of the Gumbel softmax at the first step")
     tau_end: Positive = Field(description="temperature at the last step")
-    top_k: Count = Field(description="tokens of the vocabulary among which the student chooses")
+    top_k: Count = Field(description="most probable tokens among which the student chooses")
     mask_ratio: Share = Field(description="share of the caption's tokens that are corrupted")
-    noise: Weight = Field(description="scale of the Gumbel noise; 1: tokens are drawn by their probability, 0: the likeliest")
+    noise: Weight = Field(description="scale of the Gumbel noise; 1: tokens are sampled, 0: the most probable ones are taken")
     description_prompts: Annotated[int, Field(ge=1, le=len(prompts.DESCRIBE_PROMPTS))] = Field(
-        description="wordings of the description question that are used, 1 to 4"
+        description="wordings of the description question in use, 1 to 4"
     )
-    denoising: Weight = Field(description="weight of the language loss at corrupted tokens (the original: 0)")
-    confidence: bool = Field(description="weigh each mask loss by the teacher's confidence in its caption")
-    distillation: Weight = Field(description="weight of the distance to the teacher's mask")
-    reward: Weight = Field(description="weight of the self-critical caption reward")
+    denoising: Weight = Field(description="weight of the language loss at corrupted tokens (the original method: 0)")
+    confidence: bool = Field(description="true: weight each mask loss by the teacher's confidence in its caption")
+    distillation: Weight = Field(description="weight of the distance to the mask that the teacher predicts")
+    reward: Weight = Field(description="weight of the self-critical reward of captions")
     reward_by: Literal["iou", "cider"] = Field(
-        description="iou: of the mask that the caption leads to; cider: likeness to the teacher's caption"
+        description="reward: iou (of the mask predicted from the caption) or cider (similarity to the teacher's caption)"
     )
-    objects_per_image: Count = Field(description="objects of a sample's image: its own, and others of the same image")
+    objects_per_image: Count = Field(description="most objects of an image in one sample")
 
     @model_validator(mode="after")
     def _fits(self) -> "Settings":
@@ -227,11 +228,14 @@ class Task(base.Task[Settings, Batch]):
         language = out.language_loss / counts["tokens"]
         loss = loss + train.loss.language * language + student.extra
         if settings.distillation:
+            assert reference is not None
             distance = F.binary_cross_entropy_with_logits(logits.float(), reference.float().sigmoid(), reduction="none")
             distance = distance.flatten(1).mean(1).sum() / objects
             loss, values["distillation"] = loss + settings.distillation * distance, distance.detach()
         if settings.reward:  # self-critical (arXiv 1612.00563): what a greedy caption would have earned is the baseline
+            assert student.greedy is not None and student.log_probability is not None, "settings want the gumbel bridge"
             if settings.reward_by == "iou":
+                assert reference is not None
                 soft = batch.targets.soft.to(logits.device)
                 advantage = hard_iou(logits, soft) - hard_iou(reference, soft)
             else:
@@ -244,7 +248,7 @@ class Task(base.Task[Settings, Batch]):
         example = None
         if now.examples:
             texts = {"teacher": teacher, "student": student.ids}
-            decoded = {name: [model.tokenizer.decode(ids) for ids in captions] for name, captions in texts.items()}
+            decoded = {name: [str(model.tokenizer.decode(ids)) for ids in captions] for name, captions in texts.items()}
             example = Example(batch.where, decoded, logits.detach(), batch.targets.soft)
         return Losses(loss, {f"loop1_{name}": value for name, value in values.items()}, example)
 
@@ -286,7 +290,7 @@ class Task(base.Task[Settings, Batch]):
         logits = out.logits.index_fill(1, _no_text(model, out.logits), float("-inf"))  # an expression has no special tokens
         noise = torch.cat([row[: len(ids)] for row, ids in zip(batch.noise, teacher, strict=True)]).to(model.device)
         noise = settings.noise * noise[:, : logits.shape[-1]]
-        table = model.vlm.language_model.get_input_embeddings().weight
+        table = cast(Tensor, model.vlm.language_model.get_input_embeddings().weight)
         embeds, chosen, kept = straight_through(logits, table, noise, tau)
         lengths = [len(ids) for ids in teacher]
         different = [a != b for one, two in zip(corrupted_ids, teacher, strict=True) for a, b in zip(one, two, strict=True)]
@@ -387,7 +391,8 @@ def segment(
 def _likeness(model: Segmenter, captions: list[list[int]], references: list[list[int]]) -> Tensor:
     """(R,) in [0, 1]: how much captions are like the teacher's, by CIDEr-D's measure."""
     pairs = zip(captions, references, strict=True)
-    return torch.tensor([likeness(*map(model.tokenizer.decode, pair)) for pair in pairs], device=model.device)
+    decode = model.tokenizer.decode
+    return torch.tensor([likeness(str(decode(one)), str(decode(other))) for one, other in pairs], device=model.device)
 
 
 def _no_text(model: Segmenter, logits: Tensor) -> Tensor:

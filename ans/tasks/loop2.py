@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from ans.config.fields import NONE, Count, Weight
+from ans.config.fields import Count, Weight
 from ans.config.tasks import TaskSettings
 from ans.data.mixing import Pool
 from ans.data.samples import Regions
@@ -26,14 +26,12 @@ class Settings(TaskSettings):
     """Caption -> mask -> caption, on described regions."""
 
     source: str = Field(description="index whose captions are used")
-    max_samples: Annotated[Count | None, NONE] = Field(None, description="the first so many regions; none: all")
+    max_samples: Count | None = Field(None, description="the first so many regions; none: all")
     description_prompts: Annotated[int, Field(ge=1, le=len(prompts.DESCRIBE_PROMPTS))] = Field(
-        description="wordings of the description question that are used, 1 to 4"
+        description="wordings of the description question in use, 1 to 4"
     )
-    soft_region: bool = Field(
-        description="let the caption's loss reach the mask, by a straight-through weight of the region's tokens"
-    )
-    mask_supervision: Weight = Field(description="weight of the mask loss on the data's mask, which the cycle does without")
+    soft_region: bool = Field(description="true: the caption's loss reaches the mask decoder, by straight-through region weights")
+    mask_supervision: Weight = Field(description="weight of the mask loss on the true mask, which the cycle itself does not use")
 
     def indexes(self) -> tuple[str, ...]:
         return (self.source,)
@@ -149,7 +147,7 @@ class Task(base.Task[Settings, Batch]):
         if now.examples:
             with model.evaluating():
                 free, *_ = model.caption_ids(features, index, cells, batch.describe_questions, max(map(len, batch.captions)))
-            texts = {"data": batch.texts, "model": [model.tokenizer.decode(ids) for ids in free]}
+            texts = {"data": batch.texts, "model": [str(model.tokenizer.decode(ids)) for ids in free]}
             example = Example(batch.where, texts, logits.detach(), batch.targets.soft)
         return Losses(loss, {f"loop2_{name}": value for name, value in values.items()}, example)
 

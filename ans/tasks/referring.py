@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from ans.config.fields import NONE, Count
+from ans.config.fields import Count, NonEmpty
 from ans.config.tasks import TaskSettings
 from ans.data.mixing import Pool
 from ans.data.records import Region
@@ -24,11 +23,11 @@ from ans.tasks.base import Losses, Now, Setting
 class Settings(TaskSettings):
     """Expressions and their masks, of labelled images."""
 
-    sources: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = Field(
-        ("refcoco", "refcoco_plus", "refcocog"), description="indexes whose expressions are learnt"
+    sources: NonEmpty[str] = Field(
+        ("refcoco", "refcoco_plus", "refcocog"), description="indexes whose training expressions are used"
     )
-    max_images: Annotated[Count | None, NONE] = Field(None, description="the first so many images; none: all")
-    objects_per_image: Count = Field(5, description="objects of an image that are learnt at once")
+    max_images: Count | None = Field(None, description="the first so many images; none: all")
+    objects_per_image: Count = Field(5, description="most objects of an image in one sample")
     objects_per_conversation: Count = Field(5, description="objects asked for in one conversation, one after the other")
 
     def indexes(self) -> tuple[str, ...]:

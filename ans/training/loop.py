@@ -1,15 +1,16 @@
 """Fine-tuning. `train` reads as a page: set up, then step after step: batches, gradients, update, teacher, hooks, state."""
 
+import logging
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import torch
 
-from ans.checkpoints import shards
 from ans.checkpoints.save import save_trained
 from ans.config import Config, ConfigError, load
 from ans.files import write_json
+from ans.formats import shards
 from ans.launch import STOPPED
 from ans.processes import connect
 from ans.progress import Progress
@@ -26,6 +27,8 @@ from ans.training.mixture import Mixture
 from ans.training.signals import StopSignal
 from ans.training.step import Stepper, count
 from ans.workspace import Workspace
+
+log = logging.getLogger(__name__)
 
 
 def train(config: Config, workspace: Workspace = Workspace(), params_may_change: bool = True) -> None:
@@ -74,6 +77,8 @@ class Run:
         settings = config.train
         self.config, self.workspace, self.accelerator = config, workspace, connect(settings.precision)
         first, processes = self.accelerator.is_main_process, self.accelerator.num_processes
+        if not first:  # they would say the same
+            logging.getLogger("ans").setLevel(logging.ERROR)
         self.model, self.trained = setup.load_model(settings, workspace.base, self.accelerator.device)
         self.tasks = setup.load_tasks(config, workspace, self.model, first)
         self.steps, epoch = setup.steps_of(settings, self.tasks, processes)
@@ -132,15 +137,14 @@ class Run:
             self.state.save({"step": step, "trained": dict(self.trained)} | parts)
 
     def announce(self, first_step: int) -> None:
-        """Print what is trained on what."""
+        """Say what is trained on what."""
         if not self.accelerator.is_main_process:
             return
-        print(manifests.text(self.manifest) + (f"\ncontinued at step {first_step}" if first_step else ""), flush=True)
+        log.info(manifests.text(self.manifest) + (f"\ncontinued at step {first_step}" if first_step else ""))
         if unseen := self.config.evaluated_alone():
-            print(
+            log.info(
                 f"note: {', '.join(unseen)} will be evaluated, and training does not leave its images out; where they may be among "
-                "those learnt from, name it in train.referring.sources too",
-                flush=True,
+                "those learnt from, name it in train.referring.sources too"
             )
 
     def refuse_other_settings(self) -> None:
@@ -175,9 +179,12 @@ class Run:
         best = self.validation.best if self.validation is not None else None
         if best is not None:
             self.manifest["best"] = best["row"]
-            save_trained(out / "best.pth", self.model.config.keys, best["trained"], self.manifest | {"step": best["row"]["step"]})
-        if best is None or not self.config.train.validation.save_best_only:
-            save_trained(out / "last.pth", self.model.config.keys, self.trained, self.manifest | {"step": self.curves.rows["loss"][-1][0]})
+            best_step = self.manifest | {"step": best["row"]["step"]}
+            save_trained(out / "best.pth", self.model.config.keys, best["trained"], best_step)
+        validation = self.config.train.validation
+        if best is None or validation is None or not validation.save_best_only:
+            last_step = self.manifest | {"step": self.curves.rows["loss"][-1][0]}
+            save_trained(out / "last.pth", self.model.config.keys, self.trained, last_step)
         write_json(out / "manifest.json", self.manifest)
         write_json(out / "examples.json", self.examples.kept)
         self.curves.finish()

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from ans.config import Config
+from ans.groups import SHARDS
 from ans.model.adapters import group_of_parameter
 from ans.model.four_bit import numbers
-from ans.model.groups import SHARDS
 from ans.model.segmenter import Segmenter
 from ans.tasks.base import AnyTask, Panel
 
@@ -27,7 +27,7 @@ def describe(
     """The manifest as it is stored beside the trained tensors. `steps`: of the optimizer. `base`: checksum of the base.
     `seg_token`: the row that group `seg_row` is. `panels`: the curves that the report shows."""
     train, keys = config.train, model.config.keys
-    groups = {name: {"state": "frozen", "tensors": 0, "parameters": 0} for name in SHARDS}
+    groups: dict[str, dict[str, Any]] = {name: {"state": "frozen", "tensors": 0, "parameters": 0} for name in SHARDS}
     for name, parameter in model.named_parameters():
         if name in trained:
             key = f"{group_of_parameter(model, name)} (trained)"

@@ -43,13 +43,13 @@ class Mixture(Dataset[MicroBatch]):
             rest, left = rest - before, left[1:]
         return left[0], rest
 
-    def __getitem__(self, item: int) -> MicroBatch:
-        if not 0 <= item < len(self):
-            raise IndexError(item)
-        step, micro = divmod(item, self.accumulation)
+    def __getitem__(self, index: int) -> MicroBatch:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        step, micro = divmod(index, self.accumulation)
         name, before = self.turn(step)
         batches = [(name, self.tasks[name].batch(self._positions(before * self.accumulation + micro)))]
-        return batches + [(other, self.tasks[other].batch(self._positions(item))) for other in self.auxiliary]
+        return batches + [(other, self.tasks[other].batch(self._positions(index))) for other in self.auxiliary]
 
     def _positions(self, number: int) -> range:
         first = (number * self.processes + self.process) * self.batch

@@ -9,12 +9,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ans.checkpoints import shards
 from ans.config import Config
-from ans.config.load import task_names
 from ans.config.schema import TrainSettings
+from ans.config.sections import task_names
 from ans.data.arrow import Index, read_index
 from ans.data.readers import check_listing
+from ans.formats import shards
 from ans.model.adapters import add_lora, add_seg_row, group_of_parameter, select_trained
 from ans.model.feature_cache import FeatureCache
 from ans.model.segmenter import Features, Segmenter

@@ -21,10 +21,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from ans.checkpoints import shards
 from ans.checkpoints.convert import convert
-from ans.checkpoints.pth import tensor_bytes
 from ans.config.schema import Convert, LoraSize
+from ans.formats import shards
+from ans.formats.pth import tensor_bytes
 from tests.bench import add_scales
 
 # width, width of the MLP, key and value width, layers, vocabulary, LoRA rank: Qwen2.5-3B inside Sa2VA-4B, and a narrow one

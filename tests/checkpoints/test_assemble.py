@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ans.checkpoints import shards
 from ans.checkpoints.assemble import assemble
 from ans.checkpoints.base import shard
+from ans.formats import shards
 from ans.model.families.sa2va_internvl import Family
 from ans.model.segmenter import Segmenter
 from tests import golden_case, lisa_case
@@ -37,7 +37,9 @@ def released(golden: GoldenCase, tmp_path_factory: pytest.TempPathFactory) -> tu
     (internvl / "config.json").write_text(json.dumps(config))
     golden.write_tokenizer(internvl)
     (internvl / "tokenizer.json").write_bytes((golden_case.FOLDER / "tokenizer_base.json").read_bytes())
-    torch.save({"model": KEYS.from_hf({k: t for k, t in state.items() if k.startswith(SAM2)}, "sam2")}, root / "sam2_hiera_large.pt")
+    torch.save(
+        {"model": KEYS.from_hf({k: t for k, t in state.items() if k.startswith(SAM2)}, "sam2")}, root / "sam2_hiera_large.pt"
+    )
     return internvl, root / "sam2_hiera_large.pt"
 
 

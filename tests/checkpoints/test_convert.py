@@ -15,15 +15,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ans.checkpoints import shards
 from ans.checkpoints.base import shard
 from ans.checkpoints.convert import convert
-from ans.checkpoints.pth import digest, read_pth
 from ans.checkpoints.save import save_trained
 from ans.checkpoints.variants import make_variant
 from ans.config.schema import Convert, LoraSize
+from ans.formats import shards
+from ans.formats.pth import digest, read_pth
+from ans.groups import SHARDS
 from ans.model.config import ModelConfig
-from ans.model.groups import SHARDS
 from tests.golden_case import GoldenCase
 
 TRAINED = ("embed_head", "lora", "proj", "fcs", "sam2_decoder")
@@ -173,7 +173,9 @@ def test_full_and_not_merged(golden: GoldenCase, base: Path, trained: dict[str, 
     full = {}
     for key, tensor in read_all(base).items():
         name = (
-            KEYS.trained_name(next(iter(KEYS.from_hf({key: tensor}, "model")))) if KEYS.shard_of(key) != "vision" else "mllm.model." + key
+            KEYS.trained_name(next(iter(KEYS.from_hf({key: tensor}, "model"))))
+            if KEYS.shard_of(key) != "vision"
+            else "mllm.model." + key
         )
         full[re.sub(r"((?:q|k|v|o|gate|up|down)_proj)\.", r"\1.base_layer.", name) if "language_model" in name else name] = tensor
     torch.save({**full, **trained}, tmp_path / "full.pth")
@@ -297,7 +299,9 @@ def test_a_head_that_the_config_ties(base: Path, trained: dict[str, Tensor], tmp
     (plain / "config.json").write_text(json.dumps(config))
     shard(plain, tmp_path / "tied")
     torch.save(trained, tmp_path / "differs.pth")
-    with pytest.raises(ValueError, match=r"lm_head\.weight differs from .*embed_tokens\.weight, but the base's config\.json ties"):
+    with pytest.raises(
+        ValueError, match=r"lm_head\.weight differs from .*embed_tokens\.weight, but the base's config\.json ties"
+    ):
         convert(settings(tmp_path / "differs.pth"), tmp_path / "tied", tmp_path / "hf")
     torch.save(trained | {PTH_LLM + "lm_head.weight": trained[PTH_LLM + "model.embed_tokens.weight"]}, tmp_path / "same.pth")
     convert(settings(tmp_path / "same.pth"), tmp_path / "tied", tmp_path / "hf")
@@ -373,7 +377,9 @@ def test_content_counts_not_names(base: Path, converted: Path, tmp_path: Path) -
     assert not (tmp_path / "variant").exists()
 
 
-def test_a_group_that_was_not_trained_is_said_and_one_that_would_be_lost_is_an_error(base: Path, converted: Path, tmp_path: Path) -> None:
+def test_a_group_that_was_not_trained_is_said_and_one_that_would_be_lost_is_an_error(
+    base: Path, converted: Path, tmp_path: Path
+) -> None:
     fcs = {key: tensor for key, tensor in read_all(converted).items() if KEYS.shard_of(key) == "fcs"}
     torch.save(fcs, tmp_path / "some.pth")
     convert(settings(tmp_path / "some.pth", groups=("fcs",)), base, tmp_path / "hf")

@@ -10,13 +10,13 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from ans.checkpoints import shards
 from ans.checkpoints.base import shard
 from ans.checkpoints.convert import convert
 from ans.checkpoints.export import ADAPTER, OTHERS, export_adapter, export_hub
 from ans.checkpoints.save import save_trained
 from ans.checkpoints.variants import make_variant
 from ans.config.schema import Convert
+from ans.formats import shards
 from ans.model.adapters import add_lora, select_trained
 from ans.model.segmenter import Segmenter
 from tests.checkpoints.test_convert import KEYS, read_all

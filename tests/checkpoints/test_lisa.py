@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ans.checkpoints import shards
 from ans.checkpoints.base import shard
 from ans.checkpoints.convert import convert
 from ans.checkpoints.export import export_adapter
 from ans.checkpoints.save import save_trained
 from ans.checkpoints.variants import make_variant
 from ans.config.schema import Convert
+from ans.formats import shards
 from ans.model import prompts
 from ans.model.adapters import add_lora, add_seg_row, group_of_parameter, select_trained
 from ans.model.segmenter import Conversations, Segmenter
@@ -29,7 +29,9 @@ def answer(model: Segmenter) -> tuple[Tensor, Tensor]:
     """Logits of an answer with `[SEG]`, and its mask's."""
     image = Image.linear_gradient("L").resize((50, 40)).convert("RGB")
     features = model.encode_images([image])
-    question = model.template.image_string(model.config.family.grid(1, 1).tokens) + model.template.segment_question("the red circle")
+    question = model.template.image_string(model.config.family.grid(1, 1).tokens) + model.template.segment_question(
+        "the red circle"
+    )
     ids, labels = prompts.encode_conversation(model.tokenizer, model.template, [prompts.Turn(question, "Sure, [SEG].")])
     with torch.no_grad():
         batch = Conversations(torch.tensor([ids]), torch.tensor([labels]), torch.ones(1, len(ids)).long(), [0], [None])

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from ans.checkpoints import shards
 from ans.checkpoints.base import shard
 from ans.checkpoints.fetch import FetchError, fetch
-from ans.checkpoints.pth import read_pth
 from ans.config.schema import Weights
+from ans.formats import shards
+from ans.formats.pth import read_pth
 
 STATE = {"text_hidden_fcs.0.bias": torch.arange(4.0), "mlp1.0.bias": torch.ones(3)}
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ans.checkpoints import shards
 from ans.checkpoints.fetch import fetch, read_sums
 from ans.config import load
+from ans.formats import shards
 from ans.model.segmenter import Segmenter
 from tests import pipeline
 from tests.checkpoints.test_assemble import released as released  # a fixture

@@ -31,7 +31,7 @@ def test_a_coco_listing_of_another_size_is_refused_for_own_data() -> None:
     assert "images/phone.jpg is 100 x 200 pixels (turned as its EXIF" in reasons[0] and "says 200 x 100" in reasons[0]
     assert "images/resized.jpg is 100 x 50 pixels, but annotations.json says 400 x 200" in reasons[1]
     done = subprocess.run(
-        [sys.executable, "-m", "ans.data.validate", str(CASES / "exif_size_swapped" / "kitchen")],
+        [sys.executable, "-m", "ans", "validate", str(CASES / "exif_size_swapped" / "kitchen")],
         cwd=REPOSITORY, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1 and done.stdout.count("masks would lie in the wrong place") == 3

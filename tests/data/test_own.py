@@ -119,7 +119,7 @@ WRONG = {
 def test_every_wrong_line_is_named(tmp_path: Path) -> None:
     base = publish(tmp_path, [*WRONG, {"image": "a.jpg", "mask": "m.png", "text": "a cup"}])
     done = subprocess.run(
-        [sys.executable, "-m", "ans.data.validate", str(base)], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "ans", "validate", str(base)], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (1, "")
     *lines, last = done.stdout.splitlines()
@@ -133,7 +133,7 @@ def test_what_is_no_such_folder_is_named(tmp_path: Path) -> None:
         (tmp_path / "own").mkdir()
         read(tmp_path)
     done = subprocess.run(
-        [sys.executable, "-m", "ans.data.validate", str(tmp_path)], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "ans", "validate", str(tmp_path)], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1 and "expressions.jsonl" in done.stderr and "Traceback" not in done.stderr
 
@@ -174,7 +174,7 @@ def test_the_page_says_what_the_reader_takes(tmp_path: Path) -> None:
     assert all(isinstance(record, ImageRecord) for record in found), found
     assert sum(len(record.regions) for record in found) == len(lines)
     assert all(f"`{key}`" in page for key in own.KEYS)
-    assert "python -m ans.data.validate" in page
+    assert "python -m ans validate" in page
 
 
 @pytest.mark.slow

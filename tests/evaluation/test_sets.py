@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from pycocotools import mask as coco
 
-from ans.evaluation.compare import compare, read
+from ans.cli.compare import compare, read
 from ans.evaluation.evaluate import evaluate
 from ans.report.results import Results, decode, read_results
 from ans.report.tables import markdown, score, write_csv

@@ -156,7 +156,9 @@ def test_an_evaluation_has_the_same_bytes_with_it(tmp_path: Path, monkeypatch, e
     monkeypatch.setenv("ANS_RUNS", str(tmp_path / "runs"))
     found, counts = [], []
     for gigabytes in (0, 1, 1):
-        values = pipeline.small_values(tmp_path / "world", evaluate__captions=["refcocog_val"], launch__feature_cache_gb=gigabytes)
+        values = pipeline.small_values(
+            tmp_path / "world", evaluate__captions=["refcocog_val"], launch__feature_cache_gb=gigabytes
+        )
         workspace = Workspace(tmp_path / f"out{len(found)}")
         shutil.copytree(work / "data" / "index", workspace.indexes)
         shutil.copytree(work / "models" / "base", workspace.variant("base"))

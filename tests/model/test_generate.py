@@ -107,7 +107,9 @@ def test_a_prefix_serves_again_and_ended_rows_leave() -> None:
         return lambda ids: lengths[next(turns)] == len(ids)
 
     sizes = []
-    hook = vlm.language_model.model.register_forward_hook(lambda module, args, kwargs, out: sizes.append(len(out[0])), with_kwargs=True)
+    hook = vlm.language_model.model.register_forward_hook(
+        lambda module, args, kwargs, out: sizes.append(len(out[0])), with_kwargs=True
+    )
     together = vlm.continued(shared, owner, endings, stops(list(range(6))), 12)
     hook.remove()
     assert [len(answer.ids) for answer in together] == list(lengths.values())

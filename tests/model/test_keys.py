@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from sam2.modeling.sam2_base import SAM2Base
 from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig, Qwen2Config
 
+from ans.groups import SHARDS
 from ans.model.config import ModelConfig
-from ans.model.groups import SHARDS
 from ans.model.keys import Keys
 from ans.model.segmenter import Segmenter
 from tests import lisa_case

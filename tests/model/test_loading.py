@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ans.checkpoints import shards
+from ans.formats import shards
+from ans.groups import SHARDS
 from ans.model.adapters import add_lora, add_seg_row
-from ans.model.groups import SHARDS
 from ans.model.loading import read_tensors
 from ans.model.segmenter import Segmenter
 from tests.pipeline import REPOSITORY
@@ -72,7 +72,10 @@ def test_parts_in_four_bits_are_refused(tmp_path: Path) -> None:
     [
         (lambda state: state.pop("text_hidden_fcs.0.bias"), r"missing text_hidden_fcs\.0\.bias"),
         (lambda state: state.update({"mlp1.7.weight": torch.zeros(2)}), r"unexpected vlm\.mlp1\.7\.weight"),
-        (lambda state: state.update({"mlp1.0.bias": torch.zeros(2)}), r"vlm\.mlp1\.0\.bias is \(2,\), config\.json says \(256,\)"),
+        (
+            lambda state: state.update({"mlp1.0.bias": torch.zeros(2)}),
+            r"vlm\.mlp1\.0\.bias is \(2,\), config\.json says \(256,\)",
+        ),
     ],
 )
 def test_a_folder_is_loaded_strictly(tmp_path: Path, change, message: str) -> None:

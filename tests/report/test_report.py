@@ -176,7 +176,8 @@ def write_training(tmp_path: Path) -> None:
         "processes": 1, "batch": 2, "accumulation": 3, "effective_batch": 6,
         "samples": {"sav": 100},
         "left_out_evaluated_images": 7,
-        "train": {"surgery": "orthogonal", "beta": 0.5, "precision": "float32"}, "steps": STEPS, "preset": "tiny", "panels": panels_of(tasks),
+        "train": {"surgery": "orthogonal", "beta": 0.5, "precision": "float32"}, "steps": STEPS,
+        "preset": "tiny", "panels": panels_of(tasks),
         "tasks": {
             name: {"title": task.title, "role": task.role, "examples": task.examples, "settings": {"enabled": True}}
             for name, task in tasks.items()

@@ -25,7 +25,9 @@ def test_a_mask_is_pooled_on_each_images_own_grid() -> None:
     assert first.round().tolist() == [[1, 0, 0, 0], [0, 0, 0, 0]] and second.round().tolist() == [[0], [0], [0], [1]]
 
 
-@pytest.mark.parametrize(("name", "changes"), [("referring", {}), ("loop1", {"bridge": "gumbel"}), ("loop2", {"soft_region": True})])
+@pytest.mark.parametrize(
+    ("name", "changes"), [("referring", {}), ("loop1", {"bridge": "gumbel"}), ("loop2", {"soft_region": True})]
+)
 def test_every_task_learns(odd: TaskCase, name: str, changes: dict[str, object]) -> None:
     task = odd.task(name, **changes)
     batch = task.batch(range(4))

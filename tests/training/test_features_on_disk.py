@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ans.checkpoints.pth import read_pth
+from ans.formats.pth import read_pth
 from ans.model.segmenter import Segmenter
 from ans.training import loop
 from ans.training.state import ResumeError

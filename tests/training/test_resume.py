@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ans.checkpoints.pth import read_pth
 from ans.config import Config
+from ans.formats.pth import read_pth
 from ans.training import loop, setup
 from ans.training.hooks.health import Health
 from ans.training.state import ResumeError

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ans.checkpoints.pth import read_pth
 from ans.config import Config, ConfigError
+from ans.formats.pth import read_pth
 from ans.model.config import ModelConfig
 from ans.training import loop
 from ans.training.hooks import validation

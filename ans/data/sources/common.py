@@ -62,7 +62,7 @@ def tar_members(root: Path, tar: Path, suffixes: tuple[str, ...]) -> Iterator[tu
                 stem, suffix = os.path.splitext(os.path.basename(info.name))
                 if info.isfile() and suffix in suffixes:
                     yield stem, suffix, member(below, info.offset_data, info.size)
-                shard.members = []  # tarfile keeps every header otherwise
+                shard.members = []  # pyrefly: ignore[missing-attribute]  # tarfile keeps every header otherwise
             shard.fileobj.seek(shard.offset)
             if shard.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes a damaged header for the end
                 raise ValueError(f"damaged at byte {shard.offset}")

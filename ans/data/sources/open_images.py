@@ -95,6 +95,7 @@ def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
     """
     folder, image_id, rows = task
     path = f"{folder}/images/{SPLIT}/{image_id}.jpg"
+    width = height = 0
     reason = "" if IMAGE_ID.fullmatch(image_id) else "ImageID that is not 16 hexadecimal digits"
     if not reason:
         try:

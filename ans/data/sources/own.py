@@ -15,7 +15,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
             continue
         first = regions.get((region.counts, region.split))
         if first:
-            region = Region(**{**first.__dict__, "expressions": first.expressions + region.expressions})
+            region = replace(first, expressions=first.expressions + region.expressions)
         regions[region.counts, region.split] = region
     if regions:
         yield ImageRecord(task.number, path, width, height, tuple(regions.values()))
@@ -215,4 +215,4 @@ def _read_mask(path: Path, name: str, height: int, width: int) -> np.ndarray:
     if mask.shape[:2] != (height, width):
         raise ValueError(f"masks/{name} is {mask.shape[1]} x {mask.shape[0]}, its image {width} x {height}")
     # of colours any that is not black; an alpha channel says nothing of what is the object
-    return mask if mask.ndim == 2 else mask[..., : {2: 1, 3: 3, 4: 3}[mask.shape[2]]].any(2)
+    return mask if mask.ndim == 2 else np.asarray(mask[..., : {2: 1, 3: 3, 4: 3}[mask.shape[2]]].any(2))

@@ -11,7 +11,7 @@ import pickle
 import struct
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -195,8 +195,8 @@ def _region(ref: dict[str, Any], task: Task) -> Region | Skipped:
     area, bbox = masks.measure(counts, task.image["height"], task.image["width"])
     if area == 0:
         return Skipped(key, "mask without a pixel")
-    category = task.categories.get(task.annotations[ref["ann_id"]].get("category_id"), "")
-    return Region(ref["ann_id"], _field(ref, "split", str, task.file), category, area, bbox, counts, _sentences(ref, task.file))
+    split, category = _field(ref, "split", str, task.file), _category(ref["ann_id"], task)
+    return Region(ref["ann_id"], split, category, area, bbox, counts, _sentences(ref, task.file))
 
 
 def _union(ref: dict[str, Any], task: Task) -> Region | Skipped:
@@ -207,13 +207,18 @@ def _union(ref: dict[str, Any], task: Task) -> Region | Skipped:
     wrong = next((error for error in counts if isinstance(error, ValueError)), None)
     if wrong or (ids and not counts):
         return Skipped(f"ref {ref_id}", str(wrong or "only crowds"))
-    union = masks.union(counts, height, width)
+    union = masks.union([of for of in counts if isinstance(of, str)], height, width)
     area, bbox = masks.measure(union, height, width)
     if ids and not area:
         return Skipped(f"ref {ref_id}", "mask without a pixel")
-    names = dict.fromkeys(task.categories.get(task.annotations[id_].get("category_id"), "") for id_ in ids)
+    names = dict.fromkeys(_category(id_, task) for id_ in ids)
     category = next(iter(names)) if len(names) == 1 else ""
     return Region(ref_id, _field(ref, "split", str, task.file), category, area, bbox, union, _sentences(ref, task.file))
+
+
+def _category(ann_id: int, task: Task) -> str:
+    number: Any = task.annotations[ann_id].get("category_id")
+    return task.categories.get(number, "")
 
 
 def _mask(ann_id: int, task: Task) -> str | ValueError:
@@ -234,4 +239,4 @@ def _sentences(ref: dict[str, Any], path: Path) -> tuple[Expression, ...]:
 
 
 def _joined(first: Region, second: Region) -> Region:
-    return Region(**{**first.__dict__, "expressions": first.expressions + second.expressions})
+    return replace(first, expressions=first.expressions + second.expressions)

@@ -164,8 +164,8 @@ def _within(columns: Columns, annotations: list[Any], limits: SubsetSa1b, pixels
     if len(chosen) == len(annotations):
         return columns
     numbers, areas, edges, counts = columns
-    of_each = [[column[i] for i in chosen] for column in (numbers, areas, counts)]
-    return of_each[0], of_each[1], [edge for i in chosen for edge in edges[4 * i : 4 * i + 4]], of_each[2]
+    edges = [edge for i in chosen for edge in edges[4 * i : 4 * i + 4]]
+    return [numbers[i] for i in chosen], [areas[i] for i in chosen], edges, [counts[i] for i in chosen]
 
 
 def _files(root: Path, folder: Path) -> Iterator[tuple[str, str, str]]:

@@ -155,20 +155,21 @@ def _whole(content: Any, key: str) -> int:
 
 def _row(row: Any, objects: int) -> list[dict[str, Any] | None]:
     """One annotated frame. None stands for an object, or for all of them, where nothing is seen."""
-    row = [None] * objects if row is None else row
+    if row is None:
+        return [None] * objects
     if not isinstance(row, list) or len(row) != objects or not all(rle is None or isinstance(rle, dict) for rle in row):
         raise ValueError("masklet that has not one mask per object")
     return row
 
 
 def _measured(height: int, width: int, ids: list[int], rles: list[list[dict[str, Any] | None]]) -> Masklets:
-    there = [(i, k) for i, row in enumerate(rles) for k, rle in enumerate(row) if rle is not None]
-    if any(rles[i][k].get("size") != [height, width] for i, k in there):
+    there = [(i, k, rle) for i, row in enumerate(rles) for k, rle in enumerate(row) if rle is not None]
+    if any(rle.get("size") != [height, width] for *_, rle in there):
         raise ValueError("RLE of another size than the video")
-    masks.check_counts([rles[i][k].get("counts") for i, k in there], height, width)
+    masks.check_counts([rle.get("counts") for *_, rle in there], height, width)
     areas = np.zeros((len(rles), len(ids)), np.int64)
-    for i, k in there:
-        areas[i, k] = coco.area(rles[i][k])  # one by one: pycocotools fails on lists of more than 255
+    for i, k, rle in there:
+        areas[i, k] = coco.area(rle)  # one by one: pycocotools fails on lists of more than 255
     seen = areas > 0
     changes = [int(np.count_nonzero(np.diff(column[np.argmax(column) :].astype(np.int8)))) for column in seen.T]
     return Masklets(height, width, ids, rles, areas, np.array(changes, np.int64))
@@ -194,7 +195,7 @@ def _from_pngs(place: Path) -> Masklets:
     if not frames:
         raise ValueError(f"{place}: no masks")
     rles: list[list[dict[str, Any] | None]] = [[None] * len(ids) for _ in range(frames[-1] // ANNOTATED_EVERY + 1)]
-    size = None
+    size: tuple[int, ...] = ()
     for k, folder in enumerate(folders.values()):
         for path in sorted(folder.glob("*.png")):
             try:
@@ -202,8 +203,9 @@ def _from_pngs(place: Path) -> Masklets:
                     mask = np.asarray(image.convert("L"))
             except BROKEN_IMAGE:
                 raise ValueError(f"{place}: a mask that cannot be read") from None
-            if size not in (None, mask.shape) or not path.stem.isdigit() or int(path.stem) % ANNOTATED_EVERY:
+            if size not in ((), mask.shape) or not path.stem.isdigit() or int(path.stem) % ANNOTATED_EVERY:
                 raise ValueError(f"{place}: a mask of another size, or of a frame that is not annotated")
             size = mask.shape
             rles[int(path.stem) // ANNOTATED_EVERY][k] = {"size": list(size), "counts": masks.from_array(mask)}
-    return _measured(*size, ids, rles)
+    height, width = size
+    return _measured(height, width, ids, rles)

@@ -82,7 +82,12 @@ KEYS = KeyTable(
     renamings=(Renaming("vision_model.", _OWN_NAMES, _VISION_NAMES),),
     fusions=(
         Fusion(
-            "vision_model.", _OWN_NAMES, ".attention.qkv.", tuple(f".attention.{part}_proj." for part in "qkv"), _thirds, torch.cat
+            "vision_model.",
+            _OWN_NAMES,
+            ".attention.qkv.",
+            tuple(f".attention.{part}_proj." for part in "qkv"),
+            _thirds,
+            torch.cat,
         ),
     ),
 )

@@ -6,7 +6,9 @@ from typing import Any
 class Hook:
     """Called after every step, on every process. `over`: nothing more is to be learnt, so the training ends."""
 
-    over = False
+    @property
+    def over(self) -> bool:
+        return False
 
     def after(self, step: int, values: dict[str, float]) -> None:
         """`step` steps are done; `values` are those of the last. Values that are added there reach the hooks that come later."""

@@ -1,12 +1,14 @@
 """The health of a run: what makes it pointless to go on stops it with the reason, what is only suspicious is said once."""
 
-import sys
+import logging
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
 from ans.tasks.base import CHECKED_STEPS, AnyTask, Degenerate
 from ans.training.hooks import Hook
+
+log = logging.getLogger(__name__)
 
 
 class Health(Hook):
@@ -32,7 +34,7 @@ class Health(Hook):
             warning = task.check(step, means)
             if warning is not None and name not in self.warned:
                 self.warned.append(name)
-                print(f"warning: {warning}", file=sys.stderr)
+                log.warning(warning)
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": {name: list(values) for name, values in self.history.items()}, "warned": self.warned}

@@ -29,9 +29,9 @@ def section(page: Page) -> str:
     ]
     if others:
         title = f"mean cIoU minus that of {BASE}, points, with 95 % intervals"
-        parts.append(
-            interval_chart(title, [(variant, *(100 * value for value in scores[variant, MEAN].difference)) for variant in others])
-        )
+        differences = [(variant, *scores[variant, MEAN].difference) for variant in others]
+        rows_ = [(variant, 100 * value, 100 * low, 100 * high) for variant, value, low, high in differences]
+        parts.append(interval_chart(title, rows_))
     parts.append(html_table("cIoU, %", ["split", "n", *results.variants], rows(ciou_cell, results.variants), total=True))
     if others:
         caption = f"difference to {BASE}, points; coloured where the interval excludes 0"

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from pycocotools import mask as coco
 
-from ans.evaluation.compare import compare, groups, read, splits, text
+from ans.cli.compare import compare, groups, read, splits, text
 from ans.report.results import ResultsError
 
 SENTS = ("red cup", "the cup on the left", "a cup that stands behind the red plate")
@@ -83,7 +83,7 @@ def test_other_expressions_are_an_error(folders: tuple[Path, Path]) -> None:
 
 
 def test_the_command(folders: tuple[Path, Path]) -> None:
-    command = [sys.executable, "-m", "ans.evaluation.compare", *map(str, folders)]
+    command = [sys.executable, "-m", "ans", "compare", *map(str, folders)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "## refcoco_val: two - one" in done.stdout and "| all | 36 / 12 |" in done.stdout
     done = subprocess.run([*command, "--split", "nothing"], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Two evaluations of the same expressions, side by side: `python -m ans.evaluation.compare A B [--split SPLIT]`.
+"""Two evaluations of the same expressions, side by side: `python -m ans compare A B [--split SPLIT]`.
 
 A and B are variants of this run (full, base) or folders of another's tables (/elsewhere/data/eval/full).
 """
@@ -16,6 +16,7 @@ from ans.data.records import QUERY_KINDS
 from ans.evaluation.metrics import FEWEST_IMAGES, iou, paired_bootstrap
 from ans.report.results import KEY, ResultsError
 
+HELP = "two variants side by side: by size of the object, length of the expression, ..."
 DATA = Path("data/eval")
 RESAMPLES, SEED = 2000, 0
 
@@ -26,6 +27,21 @@ POSITIONS = (
     r"|behind|front|back|between|near|nearest|next|beside|far|farthest|closest|first|second|third|last|end)\b"
 )
 """Words by which an expression says where its object is."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("first", metavar="A", help="a variant, or a folder of tables")
+    parser.add_argument("second", metavar="B", help="the one whose gain over A is shown")
+    parser.add_argument("--split", help="one result, e.g. refcoco_val (default: all that both have)")
+
+
+def run(chosen: argparse.Namespace) -> None:
+    names = [Path(chosen.first).name, Path(chosen.second).name]
+    if names[0] == names[1]:  # the same variant of two runs
+        names = [chosen.first, chosen.second]
+    for split in [chosen.split] if chosen.split else splits(chosen.first, chosen.second):
+        table = compare(read(chosen.first, split), read(chosen.second, split))
+        print(text(table, split, *names), end="\n\n")
 
 
 def groups(table: pd.DataFrame) -> Iterator[tuple[str, np.ndarray]]:
@@ -111,23 +127,6 @@ def text(table: pd.DataFrame, split: str, first: str, second: str) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m ans.evaluation.compare", description=__doc__)
-    parser.add_argument("first", metavar="A", help="a variant, or a folder of tables")
-    parser.add_argument("second", metavar="B", help="the one whose gain over A is shown")
-    parser.add_argument("--split", help="one result, e.g. refcoco_val (default: all that both have)")
-    chosen = parser.parse_args()
-    names = [Path(chosen.first).name, Path(chosen.second).name]
-    if names[0] == names[1]:  # the same variant of two runs
-        names = [chosen.first, chosen.second]
-    try:
-        for split in [chosen.split] if chosen.split else splits(chosen.first, chosen.second):
-            table = compare(read(chosen.first, split), read(chosen.second, split))
-            print(text(table, split, *names), end="\n\n")
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
-
-
 def _folder(where: str) -> Path:
     return Path(where) if Path(where).is_dir() else DATA / where
 
@@ -140,7 +139,3 @@ def _sums(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 def _area(counts: str) -> int:
     """Pixels of a compressed RLE: the sum of its every second run."""
     return int(run_lengths(counts)[1::2].sum())
-
-
-if __name__ == "__main__":
-    main()

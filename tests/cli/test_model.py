@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ans.cli import main, paint, read_mask
+from ans.cli import main
+from ans.cli.describe import read_mask
+from ans.cli.segment import paint
 from ans.errors import run
 from ans.model.segmenter import Segmenter
 

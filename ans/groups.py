@@ -10,6 +10,9 @@ from typing import Literal
 Group = Literal["embed_head", "seg_row", "lora", "proj", "fcs", "sam2_decoder"]
 """A part of a model that can be trained."""
 
+StoredGroup = Literal["vision", "embed_head", "llm", "lora", "proj", "fcs", "sam2_encoder", "sam2_decoder"]
+"""A part of a model that a foreign checkpoint may hold."""
+
 Part = Literal["language", "vision", "sam"]
 """A part of a model that can be held in 4 bits: the language model, its image encoder, the mask decoder's image encoder."""
 

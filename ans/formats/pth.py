@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ans.checkpoints.shards import read_index, refuse_link
+from ans.formats.shards import read_index, refuse_link
 
 _WRAPPINGS = ("state_dict", "model")
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -145,7 +145,12 @@ def _checked(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
             raise ValueError(
                 f"{path}: {key!r} is {type(value).__name__}, not a tensor under a name; save the dict of tensors alone"
             )
-        if value.layout != torch.strided or value.is_quantized or value.dtype not in DTYPES.values() or value.device.type != "cpu":
+        if (
+            value.layout != torch.strided
+            or value.is_quantized
+            or value.dtype not in DTYPES.values()
+            or value.device.type != "cpu"
+        ):
             raise ValueError(f"{path}: {key} is {value.dtype}, {value.layout}; only dense floating point tensors are weights")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise ValueError(f"{path}: {key} claims {tuple(value.shape)} over {value.untyped_storage().nbytes()} stored bytes")

@@ -1,0 +1,26 @@
+"""What is wrong with a folder of your own data, line by line: `python -m ans validate FOLDER` (see docs/your-data.md)."""
+
+import argparse
+from pathlib import Path
+
+HELP = "check a folder of your own data"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder with images/ and expressions.jsonl in it")
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Raises `SystemExit` with status 1 where a line cannot be used."""
+    from ans.data.validate import validate
+
+    folder = chosen.folder.resolve()
+    found = validate(folder)
+    for problem in found.problems:
+        print(f"{folder / problem.key}: {problem.reason}")
+    print(
+        f"{found.images} images, {found.objects} objects, {found.expressions} expressions; "
+        f"{len(found.problems)} lines cannot be used"
+    )
+    if found.problems:
+        raise SystemExit(1)

@@ -1,0 +1,246 @@
+"""`params.yaml` is read strictly: every mistake is named by its path, and no value that cannot work is accepted."""
+
+import copy
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from ans.config import Config, ConfigError, load
+from ans.config.schema import Group, StoredGroup
+from ans.config.sections import SECTIONS, all_fields, task_names
+from ans.groups import TRAINABLE
+
+PRESETS = ("tiny", "sa2va-1b", "sa2va-4b", "lisa-tiny", "lisa-7b")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_committed_presets_are_valid(config: Config, preset: str) -> None:
+    chosen = config.changed({"preset": preset})
+    assert chosen.tasks and chosen.training_indexes() and chosen.variants["base"] == ()
+    if preset.startswith("sa2va"):
+        assert chosen.train.effective_batch(processes=8) == 64 and chosen.train.lora.scale() == 2.0
+    assert set(chosen.tasks) == ({"referring"} if preset.startswith("lisa") else {"referring", "loop1", "loop2"})
+
+
+def test_there_are_no_other_presets(values: dict[str, Any]) -> None:
+    assert set(values["presets"]) == set(PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("train.stepz", 3, "train.stepz: unknown key; did you mean train.steps?"),
+        ("train.tau", 1.0, "train.tau: unknown key; did you mean train.loop1.tau?"),
+        ("train.loop1.lr", 1.0, "train.loop1.lr: unknown key; did you mean train.lr?"),
+        ("train.refering", {}, "train.refering: unknown key; did you mean train.referring?"),
+        ("presets.tiny.train.steppes", 3, "presets.tiny.train.steppes: unknown key; did you mean train.steps?"),
+        ("evaluat", {}, "evaluat: unknown key; did you mean evaluate?"),
+        ("presets.tiny.launch", {}, "presets.tiny.launch: a preset sets weights, train, evaluate, nothing else"),
+        ("train.steps", "many", "train.steps: expected an integer, found 'many'"),
+        ("train.steps", True, "train.steps: expected an integer, found True"),
+        ("train.steps", 1.5, "train.steps: expected an integer"),
+        ("train.steps", 0, "train.steps: must be at least 1, found 0"),
+        ("train.lr", "fast", "train.lr: expected a number, found 'fast'"),
+        ("train.beta", -1, "train.beta: must be at least 0, found -1"),
+        (
+            "train.groups",
+            ["vision"],
+            "train.groups.0: expected 'embed_head', 'seg_row', 'lora', 'proj', 'fcs' or 'sam2_decoder', found 'vision'",
+        ),
+        ("train.groups", ["lora", "lora"], "train.groups: names a group twice"),
+        ("train.groups", ["seg_row", "embed_head"], "train.groups: names seg_row and embed_head"),
+        ("train.validation", {"split": "refcoco_val"}, "train.validation: evaluates after epochs, so set train.epochs too"),
+        ("presets.tiny.train.groups", [], "presets.tiny.train.groups: must not be empty, found []"),
+        ("presets.tiny.train.lora.rank", 1.5, "presets.tiny.train.lora.rank: expected an integer"),
+        ("presets.tiny.train.lora", 8, "presets.tiny.train.lora: expected a section, found 8"),
+        (
+            "presets.tiny.train.schedule",
+            "step",
+            "presets.tiny.train.schedule: expected 'constant', 'cosine' or 'linear', found 'step'",
+        ),
+        ("preset", "huge", "preset: no preset named 'huge'; there are lisa-7b, lisa-tiny, sa2va-1b, sa2va-4b, tiny"),
+        ("preset", ["tiny"], "preset: no preset named ['tiny']"),
+        ("variants.full", ["lora", "nothing"], "variants.full.1: expected"),
+        ("variants.full", [], "variants.full: names no group"),
+        ("variants.base", ["lora"], "variants.base: must be there and be []"),
+        ("launch.machine_rank", 3, "launch.machine_rank: must be below"),
+        ("subset_sa1b.min_area_share", 1.0, "subset_sa1b: "),
+        ("evaluate.splits", "refcoco_val", "evaluate.splits: expected a list, found 'refcoco_val'"),
+        ("evaluate.splits", ["refcoco_val", "refcoco_val"], "evaluate.splits: names a split twice"),
+        ("paths", None, "paths.root: missing"),
+    ],
+)
+def test_mistakes_are_named(config: Config, path: str, value: object, message: str) -> None:
+    changes = {path: value}
+    if path == "subset_sa1b.min_area_share":  # a rule between two settings
+        changes["subset_sa1b.max_area_share"], message = 0.5, "subset_sa1b.min_area_share: must be at most max_area_share"
+    with pytest.raises(ConfigError, match="^" + re.escape(message)):
+        assert config.changed(changes).tasks
+
+
+UNUSABLE: dict[str, tuple[Any, ...]] = {
+    "presets.tiny.train.batch": (0, -1),
+    "train.batch": (0, -1, 2.5),
+    "train.beta": (-1, float("nan")),
+    "train.accumulation": (0, -2),
+    "train.lr": (0, -3, float("nan"), float("inf")),
+    "presets.tiny.train.lr": (0, -3, float("nan"), float("inf")),
+    "train.lr_sam2_scale": (-1,),
+    "train.warmup": (7, -0.1, float("nan")),
+    "train.clip": (0, -1, float("nan")),
+    "train.weight_decay": (-1,),
+    "train.lora.dropout": (5, 1, -0.1),
+    "train.lora.alpha": (0,),
+    "train.lora.targets": ([], ["nothing"]),
+    "train.max_tiles": (0,),
+    "train.caption_len": (0, -1),
+    "train.mask_points": (-1,),
+    "train.steps": (0, -5),
+    "train.epochs": (0,),
+    "train.seed": (-1, 2**32),
+    "train.precision": ("fp16",),
+    "train.four_bit": (["everything"],),
+    "train.optimizer": ("sgd",),
+    "train.surgery": ("yes",),
+    "train.min_seg_rate": (5, -1),
+    "train.loss.mask": (-1, float("nan")),
+    "train.loss.dice": (-0.5,),
+    "train.loss.language": (-1,),
+    "train.loss.iou": (-1,),
+    "train.loss": ({"mask": 0.0, "dice": 0.0, "language": 1.0, "iou": 0.0, "lisa_dice": False},),
+    "train.ema.decay": (1, -0.1),
+    "train.save_every": (-1,),
+    "train.keep": (0,),
+    "train.validation": ({"split": "nothing_val"}, {"split": "refcoco_val", "patience": 0}),
+    "train.referring.sources": (["nothing"], ["refcoco", "sa1b"], []),
+    "train.referring.objects_per_image": (0,),
+    "train.referring.objects_per_conversation": (0,),
+    "train.loop1.sources": ({"nothing": {"repeats": 1.0}}, {"sav": {"repeats": -1.0}}),
+    "train.loop1.bridge": ("soft",),
+    "train.loop1.tau": (0, -1),
+    "train.loop1.top_k": (0,),
+    "train.loop1.mask_ratio": (1.5, -0.1, 0.0),
+    "train.loop1.denoising": (-1,),
+    "train.loop1.description_prompts": (0, 5),
+    "train.loop2.source": ("nothing",),
+    "train.loop2.mask_supervision": (-1,),
+    "evaluate.max_new_tokens": (0,),
+    "evaluate.tokens_per_batch": (0,),
+    "evaluate.splits": (["nothing_val"], ["refcoco"], []),
+    "presets.tiny.evaluate.splits": (["nothing_val"], ["refcoco"], []),
+    "evaluate.captions": (["nothing_val"],),
+    "evaluate.max_samples": (0,),
+    "evaluate.seed": (-1,),
+    "weights.source": ("ftp",),
+    "convert.groups": (["seg"], []),
+    "convert.code": ("Sa2VA",),
+    "launch.workers": (-1,),
+    "launch.processes": (0,),
+    "launch.main_port": (0, 70000),
+    "launch.save_state_seconds": (-1,),
+    "index.max_bad_fraction": (-2, 2),
+    "subset_sa1b.images": (0,),
+    "subset_sa1b.min_predicted_iou": (-1,),
+    "variants.lora": ([],),
+    "sources.sa1b.reader": ("nothing", "own", "common"),
+    "own": ({"refcoco": {"folder": "x"}}, {"a/b": {"folder": "x"}}, {"sa1b_subset": {"folder": "x"}}),
+    "report.bootstrap": (0,),
+}
+
+
+@pytest.mark.parametrize(("path", "value"), [(path, value) for path, values in UNUSABLE.items() for value in values])
+def test_what_cannot_work_is_refused_with_its_path(config: Config, path: str, value: object) -> None:
+    changes = {path: value} | ({"train.epochs": 3} if path == "train.validation" else {})
+    with pytest.raises(ConfigError) as error:
+        assert config.changed(changes).tasks
+    named = str(error.value).split(":")[0]
+    part = named.removesuffix(".denoising") if path.endswith("mask_ratio") else named  # the rule is told of either of the two
+    assert part == path or named.startswith(f"{path}.") or path.startswith(f"{part}."), error.value
+
+
+def test_every_range_is_tried() -> None:
+    """A setting with a range, or a few values to choose from, has one that is refused."""
+    bounded = {
+        path for path, of in all_fields().items() if any(hasattr(m, n) for m in of.metadata for n in ("ge", "gt", "lt", "le"))
+    }
+    tried = {path.removeprefix("presets.tiny.") for path in UNUSABLE}
+    alike = ("world.", "report.", "subset_sa1b.", "launch.", "train.loop1.", "train.loop2.", "train.lora.", "train.gallery")
+    missing = {path for path in bounded - tried if not path.startswith(alike)}
+    assert not missing, f"no unusable value of {sorted(missing)} is tried"
+
+
+def test_a_list_of_the_project_is_the_models() -> None:
+    assert set(get_args(Group)) == set(TRAINABLE)
+    assert set(get_args(Group)) - {"seg_row"} <= set(get_args(StoredGroup))
+
+
+@pytest.mark.parametrize("text", ["train: {steps: [}", "a: 1\na: 2\n", "\x00"])
+def test_a_file_that_is_no_yaml_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="params.yaml: not YAML: "):
+        load(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "text"])
+def test_a_file_without_sections_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="params.yaml: expected sections, found "):
+        load(tmp_path / "params.yaml")
+
+
+def test_a_missing_key_is_named(values: dict[str, Any]) -> None:
+    """Each section, and each setting that has no default, removed alone."""
+    required = [
+        path
+        for path, of in all_fields().items()
+        if of.is_required() and not path.startswith(("weights.sam2", "train.validation", "convert.lora"))
+    ]
+    for path in ["preset", "presets", *SECTIONS, *required]:
+        broken = copy.deepcopy(values)
+        for top in (broken, broken["presets"]["tiny"]) if path not in ("presets", *SECTIONS) else (broken,):
+            node: Any = top
+            *parents, last = path.split(".")
+            for parent in parents:
+                node = node.get(parent, {})
+            node.pop(last, None)
+        with pytest.raises(ConfigError, match="^" + re.escape(f"{path}: missing")):
+            assert Config(broken).tasks
+
+
+def test_a_value_of_params_yaml_wins_over_the_preset(config: Config) -> None:
+    """Also within a section, of which the preset keeps the rest; and `none` says that there is none."""
+    assert (config.train.lr, config.train.lora.rank, config.origin("train", "lr")) == (6e-4, 8, "preset tiny")
+    changed = config.changed({"train.lr": 1e-5, "train.lora.rank": 4, "train.beta": 0.25, "train.referring.objects_per_image": 2})
+    assert (changed.train.lr, changed.train.lora.rank, changed.train.lora.alpha, changed.train.beta) == (1e-5, 4, 16, 0.25)
+    referring = changed.tasks["referring"]
+    assert (referring.objects_per_image, referring.objects_per_conversation) == (2, 1)
+    assert [changed.origin("train", *of) for of in (("lr",), ("lora", "rank"), ("lora", "alpha"), ("schedule",))] == [
+        "params.yaml", "params.yaml", "preset tiny", "default",
+    ]  # fmt: skip
+    lisa = config.changed({"preset": "lisa-tiny"})
+    assert lisa.train.validation is not None and lisa.changed({"train.validation": "none"}).train.validation is None
+    assert lisa.changed({"train.validation": None}).train.validation == lisa.train.validation
+    assert config.changed({"subset_sa1b.max_masks": "none", "convert.under": "none"}).convert.under is None
+
+
+def test_tasks_are_turned_off_and_not_all(config: Config) -> None:
+    assert list(config.changed({"train.loop2.enabled": False}).tasks) == ["loop1", "referring"]
+    with pytest.raises(ConfigError, match="^train: every task is off"):
+        assert config.changed({f"train.{name}.enabled": False for name in task_names()}).tasks
+
+
+def test_an_unused_task_may_name_what_is_not_there(config: Config) -> None:
+    assert "loop2" not in config.changed({"train.loop2.enabled": False, "train.loop2.source": "nothing"}).tasks
+
+
+def test_loading_needs_no_framework() -> None:
+    """All that light stages read: only the tasks' own settings, which `Config.tasks` reads, come with PyTorch."""
+    code = (
+        "import sys; from ans.config import load; c = load(); c.train.trained, c.evaluate.questions, c.evaluation_indexes(); "
+        "from ans.cli.document import document; document(c, 'evaluate'); print(*({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
