@@ -124,7 +124,7 @@ def run_with_other_code(work: Path, config: Config, tmp_path: Path) -> None:
         pickle.dump((config, arguments, work.parent / "world"), file)
     code = """
 import pickle
-from ans.evaluation.predict import evaluate
+from ans.evaluation.evaluate import evaluate
 from tests.opened import interrupt, opened
 config, (folder, *places), world = pickle.load(open("config.pickle", "rb"))
 with opened(world, interrupt(2)):
