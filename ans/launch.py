@@ -7,7 +7,10 @@ import sys
 import time
 from contextlib import suppress
 
+import psutil
+
 from ans.config.schema import Launch
+from ans.stage import dvc_process
 
 STOPPED = 128 + signal.SIGTERM
 """Exit status of a module that was asked to stop and did."""
@@ -41,7 +44,7 @@ def launch(module: str, settings: Launch, *arguments: str) -> None:
             os.killpg(process.pid, signal.SIGTERM)
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    parent = os.getppid() if "DVC_STAGE" in os.environ else None
+    dvc = dvc_process()
     try:
         process = subprocess.Popen(command, env=environment, start_new_session=True)
         if stopped:  # before there was a process to hand it to
@@ -49,7 +52,7 @@ def launch(module: str, settings: Launch, *arguments: str) -> None:
         while process.poll() is None:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(0.5)
-            if parent not in (None, os.getppid()) and not stopped:
+            if dvc is not None and not stopped and _ended(dvc):
                 stop()
         while stopped and _alive(process.pid):  # a launcher may end before what it started
             time.sleep(0.1)
@@ -58,6 +61,12 @@ def launch(module: str, settings: Launch, *arguments: str) -> None:
             signal.signal(number, handler)
     if code := process.returncode:
         raise SystemExit(STOPPED if stopped else code)
+
+
+def _ended(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    return True
 
 
 def threads(processes: int) -> int:

@@ -52,12 +52,19 @@ def one_set_of_parameters() -> Iterator[None]:
 
 def _record() -> Path | None:
     """Where this run's parameters are written down: by the process of DVC, and when that began."""
+    if (dvc := dvc_process()) is None:
+        return None
+    began = hashlib.sha256(str(dvc.create_time()).encode()).hexdigest()[:8]
+    return Path(os.environ["DVC_ROOT"]) / ".dvc" / "tmp" / "ans" / f"parameters-{dvc.pid}-{began}.json"
+
+
+def dvc_process() -> psutil.Process | None:
+    """The DVC that started this process as one of its stages; a shell may stand between."""
     if "DVC_STAGE" not in os.environ:
         return None
     for parent in psutil.Process().parents():
         if any(Path(part).name == "dvc" or part == "dvc" for part in parent.cmdline()[:3]):
-            began = hashlib.sha256(str(parent.create_time()).encode()).hexdigest()[:8]
-            return Path(os.environ["DVC_ROOT"]) / ".dvc" / "tmp" / "ans" / f"parameters-{parent.pid}-{began}.json"
+            return parent
     return None
 
 

@@ -112,6 +112,7 @@ def test_a_full_disk_loses_nothing(here: Workspace, work: Path, uninterrupted, m
 def start(work: Path, folder: Path, values: dict, *command: str) -> subprocess.Popen:
     pipeline.write_params(work, values)
     environment = os.environ | {"PYTHONPATH": str(pipeline.REPOSITORY), "ANS_RUNS": str(folder), "CUDA_VISIBLE_DEVICES": ""}
+    environment["SHELL"] = "/bin/sh"  # dash stays between DVC and the stage, bash does not
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     return subprocess.Popen(
         [sys.executable, "-m", *(command or ("stages.train",))], cwd=work, env=environment, text=True, start_new_session=True,
