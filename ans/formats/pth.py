@@ -65,7 +65,7 @@ def digest(state: Mapping[str, Tensor]) -> str:
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """A tensor's values as bytes, in row-major order; no copy where they lie so already."""
-    return memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _read_shards(folder: Path) -> dict[str, Any]:

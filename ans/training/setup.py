@@ -152,7 +152,9 @@ def slices_of_groups(model: Segmenter, trained: Mapping[str, nn.Parameter]) -> d
     slices: dict[str, list[slice]] = {}
     end = 0
     for name, parameter in trained.items():
-        parts = slices.setdefault(group_of_parameter(model, name), [])
+        group = group_of_parameter(model, name)
+        assert group is not None, name
+        parts = slices.setdefault(group, [])
         # parts that touch become one: a product for each small tensor takes ten times as long
         start = parts.pop().start if parts and parts[-1].stop == end else end
         end += parameter.numel()
