@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Segmenter", "__version__", "load_config"]
 
-SAM2 = "sam2==1.1.0"
 PLACES = {
     "Segmenter": ("ans.model.segmenter", "Segmenter"),
     "load_config": ("ans.config", "load"),
@@ -26,13 +25,7 @@ def __getattr__(name: str) -> Any:
     if name not in PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, attribute = PLACES[name]
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        if error.name != "sam2":
-            raise
-        # it asks for torchvision, which nothing here uses and which has no build for every torch
-        raise ModuleNotFoundError(f"ans.{name} needs sam2: pip install --no-deps {SAM2}", name="sam2") from error
+    return getattr(importlib.import_module(module), attribute)
 
 
 def __dir__() -> list[str]:

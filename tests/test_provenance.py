@@ -36,7 +36,7 @@ def code(stage: str, reader: str) -> set[str]:
     if stage in ("index", "own"):
         modules.append(f"ans.data.sources.{reader}")
     paths = {path.as_posix() for path in closure(*modules) if (ROOT / path).stat().st_size} | SETTINGS.get(stage, set())
-    return {path for path in paths - NEVER if not (stage in HANDED_ON and path.startswith("ans/config/"))}
+    return {path for path in paths - NEVER if not (stage in HANDED_ON and path.startswith(("ans/config/", "ans/groups.py")))}
 
 
 def declared(stage: str, reader: str) -> set[str]:

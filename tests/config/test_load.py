@@ -95,7 +95,7 @@ UNUSABLE: dict[str, tuple[Any, ...]] = {
     "train.weight_decay": (-1,),
     "train.lora.dropout": (5, 1, -0.1),
     "train.lora.alpha": (0,),
-    "train.lora.targets": ([], ["nothing"]),
+    "train.lora.targets": ([], ["no name"]),
     "train.max_tiles": (0,),
     "train.caption_len": (0, -1),
     "train.mask_points": (-1,),

@@ -14,18 +14,25 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from sam2.modeling.backbones.hieradet import Hiera
-from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
-from sam2.modeling.memory_attention import MemoryAttention, MemoryAttentionLayer
-from sam2.modeling.memory_encoder import CXBlock, Fuser, MaskDownSampler, MemoryEncoder
-from sam2.modeling.position_encoding import PositionEmbeddingSine
-from sam2.modeling.sam.transformer import RoPEAttention
-from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, nn
 
 from ans.model import decoder, preprocess
 from ans.model.decoder import Levels, Masks, resized, wide
 from ans.model.keys import KeyTable, Renaming
+
+try:
+    from sam2.modeling.backbones.hieradet import Hiera
+    from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
+    from sam2.modeling.memory_attention import MemoryAttention, MemoryAttentionLayer
+    from sam2.modeling.memory_encoder import CXBlock, Fuser, MaskDownSampler, MemoryEncoder
+    from sam2.modeling.position_encoding import PositionEmbeddingSine
+    from sam2.modeling.sam.transformer import RoPEAttention
+    from sam2.modeling.sam2_base import SAM2Base
+except ModuleNotFoundError as error:
+    if error.name != "sam2":
+        raise
+    # it asks for torchvision, which nothing here uses and which has no build for every torch
+    raise ModuleNotFoundError("this mask decoder needs sam2: pip install --no-deps sam2==1.1.0", name="sam2") from error
 
 HF = "grounding_encoder.sam2_model."
 _PARTS = ("image_encoder", "sam_prompt_encoder", "sam_mask_decoder", "memory_attention", "memory_encoder")
