@@ -20,7 +20,6 @@ def gradients(work: Path, monkeypatch: pytest.MonkeyPatch, processes: int) -> di
         train__accumulation=2,
         train__lora__dropout=0.0,
         launch__processes=processes,
-        launch__main_port=29611,
         launch__workers=0,
     )
     pipeline.write_params(work, values)
