@@ -1,12 +1,12 @@
 """Damaged files: what a bad disk or a broken download leaves of the world's, and what the readers make of it."""
 
-import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from ans import config
 from ans.config.schema import World
@@ -16,10 +16,11 @@ from ans.data.records import ImageRecord, Skipped
 from ans.data.sources import common, describe_anything, open_images, own, reason_seg, refcoco, sav, sav_video
 from ans.data.subset_sa1b import subset_sa1b
 from ans.toy import world
+from ans.workspace import Workspace
 
 LOOPS = {"sa1b_images": 2, "sav_pairs": 2, "openimages_images": 2, "describe_images": 8, "reasonseg_images": 4}
 SIZE = World(seed=3, train_images=4, val_images=1, test_images=1, **LOOPS, shift=0.0)
-PARAMETERS = config.load(Path(__file__).parents[2] / "params.yaml")
+VALUES = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text(encoding="utf-8"))
 Reader = Callable[[Path], Iterator[ImageRecord | Skipped]]
 
 
@@ -54,13 +55,15 @@ def _reader(source: object, folder: str, name: str) -> Reader:
 
 def _read_sa1b(root: Path) -> Iterator[ImageRecord | Skipped]:
     """By way of its two indexes, which is how SA-1B is read: a listing, and the masks of some of its images."""
-    folder = root.parent / "index"
-    lenient = dataclasses.replace(PARAMETERS.index, max_bad_fraction=1.0)
-    settings = dataclasses.replace(PARAMETERS, paths=config.Paths(str(root)), index=lenient)
-    images = index.build("sa1b", settings, folder, workers=1)["images"]
-    subset = dataclasses.replace(settings.subset_sa1b, images=images)
-    subset_sa1b(dataclasses.replace(settings, subset_sa1b=subset), folder, workers=1)
-    yield from arrow.read_index(folder / f"sa1b_subset{arrow.SUFFIX}").records()
+    workspace = Workspace(root.parent / "work")
+
+    def settings(images: int) -> config.Config:
+        changes = {"paths": {"root": str(root)}, "index": {"max_bad_fraction": 1.0}, "subset_sa1b": {"images": images}}
+        return config.Config(VALUES | {name: VALUES[name] | change for name, change in changes.items()})
+
+    images = index.build("sa1b", settings(1), workspace, workers=1)["images"]
+    subset_sa1b(settings(images), workspace, workers=1)
+    yield from arrow.read_index(workspace.index("sa1b_subset")).records()
 
 
 READ: dict[str, Reader] = {

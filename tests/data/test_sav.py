@@ -1,4 +1,3 @@
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +80,7 @@ def test_the_second_frame_shows_the_same_background(root: Path) -> None:
 
 
 def test_the_second_frame_shows_the_same_object(tmp_path: Path) -> None:
-    world_loops.write(tmp_path, dataclasses.replace(SIZE, sav_pairs=20, shift=0.0))
+    world_loops.write(tmp_path, SIZE.model_copy(update={"sav_pairs": 20, "shift": 0.0}))
     for record in common.read(sav, tmp_path, "sav/npz", "sav"):
         if record.second:
             one, two = (np.asarray(open_image(tmp_path, path), float) for path in (record.path, record.second))

@@ -88,7 +88,7 @@ def test_caps_and_their_names(indexes: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("max_samples", 0, r"evaluate.max_samples: .*greater than or equal to 1"),
+        ("max_samples", 0, r"evaluate.max_samples: must be at least 1, found 0"),
         ("captions", ["a_val", "a_val"], r"evaluate.captions: names a split twice"),
         ("splits", [], r"evaluate.splits: "),
     ],
