@@ -113,10 +113,10 @@ def family(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def small(copy: Path, *tasks: str, steps: int = 2) -> None:
-    """Settings of a run that takes seconds: `tasks` alone, `steps` of two images."""
+    """Settings of a run that takes seconds: `tasks` alone, `steps` of four images, so many that grids of several shapes meet."""
     on = {f"train__{task}__enabled": task in tasks for task in ("referring", "loop1", "loop2")}
     override(
-        copy, launch__workers=0, train__steps=steps, train__batch=2, train__accumulation=1, train__precision="float32",
+        copy, launch__workers=0, train__steps=steps, train__batch=4, train__accumulation=1, train__precision="float32",
         train__mask_points=0, train__lora__rank=4, train__checkpoint_activations=False, train__min_seg_rate=0.0,
         train__referring__sources=["refcoco"], evaluate__precision="float32", evaluate__splits=["refcoco_val"],
         evaluate__captions=[], evaluate__max_new_tokens=4, evaluate__tokens_per_batch=2048, **on,
