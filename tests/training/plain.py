@@ -579,9 +579,26 @@ class Task:
 
     def describe(self, features: Features, batch: Any) -> tuple[list[list[int]], list[bool], list[float]]:
         """Greedy captions of the objects, of `caption_len` tokens at most; whether each ended; the geometric mean of its tokens'
-        probabilities."""
-        most = batch.noise.shape[1]
-        return self.model.caption_ids(features, batch.describe_index, batch.cells, batch.describe_questions, most)
+        probabilities, of the end's too. The model generates them token by token; here it reads them as a whole."""
+        model, most = self.model, batch.noise.shape[1]
+        captions, ended, _ = model.caption_ids(features, batch.describe_index, batch.cells, batch.describe_questions, most)
+        end = answer_ids(model, "")
+        rows = []
+        for n, caption in enumerate(captions):
+            prompt = self.question(features, batch, n)
+            said = caption + end if ended[n] else caption
+            rows.append(Conversation(prompt + said, ignored(prompt) + said, batch.describe_index[n], batch.cells[n][None]))
+        confidence = []
+        for reading in read(model, features, rows, self.alone):
+            assert torch.equal(reading.logits.argmax(-1), reading.labels), "each token is the likeliest"
+            confidence.append(float((-cross_entropy(reading.logits, reading.labels).mean()).exp()))
+        return captions, ended, confidence
+
+    def question(self, features: Features, batch: Any, n: int) -> list[int]:
+        """The prompt that asks for a description of object `n`."""
+        text = prompts.image_string(features.tiles[batch.describe_index[n]][..., 0].numel())
+        text += self.model.region_question(batch.cells[n][None], batch.describe_questions[n])
+        return prompts.encode_prompt(self.model.tokenizer, self.model.template, text)
 
     def segment(self, features: Features, batch: Any, expression: Expression) -> tuple[list[Reading], Tensor]:
         """The answers about the second view, and the masks, for captions in the expression's place."""
@@ -613,11 +630,9 @@ class Task:
             order = sorted(range(len(caption)), key=uniform[:, 0].tolist().__getitem__)
             replaced = order[: round(settings.mask_ratio * len(caption))]
             seen = [ordinary[int(uniform[t, 1] * len(ordinary))] if t in replaced else ids for t, ids in enumerate(caption)]
-            image, region = batch.describe_index[n], batch.cells[n][None]
-            question = prompts.image_string(features.tiles[image][..., 0].numel())
-            question += model.region_question(region, batch.describe_questions[n])
-            prompt = prompts.encode_prompt(model.tokenizer, model.template, question)
-            rows.append(Conversation(prompt + seen, ignored(prompt) + caption, image, region))
+            prompt = self.question(features, batch, n)
+            row = Conversation(prompt + seen, ignored(prompt) + caption, batch.describe_index[n], batch.cells[n][None])
+            rows.append(row)
             corrupted.append([a != b for a, b in zip(seen, caption, strict=True)])
         readings = read(model, features, rows, self.alone)
 

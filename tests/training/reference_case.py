@@ -142,7 +142,7 @@ class World:
     def run_by_command(self, base: str, changes: Changes, processes: int) -> Outcome:
         """As `run`, by the command that the pipeline has and as several processes; there is no teacher to be seen."""
         values = self.values(base, changes)
-        values["launch"]["processes"] = processes
+        values["launch"] |= {"processes": processes, "main_port": 29613}
         # in the file's own order: that of loop 1's sources decides which sample comes when
         (self.work / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
         pipeline.run(self.work, "train")

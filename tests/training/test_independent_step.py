@@ -57,6 +57,9 @@ class Case:
 LABELS = {"loops": False}
 """The supervised objective alone, which is quicker."""
 
+SPLIT = {"seed": 5, "lr": 8e-4, "ema_decay": 0.99, "masks_per_image": 3, "denoising": 0.0, "loop2": False, "groups": ["proj"]}
+"""Where student and teacher say different captions after one step: found by trying."""
+
 CASES = [
     # the losses
     Case("mask", {"mask": 0.3}),
@@ -91,7 +94,7 @@ CASES = [
          {"loop1_sources": {"sav": {"repeats": 1.0, "max_samples": None}}}),
     Case("bridge-detached", {"bridge": "detached"}),
     Case("bridge-hard", {"bridge": "hard"}),
-    Case("bridge-discrete", {"bridge": "discrete"}),
+    Case("bridge-discrete", {"bridge": "discrete"}, SPLIT | {"bridge": "hard"}),
     Case("rescored", {"rescored": "all"}),
     Case("tau", {"tau": 0.2}, {"steps": 3}),
     Case("tau_end", {"tau_end": 2.0}),
@@ -124,7 +127,7 @@ CASES = [
     Case("max_train_samples", {"max_train_samples": 3}, LABELS),
     Case("epochs", {"epochs": 2}, LABELS),
     Case("objects_per_image", {"objects_per_image": 2}, LABELS),
-    Case("objects_per_conversation", {"objects_per_conversation": 3}, quick=True),
+    Case("objects_per_conversation", {"objects_per_conversation": 3}),
     Case("caption_len", {"caption_len": 3}),
     Case("groups-lora", {"groups": ["lora"]}),
     Case("groups-proj", {"groups": ["proj"]}),
@@ -289,12 +292,27 @@ def test_every_setting_has_a_run() -> None:
     assert not missing, f"no run sees {sorted(missing)}"
 
 
+def test_random_numbers_of_the_samples(laboratory: Laboratory) -> None:
+    """The reference takes the samples' random numbers as they are: noise is Gumbel's, and all else is uniform."""
+    changes = BASE | {"steps": 24, "mask_points": 64}
+    micros = [micro for step in laboratory.world.samples("tiny", changes, laboratory._model("tiny", BASE)) for micro in step]
+    regions = [micro.first for micro in micros if micro.regions]
+    noise = torch.cat([batch.noise.flatten() for batch in regions])
+    corruption = torch.cat([batch.corruption.flatten() for batch in regions])
+    points = torch.cat([micro.second.targets.uniform.flatten() for micro in micros])
+    for numbers, share_below in ((noise, torch.exp(-torch.exp(-noise.double()))), (corruption, corruption), (points, points)):
+        count = len(numbers)
+        ranks = torch.arange(1, count + 1).double() / count
+        distance = float((share_below.double().sort().values - ranks).abs().max())
+        assert count > 500 and distance < 2 / count**0.5  # Kolmogorov and Smirnov: once in a thousand by chance, for other seeds
+
+
 def test_base(laboratory: Laboratory, tmp_path: Path) -> None:
-    """What all other runs differ from, for more steps."""
-    changes = BASE | {"steps": 4}
+    """What all other runs differ from, for a step more."""
+    changes = BASE | {"steps": 3}
     check(laboratory, "tiny", changes, laboratory.world.run("tiny", changes, tmp_path).states, "the base")
     kinds = [state.values.keys() & {"ref_mask", "loop1_mask"} for state in laboratory.reference("tiny", changes)[1]]
-    assert kinds == [{"ref_mask"}, {"loop1_mask"}, {"loop1_mask"}, {"loop1_mask"}], "both kinds of step were seen"
+    assert kinds == [{"ref_mask"}, {"loop1_mask"}, {"loop1_mask"}], "both kinds of step were seen"
 
 
 @pytest.mark.slow
@@ -306,7 +324,7 @@ def test_padding_carries_nothing(laboratory: Laboratory, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_stopped_and_continued(laboratory: Laboratory, tmp_path: Path) -> None:
-    changes = BASE | {"dropout": 0.3, "accumulation": 2}
+    changes = BASE | {"dropout": 0.3, "accumulation": 2, "steps": 3}
     found = laboratory.world.run("tiny", changes, tmp_path, stop_after=1).states
     check(laboratory, "tiny", changes, found, "stopped by SIGTERM after a step, and started again")
 
