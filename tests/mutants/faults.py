@@ -1,0 +1,536 @@
+"""Faults that a review once put into the code, and more of their kinds, each with the tests that have to turn red."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`old`, which occurs once in `file`, becomes `new`; `tests` are pytest ids, and every one of them has to fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+LOOP, SCHEDULE, EMA = "ans/training/loop.py", "ans/training/schedule.py", "ans/training/ema.py"
+GRADIENTS, SURGERY, LOSSES, MASK = (
+    "ans/training/gradients.py",
+    "ans/objectives/surgery.py",
+    "ans/objectives/losses.py",
+    "ans/objectives/mask.py",
+)
+SUPERVISED, LOOP1, LOOP2, GUMBEL, BATCHES = (
+    f"ans/objectives/{name}.py" for name in ("supervised", "loop1", "loop2", "gumbel", "batches")
+)
+CONFIG, SEGMENTER, ADAPTERS = "ans/config.py", "ans/model/segmenter.py", "ans/model/adapters.py"
+
+STEP = "tests/training/test_independent_step.py"
+
+
+def settings(*names: str) -> tuple[str, ...]:
+    """The independent step's runs of these settings."""
+    return tuple(f"{STEP}::test_setting[{name}]" for name in names)
+
+
+BASE = (f"{STEP}::test_base",)
+
+FAULTS: list[Fault] = [
+    # ------------------------------------------------------------------------------------ the review's thirteen
+    Fault(
+        "gradients combined as (second, first, none, 3.0)",
+        LOOP,
+        "combine(gradients.first, gradients.second, settings.surgery, settings.beta)",
+        'combine(gradients.second, gradients.first, "none", 3.0)',
+        BASE + settings("beta", "surgery-none", "surgery-pcgrad"),
+    ),
+    Fault("the teacher is never updated", LOOP, "        teacher.update(step)\n", "", BASE + settings("ema_decay", "ema_warmup")),
+    Fault(
+        "clipping is not used",
+        LOOP,
+        'gradient, values["grad_norm"] = clip(gradient, preset.clip)',
+        '_, values["grad_norm"] = clip(gradient, preset.clip)',
+        settings("clip"),
+    ),
+    Fault(
+        "the learning rate's schedule is not used",
+        LOOP,
+        'group["lr"] = rate * factor',
+        'group["lr"] = rate',
+        settings("warmup", "schedule-linear"),
+    ),
+    Fault("weight decay is 0", LOOP, "weight_decay=preset.weight_decay", "weight_decay=0.0", settings("weight_decay")),
+    Fault("lr_sam2_scale is ignored", LOOP, "preset.lr * preset.lr_sam2_scale", "preset.lr", settings("lr_sam2_scale")),
+    Fault(
+        "mask and Dice weights are swapped",
+        LOSSES,
+        "weights.mask * entropy + weights.dice * dice",
+        "weights.dice * entropy + weights.mask * dice",
+        BASE + settings("mask", "dice"),
+    ),
+    Fault("the IoU term is dropped", LOSSES, " + weights.iou * iou, values", ", values", settings("iou")),
+    Fault(
+        "the reward's sign is flipped",
+        LOOP1,
+        "loss - settings.reward * reward",
+        "loss + settings.reward * reward",
+        settings("reward", "reward_by"),
+    ),
+    Fault(
+        "the linear schedule is constant",
+        SCHEDULE,
+        "return 1 - (step - ramp) / max(1, steps - ramp)",
+        "return 1.0",
+        settings("schedule-linear"),
+    ),
+    Fault(
+        "tau_end is ignored",
+        CONFIG,
+        "self.tau + (self.tau_end - self.tau) * step / max(1, steps - 1)",
+        "self.tau",
+        settings("tau_end"),
+    ),
+    Fault(
+        "the supervised language loss is dropped",
+        SUPERVISED,
+        "Losses(loss + weights.language * language,",
+        "Losses(loss,",
+        BASE + settings("language"),
+    ),
+    Fault(
+        "the student in the teacher's place",
+        EMA,
+        "parameter.data = self.average[name]",
+        "parameter.data = students[name]",
+        BASE + settings("ema_decay", "distillation"),
+    ),
+    Fault("LoRA's dropout is 0", LOOP, "lora.alpha, lora.dropout,", "lora.alpha, 0.0,", settings("dropout")),
+    # ------------------------------------------------------------------------------------------- gradients to one change
+    Fault(
+        "beta weighs the first gradient",
+        SURGERY,
+        "return first + beta * (second - coefficient * first)",
+        "return beta * first + (second - coefficient * first)",
+        BASE + settings("beta"),
+    ),
+    Fault(
+        "no projection",
+        SURGERY,
+        "return first + beta * (second - coefficient * first)",
+        "return first + beta * second",
+        BASE + settings("surgery-none"),
+    ),
+    Fault(
+        "the projection divides by the wrong square",
+        SURGERY,
+        "square = float(_dot(first, first))",
+        "square = float(_dot(second, second))",
+        BASE,
+    ),
+    Fault("pcgrad projects where the two agree", SURGERY, "coefficient >= 0", "coefficient <= 0", settings("surgery-pcgrad")),
+    Fault(
+        "a micro-batch's gradient replaces the last one's",
+        GRADIENTS,
+        "part.add_(gradient.flatten())",
+        "part.copy_(gradient.flatten())",
+        settings("accumulation"),
+    ),
+    Fault(
+        "short gradients are scaled up to the limit",
+        GRADIENTS,
+        "(gradient * (limit / norm) if norm > limit else gradient)",
+        "(gradient * (limit / norm))",
+        settings("clip"),
+    ),
+    Fault(
+        "clipped by the largest element", GRADIENTS, "norm = float(gradient.norm())", "norm = float(gradient.abs().max())", BASE
+    ),
+    Fault("AdamW's second beta", LOOP, "torch.optim.AdamW, fused=True", "torch.optim.AdamW, fused=True, betas=(0.9, 0.9)", BASE),
+    Fault("AdamW's first beta", LOOP, "torch.optim.AdamW, fused=True", "torch.optim.AdamW, fused=True, betas=(0.8, 0.999)", BASE),
+    Fault("AdamW's eps", LOOP, "torch.optim.AdamW, fused=True", "torch.optim.AdamW, fused=True, eps=1e-4", BASE),
+    Fault(
+        "weight decay as a part of the gradient",
+        LOOP,
+        "torch.optim.AdamW, fused=True",
+        "torch.optim.Adam, fused=True",
+        settings("weight_decay"),
+    ),
+    Fault(
+        "lr_sam2_scale on the wrong tensors",
+        LOOP,
+        'if group_of_parameter(name) == "sam2_decoder"',
+        'if group_of_parameter(name) == "lora"',
+        settings("lr_sam2_scale"),
+    ),
+    Fault("warm-up begins at zero", SCHEDULE, "return (step + 1) / ramp", "return step / ramp", BASE + settings("warmup")),
+    Fault("warm-up takes a step too many", SCHEDULE, "if step < ramp:", "if step <= ramp:", settings("warmup")),
+    Fault("warm-up is taken for a number of steps", SCHEDULE, "round(warmup * steps)", "round(warmup)", settings("warmup")),
+    Fault("cosine to half a period too far", SCHEDULE, "math.cos(math.pi * (step", "math.cos(2 * math.pi * (step", BASE),
+    # ------------------------------------------------------------------------------------------------------ the teacher
+    Fault(
+        "the teacher is updated before the student",
+        LOOP,
+        "        assign(gradient, parameters)\n        optimizer.step()\n        optimizer.zero_grad()\n"
+        "        del gradients, gradient  # a flat vector for each loop, and their combination: not beside the next step's\n"
+        "        teacher.update(step)\n",
+        "        assign(gradient, parameters)\n        teacher.update(step)\n        optimizer.step()\n"
+        "        optimizer.zero_grad()\n        del gradients, gradient\n",
+        BASE + settings("ema_decay"),
+    ),
+    Fault(
+        "decay and its complement swapped",
+        EMA,
+        "students, 1 - self.rate(step)",
+        "students, self.rate(step)",
+        BASE + settings("ema_decay"),
+    ),
+    Fault("the EMA's warm-up is off by one", EMA, "(1 + step) / (10 + step)", "(2 + step) / (11 + step)", settings("ema_warmup")),
+    Fault(
+        "the EMA's warm-up is ignored",
+        EMA,
+        " if self.warmup else self.decay",
+        " if False else self.decay",
+        settings("ema_warmup"),
+    ),
+    Fault(
+        "the teacher with dropout",
+        EMA,
+        "            with model.evaluating():\n                yield",
+        "            with torch.no_grad():\n                yield",
+        settings("dropout"),
+    ),
+    # ------------------------------------------------------------------------------------------------------- the masks
+    Fault(
+        "masks normalised by the micro-batch",
+        LOSSES,
+        "(1.0 if confidence is None else confidence) / counts.objects",
+        "(1.0 if confidence is None else confidence) / len(logits)",
+        settings("accumulation"),
+    ),
+    Fault(
+        "the mean over padding too",
+        LOSSES,
+        "each * scale * mask.cross_entropy",
+        "each * mask.cross_entropy",
+        settings("lisa", "lisa-objects"),
+    ),
+    Fault(
+        "padding is looked at",
+        LOSSES,
+        "visible = logits.masked_fill(~within, mask.NOTHING)",
+        "visible = logits",
+        settings("lisa", "lisa-objects"),
+    ),
+    Fault("points in the padding", LOSSES, "share[:, None] * uniform", "uniform", settings("lisa-mask_points")),
+    Fault("a column of padding too many", MASK, "/ width < share[:, :1]", "/ width <= share[:, :1]", settings("lisa")),
+    Fault("LISA's Dice never", LOSSES, "mask.lisa_dice if weights.lisa_dice else mask.dice", "mask.dice", settings("lisa_dice")),
+    Fault(
+        "half of the points by uncertainty",
+        MASK,
+        "count: int, importance: float = 0.75) -> Tensor",
+        "count: int, importance: float = 0.5) -> Tensor",
+        settings("mask_points"),
+    ),
+    Fault(
+        "the surest points",
+        MASK,
+        "(-sample(logits, candidates).abs())",
+        "(sample(logits, candidates).abs())",
+        settings("mask_points"),
+    ),
+    Fault(
+        "points between corners",
+        MASK,
+        'padding_mode="zeros", align_corners=False',
+        'padding_mode="zeros", align_corners=True',
+        settings("mask_points"),
+    ),
+    Fault(
+        "Dice without its eps",
+        MASK,
+        "1 - overlap / (probability.sum(-1) + targets.sum(-1) + 1)",
+        "1 - overlap / (probability.sum(-1) + targets.sum(-1))",
+        BASE,
+    ),
+    Fault("IoU that counts the overlap twice", MASK, "targets.sum(-1) - overlap + 1)", "targets.sum(-1) + 1)", settings("iou")),
+    # ---------------------------------------------------------------------------------------------- the supervised objective
+    Fault(
+        "answers normalised by the micro-batch",
+        SUPERVISED,
+        "out.language_loss / counts.tokens",
+        "out.language_loss / len(out.labels)",
+        settings("accumulation"),
+    ),
+    Fault(
+        "the labels are shifted",
+        SEGMENTER,
+        "shifted = F.pad(batch.labels[:, 1:], (0, 1), value=prompts.IGNORE)",
+        "shifted = batch.labels",
+        BASE,
+    ),
+    Fault("all tokens are counted", BATCHES, "int((self.labels[:, 1:] != prompts.IGNORE).sum())", "int(self.mask.sum())", BASE),
+    Fault(
+        "images are counted, not objects",
+        BATCHES,
+        "return len(self.describe_index), self.answer_tokens",
+        "return len(self.images.tiles), self.answer_tokens",
+        settings("masks_per_image"),
+    ),
+    # ------------------------------------------------------------------------------------------------------------- loop 1
+    Fault(
+        "tau runs backwards",
+        CONFIG,
+        "self.tau + (self.tau_end - self.tau) * step",
+        "self.tau_end + (self.tau - self.tau_end) * step",
+        settings("tau", "tau_end"),
+    ),
+    Fault("tau never comes to its end", CONFIG, "* step / max(1, steps - 1)", "* step / steps", settings("tau_end")),
+    Fault(
+        "special tokens in the corruption",
+        LOOP1,
+        "corrupt(ids, settings.mask_ratio, u, model.text_tokens)",
+        "corrupt(ids, settings.mask_ratio, u, torch.arange(len(model.tokenizer)))",
+        BASE,
+    ),
+    Fault("one token more is corrupted", LOOP1, "count = round(ratio * len(ids))", "count = round(ratio * len(ids)) + 1", BASE),
+    Fault(
+        "the other tokens are corrupted",
+        LOOP1,
+        "uniform[: len(ids), 0].argsort()",
+        "uniform[: len(ids), 0].argsort(descending=True)",
+        BASE,
+    ),
+    Fault(
+        "the student reads the caption as it was",
+        LOOP1,
+        "encoded.append((prompt + ids, [prompts.IGNORE] * len(prompt) + true))",
+        "encoded.append((prompt + true, [prompts.IGNORE] * len(prompt) + true))",
+        BASE,
+    ),
+    Fault(
+        "the corrupted caption is learnt",
+        LOOP1,
+        "encoded.append((prompt + ids, [prompts.IGNORE] * len(prompt) + true))",
+        "encoded.append((prompt + ids, [prompts.IGNORE] * len(prompt) + ids))",
+        BASE,
+    ),
+    Fault(
+        "special tokens may be said",
+        LOOP1,
+        'logits = out.logits.index_fill(1, _no_text(model, out.logits), float("-inf"))',
+        "logits = out.logits",
+        BASE,
+    ),
+    Fault(
+        "denoising over text tokens alone",
+        LOOP1,
+        "F.cross_entropy(out.logits[corrupted].float()",
+        "F.cross_entropy(logits[corrupted].float()",
+        BASE,
+    ),
+    Fault(
+        "denoising as a mean over all tokens",
+        LOOP1,
+        "(entropy / places.repeat_interleave(places)).sum() / counts.objects",
+        "entropy.mean()",
+        settings("mask_ratio-1", "accumulation"),
+    ),
+    Fault(
+        "denoising's weight is ignored",
+        LOOP1,
+        "settings.denoising * denoising, denoising.detach()",
+        "denoising, denoising.detach()",
+        BASE + settings("denoising"),
+    ),
+    Fault("the noise is not scaled", LOOP1, "noise = settings.noise * noise[:", "noise = noise[:", settings("noise", "noise-3")),
+    Fault(
+        "what is not corrupted is said anew",
+        LOOP1,
+        "embeds = torch.where(corrupted[:, None], embeds, F.embedding(out.labels, table))",
+        "embeds = torch.where(corrupted[:, None], F.embedding(out.labels, table), embeds)",
+        BASE,
+    ),
+    Fault(
+        "the likeliest token goes on",
+        GUMBEL,
+        "(values + noise).argmax(-1, keepdim=True)",
+        "values.argmax(-1, keepdim=True)",
+        settings("noise-3"),
+    ),
+    Fault(
+        "the backward forgets the noise",
+        GUMBEL,
+        "(logits.gather(1, index).float() + noise) / tau",
+        "(logits.gather(1, index).float()) / tau",
+        BASE,
+    ),
+    Fault(
+        "the backward forgets tau", GUMBEL, ".sum(-1, keepdim=True)) / ctx.tau", ".sum(-1, keepdim=True))", BASE + settings("tau")
+    ),
+    Fault(
+        "the softmax's own derivative is missing",
+        GUMBEL,
+        "soft[part] * (scores - (soft[part] * scores).sum(-1, keepdim=True))",
+        "soft[part] * scores",
+        BASE,
+    ),
+    Fault(
+        "detached passes the gradient on",
+        LOOP1,
+        "return replace(heard, embeds=None)",
+        "return heard",
+        settings("bridge-detached"),
+    ),
+    Fault(
+        "discrete takes the teacher's caption",
+        LOOP1,
+        'if settings.bridge == "discrete":',
+        "if False:",
+        settings("bridge-discrete"),
+    ),
+    Fault(
+        "the second view is described",
+        LOOP1,
+        "model.caption_ids(features, batch.describe_index,",
+        "model.caption_ids(features, batch.segment_index,",
+        settings("loop1_sources-repeats"),
+    ),
+    Fault("confidence is ignored", LOOP1, "sure if settings.confidence else None", "None", settings("confidence")),
+    Fault(
+        "the teacher's mask is made hard",
+        LOOP1,
+        "reference.float().sigmoid()",
+        "(reference > 0).float()",
+        settings("distillation"),
+    ),
+    Fault(
+        "a reward without a baseline",
+        LOOP1,
+        "hard_iou(logits, soft) - hard_iou(reference, soft)",
+        "hard_iou(logits, soft)",
+        settings("reward"),
+    ),
+    Fault("the baseline is the sampled caption", LOOP1, "_likeness(model, heard.greedy, said)", "0.0", settings("reward_by")),
+    Fault("tokens without a choice are rewarded", LOOP1, ".where(free, 0.0)", "", settings("reward-corrupted")),
+    Fault(
+        "loop 1's answer is normalised by its objects",
+        LOOP1,
+        "language = out.language_loss / counts.tokens",
+        "language = out.language_loss / counts.objects",
+        BASE,
+    ),
+    Fault(
+        "loop 1 without its language loss",
+        LOOP1,
+        "loss + weights.language * language + heard.extra",
+        "loss + heard.extra",
+        BASE + settings("language"),
+    ),
+    # ------------------------------------------------------------------------------------------------------------- loop 2
+    Fault(
+        "the caption's loss has no weight",
+        LOOP2,
+        "weights.language * (caption + answer)",
+        "caption + weights.language * answer",
+        settings("language"),
+    ),
+    Fault("loop 2 without its answer", LOOP2, "weights.language * (caption + answer)", "weights.language * caption", BASE),
+    Fault(
+        "captions are normalised by the answers",
+        LOOP2,
+        "told.language_loss / counts.caption_tokens",
+        "told.language_loss / counts.tokens",
+        BASE,
+    ),
+    Fault("the region is what is likelier than 0.3", LOOP2, "cells = share > 0.5", "cells = share > 0.3", BASE),
+    Fault(
+        "the soft region weighs its tokens",
+        LOOP2,
+        "cells * (1 + share - share.detach())",
+        "cells * share",
+        settings("soft_region"),
+    ),
+    Fault(
+        "mask supervision without its weight",
+        LOOP2,
+        "settings.mask_supervision * supervision",
+        "supervision",
+        settings("mask_supervision"),
+    ),
+    Fault(
+        "loop 2 reads the data's mask",
+        LOOP2,
+        "share = region_share(logits, model.config.grid_side)",
+        "share = region_share(1e4 * (batch.targets.soft - 0.5), model.config.grid_side)",
+        BASE,
+    ),
+    # --------------------------------------------------------------------------------------------------- what is trained
+    Fault(
+        "LoRA's matrices from another seed",
+        LOOP,
+        "lora.dropout, config.train.seed, lora.targets",
+        "lora.dropout, 0, lora.targets",
+        BASE + settings("seed"),
+    ),
+    Fault("LoRA's targets are ignored", LOOP, "config.train.seed, lora.targets)", "config.train.seed)", settings("lora_targets")),
+    Fault("LoRA's scale is fixed", ADAPTERS, "lora_alpha=alpha", "lora_alpha=2 * rank", settings("lora_alpha")),
+    Fault("the model is not in training mode", LOOP, "    model.train()\n", "    model.eval()\n", settings("dropout")),
+    Fault(
+        "dropout draws the same in every step",
+        LOOP,
+        "hash((settings.seed, step, accelerator.process_index))",
+        "hash((settings.seed, 0, accelerator.process_index))",
+        settings("dropout"),
+    ),
+    Fault(
+        "the checkpoint is the teacher",
+        LOOP,
+        'save_trained(folder.folder / f"step_{step + 1:06d}.pth", trained,',
+        'save_trained(folder.folder / f"step_{step + 1:06d}.pth", teacher.average,',
+        BASE,
+    ),
+    # --------------------------------------------------------------------------------------- resume, processes, precision
+    Fault(
+        "the optimizer begins anew when continued",
+        LOOP,
+        'parts = {"optimizer": optimizer, "teacher"',
+        'parts = {"teacher"',
+        (f"{STEP}::test_stopped_and_continued",),
+    ),
+    Fault(
+        "the teacher begins anew when continued",
+        EMA,
+        "average.copy_(state[name])",
+        "pass",
+        (f"{STEP}::test_stopped_and_continued",),
+    ),
+    Fault(
+        "the samples begin anew when continued",
+        LOOP,
+        "_batches(data, first_step * preset.accumulation,",
+        "_batches(data, first_step,",
+        (f"{STEP}::test_stopped_and_continued",),
+    ),
+    Fault(
+        "gradients are averaged over processes",
+        LOOP,
+        'reduced = [accelerator.reduce(gradient, "sum")',
+        'reduced = [accelerator.reduce(gradient, "mean")',
+        (f"{STEP}::test_two_processes",),
+    ),
+    Fault(
+        "each process counts for itself",
+        LOOP,
+        'for value in accelerator.reduce(local, "sum"))',
+        "for value in local)",
+        (f"{STEP}::test_two_processes",),
+    ),
+    Fault(
+        "loop 2 is not computed in bf16",
+        LOOP,
+        "            with accelerator.autocast():\n                arguments",
+        "            if True:\n                arguments",
+        (f"{STEP}::test_bf16",),
+    ),
+]
