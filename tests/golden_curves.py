@@ -62,7 +62,7 @@ Table = dict[str, dict[int, float]]
 
 def record(preset: str, world: World, folder: Path) -> Table:
     """Train, and sum up what came of it: curve -> step -> value."""
-    states = world.run(preset, CASES[preset], folder).states
+    states = world.run(preset, CASES[preset], folder)
     start = plain.copies(plain.select(world.model(preset, CASES[preset]), world.settings(preset, CASES[preset])))
     table: Table = {}
     for step, state in enumerate(states, 1):

@@ -75,15 +75,6 @@ OBSERVED = {"save_every": "train.save_every", "save_state_seconds": "launch.save
 Changes = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a run left. `states`: after each of its steps; the logged values are those of the curves, to six digits."""
-
-    states: list[State]
-    manifest: dict[str, Any]
-    files: dict[str, bytes]
-
-
 TILED = "tiny-tiled"
 """The tiny model, but for its config.json: it cuts an image into several tiles, as the large ones do."""
 
@@ -133,21 +124,27 @@ class World:
     def config(self, base: str, changes: Changes) -> Config:
         return Config(self.values(base, changes))
 
-    def run(self, base: str, changes: Changes, folder: Path, stop_after: int | None = None) -> Outcome:
-        """Train, and read what is left in `folder`. With `stop_after` the run is asked to stop (SIGTERM) once that step is done,
-        and started again."""
-        config, workspace = self.config(base, changes), self.workspace(base, folder)
+    def run(self, base: str, changes: Changes, folder: Path, on_disk: bool = False, stop_after: int | None = None) -> list[State]:
+        """Train in `folder`, and give the state after each step; its values are those of the curves, to six digits.
+
+        What is saved is caught on its way to the disk, which would take a third of the time of a run, but for a run `on_disk`, whose
+        checkpoints are read. With `stop_after` such a run is asked to stop (SIGTERM) once that step is done, and started again.
+        """
+        config, workspace, keys = self.config(base, changes), self.workspace(base, folder), self.keys(base)
+        trained: dict[int, dict[str, Tensor]] = {}
         teachers: dict[int, dict[str, Tensor]] = {}
         names: dict[str, str] = {}  # of the trained tensors: as in a checkpoint -> as in the model
-        keys = self.keys(base)
         stopped = 0
 
-        def saved(content: Mapping[str, Any]) -> None:
+        def saved(content: Mapping[str, Any]) -> bool:
             if "teacher" in content:
                 names.update({keys.trained_name(name): name for name in content["trained"]})
-                teachers[content["step"]] = {name: tensor.clone() for name, tensor in content["teacher"].items()}
+                teachers[content["step"]] = plain.copies(content["teacher"])
                 if content["step"] == stop_after and not stopped:
                     signal.raise_signal(signal.SIGTERM)
+            else:
+                trained[content["meta"]["step"]] = plain.copies(content["state_dict"])
+            return on_disk
 
         AcceleratorState._reset_state()  # a process has one precision otherwise
         with _own_signals(), _observed_saves(saved):
@@ -159,9 +156,9 @@ class World:
                 assert stopped == 128 + signal.SIGTERM, "the run did not stop when it was asked to"
                 gc.collect()  # the exception's frames hold the run's lock
                 train(config, workspace)
-        return _read_outcome(workspace, teachers, names)
+        return _read_states(workspace, _read_steps(workspace) if on_disk else trained, teachers, names)
 
-    def run_by_command(self, base: str, changes: Changes, folder: Path, processes: int) -> Outcome:
+    def run_by_command(self, base: str, changes: Changes, folder: Path, processes: int) -> list[State]:
         """As `run`, by the command that the pipeline has and as several processes; there is no teacher to be seen."""
         values, workspace = self.values(base, changes), self.workspace(base, folder)
         values["launch"] |= {"processes": processes, "main_port": 29613}
@@ -169,7 +166,7 @@ class World:
         workspace.params.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
         pipeline.run(folder, "train")
         trained = plain.select(self.model(base, changes), self.settings(base, changes))
-        return _read_outcome(workspace, {}, {self.keys(base).trained_name(name): name for name in trained})
+        return _read_states(workspace, _read_steps(workspace), {}, {self.keys(base).trained_name(name): name for name in trained})
 
     def keys(self, base: str) -> Keys:
         """The names of a base's tensors."""
@@ -250,20 +247,27 @@ def setting(config: Config, name: str) -> Any:
     return value
 
 
-def _read_outcome(workspace: Workspace, teachers: Mapping[int, dict[str, Tensor]], names: Mapping[str, str]) -> Outcome:
+def _read_steps(workspace: Workspace) -> dict[int, dict[str, Tensor]]:
+    """The tensors of all step checkpoints."""
+    paths = workspace.checkpoint.glob("step_*.pth")
+    return {int(path.stem.removeprefix("step_")): read_pth(path).state for path in paths}
+
+
+def _read_states(
+    workspace: Workspace,
+    trained: Mapping[int, dict[str, Tensor]],
+    teachers: Mapping[int, dict[str, Tensor]],
+    names: Mapping[str, str],
+) -> list[State]:
     curves: dict[str, dict[int, float]] = {}
     for path in sorted((workspace.training / "plots").glob("*.tsv")):
         rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
         curves[path.stem] = {int(step): float(value) for step, value in rows}
     states = []
-    for path in sorted(workspace.checkpoint.glob("step_*.pth")):
-        step = int(path.stem.removeprefix("step_"))
+    for step, tensors in sorted(trained.items()):
         values = {name: values[step] for name, values in curves.items() if step in values}
-        trained = {names[name]: tensor for name, tensor in read_pth(path).state.items()}
-        states.append(State(trained, teachers.get(step, {}), values))
-    files = [*workspace.checkpoint.glob("*.json"), *workspace.training.rglob("*.json"), *workspace.training.rglob("*.tsv")]
-    manifest = json.loads((workspace.checkpoint / "manifest.json").read_text(encoding="utf-8"))
-    return Outcome(states, manifest, {path.name: path.read_bytes() for path in files})
+        states.append(State({names[name]: of for name, of in tensors.items()}, teachers.get(step, {}), values))
+    return states
 
 
 @contextmanager
@@ -278,15 +282,14 @@ def _own_signals() -> Iterator[None]:
 
 
 @contextmanager
-def _observed_saves(look: Callable[[Mapping[str, Any]], None]) -> Iterator[None]:
-    """Within, `look` sees whatever is written to disk by `torch.save`: the resume state, with the teacher in it, is gone at the
-    end of a run."""
+def _observed_saves(look: Callable[[Mapping[str, Any]], bool]) -> Iterator[None]:
+    """Within, `look` sees whatever is about to be written by `torch.save`, the resume state with the teacher among it, and says
+    whether it shall be."""
     save = torch.save
 
     def observed(content: Any, *arguments: Any, **named: Any) -> None:
-        save(content, *arguments, **named)
-        if isinstance(content, Mapping):
-            look(content)
+        if look(content):
+            save(content, *arguments, **named)
 
     torch.save = observed
     try:
