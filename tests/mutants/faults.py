@@ -14,17 +14,12 @@ class Fault:
     tests: tuple[str, ...]
 
 
-LOOP, SCHEDULE, EMA = "ans/training/loop.py", "ans/training/schedule.py", "ans/training/ema.py"
-GRADIENTS, SURGERY, LOSSES, MASK = (
-    "ans/training/gradients.py",
-    "ans/objectives/surgery.py",
-    "ans/objectives/losses.py",
-    "ans/objectives/mask.py",
+LOOP, SETUP, STEPPER, MIXTURE, SCHEDULE, EMA, GRADIENTS, SURGERY = (
+    f"ans/training/{name}.py" for name in ("loop", "setup", "step", "mixture", "schedule", "ema", "gradients", "surgery")
 )
-SUPERVISED, LOOP1, LOOP2, GUMBEL, BATCHES = (
-    f"ans/objectives/{name}.py" for name in ("supervised", "loop1", "loop2", "gumbel", "batches")
-)
-CONFIG, SEGMENTER, ADAPTERS = "ans/config.py", "ans/model/segmenter.py", "ans/model/adapters.py"
+LOSSES, MASK, GUMBEL = (f"ans/objectives/{name}.py" for name in ("losses", "mask", "gumbel"))
+REFERRING, LOOP1, LOOP2 = (f"ans/tasks/{name}.py" for name in ("referring", "loop1", "loop2"))
+MODULES, ADAPTERS = "ans/model/modules.py", "ans/model/adapters.py"
 
 STEP = "tests/training/test_independent_step.py"
 
@@ -40,28 +35,30 @@ FAULTS: list[Fault] = [
     # ------------------------------------------------------------------------------------ the review's thirteen
     Fault(
         "gradients combined as (second, first, none, 3.0)",
-        LOOP,
-        "combine(gradients.first, gradients.second, settings.surgery, settings.beta)",
-        'combine(gradients.second, gradients.first, "none", 3.0)',
+        STEPPER,
+        "combine(gradient, gradients.auxiliary, settings.surgery, settings.beta)",
+        'combine(gradients.auxiliary, gradient, "none", 3.0)',
         BASE + settings("beta", "surgery-none", "surgery-pcgrad"),
     ),
-    Fault("the teacher is never updated", LOOP, "        teacher.update(step)\n", "", BASE + settings("ema_decay", "ema_warmup")),
+    Fault(
+        "the teacher is never updated", LOOP, "        run.teacher.update(step)\n", "", BASE + settings("ema_decay", "ema_warmup")
+    ),
     Fault(
         "clipping is not used",
-        LOOP,
-        'gradient, values["grad_norm"] = clip(gradient, preset.clip)',
-        '_, values["grad_norm"] = clip(gradient, preset.clip)',
+        STEPPER,
+        'gradient, values["grad_norm"] = clip(gradient, settings.clip)',
+        '_, values["grad_norm"] = clip(gradient, settings.clip)',
         settings("clip"),
     ),
     Fault(
         "the learning rate's schedule is not used",
-        LOOP,
+        STEPPER,
         'group["lr"] = rate * factor',
         'group["lr"] = rate',
         settings("warmup", "schedule-linear"),
     ),
-    Fault("weight decay is 0", LOOP, "weight_decay=preset.weight_decay", "weight_decay=0.0", settings("weight_decay")),
-    Fault("lr_sam2_scale is ignored", LOOP, "preset.lr * preset.lr_sam2_scale", "preset.lr", settings("lr_sam2_scale")),
+    Fault("weight decay is 0", SETUP, "weight_decay=settings.weight_decay", "weight_decay=0.0", settings("weight_decay")),
+    Fault("lr_sam2_scale is ignored", SETUP, "settings.lr * settings.lr_sam2_scale", "settings.lr", settings("lr_sam2_scale")),
     Fault(
         "mask and Dice weights are swapped",
         LOSSES,
@@ -86,15 +83,15 @@ FAULTS: list[Fault] = [
     ),
     Fault(
         "tau_end is ignored",
-        CONFIG,
+        LOOP1,
         "self.tau + (self.tau_end - self.tau) * step / max(1, steps - 1)",
         "self.tau",
         settings("tau_end"),
     ),
     Fault(
         "the supervised language loss is dropped",
-        SUPERVISED,
-        "Losses(loss + weights.language * language,",
+        REFERRING,
+        "Losses(loss + train.loss.language * language,",
         "Losses(loss,",
         BASE + settings("language"),
     ),
@@ -105,7 +102,7 @@ FAULTS: list[Fault] = [
         "parameter.data = students[name]",
         BASE + settings("ema_decay", "distillation"),
     ),
-    Fault("LoRA's dropout is 0", LOOP, "lora.alpha, lora.dropout,", "lora.alpha, 0.0,", settings("dropout")),
+    Fault("LoRA's dropout is 0", SETUP, "lora.alpha, lora.dropout,", "lora.alpha, 0.0,", settings("dropout")),
     # ------------------------------------------------------------------------------------------- gradients to one change
     Fault(
         "beta weighs the first gradient",
@@ -146,21 +143,23 @@ FAULTS: list[Fault] = [
     Fault(
         "clipped by the largest element", GRADIENTS, "norm = float(gradient.norm())", "norm = float(gradient.abs().max())", BASE
     ),
-    Fault("AdamW's second beta", LOOP, "torch.optim.AdamW, fused=True", "torch.optim.AdamW, fused=True, betas=(0.9, 0.9)", BASE),
-    Fault("AdamW's first beta", LOOP, "torch.optim.AdamW, fused=True", "torch.optim.AdamW, fused=True, betas=(0.8, 0.999)", BASE),
-    Fault("AdamW's eps", LOOP, "torch.optim.AdamW, fused=True", "torch.optim.AdamW, fused=True, eps=1e-4", BASE),
+    Fault("AdamW's second beta", SETUP, "torch.optim.AdamW, fused=True", "torch.optim.AdamW, fused=True, betas=(0.9, 0.9)", BASE),
+    Fault(
+        "AdamW's first beta", SETUP, "torch.optim.AdamW, fused=True", "torch.optim.AdamW, fused=True, betas=(0.8, 0.999)", BASE
+    ),
+    Fault("AdamW's eps", SETUP, "torch.optim.AdamW, fused=True", "torch.optim.AdamW, fused=True, eps=1e-4", BASE),
     Fault(
         "weight decay as a part of the gradient",
-        LOOP,
+        SETUP,
         "torch.optim.AdamW, fused=True",
         "torch.optim.Adam, fused=True",
         settings("weight_decay"),
     ),
     Fault(
         "lr_sam2_scale on the wrong tensors",
-        LOOP,
-        'if group_of_parameter(name) == "sam2_decoder"',
-        'if group_of_parameter(name) == "lora"',
+        SETUP,
+        'if group_of_parameter(model, name) == "sam2_decoder"',
+        'if group_of_parameter(model, name) == "lora"',
         settings("lr_sam2_scale"),
     ),
     Fault("warm-up begins at zero", SCHEDULE, "return (step + 1) / ramp", "return step / ramp", BASE + settings("warmup")),
@@ -171,11 +170,10 @@ FAULTS: list[Fault] = [
     Fault(
         "the teacher is updated before the student",
         LOOP,
-        "        assign(gradient, parameters)\n        optimizer.step()\n        optimizer.zero_grad()\n"
-        "        del gradients, gradient  # a flat vector for each loop, and their combination: not beside the next step's\n"
-        "        teacher.update(step)\n",
-        "        assign(gradient, parameters)\n        teacher.update(step)\n        optimizer.step()\n"
-        "        optimizer.zero_grad()\n        del gradients, gradient\n",
+        "        values = run.stepper.update(run.stepper.gradients(micro_batches, counts, step, run.examples), step)\n"
+        "        run.teacher.update(step)\n",
+        "        run.teacher.update(step)\n"
+        "        values = run.stepper.update(run.stepper.gradients(micro_batches, counts, step, run.examples), step)\n",
         BASE + settings("ema_decay"),
     ),
     Fault(
@@ -200,11 +198,33 @@ FAULTS: list[Fault] = [
         "            with torch.no_grad():\n                yield",
         settings("dropout"),
     ),
+    # ---------------------------------------------------------------------------------------------- which samples, and when
+    Fault(
+        "a step's micro-batches overlap with the next step's",
+        MIXTURE,
+        "self._positions(before * self.accumulation + micro)",
+        "self._positions(before + micro)",
+        settings("accumulation"),
+    ),
+    Fault(
+        "loop 1 begins",
+        MIXTURE,
+        "if interleaved(rest, share):",
+        "if not interleaved(rest, share):",
+        BASE + settings("ema_decay"),
+    ),
+    Fault(
+        "repeats are ignored",
+        LOOP1,
+        "[of.repeats for of in settings.sources.values()]",
+        "[1.0 for of in settings.sources.values()]",
+        settings("loop1_sources-repeats"),
+    ),
     # ------------------------------------------------------------------------------------------------------- the masks
     Fault(
         "masks normalised by the micro-batch",
         LOSSES,
-        "(1.0 if confidence is None else confidence) / counts.objects",
+        "(1.0 if confidence is None else confidence) / objects",
         "(1.0 if confidence is None else confidence) / len(logits)",
         settings("accumulation"),
     ),
@@ -257,40 +277,40 @@ FAULTS: list[Fault] = [
     # ---------------------------------------------------------------------------------------------- the supervised objective
     Fault(
         "answers normalised by the micro-batch",
-        SUPERVISED,
-        "out.language_loss / counts.tokens",
+        REFERRING,
+        'out.language_loss / counts["tokens"]',
         "out.language_loss / len(out.labels)",
         settings("accumulation"),
     ),
     Fault(
         "the labels are shifted",
-        SEGMENTER,
+        MODULES,
         "shifted = F.pad(batch.labels[:, 1:], (0, 1), value=prompts.IGNORE)",
         "shifted = batch.labels",
         BASE,
     ),
-    Fault("all tokens are counted", BATCHES, "int((self.labels[:, 1:] != prompts.IGNORE).sum())", "int(self.mask.sum())", BASE),
+    Fault("all tokens are counted", REFERRING, "labels_of(self.labels)", "int(self.mask.sum())", BASE),
     Fault(
         "images are counted, not objects",
-        BATCHES,
-        "return len(self.describe_index), self.answer_tokens",
-        "return len(self.images.tiles), self.answer_tokens",
+        LOOP1,
+        '"objects": len(self.describe_index)',
+        '"objects": len(self.images.sam)',
         settings("masks_per_image"),
     ),
     # ------------------------------------------------------------------------------------------------------------- loop 1
     Fault(
         "tau runs backwards",
-        CONFIG,
+        LOOP1,
         "self.tau + (self.tau_end - self.tau) * step",
         "self.tau_end + (self.tau - self.tau_end) * step",
         settings("tau", "tau_end"),
     ),
-    Fault("tau never comes to its end", CONFIG, "* step / max(1, steps - 1)", "* step / steps", settings("tau_end")),
+    Fault("tau never comes to its end", LOOP1, "* step / max(1, steps - 1)", "* step / steps", settings("tau_end")),
     Fault(
         "special tokens in the corruption",
         LOOP1,
-        "corrupt(ids, settings.mask_ratio, u, model.text_tokens)",
-        "corrupt(ids, settings.mask_ratio, u, torch.arange(len(model.tokenizer)))",
+        "corrupt(ids, settings.mask_ratio, uniform, model.text_tokens)",
+        "corrupt(ids, settings.mask_ratio, uniform, torch.arange(len(model.tokenizer)))",
         BASE,
     ),
     Fault("one token more is corrupted", LOOP1, "count = round(ratio * len(ids))", "count = round(ratio * len(ids)) + 1", BASE),
@@ -332,7 +352,7 @@ FAULTS: list[Fault] = [
     Fault(
         "denoising as a mean over all tokens",
         LOOP1,
-        "(entropy / places.repeat_interleave(places)).sum() / counts.objects",
+        "(entropy / places.repeat_interleave(places)).sum() / objects",
         "entropy.mean()",
         settings("mask_ratio-1", "accumulation"),
     ),
@@ -378,25 +398,25 @@ FAULTS: list[Fault] = [
     Fault(
         "detached passes the gradient on",
         LOOP1,
-        "return replace(heard, embeds=None)",
-        "return heard",
+        "return replace(caption, embeds=None)",
+        "return caption",
         settings("bridge-detached"),
     ),
     Fault(
         "discrete takes the teacher's caption",
         LOOP1,
-        'if settings.bridge == "discrete":',
+        'if bridge == "discrete":',
         "if False:",
         settings("bridge-discrete"),
     ),
     Fault(
         "the second view is described",
         LOOP1,
-        "model.caption_ids(features, batch.describe_index,",
-        "model.caption_ids(features, batch.segment_index,",
+        "return model.caption_ids(features, batch.describe_index,",
+        "return model.caption_ids(features, batch.segment_index,",
         settings("loop1_sources-repeats"),
     ),
-    Fault("confidence is ignored", LOOP1, "sure if settings.confidence else None", "None", settings("confidence")),
+    Fault("confidence is ignored", LOOP1, "weights if settings.confidence else None", "None", settings("confidence")),
     Fault(
         "the teacher's mask is made hard",
         LOOP1,
@@ -411,91 +431,99 @@ FAULTS: list[Fault] = [
         "hard_iou(logits, soft)",
         settings("reward"),
     ),
-    Fault("the baseline is the sampled caption", LOOP1, "_likeness(model, heard.greedy, said)", "0.0", settings("reward_by")),
+    Fault(
+        "the baseline is the sampled caption", LOOP1, "_likeness(model, student.greedy, teacher)", "0.0", settings("reward_by")
+    ),
     Fault("tokens without a choice are rewarded", LOOP1, ".where(free, 0.0)", "", settings("reward-corrupted")),
     Fault(
         "loop 1's answer is normalised by its objects",
         LOOP1,
-        "language = out.language_loss / counts.tokens",
-        "language = out.language_loss / counts.objects",
+        'language = out.language_loss / counts["tokens"]',
+        "language = out.language_loss / objects",
         BASE,
     ),
     Fault(
         "loop 1 without its language loss",
         LOOP1,
-        "loss + weights.language * language + heard.extra",
-        "loss + heard.extra",
+        "loss + train.loss.language * language + student.extra",
+        "loss + student.extra",
         BASE + settings("language"),
     ),
     # ------------------------------------------------------------------------------------------------------------- loop 2
     Fault(
         "the caption's loss has no weight",
         LOOP2,
-        "weights.language * (caption + answer)",
-        "caption + weights.language * answer",
+        "train.loss.language * (caption + answer)",
+        "caption + train.loss.language * answer",
         settings("language"),
     ),
-    Fault("loop 2 without its answer", LOOP2, "weights.language * (caption + answer)", "weights.language * caption", BASE),
+    Fault("loop 2 without its answer", LOOP2, "train.loss.language * (caption + answer)", "train.loss.language * caption", BASE),
     Fault(
         "captions are normalised by the answers",
         LOOP2,
-        "told.language_loss / counts.caption_tokens",
-        "told.language_loss / counts.tokens",
+        'described.language_loss / counts["caption_tokens"]',
+        'described.language_loss / counts["tokens"]',
         BASE,
     ),
-    Fault("the region is what is likelier than 0.3", LOOP2, "cells = share > 0.5", "cells = share > 0.3", BASE),
+    Fault(
+        "the region is what is likelier than 0.3",
+        LOOP2,
+        "[share > 0.5 for share in shares]",
+        "[share > 0.3 for share in shares]",
+        BASE,
+    ),
     Fault(
         "the soft region weighs its tokens",
         LOOP2,
-        "cells * (1 + share - share.detach())",
-        "cells * share",
+        "inside * (1 + share - share.detach())",
+        "inside * share",
         settings("soft_region"),
     ),
     Fault(
         "mask supervision without its weight",
         LOOP2,
-        "settings.mask_supervision * supervision",
+        "self.settings.mask_supervision * supervision",
         "supervision",
         settings("mask_supervision"),
     ),
     Fault(
         "loop 2 reads the data's mask",
         LOOP2,
-        "share = region_share(logits, model.config.grid_side)",
-        "share = region_share(1e4 * (batch.targets.soft - 0.5), model.config.grid_side)",
+        "shares = region_shares(logits,",
+        "shares = region_shares(1e4 * (batch.targets.soft - 0.5),",
         BASE,
     ),
     # --------------------------------------------------------------------------------------------------- what is trained
     Fault(
         "LoRA's matrices from another seed",
-        LOOP,
-        "lora.dropout, config.train.seed, lora.targets",
+        SETUP,
+        "lora.dropout, settings.seed, lora.targets",
         "lora.dropout, 0, lora.targets",
         BASE + settings("seed"),
     ),
-    Fault("LoRA's targets are ignored", LOOP, "config.train.seed, lora.targets)", "config.train.seed)", settings("lora_targets")),
+    Fault("LoRA's targets are ignored", SETUP, "settings.seed, lora.targets)", "settings.seed)", settings("lora_targets")),
     Fault("LoRA's scale is fixed", ADAPTERS, "lora_alpha=alpha", "lora_alpha=2 * rank", settings("lora_alpha")),
-    Fault("the model is not in training mode", LOOP, "    model.train()\n", "    model.eval()\n", settings("dropout")),
+    Fault("the model is not in training mode", LOOP, "    run.model.train()\n", "    run.model.eval()\n", settings("dropout")),
     Fault(
         "dropout draws the same in every step",
         LOOP,
-        "hash((settings.seed, step, accelerator.process_index))",
-        "hash((settings.seed, 0, accelerator.process_index))",
+        "hash((settings.seed, step, run.accelerator.process_index))",
+        "hash((settings.seed, 0, run.accelerator.process_index))",
         settings("dropout"),
     ),
     Fault(
         "the checkpoint is the teacher",
         LOOP,
-        'save_trained(folder.folder / f"step_{step + 1:06d}.pth", trained,',
-        'save_trained(folder.folder / f"step_{step + 1:06d}.pth", teacher.average,',
+        "settings.keep, self.model.config.keys, self.trained, self.manifest",
+        "settings.keep, self.model.config.keys, self.teacher.average, self.manifest",
         BASE,
     ),
     # --------------------------------------------------------------------------------------- resume, processes, precision
     Fault(
         "the optimizer begins anew when continued",
         LOOP,
-        'parts = {"optimizer": optimizer, "teacher"',
-        'parts = {"teacher"',
+        '        self.optimizer.load_state_dict(state["optimizer"])\n',
+        "",
         (f"{STEP}::test_stopped_and_continued",),
     ),
     Fault(
@@ -508,29 +536,29 @@ FAULTS: list[Fault] = [
     Fault(
         "the samples begin anew when continued",
         LOOP,
-        "_batches(data, first_step * preset.accumulation,",
-        "_batches(data, first_step,",
+        "first_step * settings.accumulation, config.launch.workers",
+        "first_step, config.launch.workers",
         (f"{STEP}::test_stopped_and_continued",),
     ),
     Fault(
         "gradients are averaged over processes",
-        LOOP,
-        'reduced = [accelerator.reduce(gradient, "sum")',
-        'reduced = [accelerator.reduce(gradient, "mean")',
+        STEPPER,
+        'self.accelerator.reduce(total, "sum")',
+        'self.accelerator.reduce(total, "mean")',
         (f"{STEP}::test_two_processes",),
     ),
     Fault(
         "each process counts for itself",
-        LOOP,
-        'for value in accelerator.reduce(local, "sum"))',
-        "for value in local)",
+        STEPPER,
+        'for value in accelerator.reduce(total, "sum"))',
+        "for value in total)",
         (f"{STEP}::test_two_processes",),
     ),
     Fault(
-        "loop 2 is not computed in bf16",
-        LOOP,
-        "            with accelerator.autocast():\n                arguments",
-        "            if True:\n                arguments",
+        "nothing is computed in bf16",
+        STEPPER,
+        "with self.accelerator.autocast():",
+        "if True:",
         (f"{STEP}::test_bf16",),
     ),
 ]
