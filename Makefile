@@ -1,7 +1,7 @@
 # Each target does all it needs on a fresh machine: the environment first, then the job.
 #   make repro         the whole pipeline (dvc repro)         make test    all tests
 #   make tiny-weights  the embedded base weights anew         make quick   lint and the tests that take seconds
-#   make lisa-weights  those of the preset lisa-tiny
+#   make lisa-weights  those of the preset lisa-tiny         make mutants do the tests notice a changed line? (a sample)
 # VENV=/some/where uses (and fills) a virtual environment elsewhere; PYTHON=python3.12 builds it with another interpreter.
 
 VENV   ?= .venv
@@ -14,7 +14,7 @@ PIP   := $(VENV)/bin/python -m pip -qq --disable-pip-version-check --no-input in
 # DVC starts `python -m stages.x` from PATH.
 RUN   := PATH="$(abspath $(VENV))/bin:$$PATH"
 
-.PHONY: repro test quick tiny-weights lisa-weights env
+.PHONY: repro test quick mutants mutants-full tiny-weights lisa-weights env
 
 repro: env
 	@$(RUN) dvc repro
@@ -25,6 +25,13 @@ test: env
 quick: env
 	@$(RUN) ruff check .
 	@$(RUN) python -m pytest -m "not slow"
+
+# The listed faults and a sample of all mutants, about ten minutes on two cores; `mutants-full` takes hours. See docs/testing.md.
+mutants: env
+	@$(RUN) python -m tests.mutants
+
+mutants-full: env
+	@$(RUN) python -m tests.mutants --all
 
 tiny-weights: env
 	@$(RUN) python -m stages.tiny_weights tiny
