@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from ans.model.generate import forced, greedy, prefill
+from ans.model.generate import forced, greedy, pad_left, prefill
 
 END, SEG = 5, 7
 
@@ -20,6 +20,26 @@ def model() -> Qwen2ForCausalLM:
 def prompts(seed: int, lengths: list[int]) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(8, 40, (length,), generator=generator) for length in lengths]
+
+
+def test_rows_are_padded_on_the_left() -> None:
+    rows = [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [5.0, 6.0]])]
+    padded, mask = pad_left(rows)
+    torch.testing.assert_close(padded, torch.tensor([[[0.0, 0.0], [1.0, 2.0]], [[3.0, 4.0], [5.0, 6.0]]]))
+    torch.testing.assert_close(mask, torch.tensor([[0, 1], [1, 1]]))
+
+
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_confidence_of_the_shortest_answers(tokens: int) -> None:
+    """Of one token it is that token's probability, of none it is 1."""
+    llm = model()
+    ids = prompts(0, [5])[0]
+    embed = llm.get_input_embeddings()
+    (answer,) = greedy(llm, prefill(llm, [embed(ids[:3])]), [embed(ids[3:])], lambda ids: False, SEG, tokens)
+    with torch.no_grad():
+        likeliest = float(llm(ids[None]).logits[0, -1].softmax(-1).max())
+    assert len(answer.ids) == tokens and answer.seg_states.shape == (0, 32)
+    assert answer.confidence == pytest.approx(likeliest if tokens else 1, rel=1e-5)
 
 
 def test_equals_transformers_with_a_shared_prefix() -> None:
