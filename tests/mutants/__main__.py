@@ -1,7 +1,7 @@
 """`python -m tests.mutants`: change the code in one place at a time and see whether the tests notice.
 
-Works on copies of the repository in a temporary folder. Results are kept in `runs/mutants.jsonl`, so a run that was stopped goes
-on where it ended, as long as neither the code nor the tests have changed.
+Works on copies of the repository in a temporary folder. Outcomes are kept in `runs/mutants.jsonl`: a killed mutant is not tried
+again until the code or the test that killed it changes, one that survived not until the code or any test does.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -18,11 +19,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from tests.mutants.equivalent import EQUIVALENT
+from tests.mutants.equivalent import equivalent
 from tests.mutants.faults import FAULTS, Fault
 from tests.mutants.mutate import Mutant, mutants
 from tests.mutants.settings import LEFT_OUT, MEMORY, MUTATED, PATIENCE, SAMPLE, SEED, TESTS, THRESHOLD
@@ -117,14 +119,28 @@ def copy_to(tree: Path) -> None:
         shutil.copy2(ROOT / name, tree / name)
 
 
-def state(folders: Sequence[str]) -> str:
-    """One checksum of all code and settings, and of the tests that are run: what a result holds for."""
-    total = hashlib.sha256(repr((sys.version, folders)).encode())
-    for name in files():
-        if name.startswith(("ans/", "stages/", "tests/", "weights/", "params.yaml", "pyproject.toml", "requirements.lock")):
-            if name not in ("tests/mutants/equivalent.py", "tests/mutants/faults.py", "tests/mutants/__main__.py"):
-                total.update(f"{name} {hashlib.sha256((ROOT / name).read_bytes()).hexdigest()}\n".encode())
-    return total.hexdigest()[:16]
+class Basis:
+    """Checksums of what an outcome rests on: the code; and of the tests those that killed, or else all."""
+
+    def __init__(self, folders: Sequence[str]) -> None:
+        own = ("tests/mutants/__main__.py", "tests/mutants/equivalent.toml", "tests/mutants/faults.py")
+        names = [name for name in files() if not name.startswith(("docs/", "reports/")) and name not in own]
+        self._sums = {name: hashlib.sha256((ROOT / name).read_bytes()).hexdigest() for name in names}
+        self._tests = {name for name in names if re.fullmatch(r"tests/.*/test_\w+\.py", name)}
+        self._folders = repr((sys.version, folders))
+
+    def of(self, by: str = "") -> str:
+        """`by`: the test that killed."""
+        file = by.partition("::")[0]
+        left_out = self._tests - self._read_by(file) if file in self._tests else set()
+        lines = [f"{name} {digest}\n" for name, digest in self._sums.items() if name not in left_out]
+        return hashlib.sha256("".join([self._folders, *lines]).encode()).hexdigest()[:16]
+
+    def _read_by(self, file: str) -> set[str]:
+        """A test module and those that it imports."""
+        modules = re.findall(r"^from (tests\.[\w.]+) import", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
+        paths = {f"{module.replace('.', '/')}.py" for module in modules} & self._tests
+        return {file}.union(*(self._read_by(path) for path in paths))
 
 
 # ---------------------------------------------------------------- which tests reach a mutant
@@ -149,9 +165,9 @@ class Coverage:
         return sorted(names, key=lambda name: (quickest[name.partition("::")[0]], name.partition("::")[0], self.seconds[name]))
 
 
-def measure(workers: Workers, folders: Sequence[str], code: str) -> Coverage:
+def measure(workers: Workers, folders: Sequence[str], basis: Basis) -> Coverage:
     """Run the tests once on the unchanged code; have the workers import what they needed."""
-    kept = KEPT.with_name(f"mutants-coverage-{code}.json")
+    kept = KEPT.with_name(f"mutants-coverage-{basis.of()}.json")
     if kept.is_file():
         parts = json.loads(kept.read_text())
     else:
@@ -200,9 +216,10 @@ def all_mutants(chosen: Sequence[str]) -> list[Mutant]:
     return [mutant for name in wanted for mutant in mutants(name, (ROOT / name).read_text(encoding="utf-8"))]
 
 
-def try_mutants(workers: Workers, tried: Sequence[Mutant], covered: Coverage, code: str) -> list[Result]:
-    """Run each mutant's tests, printing its outcome; those with a result in `runs/mutants.jsonl` are not run again."""
-    known = {tuple(entry["key"]): entry for entry in read_kept() if entry["code"] == code}
+def try_mutants(workers: Workers, tried: Sequence[Mutant], covered: Coverage, basis: Basis) -> list[Result]:
+    """Run each mutant's tests, printing its outcome. One whose outcome still holds (`runs/mutants.jsonl`) is not run again."""
+    rests_on = cache(basis.of)
+    known = {tuple(entry["key"]): entry for entry in read_kept() if entry["basis"] == rests_on(entry["by"])}
 
     def one(worker: Worker, mutant: Mutant) -> Result:
         if entry := known.get(mutant.key):
@@ -225,7 +242,7 @@ def try_mutants(workers: Workers, tried: Sequence[Mutant], covered: Coverage, co
             results.append(result)
             print(result.line(), flush=True)
             if result.mutant.key not in known:
-                entry = {"code": code, "key": result.mutant.key, "outcome": result.outcome, "by": result.by}
+                entry = {"key": result.mutant.key, "outcome": result.outcome, "by": result.by, "basis": rests_on(result.by)}
                 print(json.dumps(entry), file=file, flush=True)
     return results
 
@@ -249,19 +266,19 @@ def control(workers: Workers, results: Sequence[Result]) -> None:
 def report(results: Sequence[Result], whole: int) -> float:
     """Print survivors and the table of modules; return the score."""
     results = sorted(results, key=lambda result: (result.mutant.file, result.mutant.line))
-    reasons = {(entry.file, entry.was, entry.now): entry.reason for entry in EQUIVALENT}
-    equivalent = [result for result in results if result.mutant.key[:3] in reasons]
-    survived = [result for result in results if result.outcome == "survived" and result not in equivalent]
+    reasons = equivalent()
+    without = [result for result in results if result.mutant.key[:3] in reasons]
+    survived = [result for result in results if result.outcome == "survived" and result not in without]
     print()
-    for result in equivalent:
+    for result in without:
         print(f"equivalent  {result.line()}\n            {reasons[result.mutant.key[:3]]}")
     for result in survived:
         print(result.line())
     rows = {}
     for name in [*sorted({result.mutant.file for result in results}), "all"]:
         mine = [result for result in results if name in ("all", result.mutant.file)]
-        same = sum(result in equivalent for result in mine)
-        outcomes = [result.outcome for result in mine if result not in equivalent]
+        same = sum(result in without for result in mine)
+        outcomes = [result.outcome for result in mine if result not in without]
         rows[name] = [len(mine), outcomes.count("killed"), outcomes.count("timeout"), outcomes.count("survived"), same]
     width = max(map(len, rows))
     print(f"\n{'module':<{width}}  mutants  killed  timeout  survived  equivalent  score")
@@ -270,9 +287,14 @@ def report(results: Sequence[Result], whole: int) -> float:
         score = (killed + late) / (total - same) if total > same else 1.0
         print(f"{name:<{width}}  {total:7}  {killed:6}  {late:7}  {alive:8}  {same:10}  {score:5.3f}")
     print(f"\n{len(results)} of {whole} mutants; score {score:.3f}, at least {THRESHOLD} is asked for.")
-    wrong = [result for result in equivalent if result.outcome != "survived"]
+    wrong = [result for result in without if result.outcome != "survived"]
     if wrong:
-        sys.exit("error: named as equivalent in tests/mutants/equivalent.py, but not:\n" + "\n".join(map(Result.line, wrong)))
+        sys.exit("error: named as equivalent in tests/mutants/equivalent.toml, but not:\n" + "\n".join(map(Result.line, wrong)))
+    tried = {result.mutant.key[:3] for result in results}
+    files = {result.mutant.file for result in results}
+    gone = [key for key in reasons if key[0] in files and key not in tried] if len(results) == whole else []
+    if gone:
+        sys.exit("error: named in tests/mutants/equivalent.toml, but there is no such mutant:\n" + "\n".join(map(str, gone)))
     return score
 
 
@@ -309,21 +331,17 @@ def main() -> int:
     parser.add_argument("--tests", nargs="+", default=TESTS, help="what has to kill them (default: as in settings.py)")
     parser.add_argument("--sample", type=int, default=SAMPLE, help=f"how many mutants to draw (default {SAMPLE})")
     parser.add_argument("--all", action="store_true", help="every mutant")
-    parser.add_argument("--survivors", action="store_true", help="only those that survived when they were last run")
     parser.add_argument("--no-faults", action="store_true", help="leave out the listed faults")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: one a core)")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    code = state(args.tests)
+    basis = Basis(args.tests)
     tried = every = all_mutants(args.paths)
-    if args.survivors:
-        last = {tuple(entry["key"]): entry["outcome"] for entry in read_kept()}
-        tried = [mutant for mutant in every if last.get(mutant.key) == "survived"]
-    elif not args.all and args.sample < len(every):
+    if not args.all and args.sample < len(every):
         tried = sorted(random.Random(SEED).sample(every, args.sample), key=every.index)
     with started(args.workers) as workers:
         survived = [] if args.no_faults else try_faults(workers, FAULTS)
-        results = try_mutants(workers, tried, measure(workers, args.tests, code), code)
+        results = try_mutants(workers, tried, measure(workers, args.tests, basis), basis)
         control(workers, results)
     score = report(results, len(every))
     return int(bool(survived) or score < THRESHOLD)

@@ -20,13 +20,13 @@ FAULTS: list[Fault] = [
         file="ans/data/masks.py",
         old="coco.merge(coco.frPyObjects(segmentation, height, width))",
         new="coco.merge(coco.frPyObjects(segmentation[:1], height, width))",
-        tests=("tests/data/test_index.py",),
+        tests=("tests/data/test_masks.py::test_polygons_of_one_object_are_united",),
     ),
     Fault(
         name="pixels to ignore count in the union",
         file="ans/evaluation/metrics.py",
         old="return pred & ~ignore, gt & ~ignore",
         new="return pred, gt & ~ignore",
-        tests=("tests/evaluation/test_metrics.py",),
+        tests=("tests/evaluation/test_metrics.py::test_ignored_pixels_by_hand",),
     ),
 ]

@@ -15,9 +15,9 @@ from libcst.matchers import matches
 from libcst.metadata import MetadataWrapper, PositionProvider, WhitespaceInclusivePositionProvider
 from mutmut.mutation import mutators
 
-UNSEEN = ("help", "description", "metavar", "desc", "unit", "unit_scale", "disable", "encoding", "device", "strict")
-"""Keyword arguments whose change no test here can see: texts on the screen; `encoding` where UTF-8 is the default; `device` where
-there is only the CPU; `strict`, which asserts what always holds."""
+UNSEEN = ("help", "description", "metavar", "desc", "unit", "unit_scale", "disable", "encoding", "indent", "device", "strict")
+"""Keyword arguments whose change no test here can see: texts on the screen; `encoding` where UTF-8 is the default; `indent`, the
+white space of JSON; `device` where there is only the CPU; `strict`, which asserts what always holds."""
 
 
 @dataclass(frozen=True)
