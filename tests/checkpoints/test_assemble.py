@@ -101,6 +101,26 @@ def test_new_tokens_have_the_official_ids_and_rows_of_their_own(
     assert ((new - old.mean(0)).abs() < 0.6 * old.std(0)).all()
 
 
+def test_a_release_with_a_vocabulary_and_merges(released: tuple[Path, Path], tmp_path: Path) -> None:
+    """As InternVL2.5's own folders are: the tokenizer in the files of a slow one, without tokenizer.json."""
+    internvl = tmp_path / "internvl"
+    shutil.copytree(released[0], internvl)
+    fast = json.loads((internvl / "tokenizer.json").read_text())
+    (internvl / "tokenizer.json").unlink()
+    (internvl / "vocab.json").write_text(json.dumps(fast["model"]["vocab"]))
+    (internvl / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in fast["model"]["merges"]), ""]))
+    (internvl / "added_tokens.json").write_text(json.dumps({token["content"]: token["id"] for token in fast["added_tokens"]}))
+    (internvl / "tokenizer_config.json").write_text("{}")
+    tokens = {}
+    for name, folder in (("slow", internvl), ("fast", released[0])):
+        assemble(folder, released[1], tmp_path / name)
+        tokenizer = Segmenter.from_pretrained(tmp_path / name).tokenizer
+        tokens[name] = tokenizer("<img>Please segment the left cup [SEG] <p>cup</p> <vp></vp>.<|im_end|>")["input_ids"]
+        new = tokenizer.convert_tokens_to_ids(list(NEW_TOKENS))
+        assert tokenizer.decode(new, skip_special_tokens=True) == "" and new == list(range(412, 417))
+    assert tokens["slow"] == tokens["fast"]
+
+
 def test_the_same_seed_gives_the_same(released: tuple[Path, Path], tmp_path: Path) -> None:
     for name, seed in (("one", 0), ("two", 0), ("three", 1)):
         assemble(*released, tmp_path / name, seed)
