@@ -561,4 +561,19 @@ FAULTS: list[Fault] = [
         "if True:",
         (f"{STEP}::test_bf16",),
     ),
+    # ------------------------------------------------------------------------------------------------- masks and metrics
+    Fault(
+        "several polygons of one object are not united",
+        "ans/data/masks.py",
+        "coco.merge(coco.frPyObjects(segmentation, height, width))",
+        "coco.merge(coco.frPyObjects(segmentation[:1], height, width))",
+        ("tests/data/test_masks.py::test_polygons_of_one_object_are_united",),
+    ),
+    Fault(
+        "pixels to ignore count in the union",
+        "ans/evaluation/metrics.py",
+        "return pred & ~ignore, gt & ~ignore",
+        "return pred, gt & ~ignore",
+        ("tests/evaluation/test_metrics.py::test_ignored_pixels_by_hand",),
+    ),
 ]
