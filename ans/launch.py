@@ -29,9 +29,13 @@ def launch(module: str, settings: Launch, *arguments: str) -> None:
     command = [sys.executable, "-m", module, *arguments]
     if settings.processes * settings.machines > 1:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--shutdown_timeout", str(PATIENCE)]
-        launcher += ["--nproc_per_node", str(settings.processes), "--nnodes", str(settings.machines)]
-        launcher += ["--node_rank", str(settings.machine_rank), "--master_addr", settings.main_address]
-        command = [*launcher, "--master_port", str(settings.main_port), "--module", module, *arguments]
+        launcher += ["--nproc_per_node", str(settings.processes)]
+        if settings.machines == 1:
+            launcher.append("--standalone")  # they meet at a free port, so two runs on one machine do not meet
+        else:
+            launcher += ["--nnodes", str(settings.machines), "--node_rank", str(settings.machine_rank)]
+            launcher += ["--master_addr", settings.main_address, "--master_port", str(settings.main_port)]
+        command = [*launcher, "--module", module, *arguments]
     # Threads are ours to share out, or 8 processes would each take all cores.
     environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads(settings.processes)))}
     process: subprocess.Popen[bytes] | None = None

@@ -42,7 +42,8 @@ class Clone:
         self.folder = folder
         self.parameters = (ROOT / "params.yaml").read_text(encoding="utf-8")
         (folder / "params.yaml").write_text(self.parameters, encoding="utf-8")
-        (folder / "reports").mkdir()
+        for needed in (folder / "reports", (folder / ablation.CSV).parent):
+            needed.mkdir(parents=True)
         for words in (("init", "-q"), ("add", "."), ("-c", "user.name=x", "-c", "user.email=x@y", "commit", "-qm", "parameters")):
             subprocess.run(["git", *words], cwd=folder, check=True)
 

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
+from ans.checkpoints.base import shard
 from ans.config.schema import World
 from ans.data.arrow import read_index
-from ans.formats.shards import shard
 from ans.toy.world import write_world
 
 pytestmark = pytest.mark.slow

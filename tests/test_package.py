@@ -35,7 +35,8 @@ def test_the_public_names_are_lazy() -> None:
 def test_what_is_missing_without_sam2_is_said(tmp_path: Path) -> None:
     (tmp_path / "sam2").mkdir()
     (tmp_path / "sam2" / "__init__.py").write_text("raise ModuleNotFoundError('no', name='sam2')")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\ntry: import ans.model.decoders.sam2\nexcept ModuleNotFoundError as e: print(e)"
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\ntry: import ans.model.decoders.sam2\n"
+    code += "except ModuleNotFoundError as error: print(error)"
     start, needed = python(code).rsplit(" ", 1)
     assert start == "this mask decoder needs sam2: pip install --no-deps"
     assert f"SAM2   := {needed}\n" in (ROOT / "Makefile").read_text(encoding="utf-8")

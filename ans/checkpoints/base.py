@@ -11,13 +11,13 @@ from ans.groups import SHARDS
 def make_base(weights: Weights, out: Path) -> None:
     """Write the base that `weights` names to `out`. What was fetched stays for the next try when something fails."""
     with shards.working_folder(out.with_name(".fetched")) as folder:
-        if weights.sam2 is not None:  # first: it is the smaller one
-            masks = folder / Path(weights.sam2.location).name
-            fetch_sam2(weights.sam2, masks)
-        fetch(weights, folder / "base")
         if weights.sam2 is None:
+            fetch(weights, folder / "base")
             shard(folder / "base", out)
             return
+        masks = folder / Path(weights.sam2.location).name
+        fetch_sam2(weights.sam2, masks)  # first: it is the smaller one
+        fetch(weights, folder / "base")
         from ans.checkpoints.assemble import assemble  # only a base in two parts pays for the import
 
         assemble(folder / "base", masks, folder / "assembled")

@@ -180,9 +180,9 @@ def convert(settings: Convert, base: Path, out: Path) -> None:
         raise ValueError(f"{below.path}: convert.under holds LoRA that is not merged, or a row alone; convert it by itself first")
     shard_of = model.keys.shard_of
     trained = {shard_of(name) for name in source.changed}
-    moved = (
-        set() if below is None else {shard_of(n) for n in below.plain if not torch.equal(below.value(n).float(), _read(where[n]))}
-    )
+    moved: set[str] = set()
+    if below is not None:
+        moved = {shard_of(n) for n, key in below.plain.items() if not torch.equal(below.state[key].float(), _read(where[n]))}
     target = _PRECISIONS[settings.precision]
 
     def data(name: str) -> memoryview:

@@ -209,7 +209,7 @@ def _advice(error: Exception, repository: str, commit: str) -> str:
         error = error.__cause__  # why it had to look for a file here
     response = getattr(error, "response", None)
     if isinstance(error, errors.GatedRepoError):
-        sent = "no token was sent" if response.status_code == 401 else "the token's account is not one of them"
+        sent = "no token was sent" if error.response.status_code == 401 else "the token's account is not one of them"
         return (
             f"its files are for accounts that were given access, and {sent}; accept the terms at {page}, then set HF_TOKEN to a "
             f"token of that account which may read gated repositories ({tokens})"
@@ -236,7 +236,7 @@ def _download(url: str, target: Path, expected: str) -> None:
     if target.exists():
         return  # by an earlier call; _verify reads it anyway
     part = target.with_name(f"{target.name}.part")
-    pause = PAUSE
+    pause, reason = PAUSE, ""
     for attempt in range(1, ATTEMPTS + 1):
         try:
             resumed, length = _receive(url, part)

@@ -29,7 +29,9 @@ class Launch(Section):
     machines: Count = Field(description="machines that take part")
     machine_rank: Number = Field(description="number of this machine, from 0")
     main_address: str = Field(description="address of machine 0, as the other machines see it")
-    main_port: Annotated[int, Field(ge=1, le=65535)] = Field(description="a free port of machine 0")
+    main_port: Annotated[int, Field(ge=1, le=65535)] = Field(
+        description="a free port of machine 0; only used with several machines"
+    )
     workers: Number = Field(
         description="data-loading processes per training process; 0: the training process loads its data itself"
     )

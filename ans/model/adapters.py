@@ -1,6 +1,7 @@
 """Which tensors are trained: LoRA on the language model, the row of `[SEG]` alone, and the named module groups."""
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from ans.model.segmenter import Segmenter
 class _OwnRow(nn.Module):
     """A frozen table, (V, D), of which row `index` is a parameter of its own, `seg_row` (1, D)."""
 
-    def __init__(self, base_layer: nn.Module, index: int, row: nn.Parameter | None = None) -> None:
+    def __init__(self, base_layer: nn.Embedding | nn.Linear, index: int, row: nn.Parameter | None = None) -> None:
         super().__init__()
         self.base_layer, self.index = base_layer, index
         self.seg_row = row if row is not None else nn.Parameter(base_layer.weight[index : index + 1].detach().clone())
@@ -41,10 +42,12 @@ class _OwnOutput(_OwnRow):
 def add_seg_row(model: Segmenter) -> None:
     """Let the row of `[SEG]` in the embedding and in the output layer be trained by itself, one row where the two are tied."""
     language = model.vlm.language_model
-    embedding = _OwnEmbedding(language.get_input_embeddings(), model.seg_token)
+    table, output = language.get_input_embeddings(), language.lm_head
+    assert isinstance(table, nn.Embedding) and isinstance(output, nn.Linear)
+    embedding = _OwnEmbedding(table, model.seg_token)
     tied = embedding.seg_row if language.config.tie_word_embeddings else None
     language.set_input_embeddings(embedding)
-    language.lm_head = _OwnOutput(language.lm_head, model.seg_token, tied)
+    language.lm_head = _OwnOutput(output, model.seg_token, tied)
 
 
 def add_lora(
@@ -59,7 +62,10 @@ def add_lora(
     if unknown := sorted(set(targets or ()) - set(known)):
         raise ValueError(f"train.lora.targets: {unknown[0]} is no linear layer of this language model; it has {', '.join(known)}")
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(known if targets is None else targets)
+        r=rank,
+        lora_alpha=cast(Any, alpha),  # declared as an int, and only divided by the rank
+        lora_dropout=dropout,
+        target_modules=list(known if targets is None else targets),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_seed)

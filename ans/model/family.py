@@ -146,6 +146,7 @@ class Vlm(nn.Module, ABC):
         return States(states, states)
 
 
+@dataclass(frozen=True)
 class Family(Plug):
     """A vision-language model as its `config.json` describes it; no weights. A file of `ans/model/families` has one, `Family`."""
 

@@ -54,7 +54,7 @@ class Segmentation:
 
     @property
     def mask(self) -> np.ndarray:
-        return self.masks.any(0)
+        return np.any(self.masks, axis=0)
 
 
 class SegmenterInference(SegmenterModules):
@@ -219,23 +219,23 @@ class SegmenterInference(SegmenterModules):
         masks: list[np.ndarray] = []
         if owners:
             prompt = self.seg_embed(torch.cat(list(states)))
-        for start in range(0, len(owners), MASKS_AT_ONCE):
-            chunk = owners[start : start + MASKS_AT_ONCE]
-            index = torch.tensor(chunk, device=self.device)
-            low_res = self.sam.decode(read.levels, index, prompt[start : start + MASKS_AT_ONCE]).low_res
-            runs = [(i, len(list(same))) for i, same in groupby(chunk)]
-            for (i, _), logits in zip(runs, low_res.split([count for _, count in runs]), strict=True):
-                masks += list((self.upscale(logits, read.sizes[i]) > 0).cpu().numpy())
+            for start in range(0, len(owners), MASKS_AT_ONCE):
+                chunk = owners[start : start + MASKS_AT_ONCE]
+                index = torch.tensor(chunk, device=self.device)
+                low_res = self.sam.decode(read.levels, index, prompt[start : start + MASKS_AT_ONCE]).low_res
+                runs = [(i, len(list(same))) for i, same in groupby(chunk)]
+                for (i, _), logits in zip(runs, low_res.split([count for _, count in runs]), strict=True):
+                    masks += list((self.upscale(logits, read.sizes[i]) > 0).cpu().numpy())
         taken: Iterator[np.ndarray] = iter(masks)
         return [
             np.array(list(islice(taken, len(found))), dtype=bool).reshape(len(found), *read.sizes[question.image])
             for question, found in zip(questions, states, strict=True)
         ]
 
-    def _ended(self, ids: Sequence[int]) -> bool:
+    def _ended(self, ids: list[int]) -> bool:
         return tokens.ended(self.tokenizer, self.template.stop_words, ids)
 
-    def _decode(self, ids: Sequence[int], without: tuple[str, ...] = ()) -> str:
+    def _decode(self, ids: list[int], without: tuple[str, ...] = ()) -> str:
         return tokens.decode(self.tokenizer, ids, without)
 
 

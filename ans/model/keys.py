@@ -51,7 +51,7 @@ class Fusion:
     whole: str
     parts: tuple[str, ...]
     split: Callable[["Tensor"], Sequence["Tensor"]]
-    join: Callable[[Sequence["Tensor"]], "Tensor"]
+    join: Callable[[list["Tensor"]], "Tensor"]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -42,7 +42,8 @@ def load(
     frozen = {"language": vlm.language_model.model, "vision": vlm.vision, "sam": model.sam.encoder}
     for part in four_bit:
         hold_in_four_bits(frozen[part], device)
-    vlm.language_model.is_loaded_in_4bit = "language" in four_bit  # what PEFT asks
+    language: Any = vlm.language_model  # `nn.Module` declares that only tensors and modules are set on it
+    language.is_loaded_in_4bit = "language" in four_bit  # what PEFT asks
     return model.to(device).eval()
 
 

@@ -86,7 +86,7 @@ class SegmenterModules(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.text_hidden_fcs[0].weight.device
+        return next(self.text_hidden_fcs.parameters()).device
 
     @cached_property
     def text_tokens(self) -> Tensor:
@@ -111,11 +111,11 @@ class SegmenterModules(nn.Module):
     def encode_images(self, images: Sequence[ImageLike], max_tiles: int | None = None) -> Features:
         """Run the frozen encoders once over images, PIL's, arrays or tensors (see `preprocess.as_image`). `max_tiles` caps the
         tiles below the model's own number."""
-        images = list(map(as_image, images))
+        rgb = list(map(as_image, images))
         return self.encode_pixels(
-            [self.config.family.pixels(image, max_tiles) for image in images],
-            torch.stack([self.config.decoder.pixels(image) for image in images]),
-            [(image.height, image.width) for image in images],
+            [self.config.family.pixels(image, max_tiles) for image in rgb],
+            torch.stack([self.config.decoder.pixels(image) for image in rgb]),
+            [(image.height, image.width) for image in rgb],
         )
 
     @torch.no_grad()
@@ -144,6 +144,7 @@ class SegmenterModules(nn.Module):
         positions = self.vlm.positions(batch.ids, batch.mask, [visual[i].grid for i in batch.image_index])
         inputs = self.inputs(batch.ids, batch.mask, positions, rows)
         if batch.embeds is not None:
+            assert batch.embeds_at is not None
             embeds = batch.embeds.to(inputs.embeds.dtype)
             inputs = replace(inputs, embeds=inputs.embeds.masked_scatter(batch.embeds_at[..., None], embeds))
         normed, states = self.vlm.run(inputs)
@@ -163,7 +164,7 @@ class SegmenterModules(nn.Module):
 
     def seg_embed(self, states: Tensor) -> Tensor:
         """(N, D) states at `[SEG]` -> (N, W) prompt vectors for the mask decoder."""
-        return self.text_hidden_fcs(states.to(self.text_hidden_fcs[0].weight.dtype))
+        return self.text_hidden_fcs(states.to(next(self.text_hidden_fcs.parameters()).dtype))
 
     def masks(self, features: Features, image_index: Tensor, prompt: Tensor) -> Masks:
         """Masks for prompt vectors (N, W), the n-th on image `image_index[n]`."""

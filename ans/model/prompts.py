@@ -73,7 +73,7 @@ class Template:
 
     def segment_question(self, text: str) -> str:
         """What evaluation asks, to find what `text` names."""
-        return (self.sentence if self.asks_itself(text) else self.segment).format(text)
+        return (self.sentence if self.sentence and self.asks_itself(text) else self.segment).format(text)
 
     def training_questions(self, text: str) -> tuple[str, ...]:
         """The wordings of training, with `{}` for the expression."""

@@ -15,13 +15,15 @@ def load_tokenizer(folder: Path, language: PretrainedConfig) -> PreTrainedTokeni
     """
     if (folder / "tokenizer.json").is_file():
         return PreTrainedTokenizerFast.from_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder, config=language)
+    tokenizer = AutoTokenizer.from_pretrained(folder, config=language)
+    assert tokenizer is not None
+    return tokenizer
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
     """The id of a text that must be one token. Raises `ValueError`."""
     token = tokenizer.convert_tokens_to_ids(text)
-    if token is None or token == tokenizer.unk_token_id:
+    if not isinstance(token, int) or token == tokenizer.unk_token_id:
         raise ValueError(f"the tokenizer has no token {text}; this model's tokenizer must know it as one token")
     return token
 
@@ -39,12 +41,12 @@ def unknown_words(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
     return [word for word, ids in words.items() if unknown is not None and unknown in ids]
 
 
-def ended(tokenizer: PreTrainedTokenizerBase, stop_words: tuple[str, ...], ids: Sequence[int]) -> bool:
+def ended(tokenizer: PreTrainedTokenizerBase, stop_words: tuple[str, ...], ids: list[int]) -> bool:
     """Whether an answer ends here: with the tokenizer's end token, or with a text that is one of the stop words."""
     if ids[-1] == tokenizer.eos_token_id:
         return True
     longest = max((len(word) for word in stop_words), default=0)
-    tail = tokenizer.decode(ids[-longest:] if longest else []).replace("\r", "").replace("\n", "")
+    tail = _text(tokenizer, ids[-longest:] if longest else []).replace("\r", "").replace("\n", "")
     return tail.endswith(stop_words) if longest else False
 
 
@@ -52,16 +54,23 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, stop_words: tuple[str, ...], id
     """The tokens of an answer that stand for text (`text`), without the stop word, which may be text to the tokenizer as well
     (Sa2VA-4B's `<|end|>`), and then share a token with the words before it."""
     kept = [i for i in ids if i in text]
-    decoded = tokenizer.decode(kept).rstrip()
+    decoded = _text(tokenizer, kept).rstrip()
     for word in stop_words:
         if decoded.endswith(word):
             return tokenizer.encode(decoded.removesuffix(word).rstrip(), add_special_tokens=False)
     return kept
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], without: tuple[str, ...] = ()) -> str:
+def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int], without: tuple[str, ...] = ()) -> str:
     """An answer's text, special tokens included, less a final one of `without`."""
-    text = tokenizer.decode(ids, skip_special_tokens=False)
+    text = _text(tokenizer, ids)
     for word in without:
         text = text.removesuffix(word)
     return text.strip()
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    """The text of one row of ids, special tokens included."""
+    text = tokenizer.decode(ids, skip_special_tokens=False)
+    assert isinstance(text, str)  # several rows would give a list
+    return text

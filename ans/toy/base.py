@@ -9,10 +9,11 @@ stage saves its state and resumes.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,8 @@ from ans.data.sources.common import read
 from ans.evaluation.metrics import intersection_union
 from ans.model import prompts
 from ans.model.config import ModelConfig
+from ans.model.decoders.sam2 import Network
+from ans.model.families.sa2va_internvl import InternVL
 from ans.model.family import Grid
 from ans.model.preprocess import normalise, sam_image
 from ans.model.segmenter import Conversations, Features, Segmenter
@@ -64,6 +67,8 @@ POINTS_ONLY = 0.2  # of stage (a)'s steps; words alone, from the start, take fou
 POINT_SHARE = 0.15  # of the prompts afterwards
 ALIGN_SHARE = 0.25  # of the joint steps in which the `[SEG]` vector is drawn towards the word vectors, ever less
 SAM2_LR_SCALE = 0.2  # at the full rate the decoder unlearns while the `[SEG]` vectors are still noise
+TILE, PATCH, SIDE = 96, 8, 128
+"""Pixels along a side of the vision encoder's image, of its patches, and of SAM2's image."""
 
 _SPECIAL = ("<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "[SEG]", "<p>", "</p>", "<vp>", "</vp>")
 
@@ -91,7 +96,7 @@ def config(vocabulary: int) -> dict[str, object]:
         "template": "qwen_chat",
         "select_layer": -1,
         "ps_version": "v2",
-        "force_image_size": 96,
+        "force_image_size": TILE,
         "downsample_ratio": 0.5,
         "dynamic_image_size": False,
         "use_thumbnail": True,
@@ -104,8 +109,8 @@ def config(vocabulary: int) -> dict[str, object]:
             "intermediate_size": 256,
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
-            "image_size": 96,
-            "patch_size": 8,
+            "image_size": TILE,
+            "patch_size": PATCH,
             "qkv_bias": True,
             "qk_normalization": False,
             "norm_type": "layer_norm",
@@ -127,7 +132,7 @@ def config(vocabulary: int) -> dict[str, object]:
             "tie_word_embeddings": False,
         },
         "sam2_config": {
-            "image_size": 128,
+            "image_size": SIDE,
             "embed_dim": 16,
             "num_heads": 1,
             "stages": [1, 1, 2, 1],
@@ -147,11 +152,14 @@ def new_model() -> Segmenter:
     torch.manual_seed(SEED)
     words = tokenizer()
     model = Segmenter(ModelConfig.from_dict(config(len(words))), words)
-    vision = model.vlm.vision_model.embeddings
-    nn.init.normal_(vision.cls_token, std=0.02)
+    assert isinstance(model.vlm, InternVL) and isinstance(model.sam, Network)
+    vision = model.vlm.vision_model
+    nn.init.normal_(vision.embeddings.cls_token, std=0.02)
+    places = vision.embeddings.position_embeddings
+    assert places is not None
     with torch.no_grad():
-        vision.position_embeddings[0, 1:] = waves(model.config.family.image_size // model.config.family.patch_size, 64)
-    for name, parameter in model.vlm.vision_model.named_parameters():
+        places[0, 1:] = waves(TILE // PATCH, 64)
+    for name, parameter in vision.named_parameters():
         if ".lambda_" in name:
             nn.init.ones_(parameter)
     with torch.no_grad():
@@ -160,12 +168,18 @@ def new_model() -> Segmenter:
                 module.weight.mul_(1.3)
         # No loss trains the IoU head, so it is told to choose the first of the three masks.
         last = model.sam.model.sam_mask_decoder.iou_prediction_head.layers[-1]
+        assert isinstance(last, nn.Linear)
         last.weight.zero_()
         last.bias.copy_(torch.tensor([0.0, 4.0, -4.0, -4.0]))
     return model
 
 
 Prepare = Callable[[Image.Image], tuple[np.ndarray, np.ndarray]]
+
+
+def prepare(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+    """The image as the vision encoder and as SAM2 sees it."""
+    return np.asarray(sam_image(image, TILE)), np.asarray(sam_image(image, SIDE))
 
 
 def waves(side: int, width: int) -> Tensor:
@@ -193,17 +207,16 @@ class Scene:
 def load_scenes(root: Path, split: str, model: ModelConfig, prepare: Prepare) -> list[Scene]:
     """Every image with a region of `split`, the expressions of the three sets put together per object. `prepare`: an image ->
     `Scene.tile` and `Scene.sam`."""
-    found: dict[str, tuple[object, dict[int, tuple[object, list[str], str]]]] = {}
-    for name, folder in SOURCES.items():
-        for record in read(refcoco, root, folder, name):
-            regions = found.setdefault(record.path, (record, {}))[1]
-            for region in record.regions:
-                if region.split != split:
-                    continue
-                texts = [expression.sent for expression in region.expressions]
-                _, expressions, caption = regions.setdefault(region.region_id, (region, [], ""))
-                expressions += texts
-                regions[region.region_id] = (region, expressions, texts[0] if name == "refcoco_plus" else caption)
+    found: dict[str, tuple[ImageRecord, dict[int, tuple[Region, list[str], str]]]] = {}
+    for name, record in _records(root):
+        regions = found.setdefault(record.path, (record, {}))[1]
+        for region in record.regions:
+            if region.split != split:
+                continue
+            texts = [expression.sent for expression in region.expressions]
+            _, expressions, caption = regions.setdefault(region.region_id, (region, [], ""))
+            expressions += texts
+            regions[region.region_id] = (region, expressions, texts[0] if name == "refcoco_plus" else caption)
     scenes = []
     for record, regions in found.values():
         usable = [entry for entry in regions.values() if entry[1] and entry[2]]
@@ -226,6 +239,14 @@ def load_scenes(root: Path, split: str, model: ModelConfig, prepare: Prepare) ->
     return scenes
 
 
+def _records(root: Path) -> Iterator[tuple[str, ImageRecord]]:
+    """Each set's name with each of its images. The world is written whole, so that nothing of it is skipped."""
+    for name, folder in SOURCES.items():
+        for record in read(refcoco, root, folder, name):
+            assert isinstance(record, ImageRecord)
+            yield name, record
+
+
 def _centre(one: np.ndarray) -> Tensor:
     """x, y of a mask's centre of gravity, in fractions of its width and height."""
     rows, columns = np.nonzero(one)
@@ -234,9 +255,9 @@ def _centre(one: np.ndarray) -> Tensor:
 
 def point_prompts(model: Segmenter, centres: Tensor) -> Tensor:
     """(N, 2) points in fractions of the image -> (N, D) language vectors that mean "the object here"."""
-    side = model.config.decoder.image_size
+    assert isinstance(model.sam, Network)
     encoding = model.sam.model.sam_prompt_encoder.pe_layer
-    return POINT_SCALE * encoding.forward_with_coords(centres[:, None] * side, (side, side))[:, 0]
+    return POINT_SCALE * encoding.forward_with_coords(centres[:, None] * SIDE, (SIDE, SIDE))[:, 0]
 
 
 def grid_of(model: Segmenter) -> Grid:
@@ -352,8 +373,8 @@ def joint_loss(model: Segmenter, bag: nn.EmbeddingBag, scenes: list[Scene], rng:
 def run_stage(
     name: str,
     steps: int,
-    modules: dict[str, nn.Module],
-    groups: list[dict[str, object]],
+    modules: Mapping[str, nn.Module],
+    groups: Sequence[dict[str, Any]],
     loss_at: Callable[[int], Tensor],
     folder: Path,
     save_every: int = 200,
@@ -401,8 +422,7 @@ def stage(name: str, root: Path, folder: Path) -> None:
     """Run one stage; `joint` starts from what the other two left in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     model = new_model()
-    sides = model.config.family.image_size, model.config.decoder.image_size
-    scenes = load_scenes(root, "train", model.config, lambda image: tuple(np.asarray(sam_image(image, side)) for side in sides))
+    scenes = load_scenes(root, "train", model.config, prepare)
     bag = bag_of_words(model)
     if name == "sam2":
         groups = [{"params": [*_trained(model.sam, _UNUSED), *bag.parameters()]}]
@@ -508,13 +528,12 @@ def measure(root: Path, folder: Path) -> None:
 def _held_out(root: Path, batch: int = 16) -> Iterator[list[tuple[ImageRecord, list[tuple[Region, str, str]]]]]:
     """Batches of images of the world's val split, each with (region, expression, caption or "")."""
     images: dict[str, tuple[ImageRecord, list[tuple[Region, str, str]]]] = {}
-    for name, folder in SOURCES.items():
-        for record in read(refcoco, root, folder, name):
-            for region in record.regions:
-                if region.split == "val":
-                    caption = region.expressions[0].sent if name == "refcoco_plus" else ""
-                    entries = images.setdefault(record.path, (record, []))[1]
-                    entries += [(region, expression.sent, caption) for expression in region.expressions]
+    for name, record in _records(root):
+        for region in record.regions:
+            if region.split == "val":
+                caption = region.expressions[0].sent if name == "refcoco_plus" else ""
+                entries = images.setdefault(record.path, (record, []))[1]
+                entries += [(region, expression.sent, caption) for expression in region.expressions]
     items = [item for item in images.values() if any(caption for _, _, caption in item[1])]
     for start in range(0, len(items), batch):
         yield items[start : start + batch]

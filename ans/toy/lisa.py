@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from PIL import Image
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, SamModel
 
 from ans.data.mixing import keyed_rng
 from ans.model import prompts
 from ans.model.config import ModelConfig
-from ans.model.families.lisa import TEMPLATE
+from ans.model.decoders.sam import Network
+from ans.model.families.lisa import TEMPLATE, Llava
 from ans.model.preprocess import CLIP_MEAN, CLIP_STD, longest_side, middle_square, normalise
 from ans.model.segmenter import Conversations, Features, Segmenter
 from ans.objectives.batches import pad_right
@@ -129,19 +130,28 @@ def new_model() -> Segmenter:
     torch.manual_seed(SEED)
     words = tokenizer()
     model = Segmenter(ModelConfig.from_dict(config(words)), words)
+    assert isinstance(model.vlm, Llava)
+    sam = _sam(model)
+    patches = sam.vision_encoder.pos_embed
+    assert patches is not None
     with torch.no_grad():
         for module in model.sam.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.Embedding)):
                 module.reset_parameters()
             if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
                 module.weight.mul_(1.3)
-        model.sam.sam.vision_encoder.pos_embed.copy_(waves(SIDE // PATCH, WIDTH).view(1, SIDE // PATCH, SIDE // PATCH, WIDTH))
-        places = model.sam.sam.shared_image_embedding.positional_embedding
+        patches.copy_(waves(SIDE // PATCH, WIDTH).view(1, SIDE // PATCH, SIDE // PATCH, WIDTH))
+        places = sam.shared_image_embedding.positional_embedding
         nn.init.normal_(places)
-        model.sam.sam.prompt_encoder.shared_embedding.positional_embedding.copy_(places)
+        sam.prompt_encoder.shared_embedding.positional_embedding.copy_(places)
         positions = model.vlm.vision_tower.embeddings.position_embedding.weight
         positions[1:] = waves(6, 64)
     return model
+
+
+def _sam(model: Segmenter) -> SamModel:
+    assert isinstance(model.sam, Network)
+    return model.sam.sam
 
 
 def prepare(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
@@ -195,7 +205,7 @@ def stage(name: str, root: Path, folder: Path) -> None:
     bag = bag_of_words(model)
     learnt = [p for part, p in model.sam.named_parameters() if not re.search(_UNUSED, part)]
     if name == "sam":
-        places = model.sam.sam.shared_image_embedding
+        places = _sam(model).shared_image_embedding
 
         def loss_at(step: int) -> Tensor:
             share = 1.0 if step < POINTS_ONLY * STEPS["sam"] else POINT_SHARE

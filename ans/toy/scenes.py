@@ -179,7 +179,7 @@ def make_scene(seed: int, split: str, index: int, shift: float) -> tuple[Scene, 
     width, height = IMAGE_SIZES[rng.integers(len(IMAGE_SIZES))]
     first = {"testA": SHAPES[:2], "testB": SHAPES[2:]}.get(split, SHAPES)
     grey = rng.uniform(140, 215)
-    background = tuple(float(v) for v in grey + rng.uniform(-8, 8, 3))
+    background = _rgb(grey + rng.uniform(-8, 8, 3))
     while True:
         shapes = [_style(shape, width, height, shift, rng) for shape in _choose_objects(first, rng)]
         placed = _place(shapes, width, height, rng)
@@ -187,22 +187,27 @@ def make_scene(seed: int, split: str, index: int, shift: float) -> tuple[Scene, 
             return Scene(width, height, tuple(placed), background), rng
 
 
-def _choose_objects(first: Sequence[str], rng: np.random.Generator) -> list[Shape]:
+def _rgb(values: np.ndarray) -> tuple[float, float, float]:
+    """Three values, (3,), as a colour or a change of one."""
+    red, green, blue = values.tolist()
+    return red, green, blue
+
+
+def _choose_objects(first: tuple[str, ...], rng: np.random.Generator) -> list[Shape]:
     """2 to 5 objects of different captions. Half of them copy most of an earlier one: else colour alone would tell all apart."""
     objects: list[Shape] = []
     count = int(rng.integers(2, 6))
     while len(objects) < count:
-        values = {
-            "size": "small" if rng.random() < 0.6 else "large",
-            "texture": "plain" if rng.random() < 0.65 else "striped",
-            "colour": list(COLOURS)[rng.integers(len(COLOURS))],
-            "shape": SHAPES[rng.integers(len(SHAPES))] if objects else first[rng.integers(len(first))],
-        }
+        shape = Shape(
+            size="small" if rng.random() < 0.6 else "large",
+            texture="plain" if rng.random() < 0.65 else "striped",
+            colour=list(COLOURS)[rng.integers(len(COLOURS))],
+            shape=SHAPES[rng.integers(len(SHAPES))] if objects else first[rng.integers(len(first))],
+        )
         if objects and rng.random() < 0.5:
             model = objects[rng.integers(len(objects))]
             changed = ATTRIBUTES[rng.integers(len(ATTRIBUTES))]
-            values = {name: values[name] if name == changed else getattr(model, name) for name in ATTRIBUTES}
-        shape = Shape(**values)
+            shape = replace(model, **{changed: getattr(shape, changed)})
         # "plain" is left out of captions, so texture alone must never be what tells two objects apart
         if all((shape.size, shape.colour, shape.shape) != (other.size, other.colour, other.shape) for other in objects):
             objects.append(shape)
@@ -217,7 +222,7 @@ def _style(shape: Shape, width: int, height: int, shift: float, rng: np.random.G
         stretch=1.0 + shift * float(rng.uniform(-0.15, 0.15)),
         pinch=0.45 + shift * float(rng.uniform(-0.07, 0.07)),
         stripe_angle=float(rng.integers(4)) * np.pi / 4,
-        tint=tuple(float(v) for v in rng.uniform(-12, 12, 3)),
+        tint=_rgb(rng.uniform(-12, 12, 3)),
     )
 
 
@@ -241,7 +246,7 @@ def _place(shapes: Sequence[Shape], width: int, height: int, rng: np.random.Gene
 
 
 def _moved(shape: Shape, x: float, y: float) -> Shape:
-    return Shape(**{**shape.__dict__, "x": x, "y": y})
+    return replace(shape, x=x, y=y)
 
 
 def drift(scene: Scene, rng: np.random.Generator) -> Scene:

@@ -135,7 +135,7 @@ def _refcoco_plus(shape: Shape, options: Sequence[Description], rng: np.random.G
     return [shape.caption, *(texts or [f"the {shape.caption}"])]
 
 
-def _refcocog(scene: Scene, target: int, plain: Sequence[Sequence[Description]], rng: np.random.Generator) -> list[str]:
+def _refcocog(scene: Scene, target: int, plain: Sequence[list[Description]], rng: np.random.Generator) -> list[str]:
     texts: list[str] = []
     for _ in range(int(rng.integers(1, 3))):
         text = _long_expression(scene, target, plain, rng)
@@ -144,7 +144,7 @@ def _refcocog(scene: Scene, target: int, plain: Sequence[Sequence[Description]],
     return texts
 
 
-def _long_expression(scene: Scene, target: int, plain: Sequence[Sequence[Description]], rng: np.random.Generator) -> str:
+def _long_expression(scene: Scene, target: int, plain: Sequence[list[Description]], rng: np.random.Generator) -> str:
     shape = scene.shapes[target]
     article = "the" if rng.random() < 0.7 else "a"
     for _ in range(8):
@@ -231,7 +231,7 @@ def _write_scene(folder: Path, listings: dict[str, _Listing], world: World, spli
     }  # fmt: skip
     annotations = [_annotation(scene, i, masks[i], image_id, index) for i in range(len(scene.shapes))]
     referred = [i for i in range(len(scene.shapes)) if i == 0 or rng.random() >= 0.1]
-    crowd = [_crowd(masks.any(0), image_id)] if index % 10 == 5 else []
+    crowd = [_crowd(np.any(masks, axis=0), image_id)] if index % 10 == 5 else []
     anywhere = _short_descriptions(scene, (None, *SIDES, *EXTREMES))
     plain = [[option for option in options if option.place is None] for options in anywhere]
     for name_of_set, its_split in set_splits(split, index).items():

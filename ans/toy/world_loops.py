@@ -8,7 +8,7 @@ import csv
 import json
 import pickle
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def write(root: Path, world: World) -> dict[str, int]:
     }
 
 
-def _counted(count: int, name: str) -> Sequence[int]:
+def _counted(count: int, name: str) -> Iterable[int]:
     return tqdm(range(count), desc=name, unit="scene", disable=None)
 
 
@@ -126,7 +126,7 @@ def _write_sav(folder: Path, world: World) -> None:
         _, background = make_scene(world.seed, "sav", index, world.shift)  # the first frame's, drawn once more
         frame2, masks2 = render(later, world.shift, background, noise_rng=rng)
         mask2 = np.zeros_like(masks1[target]) if gone else masks2[target]
-        arrays = {"frame1": frame1, "mask1": 255 * masks1[target].astype(np.uint8), "frame2": frame2}
+        arrays: dict[str, Any] = {"frame1": frame1, "mask1": 255 * masks1[target].astype(np.uint8), "frame2": frame2}
         arrays["mask2"] = 255 * mask2.astype(np.uint8)
         if index % 20 == 7:
             arrays = {name: array.astype(np.float32) for name, array in arrays.items()}

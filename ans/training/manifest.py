@@ -27,6 +27,9 @@ def describe(
     """The manifest as it is stored beside the trained tensors. `steps`: of the optimizer. `base`: checksum of the base.
     `seg_token`: the row that group `seg_row` is. `panels`: the curves that the report shows."""
     train, keys = config.train, model.config.keys
+    settings = train.model_dump()
+    # the export must not depend on what a later version of the family takes for its recipe
+    settings["lora"]["targets"] = train.lora.targets or model.config.family.lora_targets
     groups: dict[str, dict[str, Any]] = {name: {"state": "frozen", "tensors": 0, "parameters": 0} for name in SHARDS}
     for name, parameter in model.named_parameters():
         if name in trained:
@@ -47,7 +50,7 @@ def describe(
         "left_out_evaluated_images": sum(task.left_out for task in tasks.values()),
         "trained": list(train.trained),
         "seg_token": model.seg_token,
-        "train": train.model_dump(),
+        "train": settings,
         "steps": steps,
         "tasks": {
             name: {"title": task.title, "role": task.role, "examples": task.examples, "settings": task.settings.model_dump()}

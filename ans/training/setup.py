@@ -32,6 +32,11 @@ def load_model(settings: TrainSettings, base: Path, device: torch.device) -> tup
     """The base on `device` with LoRA in place, and its trained tensors (float32) by name."""
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     model = Segmenter.from_pretrained(base, device, dtype, settings.four_bit)
+    return model, make_trainable(model, settings)
+
+
+def make_trainable(model: Segmenter, settings: TrainSettings) -> dict[str, nn.Parameter]:
+    """Put LoRA in place and freeze all else but the trained groups; the trained tensors (float32) by name."""
     if "lora" in settings.trained:
         lora = settings.lora
         add_lora(model, lora.rank, lora.alpha, lora.dropout, settings.seed, lora.targets)
@@ -39,7 +44,7 @@ def load_model(settings: TrainSettings, base: Path, device: torch.device) -> tup
         add_seg_row(model)
     if settings.checkpoint_activations:
         model.vlm.language_model.activation_checkpointing_enable({"use_reentrant": False})
-    return model, select_trained(model, settings.trained)
+    return select_trained(model, settings.trained)
 
 
 class Indexes:

@@ -11,44 +11,30 @@ products, convolutions and attention, forward, backward and generation, counted 
 without activation checkpointing, times the batch: what checkpointing computes twice is of no use and does not count.
 Memory is PyTorch's peak, weights and optimizer state included. A combination that needs too much says so, and the next follows.
 
-Needs torch, transformers, peft, sam2 and what they rest on. `--cpu-smoke`: the same code on a tiny model on the CPU.
+Needs the packages that training needs, and no data. `--cpu-smoke`: the same code on a tiny model on the CPU.
 """
 
 import argparse
-import dataclasses
 import gc
 import json
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from ans.objectives.loop1 import loop1
-from ans.objectives.loop2 import loop2
-from ans.objectives.supervised import supervised
-from ans.objectives.surgery import combine
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ans.config import Config, load
-from ans.config.schema import TrainSettings
-from ans.model.adapters import add_lora, select_trained
 from ans.model.config import ModelConfig
-from ans.model.segmenter import Segmenter
-from ans.objectives.batches import CaptionBatch, MaskBatch, ReferringBatch
-from ans.objectives.losses import Counts, Losses
-from ans.training.ema import Teacher
-from ans.training.gradients import add_gradient, assign, clip
+from ans.training.mixture import MicroBatch
 from tests.bench import lisa, sizes
+from tests.bench.sizes import REPOSITORY
+from tests.bench.trainer import Trainer, preset
 
-REPOSITORY = Path(__file__).parents[2]
 PEAKS = {"B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "A10G": 70, "RTX 4090": 165}
 """Dense bf16 TFLOP/s of GPUs whose name holds the key; the first that fits counts."""
 
-Pair = tuple[ReferringBatch | MaskBatch | None, CaptionBatch | None]
 Case = tuple[str, int, int]
 """Objective, tiles per image, caption length (0: no caption)."""
 Row = dict[str, Any]
@@ -57,83 +43,20 @@ COLUMNS = (*CASE_COLUMNS, "seconds", "samples_per_s", "mfu", "peak_gib", "said_t
 T = TypeVar("T")
 
 
-class Trainer:
-    """A model with random weights, ready for steps: LoRA, trained groups, teacher and optimizer by `preset`."""
-
-    def __init__(self, size: ModelConfig, config: Config, preset: TrainSettings, device: torch.device) -> None:
-        self.config, self.preset, self.device = config, preset, device
-        self.half = preset.precision == "bf16"
-        self.model: Segmenter = sizes.random_model(size, device, torch.bfloat16 if self.half else torch.float32)
-        add_lora(self.model, preset.lora.rank, preset.lora.alpha, preset.lora.dropout, generator_seed=0)
-        if preset.checkpoint_activations:
-            self.model.vlm.language_model.activation_checkpointing_enable({"use_reentrant": False})
-        self.trained = select_trained(self.model, preset.trained)
-        self.model.to(device).train()
-        self.parameters = list(self.trained.values())
-        self.teacher = Teacher(self.trained, config.train.ema.decay, config.train.ema.warmup)
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=preset.lr, weight_decay=preset.weight_decay)
-
-    def step(self, pair: Pair) -> dict[str, float]:
-        """One optimizer step on loop 1's or a supervised micro-batch, loop 2's, or both; its losses."""
-        values: dict[str, float] = {}
-        gradients = []
-        for batch in (batch for batch in pair if batch is not None):
-            gradient = torch.zeros(sum(p.numel() for p in self.parameters), device=self.device)
-            with self._autocast():
-                losses = self._losses(batch)
-            add_gradient(losses.total, self.parameters, gradient)
-            values |= {name: float(value) for name, value in losses.values.items()}
-            gradients.append(gradient)
-            del losses
-        settings = self.config.train
-        total = combine(*gradients, settings.surgery, settings.beta) if len(gradients) == 2 else gradients[0]
-        total, values["grad_norm"] = clip(total, self.preset.clip)
-        assign(total, self.parameters)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.teacher.update(0)
-        return values
-
-    @contextmanager
-    def without_checkpointing(self) -> Iterator[None]:
-        language = self.model.vlm.language_model
-        language.gradient_checkpointing_disable()
-        try:
-            yield
-        finally:
-            if self.preset.checkpoint_activations:
-                language.activation_checkpointing_enable({"use_reentrant": False})
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half)
-
-    def _losses(self, batch: ReferringBatch | MaskBatch | CaptionBatch) -> Losses:
-        settings, counts = self.config.train, Counts(*batch.counts)
-        points, images = self.preset.mask_points, batch.images
-        features = self.model.encode_pixels(images.pixels, images.sam, images.sizes)
-        if isinstance(batch, ReferringBatch):
-            return supervised(self.model, features, batch, settings.loss, points, counts)
-        if isinstance(batch, CaptionBatch):
-            return loop2(self.model, features, batch, settings.loop2, settings.loss, points, counts)[0]
-        speaking = partial(self.teacher.speaking, self.model)
-        tau = settings.loop1.tau
-        return loop1(self.model, speaking, features, batch, settings.loop1, settings.loss, points, tau, counts)[0]
-
-
 def cases(lengths: tuple[int, ...]) -> list[Case]:
     loops = [(name, 1, length) for length in lengths for name in ("loop1", "loop2", "dual")]
     return [("supervised", 1, 0), ("supervised", 7, 0), *loops]
 
 
-def micro_batches(trainer: Trainer, case: Case, images: int) -> Pair:
+def micro_batches(trainer: Trainer, case: Case, images: int) -> MicroBatch:
     """Random micro-batches of `images` images for one objective."""
     objective, tiles, length = case
-    model, points = trainer.model, trainer.preset.mask_points
+    model, points, tasks = trainer.model, trainer.config.train.mask_points, trainer.config.tasks
     if objective == "supervised":
-        return sizes.referring_batch(model, images, tiles, trainer.preset.objects_per_image, points), None
-    top_k = trainer.config.train.loop1.top_k
-    first = sizes.mask_batch(model, images, length, top_k, points) if objective != "loop2" else None
-    return first, sizes.caption_batch(model, images, length, points) if objective != "loop1" else None
+        return [("referring", sizes.referring_batch(model, images, tiles, tasks["referring"].objects_per_image, points))]
+    first = ("loop1", sizes.mask_batch(model, images, length, tasks["loop1"].top_k, points))
+    second = ("loop2", sizes.caption_batch(model, images, length, points))
+    return {"loop1": [first], "loop2": [second], "dual": [first, second]}[objective]
 
 
 class FlopCount(TorchDispatchMode):
@@ -208,8 +131,6 @@ def main(names: tuple[str, ...], smoke: bool) -> dict[str, Any]:
     if not smoke and not torch.cuda.is_available():
         print("no GPU here, nothing measured (--cpu-smoke runs the code on a tiny model)")
         return {"device": None}
-    config = load(REPOSITORY / "params.yaml")
-    device = torch.device("cpu" if smoke else "cuda")
     label = "cpu" if smoke else torch.cuda.get_device_name()
     peak = next((value for key, value in PEAKS.items() if key in label), None)
     print(f"{label}, torch {torch.__version__}, " + (f"bf16 peak {peak} TFLOP/s" if peak else "bf16 peak unknown, so no MFU"))
@@ -217,11 +138,11 @@ def main(names: tuple[str, ...], smoke: bool) -> dict[str, Any]:
     rows: list[Row] = []
     if smoke:
         tiny = ModelConfig.from_folder(REPOSITORY / "weights" / "tiny")
-        preset = dataclasses.replace(config.presets["tiny"].train, precision="bf16", checkpoint_activations=True, mask_points=64)
-        rows += rows_of("tiny", Trainer(tiny, config, preset, device), (3,), (2,), 1, None)
+        config = preset("tiny", precision="bf16", checkpoint_activations=True, mask_points=64)
+        rows += rows_of("tiny", Trainer.of_size(tiny, config), (3,), (2,), 1, None)
     else:
         for name in names:
-            trainer = Trainer(sizes.official(name), config, config.presets[name].train, device)
+            trainer = Trainer.of_size(sizes.official(name), preset(name))
             rows += rows_of(name, trainer, (64, 256), (1, 4, 16), 3, peak)
             del trainer
             gc.collect()
@@ -241,7 +162,6 @@ if __name__ == "__main__":
     parser.add_argument("--cpu-smoke", action="store_true")
     arguments = parser.parse_args()
     if arguments.preset:
-        chosen = dataclasses.replace(load(REPOSITORY / "params.yaml"), preset=arguments.preset)
-        print(json.dumps(lisa.report(chosen, torch.cuda.is_available())))
+        print(json.dumps(lisa.report(torch.cuda.is_available())))
         raise SystemExit
     print(json.dumps(main((arguments.size,) if arguments.size else sizes.SIZES, arguments.cpu_smoke)))

@@ -5,26 +5,24 @@ three choices of LoRA's targets. Peaks are `torch.cuda.max_memory_allocated` and
 GB are 10^9 bytes.
 """
 
-import dataclasses
 import gc
 from typing import Any
 
 import torch
-from ans.objectives.supervised import supervised
 from torch import nn
 
 from ans.config import Config
 from ans.config.schema import TrainSettings
 from ans.model import prompts
-from ans.model.adapters import add_lora, add_seg_row, select_trained
 from ans.model.config import ModelConfig
 from ans.model.decoders.sam import VIT_B
 from ans.model.four_bit import hold_in_four_bits
 from ans.model.segmenter import Segmenter
-from ans.objectives.batches import ReferringBatch, pad_right
-from ans.objectives.losses import Counts
-from ans.training.gradients import add_gradient, assign, clip
+from ans.objectives.batches import pad_right
+from ans.tasks import referring
+from ans.training import setup
 from tests.bench import sizes
+from tests.bench.trainer import Trainer, preset
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -65,28 +63,26 @@ def empty_model(config: ModelConfig) -> Segmenter:
         return Segmenter(config, words, config.family.build())
 
 
-def trained_by(preset: TrainSettings, targets: tuple[str, ...]) -> TrainSettings:
-    lora = dataclasses.replace(preset.lora, enabled=bool(targets), targets=targets or preset.lora.targets)
-    return dataclasses.replace(preset, lora=lora)
+def trained_by(targets: tuple[str, ...], **changes: Any) -> Config:
+    """The preset with LoRA on these layers; without any, without LoRA."""
+    lora = {"enabled": bool(targets)} | ({"targets": list(targets)} if targets else {})
+    return preset("lisa-7b", lora=lora, **changes)
 
 
-def estimate(preset: TrainSettings, targets: tuple[str, ...], values: dict[str, Any] = VALUES) -> dict[str, float]:
+def estimate(settings: TrainSettings, values: dict[str, Any] = VALUES) -> dict[str, float]:
     """GB by item, and their sum, for one sample a step. The image encoder of SAM and the language model work one after the other,
     so the larger of the two counts."""
-    preset, config = trained_by(preset, targets), ModelConfig.from_dict(values)
+    config = ModelConfig.from_dict(values)
     model = empty_model(config)
     language, tokens = config.language, config.family.grid(1, 1).tokens + WORDS + 84
     width, inner, layers = language.hidden_size, language.intermediate_size, language.num_hidden_layers
-    if preset.lora.enabled:
-        add_lora(model, preset.lora.rank, preset.lora.alpha, 0.0, 0, preset.lora.targets)
-    add_seg_row(model)
-    trained = sum(p.numel() for p in select_trained(model, preset.trained).values())
+    trained = sum(p.numel() for p in setup.make_trainable(model, settings).values())
     parts = {"language": model.vlm.language_model.model, "vision": model.vlm.vision, "sam": model.sam.encoder}
     items = {}
     for name, part in parts.items():
         half = 4 if name == "sam" else 2
         small = sum(m.weight.numel() for m in part.modules() if type(m) is nn.Linear and not m.weight.requires_grad)
-        small = 0 if name not in preset.four_bit else small
+        small = 0 if name not in settings.four_bit else small
         whole = sum(p.numel() for p in part.parameters() if not p.requires_grad)
         embedding = language.vocab_size * width if name == "language" else 0
         items[f"{name}: weights"] = FOUR_BIT * small + half * (whole - small - embedding)
@@ -101,10 +97,10 @@ def estimate(preset: TrainSettings, targets: tuple[str, ...], values: dict[str, 
     return {name: value / 1e9 for name, value in items.items()} | {"sum": sum(items.values()) / 1e9}
 
 
-def measure(config: Config, targets: tuple[str, ...], values: dict[str, Any] = VALUES, device: str = "cuda") -> dict[str, float]:
+def measure(config: Config, values: dict[str, Any] = VALUES, device: str = "cuda") -> dict[str, float]:
     """Peak GB of three optimizer steps on one sample, the sequence's length, and the quickest step's seconds."""
-    preset, sizes_ = trained_by(config.chosen.train, targets), ModelConfig.from_dict(values)
-    model = empty_model(sizes_).to_empty(device="cpu")
+    settings = config.train
+    model = empty_model(ModelConfig.from_dict(values)).to_empty(device="cpu")
     for name, parameter in model.named_parameters():
         kind = torch.bfloat16 if name.startswith("vlm.") else torch.float32
         parameter.data = (0.02 * torch.randn(parameter.shape)).to(kind)
@@ -112,71 +108,40 @@ def measure(config: Config, targets: tuple[str, ...], values: dict[str, Any] = V
         buffer.zero_()
     model.vlm.restore_buffers()
     for name, part in {"language": model.vlm.language_model.model, "vision": model.vlm.vision, "sam": model.sam.encoder}.items():
-        if name in preset.four_bit:
+        if name in settings.four_bit:
             hold_in_four_bits(part, torch.device(device))
-    model.vlm.language_model.is_loaded_in_4bit = "language" in preset.four_bit
-    model.to(device)
-    if preset.lora.enabled:
-        add_lora(model, preset.lora.rank, preset.lora.alpha, preset.lora.dropout, 0, preset.lora.targets)
-    add_seg_row(model)
-    if preset.checkpoint_activations:
-        model.vlm.language_model.activation_checkpointing_enable({"use_reentrant": False})
-    trained = list(select_trained(model, preset.trained).values())
-    model.to(device).train()
-    kind = torch.optim.AdamW
-    if preset.optimizer == "paged_adamw" and device == "cuda":
-        from bitsandbytes.optim import PagedAdamW32bit as kind
-    optimizer = kind(trained, lr=preset.lr, weight_decay=preset.weight_decay)
-    batch = sample(model, preset.mask_points)
+    model.vlm.language_model.is_loaded_in_4bit = "language" in settings.four_bit
+    trainer = Trainer(model.to(device), config)
+    batch = sample(model, settings.mask_points)
     seconds = []
     for number in range(4):
         if number == 1 and device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        seconds.append(sizes.seconds(lambda: step(model, batch, config, trained, optimizer, preset)))
+        seconds.append(sizes.seconds(lambda: trainer.step([("referring", batch)])))
     peak = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else float("nan")
-    states = [value for state in optimizer.state.values() for value in state.values()]
+    states = [value for state in trainer.optimizer.state.values() for value in state.values()]
     # CUDA's count knows nothing of pages, which lie there as long as there is room
     peak += sum(value.nbytes for value in states if getattr(value, "is_paged", False)) / 1e9
     return {"peak_gb": peak, "tokens": batch.ids.shape[1], "seconds": min(seconds[1:])}
 
 
-def step(
-    model: Segmenter,
-    batch: ReferringBatch,
-    config: Config,
-    trained: list[nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    preset: TrainSettings,
-) -> None:
-    """One optimizer step, as the trainer does it."""
-    total = torch.zeros(sum(p.numel() for p in trained), device=model.device)
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=preset.precision == "bf16"):
-        features = model.encode_pixels(batch.images.pixels, batch.images.sam, batch.images.sizes)
-        losses = supervised(model, features, batch, config.train.loss, preset.mask_points, Counts(*batch.counts))
-    add_gradient(losses.total, trained, total)
-    gradient, _ = clip(total, preset.clip)
-    assign(gradient, trained)
-    optimizer.step()
-    optimizer.zero_grad()
-
-
-def sample(model: Segmenter, mask_points: int) -> ReferringBatch:
+def sample(model: Segmenter, mask_points: int) -> referring.Batch:
     """One image, one expression of `WORDS` words."""
     image = model.template.image_string(model.config.family.grid(1, 1).tokens)
     turn = prompts.Turn(image + model.template.questions[0].format(" ".join(["w1"] * WORDS)), prompts.SEG_ANSWERS[2])
     ids, labels, mask = pad_right([prompts.encode_conversation(model.tokenizer, model.template, [turn])])
-    return ReferringBatch(sizes.pixels_of(model, 1, 1), ids, labels, mask, [0], sizes.targets_of(model, 1, mask_points))
+    return referring.Batch(sizes.pixels_of(model, 1, 1), ids, labels, mask, [0], sizes.targets_of(model, 1, mask_points))
 
 
-def report(config: Config, measured: bool) -> dict[str, Any]:
+def report(measured: bool) -> dict[str, Any]:
     """Print both tables; what goes into the JSON line."""
-    tables = {name: estimate(config.chosen.train, targets) for name, targets in CHOICES.items()}
-    result: dict[str, Any] = {"preset": config.preset, "estimate_gb": tables, "measured": {}}
+    tables = {name: estimate(trained_by(targets).train) for name, targets in CHOICES.items()}
+    result: dict[str, Any] = {"preset": "lisa-7b", "estimate_gb": tables, "measured": {}}
     print("An estimate by formula, in GB, for one sample a step; LoRA on: " + ", ".join(tables))
     for item in next(iter(tables.values())):
         print(f"{item:<42}" + "".join(f"{table[item]:>9.2f}" for table in tables.values()))
     for name, targets in CHOICES.items() if measured else ():
-        result["measured"][name] = measure(config, targets)
+        result["measured"][name] = measure(trained_by(targets))
         gc.collect()
         torch.cuda.empty_cache()
         print(f"measured, LoRA on {name}: {result['measured'][name]}")

@@ -1,12 +1,13 @@
 """Models of the official sizes with random weights, and micro-batches of random content for them. No file and no network.
 
-Needs what `ans.model` and `ans.objectives` need: torch, transformers (with tokenizers), peft and sam2.
+Needs what training needs, and no data.
 """
 
 import dataclasses
 import time
 from collections.abc import Callable
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,14 +16,19 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedTokenizerFast
 
+from ans.config import Config
+from ans.data.arrow import Index
 from ans.model import prompts
 from ans.model.config import ModelConfig
 from ans.model.family import Grid, Pixels
 from ans.model.segmenter import Segmenter
 from ans.objectives.batches import Images, Targets, pad_right
 from ans.objectives.mask import point_candidates
+from ans.tasks import load as load_task
 from ans.tasks import loop1, loop2, referring
+from ans.tasks.base import AnyTask, Setting, Task
 
+REPOSITORY = Path(__file__).parents[2]
 VOCABULARY = 151665 + 9 + 5
 """Qwen2.5's tokens, InternVL's (`<img>`, `</img>`, `<IMG_CONTEXT>` and three more pairs), Sa2VA's (`[SEG]` and two pairs)."""
 
@@ -107,6 +113,21 @@ def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) 
 
 
 # ---------------------------------------------------------------------------------------------------------- micro-batches
+
+
+def tasks_of(model: Segmenter, config: Config) -> dict[str, AnyTask]:
+    """The tasks that are on, without data: their losses work, their samples do not."""
+
+    def no_index(name: str) -> Index:
+        raise AssertionError(f"{name}: a benchmark opened an index")
+
+    setting = Setting(config.train, model.config, model.tokenizer, REPOSITORY, no_index)
+    tasks: dict[str, AnyTask] = {}
+    for name, settings in config.tasks.items():
+        kind = load_task(name)
+        tasks[name] = kind.__new__(kind)
+        Task.__init__(tasks[name], settings, setting)
+    return tasks
 
 
 def referring_batch(model: Segmenter, images: int, tiles: int, objects: int, mask_points: int) -> referring.Batch:

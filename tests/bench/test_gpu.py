@@ -32,7 +32,7 @@ def test_without_a_gpu() -> None:
 
 @pytest.mark.slow
 def test_needs_few_packages() -> None:
-    others = {"pandas", "pyarrow", "pycocotools", "matplotlib", "torchvision", "dvc"}
+    others = {"pandas", "matplotlib", "torchvision", "dvc"}
     (found,) = run("-c", f"import sys, tests.bench.gpu; print(sorted({others!r} & set(sys.modules)))")
     assert found == "[]"
 

@@ -1,6 +1,5 @@
 """The estimate of LISA's memory: its weights are counted, its table is the README's, and the measuring code runs."""
 
-import dataclasses
 import re
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from ans.config import load
 from ans.model.four_bit import hold_in_four_bits
 from tests import lisa_case
 from tests.bench import lisa
@@ -18,7 +16,7 @@ README = Path(__file__).parents[2] / "README.md"
 
 @pytest.mark.slow
 def test_the_readme_has_the_estimate(capsys: pytest.CaptureFixture[str]) -> None:
-    result = lisa.report(dataclasses.replace(load(), preset="lisa-7b"), measured=False)
+    result = lisa.report(measured=False)
     tables = list(result["estimate_gb"].values())
     lines = capsys.readouterr().out.splitlines()[1:]
     printed = {line[:42].strip(): [float(cell) for cell in line[42:].split()] for line in lines}
@@ -45,10 +43,8 @@ def test_bytes_of_four_bits() -> None:
 
 @pytest.mark.slow
 def test_the_measuring_code_runs_on_a_tiny_model() -> None:
-    config = dataclasses.replace(load(), preset="lisa-7b")
-    preset = dataclasses.replace(config.chosen.train, four_bit=(), precision="float32", optimizer="adamw")
-    config = dataclasses.replace(config, presets={"lisa-7b": dataclasses.replace(config.chosen, train=preset)})
+    config = lisa.trained_by(("q_proj", "v_proj"), four_bit=[], precision="float32", optimizer="adamw")
     values = lisa_case.config()
     values["text_config"] |= {"vocab_size": 200}
-    found = lisa.measure(config, ("q_proj", "v_proj"), values | {"image_token_index": 199}, "cpu")
+    found = lisa.measure(config, values | {"image_token_index": 199}, "cpu")
     assert found["seconds"] > 0 and found["tokens"] > 9 + lisa.WORDS

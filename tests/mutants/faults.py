@@ -502,7 +502,7 @@ FAULTS: list[Fault] = [
         BASE + settings("seed"),
     ),
     Fault("LoRA's targets are ignored", SETUP, "settings.seed, lora.targets)", "settings.seed)", settings("lora_targets")),
-    Fault("LoRA's scale is fixed", ADAPTERS, "lora_alpha=alpha", "lora_alpha=2 * rank", settings("lora_alpha")),
+    Fault("LoRA's scale is fixed", ADAPTERS, "lora_alpha=cast(Any, alpha)", "lora_alpha=2 * rank", settings("lora_alpha")),
     Fault("the model is not in training mode", LOOP, "    run.model.train()\n", "    run.model.eval()\n", settings("dropout")),
     Fault(
         "dropout draws the same in every step",

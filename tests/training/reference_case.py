@@ -161,7 +161,7 @@ class World:
     def run_by_command(self, base: str, changes: Changes, folder: Path, processes: int) -> list[State]:
         """As `run`, by the command that the pipeline has and as several processes; there is no teacher to be seen."""
         values, workspace = self.values(base, changes), self.workspace(base, folder)
-        values["launch"] |= {"processes": processes, "main_port": 29613}
+        values["launch"] |= {"processes": processes}
         # in the file's own order: that of loop 1's sources decides which sample comes when
         workspace.params.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
         pipeline.run(folder, "train")

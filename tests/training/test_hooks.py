@@ -24,9 +24,9 @@ def checked(values: dict[str, float], steps: int = CHECKED_STEPS) -> Health:
     return health
 
 
-def test_a_sound_run_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sound_run_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
     checked({}, 3 * CHECKED_STEPS)
-    assert capsys.readouterr().err == ""
+    assert caplog.text == ""
 
 
 def test_no_more_seg() -> None:
@@ -41,9 +41,9 @@ def test_a_teacher_that_says_nothing() -> None:
         checked({"loop1_teacher_empty": 1.0})
 
 
-def test_a_teacher_that_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_teacher_that_says_the_same(caplog: pytest.LogCaptureFixture) -> None:
     checked({"loop1_teacher_different": 0.01}, 2 * CHECKED_STEPS)
-    assert capsys.readouterr().err.count("nearly all objects are the same") == 1
+    assert caplog.text.count("nearly all objects are the same") == 1
 
 
 def test_a_state_continues_the_history() -> None:

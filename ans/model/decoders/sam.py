@@ -7,13 +7,13 @@ padded to a square.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from transformers import SamConfig, SamModel
+from transformers import SamConfig, SamMaskDecoderConfig, SamModel
 
 from ans.model import decoder, preprocess
 from ans.model.decoder import Levels, Masks, resized, wide
@@ -53,16 +53,20 @@ class MaskDecoder(decoder.MaskDecoder):
         return cls(SamConfig(**values))
 
     @property
+    def vision(self) -> Any:  # transformers declares sizes, and parts of a configuration, as all that they may be made from
+        return self.sam.vision_config
+
+    @property
     def image_size(self) -> int:
-        return self.sam.vision_config.image_size
+        return self.vision.image_size
 
     @property
     def width(self) -> int:
-        return self.sam.mask_decoder_config.hidden_size
+        return cast(SamMaskDecoderConfig, self.sam.mask_decoder_config).hidden_size
 
     @property
     def side(self) -> int:
-        return 4 * (self.image_size // self.sam.vision_config.patch_size)
+        return 4 * (self.image_size // self.vision.patch_size)
 
     @property
     def tied(self) -> dict[str, str]:
@@ -74,7 +78,8 @@ class MaskDecoder(decoder.MaskDecoder):
         return F.pad(pixels, (0, self.image_size - width, 0, self.image_size - height))
 
     def soft_target(self, mask: Tensor) -> Tensor:
-        height, width = preprocess.longest_side(*mask.shape, self.image_size)
+        height, width = mask.shape
+        height, width = preprocess.longest_side(height, width, self.image_size)
         scaled = F.interpolate(mask[None, None].float(), size=(height, width), mode="area")
         padded = F.pad(scaled, (0, self.image_size - width, 0, self.image_size - height))
         return F.avg_pool2d(padded, self.image_size // self.side)[0, 0]
@@ -104,7 +109,7 @@ class Network(decoder.MaskNetwork):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.sam.vision_encoder.pos_embed.dtype
+        return self.sam.vision_encoder.patch_embed.projection.weight.dtype
 
     def encode(self, pixels: Tensor) -> Levels:
         return (self.sam.vision_encoder(pixels).last_hidden_state,)

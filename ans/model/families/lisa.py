@@ -6,7 +6,7 @@ CLIP sees it. The modules are the parts of transformers' `LlavaForConditionalGen
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from PIL import Image
@@ -71,8 +71,6 @@ class Family(family.Family):
     )
 
     llava: LlavaConfig
-    language: PretrainedConfig
-    template: Template = TEMPLATE
 
     @classmethod
     def owns(cls, values: Mapping[str, Any]) -> bool:
@@ -83,19 +81,23 @@ class Family(family.Family):
         llava = LlavaConfig(**{key: value for key, value in values.items() if key not in ("model_type", "template")})
         if not isinstance(llava.vision_feature_layer, int) or llava.vision_feature_select_strategy != "default":
             raise ValueError("vision_feature_layer: only one layer is supported, with vision_feature_select_strategy default")
-        return cls(llava, llava.text_config)
+        return cls(cast(PretrainedConfig, llava.text_config), TEMPLATE, llava)
+
+    @property
+    def vision(self) -> Any:  # transformers declares sizes, and parts of a configuration, as all that they may be made from
+        return self.llava.vision_config
 
     def grid(self, height: int, width: int, max_tiles: int | None = None) -> Grid:
-        side = self.llava.vision_config.image_size // self.llava.vision_config.patch_size
+        side = self.vision.image_size // self.vision.patch_size
         return Grid(1, side, side)
 
     def pixels(self, image: Image.Image, max_tiles: int | None = None) -> Pixels:
-        square = preprocess.middle_square(image, self.llava.vision_config.image_size)
+        square = preprocess.middle_square(image, self.vision.image_size)
         values = preprocess.normalise([square], preprocess.CLIP_MEAN, preprocess.CLIP_STD)
         return Pixels(values, self.grid(image.height, image.width))
 
     def build(self) -> "Llava":
-        return Llava(self.llava)
+        return Llava(self)
 
     @classmethod
     def made_of(cls, values: Mapping[str, Any]) -> bool:
@@ -114,12 +116,12 @@ class Llava(family.Vlm):
     """CLIP's vision transformer, a two-layer projector, a language model. Features are the hidden states of one of CLIP's layers,
     without its class token."""
 
-    def __init__(self, config: LlavaConfig) -> None:
+    def __init__(self, config: Family) -> None:
         super().__init__()
-        self.layer = config.vision_feature_layer
-        self.vision_tower = CLIPVisionModel(config.vision_config)
-        self.multi_modal_projector = LlavaMultiModalProjector(config)
-        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.layer = config.llava.vision_feature_layer
+        self.vision_tower = CLIPVisionModel(config.vision)
+        self.multi_modal_projector = LlavaMultiModalProjector(config.llava)
+        self.language_model = AutoModelForCausalLM.from_config(config.language)
 
     @property
     def vision(self) -> nn.Module:
@@ -139,4 +141,4 @@ class Llava(family.Vlm):
     def restore_buffers(self) -> None:
         super().restore_buffers()
         embeddings = self.vision_tower.embeddings
-        embeddings.position_ids = torch.arange(embeddings.num_positions)[None]
+        embeddings.register_buffer("position_ids", torch.arange(embeddings.num_positions)[None], persistent=False)

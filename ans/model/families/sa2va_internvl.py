@@ -135,13 +135,13 @@ class Family(family.Family):
                 **{key: vision[key] for key in _SAME_IN_VISION},
                 attention_bias=vision["qkv_bias"],
                 use_qk_norm=vision["qk_normalization"],
-                attn_implementation="sdpa",
+                **_SDPA,
             ),
             language=Qwen2Config(
                 **{key: language[key] for key in _SAME_IN_LANGUAGE},
                 rope_parameters={"rope_type": "default", "rope_theta": language["rope_theta"]},
                 tie_word_embeddings=language.get("tie_word_embeddings", False),
-                attn_implementation="sdpa",
+                **_SDPA,
             ),
             image_size=values["force_image_size"] or vision["image_size"],
             patch_size=vision["patch_size"],
@@ -214,6 +214,8 @@ _SAME_IN_LANGUAGE = (
     "rms_norm_eps",
 )
 """Keys that transformers calls as the official files do."""
+_SDPA: dict[str, Any] = {"attn_implementation": "sdpa"}
+"""What every configuration of transformers takes, and none declares."""
 
 
 def _has_qwen2(values: Mapping[str, Any]) -> bool:
@@ -244,7 +246,7 @@ class InternVL(family.Vlm):
         return by_image(features, grids)
 
     def project(self, tokens: Tensor) -> Tensor:
-        return self.mlp1(tokens.to(self.mlp1[0].weight.dtype))
+        return self.mlp1(tokens.to(next(self.mlp1.parameters()).dtype))
 
 
 def _pixel_shuffle(hidden: Tensor, factor: int) -> Tensor:
