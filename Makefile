@@ -2,6 +2,7 @@
 #   make repro         the whole pipeline (dvc repro)         make test    all tests
 #   make tiny-weights  the embedded base weights anew         make quick   lint and the tests that take seconds
 #   make lisa-weights  those of the preset lisa-tiny          make lint    ruff (rules and format) and the type checker
+#   make mutants       do the tests notice a changed line? The listed faults, and a sample of mutants (docs/testing.md)
 # VENV=/some/where uses (and fills) a virtual environment elsewhere; PYTHON=python3.12 builds it with another interpreter.
 
 VENV   ?= .venv
@@ -14,7 +15,7 @@ PIP   := $(VENV)/bin/python -m pip -qq --disable-pip-version-check --no-input in
 # DVC starts `python -m stages.x` from PATH.
 RUN   := PATH="$(abspath $(VENV))/bin:$$PATH"
 
-.PHONY: repro test quick lint tiny-weights lisa-weights env
+.PHONY: repro test quick lint mutants mutants-full tiny-weights lisa-weights env
 
 repro: env
 	@$(RUN) dvc repro
@@ -29,6 +30,12 @@ lint: env
 
 quick: lint
 	@$(RUN) python -m pytest -m "not slow"
+
+mutants: env
+	@$(RUN) python -m tests.mutants
+
+mutants-full: env
+	@$(RUN) python -m tests.mutants --all
 
 tiny-weights: env
 	@$(RUN) python -m stages.tiny_weights tiny

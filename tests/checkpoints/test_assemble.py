@@ -1,11 +1,13 @@
 """A new base from InternVL2.5 and SAM2 as they are released: the golden model cut in two and put together again."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import SamConfig
 
 from ans.checkpoints.assemble import assemble
 from ans.checkpoints.base import shard
@@ -35,6 +37,7 @@ def released(golden: GoldenCase, tmp_path_factory: pytest.TempPathFactory) -> tu
     config |= {"model_type": "internvl_chat", "architectures": ["InternVLChatModel"], "template": "internvl2_5"}
     config["llm_config"] = config["llm_config"] | {"vocab_size": 412}
     (internvl / "config.json").write_text(json.dumps(config))
+    (internvl / "preprocessor_config.json").write_text('{"crop_size": 112}')
     golden.write_tokenizer(internvl)
     (internvl / "tokenizer.json").write_bytes((golden_case.FOLDER / "tokenizer_base.json").read_bytes())
     torch.save(
@@ -44,7 +47,9 @@ def released(golden: GoldenCase, tmp_path_factory: pytest.TempPathFactory) -> tu
 
 
 def test_it_holds_both_and_loads(golden: GoldenCase, released: tuple[Path, Path], tmp_path: Path) -> None:
+    given = (released[0] / "model.safetensors").read_bytes()
     assemble(*released, tmp_path / "assembled")
+    assert (released[0] / "model.safetensors").read_bytes() == given, "the released file is read, not written"
     shard(tmp_path / "assembled", tmp_path / "base")
     ours, expected = read_all(tmp_path / "base"), golden.state("hf_state") | golden.state("base_internvl_changed")
     assert ours.keys() == expected.keys()
@@ -56,6 +61,30 @@ def test_it_holds_both_and_loads(golden: GoldenCase, released: tuple[Path, Path]
     Segmenter.from_pretrained(tmp_path / "base")
     config = json.loads((tmp_path / "base" / "config.json").read_text())
     assert config["llm_config"]["vocab_size"] == 417 and config["template"] == "qwen_chat"
+    assert config["model_type"] == "sa2va_chat" and config["architectures"] == ["Sa2VAChatModel"]
+    assert config["tie_word_embeddings"] is config["llm_config"]["tie_word_embeddings"] is False
+    assert (tmp_path / "base" / "preprocessor_config.json").read_text() == '{"crop_size": 112}'
+
+
+def test_a_release_that_ties_its_head(released: tuple[Path, Path], tmp_path: Path) -> None:
+    """It has no head of its own, and here its embedding lies in a file by itself; the config names no architecture."""
+    internvl = tmp_path / "internvl"
+    shutil.copytree(released[0], internvl)
+    state = load_file(internvl / "model.safetensors")
+    del state[HEAD]
+    save_file({EMBED: state.pop(EMBED)}, internvl / "embed.safetensors")
+    save_file(state, internvl / "model.safetensors")
+    config = json.loads((internvl / "config.json").read_text())
+    config["llm_config"] |= {"tie_word_embeddings": True}
+    config["llm_config"].pop("architectures", None)
+    (internvl / "config.json").write_text(json.dumps(config))
+    assemble(internvl, released[1], tmp_path / "base")
+    tied = read_all(tmp_path / "base")
+    assemble(*released, tmp_path / "apart", seed=0)
+    apart = read_all(tmp_path / "apart")
+    assert torch.equal(tied[HEAD], tied[EMBED]) and torch.equal(tied[EMBED], apart[EMBED]), "0 is the seed where none is given"
+    assert tied.keys() == apart.keys() and not (tmp_path / "base" / "embed.safetensors").exists()
+    assert json.loads((tmp_path / "base" / "config.json").read_text())["tie_word_embeddings"] is False
 
 
 def test_new_tokens_have_the_official_ids_and_rows_of_their_own(
@@ -73,6 +102,26 @@ def test_new_tokens_have_the_official_ids_and_rows_of_their_own(
     new, old = rows[412:].float(), rows[:412].float()
     assert torch.cdist(new, new)[~torch.eye(5, dtype=torch.bool)].min() > 0
     assert ((new - old.mean(0)).abs() < 0.6 * old.std(0)).all()
+
+
+def test_a_release_with_a_vocabulary_and_merges(released: tuple[Path, Path], tmp_path: Path) -> None:
+    """As InternVL2.5's own folders are: the tokenizer in the files of a slow one, without tokenizer.json."""
+    internvl = tmp_path / "internvl"
+    shutil.copytree(released[0], internvl)
+    fast = json.loads((internvl / "tokenizer.json").read_text())
+    (internvl / "tokenizer.json").unlink()
+    (internvl / "vocab.json").write_text(json.dumps(fast["model"]["vocab"]))
+    (internvl / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in fast["model"]["merges"]), ""]))
+    (internvl / "added_tokens.json").write_text(json.dumps({token["content"]: token["id"] for token in fast["added_tokens"]}))
+    (internvl / "tokenizer_config.json").write_text("{}")
+    tokens = {}
+    for name, folder in (("slow", internvl), ("fast", released[0])):
+        assemble(folder, released[1], tmp_path / name)
+        tokenizer = Segmenter.from_pretrained(tmp_path / name).tokenizer
+        tokens[name] = tokenizer("<img>Please segment the left cup [SEG] <p>cup</p> <vp></vp>.<|im_end|>")["input_ids"]
+        new = tokenizer.convert_tokens_to_ids(list(Family.new_tokens))
+        assert tokenizer.decode(new, skip_special_tokens=True) == "" and new == list(range(412, 417))
+    assert tokens["slow"] == tokens["fast"]
 
 
 def test_the_same_seed_gives_the_same(released: tuple[Path, Path], tmp_path: Path) -> None:
@@ -117,6 +166,7 @@ def llava_and_sam(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
     vocabulary = words["model"]["vocab"]
     vocabulary["<pad>"] = vocabulary.pop("[SEG]")
     (folder / "llava" / "tokenizer.json").write_text(json.dumps(words))
+    (folder / "llava" / "preprocessor_config.json").write_text('{"crop_size": 42}')
     (folder / "llava" / "tokenizer_config.json").write_text((folder / "lisa" / "tokenizer_config.json").read_text())
     config = json.loads((folder / "llava" / "config.json").read_text())  # which names another size of SAM than the released one
     (folder / "llava" / "config.json").write_text(json.dumps(config | {"sam_config": lisa_case.SAM}))
@@ -130,6 +180,7 @@ def test_lisa_holds_both_and_loads(llava_and_sam: tuple[Path, Path], tmp_path: P
     ours, theirs = read_all(tmp_path / "base"), load_file(llava / "model.safetensors")
     model = Segmenter.from_pretrained(tmp_path / "base")
     assert model.seg_token == len(model.tokenizer) - 1
+    assert (tmp_path / "base" / "preprocessor_config.json").read_text() == '{"crop_size": 42}'
     for name, tensor in theirs.items():
         found = ours[name.replace(".vision_model.", ".")]
         differing = (found != tensor).flatten(1).any(1).nonzero().flatten().tolist() if tensor.ndim > 1 else []
@@ -139,6 +190,49 @@ def test_lisa_holds_both_and_loads(llava_and_sam: tuple[Path, Path], tmp_path: P
         f"model-{group}-00001-of-00001.safetensors"
         for group in ("vision", "embed_head", "llm", "proj", "fcs", "sam2_decoder", "sam2_encoder")
     }
+
+
+def test_lisas_sam_is_vit_b_unless_another_is_named(llava_and_sam: tuple[Path, Path], tmp_path: Path) -> None:
+    """ViT-B is what transformers' own config describes where nothing is said."""
+    llava = tmp_path / "llava"
+    shutil.copytree(llava_and_sam[0], llava)
+    config = json.loads((llava / "config.json").read_text())
+    del config["sam_config"]
+    (llava / "config.json").write_text(json.dumps(config))
+    assemble(llava, llava_and_sam[1], tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    assert SamConfig(**config["sam_config"]).to_dict() == SamConfig().to_dict()
+    said = config["sam_config"]["vision_config"]
+    assert said == {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "global_attn_indexes": [2, 5, 8, 11],
+    }, "by name: a default may change"
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_llava_without_a_row_for_seg_is_named(llava_and_sam: tuple[Path, Path], tmp_path: Path, rows: int) -> None:
+    """Tables of as many rows as the tokenizer had before have none to spare; with one more it just fits."""
+    llava = tmp_path / "llava"
+    shutil.copytree(llava_and_sam[0], llava)
+    before = json.loads((llava / "tokenizer.json").read_text())
+    size = len(before["model"]["vocab"])
+    config = json.loads((llava / "config.json").read_text())
+    config["text_config"]["vocab_size"] = size + rows
+    (llava / "config.json").write_text(json.dumps(config))
+    state = load_file(llava / "model.safetensors")
+    cut = {name: state[name][: size + rows].clone() for name in (EMBED, HEAD)}
+    save_file(state | cut, llava / "model.safetensors", metadata={"format": "pt"})
+    if rows:
+        assemble(llava, llava_and_sam[1], tmp_path / "base")
+        assert len(read_all(tmp_path / "base")[EMBED]) == size + 1
+    else:
+        with pytest.raises(
+            ValueError, match=rf"model.safetensors: {EMBED} has {size} rows, too few for a tokenizer of {size + 1} tokens"
+        ):
+            assemble(llava, llava_and_sam[1], tmp_path / "base")
+        assert not (tmp_path / "base").exists()
 
 
 def test_lisa_of_other_files_is_named(llava_and_sam: tuple[Path, Path], tmp_path: Path) -> None:

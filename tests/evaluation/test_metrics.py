@@ -118,6 +118,8 @@ def test_summarise_by_hand() -> None:
     }
     with pytest.raises(ValueError, match="no records"):
         summarise([])
+    almost, exactly = summarise([record(699, 1000)]), summarise([record(700, 1000)])
+    assert (almost["p60"], almost["p70"], exactly["p70"], exactly["p80"]) == (1, 0, 1, 0)
 
 
 def grefcoco(intersection: int, union: int, no_target: bool = False, said_nothing: bool = False) -> dict[str, float]:
@@ -271,6 +273,15 @@ def test_two_images_by_hand() -> None:
     """Resamples of two images are AA, AB, BB with chances 1/4, 1/2, 1/4, so cIoU takes the values 0, 1/2 and 1."""
     assert bootstrap_interval(np.array([0, 10]), np.array([10, 10]), 500, 1) == (0.0, 1.0)
     assert bootstrap_interval(np.array([0, 10]), np.array([10, 10]), 4000, 1, level=0.4) == (0.5, 0.5)
+    # where nothing is and nothing was predicted, cIoU is 1: here in the quarter of the resamples that holds the first image alone
+    assert bootstrap_interval(np.array([0, 4]), np.array([0, 8]), 500, 1) == (0.5, 1.0)
+    assert [bootstrap_interval(np.array([pixels]), np.array([1]), 9, 1) for pixels in (0, 1)] == [(0, 0), (1, 1)], "one pixel"
+
+
+@pytest.mark.parametrize(("intersections", "unions"), [(np.ones(3), np.ones(2)), (np.ones((2, 1)), np.ones((2, 2))), ([], [])])
+def test_sums_that_do_not_belong_together_are_refused(intersections: np.ndarray, unions: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="sums per image of shapes"):
+        bootstrap_interval(intersections, unions, 10, 0)
 
 
 def test_paired_difference_is_narrower_than_unpaired_noise() -> None:

@@ -56,6 +56,23 @@ def prompts(seed: int, lengths: list[int]) -> list[torch.Tensor]:
     return [torch.randint(8, 40, (length,), generator=generator) for length in lengths]
 
 
+def test_rows_are_padded_on_the_left() -> None:
+    ids, mask = pad_left([[11], [12, 13]], torch.device("cpu"))
+    assert ids.tolist() == [[0, 11], [12, 13]] and mask.tolist() == [[0, 1], [1, 1]]
+
+
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_confidence_of_the_shortest_answers(tokens: int) -> None:
+    """Of one token it is that token's probability, of none it is 1."""
+    vlm = model()
+    ids = prompts(0, [5])[0]
+    (answer,) = vlm.continued(vlm.read([ids[:3]]), [0], [ids[3:]], lambda ids: False, tokens)
+    with torch.no_grad():
+        likeliest = float(vlm.language_model(ids[None]).logits[0, -1].softmax(-1).max())
+    assert len(answer.ids) == tokens and answer.seg_states.shape == (0, 32)
+    assert answer.confidence == pytest.approx(likeliest if tokens else 1, rel=1e-5)
+
+
 def test_equals_transformers_with_a_shared_prefix() -> None:
     vlm = model()
     llm = vlm.language_model

@@ -138,6 +138,142 @@ def test_a_strange_name_is_an_error(space: str) -> None:
         KEYS.checkpoint_to_hf_name("other_model.weight")
 
 
+# ---------------------------------------------------------------- name by name
+
+VIT, LLM = "vision_model.encoder.layers.4.", "language_model.model.layers.4."
+WRITTEN_OUT = [
+    # hf, pth, research, model (None: only the prefix `vlm.` more), transformers_file (transformers: `model.` before it)
+    ("mlp1.0.weight", "mllm.model.mlp1.0.weight", "mlp1.0.weight", None, "multi_modal_projector.layer_norm.weight"),
+    ("mlp1.1.bias", "mllm.model.mlp1.1.bias", "mlp1.1.bias", None, "multi_modal_projector.linear_1.bias"),
+    ("mlp1.3.bias", "mllm.model.mlp1.3.bias", "mlp1.3.bias", None, "multi_modal_projector.linear_2.bias"),
+    (
+        "vision_model.embeddings.class_embedding",
+        "mllm.model.vision_model.embeddings.class_embedding",
+        "mllm.model.vision_model.embeddings.class_embedding",
+        "vlm.vision_model.embeddings.cls_token",
+        "vision_tower.embeddings.cls_token",
+    ),
+    (
+        f"{VIT}attn.proj.bias",
+        f"mllm.model.{VIT}attn.proj.bias",
+        f"mllm.model.{VIT}attn.proj.bias",
+        "vlm.vision_model.encoder.layer.4.attention.projection_layer.bias",
+        "vision_tower.encoder.layer.4.attention.projection_layer.bias",
+    ),
+    (
+        f"{VIT}ls2",
+        f"mllm.model.{VIT}ls2",
+        f"mllm.model.{VIT}ls2",
+        "vlm.vision_model.encoder.layer.4.lambda_2",
+        "vision_tower.encoder.layer.4.lambda_2",
+    ),
+    (
+        f"{LLM}mlp.up_proj.weight",
+        f"mllm.model.language_model.base_model.model.{LLM.removeprefix('language_model.')}mlp.up_proj.weight",
+        f"mllm.model.{LLM}mlp.up_proj.weight",
+        None,
+        f"{LLM}mlp.up_proj.weight",
+    ),
+    ("text_hidden_fcs.2.bias", "text_hidden_fcs.2.bias", "text_hidden_fcs.2.bias", "text_hidden_fcs.2.bias", None),
+    (f"{SAM2}no_mem_embed", f"{SAM2}no_mem_embed", f"{SAM2}no_mem_embed", "sam.model.no_mem_embed", None),
+    (
+        f"{SAM2}memory_encoder.fuser.layers.1.g_weight",
+        f"{SAM2}memory_encoder.fuser.layers.1.gamma",
+        f"{SAM2}memory_encoder.fuser.layers.1.gamma",
+        "sam.model.memory_encoder.fuser.layers.1.gamma",
+        None,
+    ),
+    ("vision_tower.encoder.layers.0.ls1", "vision_tower.encoder.layers.0.ls1", None, None, None),
+    ("multi_modal_projector.linear_1.bias", "multi_modal_projector.linear_1.bias", None, None, None),
+    (
+        "sam.mask_decoder.iou_token.weight",
+        "sam.mask_decoder.iou_token.weight",
+        None,
+        "sam.sam.mask_decoder.iou_token.weight",
+        None,
+    ),
+]
+
+
+def keys_of(hf: str) -> Keys:
+    """Those of the model that has a tensor of this name."""
+    return LISA if hf.startswith(("vision_tower.", "multi_modal_projector.", "sam.")) else KEYS
+
+
+@pytest.mark.parametrize(("hf", "pth", "research", "model", "file"), WRITTEN_OUT)
+def test_names_are_those_of_the_official_files(
+    hf: str, pth: str, research: str | None, model: str | None, file: str | None
+) -> None:
+    keys = keys_of(hf)
+    spaces = {"hf": hf, "pth": pth, "research": research, "model": model or f"vlm.{hf}", "transformers_file": file}
+    if hf.startswith(SAM2):
+        spaces["sam2"] = (research or "").removeprefix(SAM2)
+    if file and not file.startswith("language_model."):
+        spaces["transformers"] = f"model.{file}"
+    for space, name in spaces.items():
+        if name is not None:
+            assert keys.from_hf_names(hf, space) == [name] and keys.to_hf_name(name, space) == hf, space
+    for name in (pth, research):
+        assert name is None or keys.checkpoint_to_hf_name(name) == hf
+    assert keys.to_hf_name(spaces["model"], "model") == hf and keys.trained_name(spaces["model"]) == pth
+
+
+def test_the_language_model_of_transformers() -> None:
+    assert KEYS.from_hf_names("language_model.lm_head.weight", "transformers") == ["lm_head.weight"]
+    assert KEYS.from_hf_names("language_model.model.norm.weight", "transformers") == ["model.language_model.norm.weight"]
+    assert KEYS.from_hf_names("language_model.lm_head.weight", "transformers_file") == ["language_model.lm_head.weight"]
+
+
+@pytest.mark.parametrize(("space", "prefix"), [("model", "vlm.vision_model."), ("transformers", "model.vision_tower.")])
+def test_q_k_and_v_are_kept_apart_or_fused(space: str, prefix: str) -> None:
+    apart = [f"{prefix}encoder.layer.3.attention.{part}_proj.weight" for part in "qkv"]
+    fused = "vision_model.encoder.layers.3.attn.qkv.weight"
+    assert KEYS.from_hf_names(fused, space) == apart and {KEYS.to_hf_name(name, space) for name in apart} == {fused}
+    state = {fused: torch.arange(12.0).reshape(6, 2)}
+    there = KEYS.from_hf(state, space)
+    assert [there[name].tolist() for name in apart] == [[[0, 1], [2, 3]], [[4, 5], [6, 7]], [[8, 9], [10, 11]]]
+    assert torch.equal(KEYS.to_hf(there, space)[fused], state[fused])
+    del there[apart[1]]
+    with pytest.raises(KeyError, match="k_proj"):
+        KEYS.to_hf(there, space)
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("vision_model.embeddings.class_embedding", "vision"),
+        ("vision_tower.encoder.layers.0.ls1", "vision"),
+        ("language_model.model.embed_tokens.weight", "embed_head"),
+        ("language_model.lm_head.weight", "embed_head"),
+        ("language_model.model.norm.weight", "llm"),
+        ("mlp1.0.weight", "proj"),
+        ("multi_modal_projector.linear_1.weight", "proj"),
+        ("text_hidden_fcs.0.weight", "fcs"),
+        (f"{SAM2}sam_mask_decoder.iou_token.weight", "sam2_decoder"),
+        (f"{SAM2}sam_prompt_encoder.no_mask_embed.weight", "sam2_encoder"),
+        (f"{SAM2}image_encoder.neck.convs.0.conv.weight", "sam2_encoder"),
+        ("sam.mask_decoder.iou_token.weight", "sam2_decoder"),
+        ("sam.vision_encoder.pos_embed", "sam2_encoder"),
+    ],
+)
+def test_groups_are_the_documented_ones(name: str, group: str) -> None:
+    assert keys_of(name).shard_of(name) == group
+
+
+def test_the_row_that_was_trained_alone() -> None:
+    for table in ("model.embed_tokens", "lm_head"):
+        name = f"language_model.{table}.seg_row"
+        assert KEYS.trained_group(name) == "seg_row" and KEYS.shard_of(name) == "embed_head"
+    with pytest.raises(KeyError, match="other.weight: it belongs to no part"):
+        KEYS.trained_group("other.weight")
+
+
+def test_base_layers_are_the_adapted_weights() -> None:
+    inside = "model.layers.1.self_attn.q_proj"
+    for prefix in ("mllm.model.language_model.base_model.model.", "mllm.model.language_model.", "language_model."):
+        assert KEYS.checkpoint_to_hf_name(f"{prefix}{inside}.base_layer.weight") == f"language_model.{inside}.weight"
+
+
 # ---------------------------------------------------------------- against the owners of the names
 
 

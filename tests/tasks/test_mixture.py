@@ -26,10 +26,10 @@ def test_processes_share_one_global_batch(case: TaskCase) -> None:
             assert torch.equal(together.targets.soft, torch.cat([batch.targets.soft for batch in apart]))
             assert together.counts == {key: sum(batch.counts[key] for batch in apart) for key in together.counts}
             if name == "loop1":
-                cells = [inside for batch in apart for inside in batch.cells]
-                assert all(torch.equal(inside, other) for inside, other in zip(together.cells, cells, strict=True))
                 for part in ("corruption", "noise"):
                     assert torch.equal(getattr(together, part), torch.cat([getattr(batch, part) for batch in apart])), part
+                cells = [cells for batch in apart for cells in batch.cells]
+                assert all(torch.equal(a, b) for a, b in zip(together.cells, cells, strict=True))
                 assert together.questions == apart[0].questions + apart[1].questions
             if name == "loop2":
                 assert together.captions == apart[0].captions + apart[1].captions

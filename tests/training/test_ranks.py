@@ -1,44 +1,15 @@
-"""Two processes with half the batch each have the gradients of one, on every objective and after the surgery."""
+"""How the processes of a training are started. What two of them compute is held by `test_independent_step.py`."""
 
 import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from ans.config import load
 from ans.launch import launch
 from tests import pipeline
 
 pytestmark = pytest.mark.slow
-
-
-def gradients(work: Path, monkeypatch: pytest.MonkeyPatch, processes: int) -> dict[str, torch.Tensor]:
-    values = pipeline.small_values(
-        work.parent / "world",
-        train__batch=4 // processes,
-        train__accumulation=2,
-        train__lora__dropout=0.0,
-        launch__processes=processes,
-        launch__workers=0,
-    )
-    pipeline.write_params(work, values)
-    monkeypatch.chdir(work)
-    monkeypatch.setenv("PYTHONPATH", str(pipeline.REPOSITORY))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    out = work / f"gradients{processes}.pt"
-    launch("tests.training.rank_gradients", load().launch, str(out))
-    return torch.load(out, weights_only=True)
-
-
-def test_two_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    work = pipeline.prepare(tmp_path)
-    one, two = (gradients(work, monkeypatch, processes) for processes in (1, 2))
-    assert {name.split()[1] for name in one} == {"referring", "loop1", "loop2", "combined"}
-    for name, gradient in one.items():
-        assert gradient.norm() > 0
-        distance = float((two[name] - gradient).norm() / gradient.norm())
-        assert distance < 1e-5, f"{name}: {distance:.1e}"
 
 
 @pytest.mark.parametrize("kind", ["DEEPSPEED", "FSDP", "MULTI_GPU"])

@@ -1,0 +1,579 @@
+"""Faults that a review once put into the code, and more of their kinds, each with the tests that have to turn red."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`old`, which occurs once in `file`, becomes `new`; `tests` are pytest ids, and every one of them has to fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+LOOP, SETUP, STEPPER, MIXTURE, SCHEDULE, EMA, GRADIENTS, SURGERY = (
+    f"ans/training/{name}.py" for name in ("loop", "setup", "step", "mixture", "schedule", "ema", "gradients", "surgery")
+)
+LOSSES, MASK, GUMBEL = (f"ans/objectives/{name}.py" for name in ("losses", "mask", "gumbel"))
+REFERRING, LOOP1, LOOP2 = (f"ans/tasks/{name}.py" for name in ("referring", "loop1", "loop2"))
+MODULES, ADAPTERS = "ans/model/modules.py", "ans/model/adapters.py"
+
+STEP = "tests/training/test_independent_step.py"
+
+
+def settings(*names: str) -> tuple[str, ...]:
+    """The independent step's runs of these settings."""
+    return tuple(f"{STEP}::test_setting[{name}]" for name in names)
+
+
+BASE = (f"{STEP}::test_base",)
+
+FAULTS: list[Fault] = [
+    # ------------------------------------------------------------------------------------ the review's thirteen
+    Fault(
+        "gradients combined as (second, first, none, 3.0)",
+        STEPPER,
+        "combine(gradient, gradients.auxiliary, settings.surgery, settings.beta)",
+        'combine(gradients.auxiliary, gradient, "none", 3.0)',
+        BASE + settings("beta", "surgery-none", "surgery-pcgrad"),
+    ),
+    Fault(
+        "the teacher is never updated", LOOP, "        run.teacher.update(step)\n", "", BASE + settings("ema_decay", "ema_warmup")
+    ),
+    Fault(
+        "clipping is not used",
+        STEPPER,
+        'gradient, values["grad_norm"] = clip(gradient, settings.clip)',
+        '_, values["grad_norm"] = clip(gradient, settings.clip)',
+        settings("clip"),
+    ),
+    Fault(
+        "the learning rate's schedule is not used",
+        STEPPER,
+        'group["lr"] = rate * factor',
+        'group["lr"] = rate',
+        settings("warmup", "schedule-linear"),
+    ),
+    Fault("weight decay is 0", SETUP, "weight_decay=settings.weight_decay", "weight_decay=0.0", settings("weight_decay")),
+    Fault("lr_sam2_scale is ignored", SETUP, "settings.lr * settings.lr_sam2_scale", "settings.lr", settings("lr_sam2_scale")),
+    Fault(
+        "mask and Dice weights are swapped",
+        LOSSES,
+        "weights.mask * entropy + weights.dice * dice",
+        "weights.dice * entropy + weights.mask * dice",
+        BASE + settings("mask", "dice"),
+    ),
+    Fault("the IoU term is dropped", LOSSES, " + weights.iou * iou, values", ", values", settings("iou")),
+    Fault(
+        "the reward's sign is flipped",
+        LOOP1,
+        "loss - settings.reward * reward",
+        "loss + settings.reward * reward",
+        settings("reward", "reward_by"),
+    ),
+    Fault(
+        "the linear schedule is constant",
+        SCHEDULE,
+        "return 1 - (step - ramp) / max(1, steps - ramp)",
+        "return 1.0",
+        settings("schedule-linear"),
+    ),
+    Fault(
+        "tau_end is ignored",
+        LOOP1,
+        "self.tau + (self.tau_end - self.tau) * step / max(1, steps - 1)",
+        "self.tau",
+        settings("tau_end"),
+    ),
+    Fault(
+        "the supervised language loss is dropped",
+        REFERRING,
+        "Losses(loss + train.loss.language * language,",
+        "Losses(loss,",
+        BASE + settings("language"),
+    ),
+    Fault(
+        "the student in the teacher's place",
+        EMA,
+        "parameter.data = self.average[name]",
+        "parameter.data = students[name]",
+        BASE + settings("ema_decay", "distillation"),
+    ),
+    Fault("LoRA's dropout is 0", SETUP, "lora.alpha, lora.dropout,", "lora.alpha, 0.0,", settings("dropout")),
+    # ------------------------------------------------------------------------------------------- gradients to one change
+    Fault(
+        "beta weighs the first gradient",
+        SURGERY,
+        "return first + beta * (second - coefficient * first)",
+        "return beta * first + (second - coefficient * first)",
+        BASE + settings("beta"),
+    ),
+    Fault(
+        "no projection",
+        SURGERY,
+        "return first + beta * (second - coefficient * first)",
+        "return first + beta * second",
+        BASE + settings("surgery-none"),
+    ),
+    Fault(
+        "the projection divides by the wrong square",
+        SURGERY,
+        "square = float(_dot(first, first))",
+        "square = float(_dot(second, second))",
+        BASE,
+    ),
+    Fault("pcgrad projects where the two agree", SURGERY, "coefficient >= 0", "coefficient <= 0", settings("surgery-pcgrad")),
+    Fault(
+        "a micro-batch's gradient replaces the last one's",
+        GRADIENTS,
+        "part.add_(gradient.flatten())",
+        "part.copy_(gradient.flatten())",
+        settings("accumulation"),
+    ),
+    Fault(
+        "short gradients are scaled up to the limit",
+        GRADIENTS,
+        "(gradient * (limit / norm) if norm > limit else gradient)",
+        "(gradient * (limit / norm))",
+        settings("clip"),
+    ),
+    Fault(
+        "clipped by the largest element", GRADIENTS, "norm = float(gradient.norm())", "norm = float(gradient.abs().max())", BASE
+    ),
+    Fault("AdamW's second beta", SETUP, "torch.optim.AdamW, fused=True", "torch.optim.AdamW, fused=True, betas=(0.9, 0.9)", BASE),
+    Fault(
+        "AdamW's first beta", SETUP, "torch.optim.AdamW, fused=True", "torch.optim.AdamW, fused=True, betas=(0.8, 0.999)", BASE
+    ),
+    Fault("AdamW's eps", SETUP, "torch.optim.AdamW, fused=True", "torch.optim.AdamW, fused=True, eps=1e-4", BASE),
+    Fault(
+        "weight decay as a part of the gradient",
+        SETUP,
+        "torch.optim.AdamW, fused=True",
+        "torch.optim.Adam, fused=True",
+        settings("weight_decay"),
+    ),
+    Fault(
+        "lr_sam2_scale on the wrong tensors",
+        SETUP,
+        'if group_of_parameter(model, name) == "sam2_decoder"',
+        'if group_of_parameter(model, name) == "lora"',
+        settings("lr_sam2_scale"),
+    ),
+    Fault("warm-up begins at zero", SCHEDULE, "return (step + 1) / ramp", "return step / ramp", BASE + settings("warmup")),
+    Fault("warm-up takes a step too many", SCHEDULE, "if step < ramp:", "if step <= ramp:", settings("warmup")),
+    Fault("warm-up is taken for a number of steps", SCHEDULE, "round(warmup * steps)", "round(warmup)", settings("warmup")),
+    Fault("cosine to half a period too far", SCHEDULE, "math.cos(math.pi * (step", "math.cos(2 * math.pi * (step", BASE),
+    # ------------------------------------------------------------------------------------------------------ the teacher
+    Fault(
+        "the teacher is updated before the student",
+        LOOP,
+        "        values = run.stepper.update(run.stepper.gradients(micro_batches, counts, step, run.examples), step)\n"
+        "        run.teacher.update(step)\n",
+        "        run.teacher.update(step)\n"
+        "        values = run.stepper.update(run.stepper.gradients(micro_batches, counts, step, run.examples), step)\n",
+        BASE + settings("ema_decay"),
+    ),
+    Fault(
+        "decay and its complement swapped",
+        EMA,
+        "students, 1 - self.rate(step)",
+        "students, self.rate(step)",
+        BASE + settings("ema_decay"),
+    ),
+    Fault("the EMA's warm-up is off by one", EMA, "(1 + step) / (10 + step)", "(2 + step) / (11 + step)", settings("ema_warmup")),
+    Fault(
+        "the EMA's warm-up is ignored",
+        EMA,
+        " if self.warmup else self.decay",
+        " if False else self.decay",
+        settings("ema_warmup"),
+    ),
+    Fault(
+        "the teacher with dropout",
+        EMA,
+        "            with model.evaluating():\n                yield",
+        "            with torch.no_grad():\n                yield",
+        settings("dropout"),
+    ),
+    # ---------------------------------------------------------------------------------------------- which samples, and when
+    Fault(
+        "a step's micro-batches overlap with the next step's",
+        MIXTURE,
+        "self._positions(before * self.accumulation + micro)",
+        "self._positions(before + micro)",
+        settings("accumulation"),
+    ),
+    Fault(
+        "loop 1 begins",
+        MIXTURE,
+        "if interleaved(rest, share):",
+        "if not interleaved(rest, share):",
+        BASE + settings("ema_decay"),
+    ),
+    Fault(
+        "repeats are ignored",
+        LOOP1,
+        "[of.repeats for of in settings.sources.values()]",
+        "[1.0 for of in settings.sources.values()]",
+        settings("loop1_sources-repeats"),
+    ),
+    # ------------------------------------------------------------------------------------------------------- the masks
+    Fault(
+        "masks normalised by the micro-batch",
+        LOSSES,
+        "(1.0 if confidence is None else confidence) / objects",
+        "(1.0 if confidence is None else confidence) / len(logits)",
+        settings("accumulation"),
+    ),
+    Fault(
+        "the mean over padding too",
+        LOSSES,
+        "each * scale * mask.cross_entropy",
+        "each * mask.cross_entropy",
+        settings("lisa", "lisa-objects"),
+    ),
+    Fault(
+        "padding is looked at",
+        LOSSES,
+        "visible = logits.masked_fill(~within, mask.NOTHING)",
+        "visible = logits",
+        settings("lisa", "lisa-objects"),
+    ),
+    Fault("points in the padding", LOSSES, "share[:, None] * uniform", "uniform", settings("lisa-mask_points")),
+    Fault("a column of padding too many", MASK, "/ width < share[:, :1]", "/ width <= share[:, :1]", settings("lisa")),
+    Fault("LISA's Dice never", LOSSES, "mask.lisa_dice if weights.lisa_dice else mask.dice", "mask.dice", settings("lisa_dice")),
+    Fault(
+        "half of the points by uncertainty",
+        MASK,
+        "count: int, importance: float = 0.75) -> Tensor",
+        "count: int, importance: float = 0.5) -> Tensor",
+        settings("mask_points"),
+    ),
+    Fault(
+        "the surest points",
+        MASK,
+        "(-sample(logits, candidates).abs())",
+        "(sample(logits, candidates).abs())",
+        settings("mask_points"),
+    ),
+    Fault(
+        "points between corners",
+        MASK,
+        'padding_mode="zeros", align_corners=False',
+        'padding_mode="zeros", align_corners=True',
+        settings("mask_points"),
+    ),
+    Fault(
+        "Dice without its eps",
+        MASK,
+        "1 - overlap / (probability.sum(-1) + targets.sum(-1) + 1)",
+        "1 - overlap / (probability.sum(-1) + targets.sum(-1))",
+        BASE,
+    ),
+    Fault("IoU that counts the overlap twice", MASK, "targets.sum(-1) - overlap + 1)", "targets.sum(-1) + 1)", settings("iou")),
+    # ---------------------------------------------------------------------------------------------- the supervised objective
+    Fault(
+        "answers normalised by the micro-batch",
+        REFERRING,
+        'out.language_loss / counts["tokens"]',
+        "out.language_loss / len(out.labels)",
+        settings("accumulation"),
+    ),
+    Fault(
+        "the labels are shifted",
+        MODULES,
+        "shifted = F.pad(batch.labels[:, 1:], (0, 1), value=prompts.IGNORE)",
+        "shifted = batch.labels",
+        BASE,
+    ),
+    Fault("all tokens are counted", REFERRING, "labels_of(self.labels)", "int(self.mask.sum())", BASE),
+    Fault(
+        "images are counted, not objects",
+        LOOP1,
+        '"objects": len(self.describe_index)',
+        '"objects": len(self.images.sam)',
+        settings("masks_per_image"),
+    ),
+    # ------------------------------------------------------------------------------------------------------------- loop 1
+    Fault(
+        "tau runs backwards",
+        LOOP1,
+        "self.tau + (self.tau_end - self.tau) * step",
+        "self.tau_end + (self.tau - self.tau_end) * step",
+        settings("tau", "tau_end"),
+    ),
+    Fault("tau never comes to its end", LOOP1, "* step / max(1, steps - 1)", "* step / steps", settings("tau_end")),
+    Fault(
+        "special tokens in the corruption",
+        LOOP1,
+        "corrupt(ids, settings.mask_ratio, uniform, model.text_tokens)",
+        "corrupt(ids, settings.mask_ratio, uniform, torch.arange(len(model.tokenizer)))",
+        BASE,
+    ),
+    Fault("one token more is corrupted", LOOP1, "count = round(ratio * len(ids))", "count = round(ratio * len(ids)) + 1", BASE),
+    Fault(
+        "the other tokens are corrupted",
+        LOOP1,
+        "uniform[: len(ids), 0].argsort()",
+        "uniform[: len(ids), 0].argsort(descending=True)",
+        BASE,
+    ),
+    Fault(
+        "the student reads the caption as it was",
+        LOOP1,
+        "encoded.append((prompt + ids, [prompts.IGNORE] * len(prompt) + true))",
+        "encoded.append((prompt + true, [prompts.IGNORE] * len(prompt) + true))",
+        BASE,
+    ),
+    Fault(
+        "the corrupted caption is learnt",
+        LOOP1,
+        "encoded.append((prompt + ids, [prompts.IGNORE] * len(prompt) + true))",
+        "encoded.append((prompt + ids, [prompts.IGNORE] * len(prompt) + ids))",
+        BASE,
+    ),
+    Fault(
+        "special tokens may be said",
+        LOOP1,
+        'logits = out.logits.index_fill(1, _no_text(model, out.logits), float("-inf"))',
+        "logits = out.logits",
+        BASE,
+    ),
+    Fault(
+        "denoising over text tokens alone",
+        LOOP1,
+        "F.cross_entropy(out.logits[corrupted].float()",
+        "F.cross_entropy(logits[corrupted].float()",
+        BASE,
+    ),
+    Fault(
+        "denoising as a mean over all tokens",
+        LOOP1,
+        "(entropy / places.repeat_interleave(places)).sum() / objects",
+        "entropy.mean()",
+        settings("mask_ratio-1", "accumulation"),
+    ),
+    Fault(
+        "denoising's weight is ignored",
+        LOOP1,
+        "settings.denoising * denoising, denoising.detach()",
+        "denoising, denoising.detach()",
+        BASE + settings("denoising"),
+    ),
+    Fault("the noise is not scaled", LOOP1, "noise = settings.noise * noise[:", "noise = noise[:", settings("noise", "noise-3")),
+    Fault(
+        "what is not corrupted is said anew",
+        LOOP1,
+        "embeds = torch.where(corrupted[:, None], embeds, F.embedding(out.labels, table))",
+        "embeds = torch.where(corrupted[:, None], F.embedding(out.labels, table), embeds)",
+        BASE,
+    ),
+    Fault(
+        "the likeliest token goes on",
+        GUMBEL,
+        "(values + noise).argmax(-1, keepdim=True)",
+        "values.argmax(-1, keepdim=True)",
+        settings("noise-3"),
+    ),
+    Fault(
+        "the backward forgets the noise",
+        GUMBEL,
+        "(logits.gather(1, index).float() + noise) / tau",
+        "(logits.gather(1, index).float()) / tau",
+        BASE,
+    ),
+    Fault(
+        "the backward forgets tau", GUMBEL, ".sum(-1, keepdim=True)) / ctx.tau", ".sum(-1, keepdim=True))", BASE + settings("tau")
+    ),
+    Fault(
+        "the softmax's own derivative is missing",
+        GUMBEL,
+        "soft[part] * (scores - (soft[part] * scores).sum(-1, keepdim=True))",
+        "soft[part] * scores",
+        BASE,
+    ),
+    Fault(
+        "detached passes the gradient on",
+        LOOP1,
+        "return replace(caption, embeds=None)",
+        "return caption",
+        settings("bridge-detached"),
+    ),
+    Fault(
+        "discrete takes the teacher's caption",
+        LOOP1,
+        'if bridge == "discrete":',
+        "if False:",
+        settings("bridge-discrete"),
+    ),
+    Fault(
+        "the second view is described",
+        LOOP1,
+        "return model.caption_ids(features, batch.describe_index,",
+        "return model.caption_ids(features, batch.segment_index,",
+        settings("loop1_sources-repeats"),
+    ),
+    Fault("confidence is ignored", LOOP1, "weights if settings.confidence else None", "None", settings("confidence")),
+    Fault(
+        "the teacher's mask is made hard",
+        LOOP1,
+        "reference.float().sigmoid()",
+        "(reference > 0).float()",
+        settings("distillation"),
+    ),
+    Fault(
+        "a reward without a baseline",
+        LOOP1,
+        "hard_iou(logits, soft) - hard_iou(reference, soft)",
+        "hard_iou(logits, soft)",
+        settings("reward"),
+    ),
+    Fault(
+        "the baseline is the sampled caption", LOOP1, "_likeness(model, student.greedy, teacher)", "0.0", settings("reward_by")
+    ),
+    Fault("tokens without a choice are rewarded", LOOP1, ".where(free, 0.0)", "", settings("reward-corrupted")),
+    Fault(
+        "loop 1's answer is normalised by its objects",
+        LOOP1,
+        'language = out.language_loss / counts["tokens"]',
+        "language = out.language_loss / objects",
+        BASE,
+    ),
+    Fault(
+        "loop 1 without its language loss",
+        LOOP1,
+        "loss + train.loss.language * language + student.extra",
+        "loss + student.extra",
+        BASE + settings("language"),
+    ),
+    # ------------------------------------------------------------------------------------------------------------- loop 2
+    Fault(
+        "the caption's loss has no weight",
+        LOOP2,
+        "train.loss.language * (caption + answer)",
+        "caption + train.loss.language * answer",
+        settings("language"),
+    ),
+    Fault("loop 2 without its answer", LOOP2, "train.loss.language * (caption + answer)", "train.loss.language * caption", BASE),
+    Fault(
+        "captions are normalised by the answers",
+        LOOP2,
+        'described.language_loss / counts["caption_tokens"]',
+        'described.language_loss / counts["tokens"]',
+        BASE,
+    ),
+    Fault(
+        "the region is what is likelier than 0.3",
+        LOOP2,
+        "[share > 0.5 for share in shares]",
+        "[share > 0.3 for share in shares]",
+        BASE,
+    ),
+    Fault(
+        "the soft region weighs its tokens",
+        LOOP2,
+        "inside * (1 + share - share.detach())",
+        "inside * share",
+        settings("soft_region"),
+    ),
+    Fault(
+        "mask supervision without its weight",
+        LOOP2,
+        "self.settings.mask_supervision * supervision",
+        "supervision",
+        settings("mask_supervision"),
+    ),
+    Fault(
+        "loop 2 reads the data's mask",
+        LOOP2,
+        "shares = region_shares(logits,",
+        "shares = region_shares(1e4 * (batch.targets.soft - 0.5),",
+        BASE,
+    ),
+    # --------------------------------------------------------------------------------------------------- what is trained
+    Fault(
+        "LoRA's matrices from another seed",
+        SETUP,
+        "lora.dropout, settings.seed, lora.targets",
+        "lora.dropout, 0, lora.targets",
+        BASE + settings("seed"),
+    ),
+    Fault("LoRA's targets are ignored", SETUP, "settings.seed, lora.targets)", "settings.seed)", settings("lora_targets")),
+    Fault("LoRA's scale is fixed", ADAPTERS, "lora_alpha=cast(Any, alpha)", "lora_alpha=2 * rank", settings("lora_alpha")),
+    Fault("the model is not in training mode", LOOP, "    run.model.train()\n", "    run.model.eval()\n", settings("dropout")),
+    Fault(
+        "dropout draws the same in every step",
+        LOOP,
+        "hash((settings.seed, step, run.accelerator.process_index))",
+        "hash((settings.seed, 0, run.accelerator.process_index))",
+        settings("dropout"),
+    ),
+    Fault(
+        "the checkpoint is the teacher",
+        LOOP,
+        "settings.keep, self.model.config.keys, self.trained, self.manifest",
+        "settings.keep, self.model.config.keys, self.teacher.average, self.manifest",
+        BASE,
+    ),
+    # --------------------------------------------------------------------------------------- resume, processes, precision
+    Fault(
+        "the optimizer begins anew when continued",
+        LOOP,
+        '        self.optimizer.load_state_dict(state["optimizer"])\n',
+        "",
+        (f"{STEP}::test_stopped_and_continued",),
+    ),
+    Fault(
+        "the teacher begins anew when continued",
+        EMA,
+        "average.copy_(state[name])",
+        "pass",
+        (f"{STEP}::test_stopped_and_continued",),
+    ),
+    Fault(
+        "the samples begin anew when continued",
+        LOOP,
+        "first_step * settings.accumulation, config.launch.workers",
+        "first_step, config.launch.workers",
+        (f"{STEP}::test_stopped_and_continued",),
+    ),
+    Fault(
+        "gradients are averaged over processes",
+        STEPPER,
+        'self.accelerator.reduce(total, "sum")',
+        'self.accelerator.reduce(total, "mean")',
+        (f"{STEP}::test_two_processes",),
+    ),
+    Fault(
+        "each process counts for itself",
+        STEPPER,
+        'for value in accelerator.reduce(total, "sum"))',
+        "for value in total)",
+        (f"{STEP}::test_two_processes",),
+    ),
+    Fault(
+        "nothing is computed in bf16",
+        STEPPER,
+        "with self.accelerator.autocast():",
+        "if True:",
+        (f"{STEP}::test_bf16",),
+    ),
+    # ------------------------------------------------------------------------------------------------- masks and metrics
+    Fault(
+        "several polygons of one object are not united",
+        "ans/data/masks.py",
+        "coco.merge(coco.frPyObjects(segmentation, height, width))",
+        "coco.merge(coco.frPyObjects(segmentation[:1], height, width))",
+        ("tests/data/test_masks.py::test_polygons_of_one_object_are_united",),
+    ),
+    Fault(
+        "pixels to ignore count in the union",
+        "ans/evaluation/metrics.py",
+        "return pred & ~ignore, gt & ~ignore",
+        "return pred, gt & ~ignore",
+        ("tests/evaluation/test_metrics.py::test_ignored_pixels_by_hand",),
+    ),
+]
