@@ -17,6 +17,7 @@ LEFT_OUT: tuple[str, ...] = ()
 """Files of these folders that are not mutated, each with the reason beside it."""
 
 TESTS = (
+    "tests/config",
     "tests/training",
     "tests/tasks",
     "tests/objectives",

@@ -86,7 +86,7 @@ CASES = [
     Case("lr", {"lr": 6e-4}, LABELS),
     Case("lr_sam2_scale", {"lr_sam2_scale": 0.1}, LABELS),
     Case("schedule-constant", {"schedule": "constant"}, LABELS | {"steps": 4}),
-    Case("schedule-linear", {"schedule": "linear"}, LABELS | {"steps": 4}),
+    Case("schedule-linear", {"schedule": "linear"}, LABELS | {"steps": 4}, quick=True),
     Case("warmup", {"warmup": 0.5}, LABELS | {"steps": 4}),
     Case("weight_decay", {"weight_decay": 5.0}, LABELS),
     Case("clip", {"clip": 3.0}, LABELS),
