@@ -23,6 +23,8 @@ words = sys.argv[1:]
 with open("../asked", "a") as file:
     file.write(json.dumps(words) + "\\n")
 if words[:2] == ["exp", "run"]:
+    if Path("params.yaml").read_text() == "what a run leaves":
+        sys.exit("the work tree is not reset before a run")
     if os.environ.get("BREAKS") in (words[words.index("-n") + 1], "all"):
         sys.exit(1)
     Path("params.yaml").write_text("what a run leaves")
