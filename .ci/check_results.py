@@ -52,7 +52,10 @@ def read_rows(read: Callable[[str], str], config: Config) -> Rows:
     rows: Rows = {(row.pop("variant"), row.pop("split")): row for row in summary}
     rows |= {(row.pop("variant"), "mean"): row for row in means}
     for variant in config.variants:
-        rows |= {(variant, name): json.loads(read(f"eval/{variant}/{name}.json")) for name in config.evaluate.caption_results()}
+        rows |= {
+            (variant, name): json.loads(read(f"eval/{variant}/{name}.json"))
+            for name in config.evaluate.questions.caption_results()
+        }
     return rows | {TRAINING: json.loads(read("train/metrics.json"))}
 
 
@@ -88,8 +91,8 @@ def disagreements(run: Rows, committed: Rows) -> list[str]:
 
 def gaps(reports: Path, rows: Rows, config: Config) -> list[str]:
     """What is missing below `reports`, or does not fit together, one line each."""
-    splits = config.evaluate.split_results()
-    names = (*splits, *config.evaluate.caption_results(), "mean")
+    splits = config.evaluate.questions.split_results()
+    names = (*splits, *config.evaluate.questions.caption_results(), "mean")
     expected = {(variant, name) for variant in config.variants for name in names} | {TRAINING}
     found = [f"{' '.join(key)}: is in the results or in params.yaml, not in both" for key in sorted(rows.keys() ^ expected)]
     for variant, split in sorted(rows.keys() & expected):
