@@ -45,11 +45,8 @@ UNSUPPORTED = {
     "Sa2VA-Qwen2_5-VL-3B": "it is built on Qwen2.5-VL",
     "Sa2VA-Qwen2_5-VL-7B": "it is built on Qwen2.5-VL",
     "Sa2VA-Qwen3-VL-4B": "it is built on Qwen3-VL",
-    "Sa2VA-InternVL3-2B": "it is built on InternVL3, which is not tried yet",
-    "Sa2VA-InternVL3-8B": "it is built on InternVL3, which is not tried yet",
-    "Sa2VA-InternVL3-14B": "it is built on InternVL3, which is not tried yet",
 }
-"""Official releases that cannot be loaded yet, and why. Sa2VA-1B and Sa2VA-4B (InternVL2.5 with Qwen2.5) can."""
+"""Official releases that cannot be loaded yet, and why. Those on InternVL2.5 or InternVL3 with Qwen2.5 can."""
 
 
 class FetchError(RuntimeError):
@@ -141,7 +138,8 @@ def _checksums(weights: Weights) -> dict[str, str]:
         name = location.rpartition("/")[2]
         if name in UNSUPPORTED:
             raise ConfigError(
-                f"weights.location: {location} is not supported yet: {UNSUPPORTED[name]}; Sa2VA-1B and Sa2VA-4B are"
+                f"weights.location: {location} is not supported yet: {UNSUPPORTED[name]}; Sa2VA-1B, -4B and "
+                "-InternVL3-2B, -8B, -14B are"
             )
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", location):
             raise ConfigError(f"weights.location: expected owner/name, found {location!r}")

@@ -9,7 +9,6 @@ grad_norm, loop1_*, loop2_*, ref_*    the step's losses, as training logs them
 """
 
 import argparse
-import dataclasses
 import json
 import math
 import sys
@@ -18,23 +17,20 @@ from pathlib import Path
 
 import torch
 
-from ans.config import load
 from ans.model.config import ModelConfig
 from tests.bench import sizes
-from tests.bench.gpu import Trainer, micro_batches
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.bench.gpu import micro_batches
+from tests.bench.trainer import Trainer, preset
 
 
 def one_step(objective: str, smoke: bool) -> dict[str, float]:
     """One step of Sa2VA-1B (`smoke`: of a tiny model) in float32, because few CPUs compute in bf16; one tile and short texts."""
     torch.manual_seed(0)
-    config = load(REPOSITORY / "params.yaml")
-    size = ModelConfig.from_folder(REPOSITORY / "weights" / "tiny") if smoke else sizes.official("sa2va-1b")
-    preset = config.presets["tiny" if smoke else "sa2va-1b"].train
-    preset = dataclasses.replace(preset, precision="float32", objects_per_image=1)
-    trainer = Trainer(size, config, preset, torch.device("cpu"))
-    before = [p.detach().clone() for p in trainer.parameters]
+    size = ModelConfig.from_folder(sizes.REPOSITORY / "weights" / "tiny") if smoke else sizes.official("sa2va-1b")
+    config = preset("tiny" if smoke else "sa2va-1b", precision="float32", referring={"objects_per_image": 1})
+    trainer = Trainer.of_size(size, config)
+    parameters = trainer.stepper.parameters
+    before = [p.detach().clone() for p in parameters]
     start = time.perf_counter()
     values = trainer.step(micro_batches(trainer, (objective, 1, 16), 1))
     status = Path("/proc/self/status").read_text(encoding="utf-8")
@@ -43,7 +39,7 @@ def one_step(objective: str, smoke: bool) -> dict[str, float]:
         "seconds": time.perf_counter() - start,
         "peak_gib": peak / 2**20,
         "finite": all(math.isfinite(value) for value in values.values()),
-        "moved": sum(not torch.equal(a, b) for a, b in zip(before, trainer.parameters, strict=True)),
+        "moved": sum(not torch.equal(a, b) for a, b in zip(before, parameters, strict=True)),
         "said_tokens": values.get("loop1_teacher_length", 0.0),
         **values,
     }

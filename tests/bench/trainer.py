@@ -23,7 +23,8 @@ def preset(name: str, **changes: Any) -> Config:
     """`params.yaml` with another preset and other settings of `train`."""
     values = yaml.safe_load((sizes.REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
     values["preset"] = name
-    values["train"].update(changes)
+    for name, change in changes.items():
+        values["train"][name] = values["train"][name] | change if isinstance(change, dict) else change
     return Config(values)
 
 
@@ -54,7 +55,8 @@ class Trainer:
 
     def step(self, batches: MicroBatch) -> dict[str, float]:
         """One optimizer step on the micro-batches of one task or of two; its values for the curves."""
-        counts, _ = count([batches], self.tasks, self.accelerator, False)
+        self.stepper.tasks = {name: self.tasks[name] for name, _ in batches}
+        counts, _ = count([batches], self.stepper.tasks, self.accelerator, False)
         values = self.stepper.update(self.stepper.gradients([batches], counts, 0, lambda name, example: False), 0)
         self.teacher.update(0)
         return values

@@ -14,7 +14,8 @@ from ans.config.schema import Group, StoredGroup
 from ans.config.sections import SECTIONS, all_fields, task_names
 from ans.groups import TRAINABLE
 
-PRESETS = ("tiny", "sa2va-1b", "sa2va-4b", "lisa-tiny", "lisa-7b")
+INTERNVL3 = tuple(f"sa2va-internvl3-{size}" for size in ("2b", "8b", "14b"))
+PRESETS = ("tiny", "sa2va-1b", "sa2va-4b", *INTERNVL3, "lisa-tiny", "lisa-7b")
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -62,7 +63,7 @@ def test_there_are_no_other_presets(values: dict[str, Any]) -> None:
             "step",
             "presets.tiny.train.schedule: expected 'constant', 'cosine' or 'linear', found 'step'",
         ),
-        ("preset", "huge", "preset: no preset named 'huge'; there are lisa-7b, lisa-tiny, sa2va-1b, sa2va-4b, tiny"),
+        ("preset", "huge", "preset: no preset named 'huge'; there are lisa-7b, lisa-tiny, sa2va-1b, sa2va-4b, sa2va-internvl3-14b"),
         ("preset", ["tiny"], "preset: no preset named ['tiny']"),
         ("variants.full", ["lora", "nothing"], "variants.full.1: expected"),
         ("variants.full", [], "variants.full: names no group"),

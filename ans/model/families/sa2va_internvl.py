@@ -126,6 +126,7 @@ class Family(family.Family):
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Self:
         vision, language, dynamic = values["vision_config"], values["llm_config"], values["dynamic_image_size"]
+        _refuse_other_attention(language)
         if values["select_layer"] != -1 or values["ps_version"] != "v2":
             raise ValueError("select_layer: only -1 is supported, with ps_version v2 (every released Sa2VA of InternVL2.5)")
         if values["template"] not in TEMPLATES:
@@ -189,6 +190,17 @@ class Family(family.Family):
             "tie_word_embeddings": False,
             "llm_config": language,
         }
+
+
+def _refuse_other_attention(language: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for settings that change the language model's results and that are not built here."""
+    scaling = language.get("rope_scaling") or {}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    # InternVL3's dynamic scaling acts beyond max_position_embeddings only, which no prompt here reaches
+    if kind not in ("default", "dynamic"):
+        raise ValueError(f"llm_config.rope_scaling: {kind!r} is not supported; only none, and dynamic as in InternVL3")
+    if language.get("use_sliding_window"):
+        raise ValueError("llm_config.use_sliding_window: true is not supported; every released Sa2VA attends to all tokens")
 
 
 _SAME_IN_VISION = (
