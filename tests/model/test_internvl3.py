@@ -1,0 +1,100 @@
+"""Sa2VA on InternVL3: the same modules as on InternVL2.5. Numbers by the official code, from pixels to masks."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from ans.model import prompts
+from ans.model.config import ModelConfig
+from ans.model.segmenter import Conversations, Segmenter
+from tests.golden_case import same_masks
+
+FOLDER = Path(__file__).parents[1] / "golden" / "sa2va_internvl3"
+META = json.loads((FOLDER / "meta.json").read_text(encoding="utf-8"))
+GOLDEN = load_file(FOLDER / "goldens.safetensors")
+CASES = sorted(META["cases"])
+
+
+def close(ours: torch.Tensor, name: str, tolerance: float) -> None:
+    golden = GOLDEN[name].float()
+    assert ours.shape == golden.shape
+    torch.testing.assert_close(ours.float(), golden, rtol=0, atol=tolerance)
+
+
+def write_model(folder: Path, **language: object) -> Path:
+    """A model folder as the official export leaves it. `language`: what `llm_config` has besides."""
+    folder.mkdir(parents=True)
+    values = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
+    values["llm_config"] |= language
+    (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    (folder / "tokenizer.json").write_bytes((FOLDER / "tokenizer.json").read_bytes())
+    tokens = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"} | tokens), encoding="utf-8"
+    )
+    state = {name: tensor.float() for name, tensor in load_file(FOLDER / "hf_state.safetensors").items()}
+    save_file(state, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
+    return Segmenter.from_pretrained(write_model(tmp_path_factory.mktemp("internvl3") / "model"))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_from_pixels_to_masks(model: Segmenter, case: str) -> None:
+    entry, image = META["cases"][case], Image.open(FOLDER / f"{case}.png").convert("RGB")
+    found = model.encode_images([image])
+    pixels = model.config.family.pixels(image)
+    assert len(pixels.values) == pixels.grid.tiles == entry["n_tiles"]
+    close(pixels.values[-1], f"{case}/pixel_values_last_tile", 1e-6)
+    with torch.no_grad():
+        close(model.vlm.project(found.visual[0].tokens).reshape(GOLDEN[f"{case}/vit_embeds"].shape), f"{case}/vit_embeds", 1e-4)
+
+    question = entry["text"].removeprefix("<image>\n")
+    text = model.template.image_string(found.visual[0].grid.tokens) + question
+    prompt = prompts.encode_prompt(model.tokenizer, model.template, text)
+    assert prompt == GOLDEN[f"{case}/input_ids"][0].tolist()
+    ids = torch.tensor([prompt + entry["generated_ids"]])
+    labels = torch.tensor([[prompts.IGNORE] * len(prompt) + entry["generated_ids"]])
+    with torch.no_grad():
+        out = model(found, Conversations(ids, labels, torch.ones_like(ids), [0], [None]))
+        logits = model.vlm.language_model.lm_head(out.hidden)[0]
+        masks = model.masks(found, out.seg_image, out.seg_embeds)
+        upscaled = model.upscale(masks.low_res, (image.height, image.width))
+    close(out.hidden[0], f"{case}/last_hidden_state", 1e-4)
+    close(logits[-32:], f"{case}/logits_last32", 1e-3)
+    assert out.logits.argmax(-1).tolist() == entry["generated_ids"], "the greedy answer, token by token"
+    close(out.seg_embeds, f"{case}/seg_embeds", 1e-4)
+    close(masks.low_res[:, None], f"{case}/train_pre/seg0/low_res_masks", 1e-3)
+    close(masks.ious, f"{case}/train_pre/seg0/ious", 1e-4)
+    assert same_masks(
+        (upscaled[0] > 0).numpy(), GOLDEN[f"{case}/train_pre/seg0/mask_bool"][0].numpy().astype(bool), upscaled[0].numpy()
+    )
+
+    before, after = prompts.SEGMENT_PROMPT.split("{}")
+    expression = question.removeprefix(before).removesuffix(after)
+    (answer,) = model.segment([image], [[expression]], max_new_tokens=len(entry["generated_ids"]))[0]
+    assert len(answer.masks) == entry["n_masks"]
+    assert answer.answer == entry["prediction"].strip()
+
+
+def test_dynamic_scaling_is_accepted_and_others_are_refused(tmp_path: Path) -> None:
+    """Dynamic scaling acts beyond 32,768 positions alone; the golden numbers were made with it. What would change results within
+    that length is refused by name instead of being left out."""
+    config = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
+    assert config["llm_config"]["rope_scaling"]["type"] == "dynamic"
+    for change, path in (
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "llm_config.rope_scaling: 'linear'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "llm_config.rope_scaling: 'yarn'"),
+        ({"use_sliding_window": True, "sliding_window": 16}, "llm_config.use_sliding_window: true"),
+    ):
+        with pytest.raises(ValueError, match=path):
+            ModelConfig.from_dict(config | {"llm_config": config["llm_config"] | change})
+    for change in ({"rope_scaling": None}, {"use_sliding_window": False, "sliding_window": 16}):
+        ModelConfig.from_dict(config | {"llm_config": config["llm_config"] | change})
