@@ -56,7 +56,7 @@ def read_rows(read: Callable[[str], str], config: Config) -> Rows:
             (variant, name): json.loads(read(f"eval/{variant}/{name}.json"))
             for name in config.evaluate.questions.caption_results()
         }
-    return rows | {TRAINING: json.loads(read("train/metrics.json"))}
+    return rows | {TRAINING: json.loads(read("train/last_steps.json"))}
 
 
 def interval(variant: str, metric: str, row: Numbers) -> tuple[float, float] | None:

@@ -50,7 +50,7 @@ def complaints(script: ModuleType, clone: Path) -> list[str]:
 def change(clone: Path, variant: str, name: str, metric: str, by: float) -> float:
     """Add to one number of the run's, where it is compared with the committed one; returns the new value."""
     if name in (CAPTIONS, "training"):
-        file = clone / "reports" / (f"eval/{variant}/{name}.json" if name == CAPTIONS else "train/metrics.json")
+        file = clone / "reports" / (f"eval/{variant}/{name}.json" if name == CAPTIONS else "train/last_steps.json")
         values = json.loads(file.read_text(encoding="utf-8"))
         values[metric] += by
         file.write_text(json.dumps(values), encoding="utf-8")
@@ -142,7 +142,7 @@ def test_what_is_missing_or_too_much(script: ModuleType, clone: Path) -> None:
 
 
 def test_a_metric_that_the_run_does_not_have(script: ModuleType, clone: Path) -> None:
-    file = clone / "reports" / "train" / "metrics.json"
+    file = clone / "reports" / "train" / "last_steps.json"
     values = json.loads(file.read_text(encoding="utf-8"))
     del values["loop1_denoising"]
     file.write_text(json.dumps(values), encoding="utf-8")

@@ -248,6 +248,7 @@ def test_what_only_reads_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     write("train/metrics.json", '{"loss": 1.0, "cosine_all": 0.5}')
     write("variants.csv", "variant,ciou\nbase,0.25\nfull,0.5\n")
     write("summary.json", '{"full": {"ciou": 0.5}}')
+    write("eval/full/refcoco_val.json", '{"ciou": 0.5}')
     call("git", "init", "-q")
     call("git", "config", "user.email", "a@example.org")
     call("git", "config", "user.name", "A")
@@ -255,16 +256,20 @@ def test_what_only_reads_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     call("git", "add", "-A")
     call("git", "commit", "-qm", "first")
     write("summary.json", '{"full": {"ciou": 0.625}}')
+    write("eval/full/refcoco_val.json", '{"ciou": 0.75}')
     write("train/metrics.json", '{"loss": 2.0, "cosine_all": 0.25}')
     params = tmp_path / "params.yaml"
     params.write_text(re.sub(r"^  beta: [0-9.]+", "  beta: 0.125", params.read_text(encoding="utf-8"), flags=re.MULTILINE))
 
     reading = (["metrics", "diff"], ["params", "diff"], ["plots", "diff"], ["exp", "show"])
     said = {" ".join(words): call(*words) for _, words in ALL if words[0] == "dvc" and words[1:3] in reading}
-    assert "full.ciou" in said["dvc metrics diff --targets reports/summary.json"]
-    assert "cosine_all" in said["dvc metrics diff"] and "train.beta" in said["dvc params diff"]
-    table = next(text for name, text in said.items() if "--drop" in name)
-    assert all(name in table for name in ("full.ciou", "train.beta", "loss")) and "cosine" not in table
+    assert "0.75" in said["dvc metrics diff --targets reports/eval/full/refcoco_val.json"]
+    assert (
+        all(name in said["dvc metrics diff"] for name in ("full.ciou", "cosine_all")) and "train.beta" in said["dvc params diff"]
+    )
+    assert "0.75" not in said["dvc metrics diff"], "each split's numbers are files, not columns"
+    table = said["dvc exp show --only-changed"]
+    assert all(name in table for name in ("full.ciou", "train.beta", "loss"))
 
 
 def test_help_of_the_command_line_names_all_commands() -> None:

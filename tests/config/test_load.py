@@ -63,7 +63,11 @@ def test_there_are_no_other_presets(values: dict[str, Any]) -> None:
             "step",
             "presets.tiny.train.schedule: expected 'constant', 'cosine' or 'linear', found 'step'",
         ),
-        ("preset", "huge", "preset: no preset named 'huge'; there are lisa-7b, lisa-tiny, sa2va-1b, sa2va-4b, sa2va-internvl3-14b"),
+        (
+            "preset",
+            "huge",
+            "preset: no preset named 'huge'; there are lisa-7b, lisa-tiny, sa2va-1b, sa2va-4b, sa2va-internvl3-14b",
+        ),
         ("preset", ["tiny"], "preset: no preset named ['tiny']"),
         ("variants.full", ["lora", "nothing"], "variants.full.1: expected"),
         ("variants.full", [], "variants.full: names no group"),

@@ -81,10 +81,11 @@ def test_examples_are_kept_evenly_and_once() -> None:
 def test_metrics_are_the_mean_of_the_last_tenth(tmp_path: Path) -> None:
     curves = Curves(tmp_path)
     for step in range(20):
-        curves.after(step + 1, {"loss": float(step)})
+        curves.after(step + 1, {"loss": float(step), "ref_mask": float(step)})
     curves.finish()
     assert (tmp_path / "plots" / "loss.tsv").read_text().splitlines()[:2] == ["step\tloss", "1\t0"]
-    assert '"loss": 18.5' in (tmp_path / "metrics.json").read_text()
+    assert json.loads((tmp_path / "last_steps.json").read_text()) == {"loss": 18.5, "ref_mask": 18.5}
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"loss": 18.5}, "the main ones"
 
 
 def test_metrics_of_a_validated_run_are_those_of_the_epoch_that_is_kept(tmp_path: Path) -> None:

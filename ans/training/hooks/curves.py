@@ -1,5 +1,6 @@
 """Curves as DVC reads them: one TSV per curve, growing while the run goes on, and the last values as JSON."""
 
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +12,13 @@ from ans.training.hooks import Hook
 SECONDS = 30.0
 """Between two writings."""
 
+MAIN = re.compile(r"loss|grad_norm|cosine_all|\w+_train_iou|val_\w+")
+"""The curves whose last values are metrics of DVC; of fifty columns nobody reads one."""
+
 
 class Curves(Hook):
-    """`plots/<name>.tsv` (step, value) and at the end `metrics.json` in `folder`; None (a process that is not the first): nothing.
+    """`plots/<name>.tsv` (step, value) and at the end `last_steps.json` and, of the main ones, `metrics.json` in `folder`; None (a
+    process that is not the first): nothing.
 
     `rows`: curve -> (step, value) of every step that had it. `best`: values that the metrics have in place of their own.
     """
@@ -41,14 +46,15 @@ class Curves(Hook):
                 temporary.write_text(f"step\t{name}\n{lines}", encoding="utf-8")
 
     def finish(self) -> None:
-        """Write all curves, and as metrics the mean of the last tenth of each: one step alone is mostly noise."""
+        """Write all curves, and the mean of the last tenth of each: one step alone is mostly noise."""
         self.write()
-        metrics = {}
+        means = {}
         for name, rows in self.rows.items():
             tail = rows[-max(1, len(rows) // 10) :]
-            metrics[name] = self.best.get(name, sum(value for _, value in tail) / len(tail))
+            means[name] = self.best.get(name, sum(value for _, value in tail) / len(tail))
         if self.folder is not None:
-            write_json(self.folder / "metrics.json", metrics)
+            write_json(self.folder / "last_steps.json", means)
+            write_json(self.folder / "metrics.json", {name: value for name, value in means.items() if MAIN.fullmatch(name)})
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}
