@@ -271,7 +271,9 @@ class TrainSettings(Section):
     validation: Validation | None = Field(
         None, description="evaluation of a split after each epoch, such as {split: reasonseg_val-all, patience: 10}; none: never"
     )
-    min_seg_rate: Share = Field(description="the run stops when a smaller share of the answers would have [SEG]")
+    min_seg_rate: Share = Field(
+        description="the run stops when [SEG] has a probability of 0.1 or more in a smaller share of the answers (mean of 20 steps)"
+    )
     gallery: Number = Field(description="number of steps at which examples of the tasks are kept for the report")
     save_every: Number = Field(description="steps between step checkpoints; 0: only the last step")
     keep: Count | None = Field(None, description="step checkpoints that are kept, the newest; none: all")
