@@ -81,7 +81,7 @@ class Config:
 
     @cached_property
     def tasks(self) -> dict[str, TaskSettings]:
-        """The settings of the tasks that are on, by name, in the order of their roles and names. Reading them imports the tasks."""
+        """The settings of the tasks that are on, by name, in the order of their names. Reading them imports the tasks."""
         settings = {name: self.task(name) for name in task_names()}
         found = {name: of for name, of in settings.items() if of.enabled}
         if not found:

@@ -107,7 +107,7 @@ class SubsetSa1b(Section):
         description="leave out masks with a lower predicted_iou (SA-1B's own rating)"
     )
     min_stability_score: Share = Field(description="leave out masks with a lower stability_score (SA-1B's own rating)")
-    max_masks: Count | None = Field(None, description="masks per image, the first in the file; none: all")
+    max_masks: Count | None = Field(None, description="most masks per image, the first in the file; none: all")
 
     @model_validator(mode="after")
     def _areas(self) -> "SubsetSa1b":
@@ -117,7 +117,8 @@ class SubsetSa1b(Section):
 
 
 class MaskEncoderWeights(Section):
-    """The mask decoder's released file, to put a new base together with a vision-language model."""
+    """The released file of the mask decoder, its image encoder included (SAM2 or SAM), to put a new base together with a
+    vision-language model."""
 
     location: str = Field(description="address or path of the file")
     sha256: str = Field(description="its sha256; the stage stops and asks until it is set")
@@ -234,7 +235,8 @@ class TrainSettings(Section):
     )
     four_bit: List[Part] = Field((), description="parts held in 4 bits (NF4, needs bitsandbytes): language, vision, sam")
     groups: NonEmpty[Group] = Field(
-        ("lora", "proj", "fcs", "sam2_decoder"), description="groups of parameters that are trained (ans/groups.py)"
+        ("lora", "proj", "fcs", "sam2_decoder"),
+        description="groups of parameters that are trained: lora, seg_row, embed_head, proj, fcs, sam2_decoder (ans/groups.py)",
     )
     lora: Lora = Field(Lora(), description="low-rank adapters of the language model's linear layers")
     batch: Count = Field(2, description="images per process and micro-batch")
@@ -266,8 +268,12 @@ class TrainSettings(Section):
         "disagree), none"
     )
     ema: Ema = Field(Ema(), description="the teacher: an exponential moving average of the trained tensors")
-    validation: Validation | None = Field(None, description="evaluation of a split after each epoch; none: never")
-    min_seg_rate: Share = Field(description="the run stops when a smaller share of the answers would have [SEG]")
+    validation: Validation | None = Field(
+        None, description="evaluation of a split after each epoch, such as {split: reasonseg_val-all, patience: 10}; none: never"
+    )
+    min_seg_rate: Share = Field(
+        description="the run stops when [SEG] has a probability of 0.1 or more in a smaller share of the answers (mean of 20 steps)"
+    )
     gallery: Number = Field(description="number of steps at which examples of the tasks are kept for the report")
     save_every: Number = Field(description="steps between step checkpoints; 0: only the last step")
     keep: Count | None = Field(None, description="step checkpoints that are kept, the newest; none: all")
@@ -325,7 +331,7 @@ class Convert(Section):
 class Evaluate(Section):
     """Evaluation of every variant by free generation."""
 
-    seed: Seed = Field(description="random seed")
+    seed: Seed = Field(description="random seed; greedy generation draws nothing, so no result depends on it")
     precision: Precision = Field("bf16", description="type of the computation: float32 or bf16")
     four_bit: List[Part] = Field((), description="parts held in 4 bits (NF4, needs bitsandbytes): language, vision, sam")
     splits: NonEmpty[str] = Field(

@@ -89,7 +89,7 @@ class Batch(Protocol):
 
     @property
     def counts(self) -> dict[str, int]:
-        """By what losses are divided, under the names of `Task.counted`."""
+        """What losses are divided by, under the names of `Task.counted`."""
         ...
 
 
@@ -125,7 +125,8 @@ class Task(ABC, Generic[S, B]):
     """What the report calls it."""
 
     prefix: ClassVar[str]
-    """What its curves' names begin with: each task has `<prefix>_mask`, `_dice`, `_language`, `_train_iou` and `_seg_rate`."""
+    """What its curves' names begin with. The report and the health check know `<prefix>_mask`, `_dice`, `_language`, `_train_iou` and
+    `_seg_rate`; a task need not have them all."""
 
     examples: ClassVar[str] = ""
     """What its examples show, for the report."""

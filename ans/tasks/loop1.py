@@ -232,7 +232,8 @@ class Task(base.Task[Settings, Batch]):
             distance = F.binary_cross_entropy_with_logits(logits.float(), reference.float().sigmoid(), reduction="none")
             distance = distance.flatten(1).mean(1).sum() / objects
             loss, values["distillation"] = loss + settings.distillation * distance, distance.detach()
-        if settings.reward:  # self-critical (arXiv 1612.00563): what a greedy caption would have earned is the baseline
+        # self-critical (arXiv 1612.00563); the baseline is by iou the teacher's mask of its own caption, by cider the greedy caption
+        if settings.reward:
             assert student.greedy is not None and student.log_probability is not None, "settings want the gumbel bridge"
             if settings.reward_by == "iou":
                 assert reference is not None

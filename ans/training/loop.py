@@ -36,7 +36,8 @@ def train(config: Config, workspace: Workspace = Workspace(), params_may_change:
     in `workspace.training`.
 
     Started once per process (see `ans/launch.py`); the number of processes changes no sample and no random choice of a step's global
-    batch. Killed and started again it continues, to the same bits. Raises `FloatingPointError` at a loss or gradient that is not
+    batch. Killed and started again it continues, to the same bits. With `params_may_change` off, `params.yaml` has to hold the same
+    settings when the training ends (`Run.refuse_other_settings`). Raises `FloatingPointError` at a loss or gradient that is not
     finite, `Degenerate` where going on would be pointless, `ResumeError` when continued under other conditions.
     """
     run = Run(config, workspace)

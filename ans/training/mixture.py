@@ -13,7 +13,7 @@ MicroBatch = list[tuple[str, Batch]]
 
 
 class Mixture(Dataset[MicroBatch]):
-    """Item i is the i-th micro-batch of this process: it takes the `process`-th of `processes` slices of it.
+    """Item i is this process's part of the i-th micro-batch: of `processes` times `batch` samples, the `process`-th `batch`.
 
     Primary tasks take turns by the step: evenly spread, in proportion to their samples, the first of them beginning. Every step has
     a batch of each auxiliary task beside it.

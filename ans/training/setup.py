@@ -73,7 +73,7 @@ def load_tasks(config: Config, workspace: Workspace, model: Segmenter, first_pro
 
 
 def steps_of(settings: TrainSettings, tasks: Mapping[str, AnyTask], processes: int) -> tuple[int, int]:
-    """Optimizer steps of the whole run and of an epoch, a pass over the primary task's samples.
+    """Optimizer steps of the whole run and of an epoch, a pass over the samples of the (first) primary task.
 
     Raises `ValueError` where epochs are asked for and several tasks take turns.
     """

@@ -1,4 +1,4 @@
-"""Combining the gradients of two loops into the one that is stepped. Pure functions over flat float32 vectors.
+"""Combining the primary and the auxiliary gradient into the one that is stepped. Pure functions over flat float32 vectors.
 
 The projection is not linear: it is applied once, to the sums over micro-batches and processes.
 """

@@ -4,17 +4,19 @@ from typing import Any
 
 
 class Hook:
-    """Called after every step, on every process. `over`: nothing more is to be learnt, so the training ends."""
+    """Called after every step, in the order of `Run.hooks`, on every process that has it. `over`: nothing more is to be learnt, so the
+    training ends."""
 
     @property
     def over(self) -> bool:
         return False
 
     def after(self, step: int, values: dict[str, float]) -> None:
-        """`step` steps are done; `values` are those of the last. Values that are added there reach the hooks that come later."""
+        """`step` steps are done; `values` are those of the last. Values that are added there reach the hooks that come later; the
+        curves come first."""
 
     def finish(self) -> None:
-        """The training has ended well."""
+        """The training has ended well. Not called by itself: `Run.finish` calls those that have something to do."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
