@@ -85,7 +85,9 @@ class Config:
         settings = {name: self.task(name) for name in task_names()}
         found = {name: of for name, of in settings.items() if of.enabled}
         if not found:
-            raise ConfigError("train: every task is off, so nothing would be learnt")
+            raise ConfigError(
+                "train: every task is off, so nothing would be learnt; set train.<task>.enabled=true for one of them"
+            )
         for name, of in found.items():
             for index in of.indexes():
                 self._require_index(f"train.{name}", index)

@@ -11,6 +11,7 @@ from ans.config.fields import Count, List, Name, NonEmpty, Number, Positive, Sec
 from ans.groups import Group, Part, StoredGroup
 
 Precision = Literal["float32", "bf16"]
+Surgery = Literal["orthogonal", "pcgrad", "none"]
 
 SUBSET = "sa1b_subset"
 """The index of SA-1B's images that are used; the index `sa1b` only lists all of them."""
@@ -263,7 +264,7 @@ class TrainSettings(Section):
     caption_len: Count = Field(256, description="longest caption of the loops, in tokens")
     checkpoint_activations: bool = Field(True, description="true: recompute the language model's activations, to save memory")
     beta: Weight = Field(description="weight of the auxiliary gradient (loop 2's)")
-    surgery: Literal["orthogonal", "pcgrad", "none"] = Field(
+    surgery: Surgery = Field(
         description="what the auxiliary gradient loses: orthogonal (its part along the primary one), pcgrad (the same, where the two "
         "disagree), none"
     )
@@ -331,7 +332,6 @@ class Convert(Section):
 class Evaluate(Section):
     """Evaluation of every variant by free generation."""
 
-    seed: Seed = Field(description="random seed; greedy generation draws nothing, so no result depends on it")
     precision: Precision = Field("bf16", description="type of the computation: float32 or bf16")
     four_bit: List[Part] = Field((), description="parts held in 4 bits (NF4, needs bitsandbytes): language, vision, sam")
     splits: NonEmpty[str] = Field(

@@ -114,7 +114,7 @@ def is_absent(path: Path) -> bool:
         with pa.memory_map(str(path)) as file:
             return metadata_of(pa.ipc.open_file(file), path)["root_listing"] == ABSENT
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: not an index; `python -m stages.index SOURCE` makes it") from error
+        raise ValueError(f"{path}: not an index; `dvc repro` makes it anew") from error
 
 
 def write_records(path: Path, records: Iterable[ImageRecord], metadata: dict[str, str]) -> None:
@@ -165,14 +165,14 @@ def write_atomically(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordB
 
 def open_index(path: Path, schema: pa.Schema) -> pa.ipc.RecordBatchFileReader:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such index; `python -m stages.index SOURCE` makes it")
+        raise FileNotFoundError(f"{path}: no such index; `dvc repro` makes it anew")
     try:
         file = pa.ipc.open_file(pa.memory_map(str(path)))
     except pa.ArrowInvalid:
         file = None
     if file is None or not file.schema.equals(schema):
         kind = "image records" if schema is RECORD else "SA-1B's files"
-        raise ValueError(f"{path}: not an index of {kind}, or of an older version; `python -m stages.index SOURCE` makes it")
+        raise ValueError(f"{path}: not an index of {kind}, or of an older version; `dvc repro` makes it anew")
     return file
 
 

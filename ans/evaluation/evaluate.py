@@ -31,7 +31,6 @@ def evaluate(config: Config, variant: str, workspace: Workspace = Workspace()) -
     """
     settings, questions, root = config.evaluate, config.evaluate.questions, Path(config.paths.root)
     accelerator = connect(settings.precision)
-    torch.manual_seed(settings.seed)
     plan = make_plan(questions, workspace.indexes, root)
     folder, results, predictions = workspace.variant(variant), workspace.results(variant), workspace.predictions(variant)
     model_config = ModelConfig.from_folder(folder)

@@ -140,7 +140,8 @@ def make_plan(settings: Questions, index_folder: Path, root: Path) -> Plan:
             if seen == settings.max_samples:
                 break
         if not seen:
-            raise ValueError(f"evaluate: {one.result}: {one.index.path} has no region of split {one.part!r}")
+            known = ", ".join(sorted(one.index.splits())) or "none"
+            raise ValueError(f"split {one.result}: {one.index.path} has no region of split {one.part!r}; its splits are {known}")
         counts[one.result] = {"n": questions, "images": seen, "sha256": digest.hexdigest()}
     return Plan(tuple(asked), tuple(images.values()), counts)
 
@@ -149,7 +150,7 @@ def _asked(folder: Path, split: str, result: str, kind: str, max_texts: int | No
     source, _, part = split.rpartition("_")
     path = folder / f"{source}.arrow"
     if not path.is_file():
-        raise ValueError(f"evaluate.{kind}: {split}: there is no index {path}; a split is <source>_<part>, e.g. refcoco_val")
+        raise ValueError(f"split {split}: there is no index {path}; a split is <index>_<part>, e.g. refcoco_val")
     if path not in indexes:
         indexes[path] = read_index(path)
     return Asked(result, indexes[path], part, kind == "captions", max_texts)

@@ -34,7 +34,6 @@ def make_protocol(config: Config, variant: str, folder: Path, model: ModelConfig
         "four_bit": list(settings.four_bit),
         "device": device,
         "packages": {name: version(name) for name in PACKAGES + (("bitsandbytes",) if settings.four_bit else ())},
-        "seed": settings.seed,
         "tokens_per_batch": settings.tokens_per_batch,
         "max_new_tokens": settings.max_new_tokens,
         "max_samples": settings.max_samples,

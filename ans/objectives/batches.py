@@ -87,6 +87,13 @@ class TargetsOf:
         return Targets(torch.stack(self.soft), torch.tensor(self.share), torch.from_numpy(np.stack(self.uniform)))
 
 
+def draw_questions(rng: np.random.Generator, description_prompts: int) -> tuple[str, str, str]:
+    """A description question, a segmentation question with `{}`, and its answer."""
+    describe = prompts.DESCRIBE_PROMPTS[rng.integers(description_prompts)]
+    question = prompts.SEG_QUESTIONS[rng.integers(len(prompts.SEG_QUESTIONS))]
+    return describe, question, prompts.SEG_ANSWERS[rng.integers(len(prompts.SEG_ANSWERS))]
+
+
 def pad_right(encoded: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor, Tensor]:
     """(ids, labels) lists -> ids, labels and mask, each (R, L)."""
     length = max(len(ids) for ids, _ in encoded)

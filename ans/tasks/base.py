@@ -45,6 +45,11 @@ class Setting:
     def template(self) -> prompts.Template:
         return self.model.template
 
+    def answer_tokens(self, answers: Sequence[str]) -> int:
+        """Labels that the language loss counts in these answers."""
+        encode = self.tokenizer.encode
+        return sum(len(encode(text + self.template.suffix, add_special_tokens=False)) for text in answers)
+
     def targets(self) -> TargetsOf:
         """An empty collection of a micro-batch's masks."""
         return TargetsOf(self.model, self.train.mask_points)

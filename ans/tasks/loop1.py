@@ -26,7 +26,7 @@ from ans.data.samples import Regions
 from ans.model import prompts
 from ans.model.segmenter import Conversations, Features, Forward, Segmenter
 from ans.model.visual_prompt import region_cells
-from ans.objectives.batches import Images, ImagesOf, Targets, pad_right
+from ans.objectives.batches import Images, ImagesOf, Targets, draw_questions, pad_right
 from ans.objectives.gumbel import straight_through
 from ans.objectives.losses import hard_iou, mask_terms, seg_rate
 from ans.tasks import base
@@ -206,7 +206,7 @@ class Task(base.Task[Settings, Batch]):
         describe, ask, answers = (list(column) for column in zip(*questions, strict=True))
         return Batch(
             images.pack(), index, segment, cells, describe, ask, answers,
-            answer_tokens(self.setting, answers), torch.from_numpy(np.stack(corruption)), torch.from_numpy(np.stack(noise)),
+            self.setting.answer_tokens(answers), torch.from_numpy(np.stack(corruption)), torch.from_numpy(np.stack(noise)),
             targets.pack(), where,
         )  # fmt: skip
 
@@ -336,18 +336,6 @@ class Task(base.Task[Settings, Batch]):
         if means.get("loop1_teacher_different", 1.0) < 0.05:
             return f"step {step}: the teacher's captions of nearly all objects are the same; see the curves loop1_teacher_*"
         return None
-
-
-def draw_questions(rng: np.random.Generator, description_prompts: int) -> tuple[str, str, str]:
-    """A description question, a segmentation question with `{}`, and its answer."""
-    describe = prompts.DESCRIBE_PROMPTS[rng.integers(description_prompts)]
-    question = prompts.SEG_QUESTIONS[rng.integers(len(prompts.SEG_QUESTIONS))]
-    return describe, question, prompts.SEG_ANSWERS[rng.integers(len(prompts.SEG_ANSWERS))]
-
-
-def answer_tokens(setting: Setting, answers: list[str]) -> int:
-    """Labels of the answers."""
-    return sum(len(setting.tokenizer.encode(text + setting.template.suffix, add_special_tokens=False)) for text in answers)
 
 
 def corrupt(ids: list[int], ratio: float, uniform: Tensor, ordinary: Tensor) -> list[int]:

@@ -15,11 +15,10 @@ from ans.data.mixing import Pool
 from ans.data.samples import Regions
 from ans.model import prompts
 from ans.model.segmenter import Conversations, Features, Segmenter
-from ans.objectives.batches import Images, ImagesOf, Targets, pad_right
+from ans.objectives.batches import Images, ImagesOf, Targets, draw_questions, pad_right
 from ans.objectives.losses import mask_terms, seg_rate
 from ans.tasks import base
 from ans.tasks.base import Example, Losses, Now, Panel, Setting
-from ans.tasks.loop1 import answer_tokens, draw_questions
 
 
 class Settings(TaskSettings):
@@ -102,7 +101,7 @@ class Task(base.Task[Settings, Batch]):
             questions.append(draw_questions(rng, self.settings.description_prompts))
         describe, ask, answers = (list(column) for column in zip(*questions, strict=True))
         return Batch(
-            images.pack(), learnt, texts, describe, ask, answers, answer_tokens(setting, answers), targets.pack(), where
+            images.pack(), learnt, texts, describe, ask, answers, setting.answer_tokens(answers), targets.pack(), where
         )  # fmt: skip
 
     def losses(self, model: Segmenter, features: Features, batch: Batch, counts: Mapping[str, int], now: Now) -> Losses:

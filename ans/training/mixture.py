@@ -27,7 +27,8 @@ class Mixture(Dataset[MicroBatch]):
         self.primary = [name for name, task in tasks.items() if task.role == "primary"]
         self.auxiliary = [name for name, task in tasks.items() if task.role == "auxiliary"]
         if not self.primary:
-            raise ValueError(f"train: {', '.join(self.auxiliary)} only helps other tasks; turn on one that is learnt by itself")
+            only = f"{', '.join(self.auxiliary)} only {'helps' if len(self.auxiliary) == 1 else 'help'} other tasks"
+            raise ValueError(f"train: {only}; turn on one that is learnt by itself, e.g. train.referring.enabled=true")
 
     def __len__(self) -> int:
         return self.steps * self.accumulation

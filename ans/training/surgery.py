@@ -4,15 +4,14 @@ The projection is not linear: it is applied once, to the sums over micro-batches
 """
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Rule = Literal["orthogonal", "pcgrad", "none"]
+from ans.config.schema import Surgery
 
 
-def combine(first: Tensor, second: Tensor, rule: Rule, beta: float) -> Tensor:
+def combine(first: Tensor, second: Tensor, rule: Surgery, beta: float) -> Tensor:
     """first + beta * second (P,), `second` without its part along `first`: always (`orthogonal`), only where the two disagree
     (`pcgrad`, arXiv 2001.06782, one-sided), or never (`none`). A `first` of zeros leaves `second` whole.
     """

@@ -139,7 +139,6 @@ UNUSABLE: dict[str, tuple[Any, ...]] = {
     "presets.tiny.evaluate.splits": (["nothing_val"], ["refcoco"], []),
     "evaluate.captions": (["nothing_val"],),
     "evaluate.max_samples": (0,),
-    "evaluate.seed": (-1,),
     "weights.source": ("ftp",),
     "convert.groups": (["seg"], []),
     "convert.code": ("Sa2VA",),

@@ -106,9 +106,9 @@ def test_the_checksum_is_of_what_is_asked(indexes: Path) -> None:
 
 
 def test_mistakes_are_named(indexes: Path) -> None:
-    with pytest.raises(ValueError, match=r"evaluate.splits: refcocog_val: there is no index .*refcocog.arrow"):
+    with pytest.raises(ValueError, match=r"split refcocog_val: there is no index .*refcocog.arrow"):
         plan_of(indexes, splits=("refcocog_val",))
-    with pytest.raises(ValueError, match=r"evaluate.captions: x_val: there is no index"):
+    with pytest.raises(ValueError, match=r"split x_val: there is no index"):
         plan_of(indexes, captions=("x_val",))
     with pytest.raises(ValueError, match="refcoco_testA: .*refcoco.arrow has no region of split 'testA'"):
         plan_of(indexes, splits=("refcoco_testA",))

@@ -15,9 +15,6 @@ class Hook:
         """`step` steps are done; `values` are those of the last. Values that are added there reach the hooks that come later; the
         curves come first."""
 
-    def finish(self) -> None:
-        """The training has ended well. Not called by itself: `Run.finish` calls those that have something to do."""
-
     def state_dict(self) -> dict[str, Any]:
         return {}
 

@@ -79,6 +79,7 @@ class Validation(Hook):
         return {f"val_{name}": float(summary[name]) for name in SHOWN}
 
     def finish(self) -> None:
+        """Let the metrics be those of the best epoch."""
         if self.best is not None:
             self.curves.best = {name: value for name, value in self.best["row"].items() if name.startswith("val_")}
 
