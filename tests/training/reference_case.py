@@ -147,15 +147,18 @@ class World:
             return on_disk
 
         AcceleratorState._reset_state()  # a process has one precision otherwise
-        with _own_signals(), _observed_saves(saved):
-            try:
-                train(config, workspace)
-            except SystemExit as end:
-                stopped = end.code
-            if stop_after is not None:
-                assert stopped == 128 + signal.SIGTERM, "the run did not stop when it was asked to"
-                gc.collect()  # the exception's frames hold the run's lock
-                train(config, workspace)
+        try:
+            with _own_signals(), _observed_saves(saved):
+                try:
+                    train(config, workspace)
+                except SystemExit as end:
+                    stopped = end.code
+                if stop_after is not None:
+                    assert stopped == 128 + signal.SIGTERM, "the run did not stop when it was asked to"
+                    gc.collect()  # the exception's frames hold the run's lock
+                    train(config, workspace)
+        finally:
+            AcceleratorState._reset_state()
         return _read_states(workspace, _read_steps(workspace) if on_disk else trained, teachers, names)
 
     def run_by_command(self, base: str, changes: Changes, folder: Path, processes: int) -> list[State]:
