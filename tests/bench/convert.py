@@ -25,7 +25,7 @@ from ans.checkpoints.convert import convert
 from ans.config.schema import Convert, LoraSize
 from ans.formats import shards
 from ans.formats.pth import tensor_bytes
-from tests.bench import add_scales
+from tests.bench import add_scales, sizes
 
 # width, width of the MLP, key and value width, layers, vocabulary, LoRA rank: Qwen2.5-3B inside Sa2VA-4B, and a narrow one
 SIZES = {"4b": (2048, 11008, 256, 36, 151680, 128), "quick": (1024, 4096, 256, 10, 24000, 32)}
@@ -66,7 +66,7 @@ def generate(size: str, folder: Path) -> None:
             return tensor_bytes(row.expand(tensors[name]))
 
         sums |= shards.write_group(base, group, described, data)
-    (base / "config.json").write_text(json.dumps({"model_type": "sa2va_chat"}))
+    (base / "config.json").write_text(json.dumps(sizes.config_json("sa2va-4b")))
     shards.write_index(base, sums)
     state = {name: torch.randn(shape, generator=generator) for name, shape in {**embed, **fcs}.items()}
     for name, (rows, columns) in linears(size).items():

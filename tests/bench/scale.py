@@ -5,7 +5,7 @@ python -m tests.bench.scale supervised|dual [--smoke]      # four to five minute
 seconds, peak_gib     of the step, and of the process until its end
 finite, moved         whether all of the step's losses are finite; how many trained tensors it changed
 said_tokens           length of the teacher's captions; 0 where no loop is run
-grad_norm, loop1_*, loop2_*, ref_*    the step's losses, as training logs them
+loss, lr, grad_norm, loop1_*, loop2_*, ref_*, norm1_*, norm2_*, cosine_*, along_*    the step's values, as training logs them
 """
 
 import argparse

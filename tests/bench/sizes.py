@@ -70,8 +70,13 @@ SIZES = tuple(_SIZES)
 
 def official(size: str) -> ModelConfig:
     """The configuration of a released model (`SIZES`): InternVL2.5 with Qwen2.5, and SAM2-L at 1024 px."""
+    return ModelConfig.from_dict(config_json(size))
+
+
+def config_json(size: str) -> dict[str, Any]:
+    """What the released model's `config.json` says."""
     template, language = _SIZES[size]
-    values: dict[str, Any] = {
+    return {
         "model_type": "sa2va_chat",
         "template": template,
         "select_layer": -1,
@@ -85,7 +90,6 @@ def official(size: str) -> ModelConfig:
         "vision_config": _VISION,
         "llm_config": _LANGUAGE | language,
     }
-    return ModelConfig.from_dict(values)
 
 
 def tokenizer(size: int, more: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:

@@ -178,7 +178,7 @@ def test_sets_that_are_not_there_hinder_no_run_that_does_not_read_them(settings_
 
 
 def test_what_is_no_index_is_named(settings_of: Config, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"x: no such index.*stages.index"):
+    with pytest.raises(FileNotFoundError, match=r"x: no such index.*dvc repro"):
         arrow.read_index(tmp_path / "x")
     index.build("sa1b", settings_of, Workspace(tmp_path))
     with pytest.raises(ValueError, match=r"sa1b.arrow: not an index of image records"):
