@@ -1,7 +1,12 @@
-"""The golden case: numbers made by running the official Sa2VA code. `ANS_GOLDEN` names another case's folder."""
+"""Golden numbers, made by running the official Sa2VA code: a folder for each family.
+
+`ANS_GOLDEN_ROOT` names another folder of such folders, `ANS_GOLDEN` another one in the place of `sa2va`.
+"""
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,9 +15,12 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-FOLDER = Path(os.environ.get("ANS_GOLDEN", Path(__file__).parent / "golden" / "sa2va"))
+from ans.model.preprocess import MEAN, STD
+
+ROOT = Path(os.environ.get("ANS_GOLDEN_ROOT", Path(__file__).parent / "golden"))
+FOLDER = Path(os.environ.get("ANS_GOLDEN", ROOT / "sa2va"))
 
 
 class GoldenCase:
@@ -78,6 +86,79 @@ class GoldenCase:
         special = {"eos_token": named.get(eos), "pad_token": named.get(pad), "bos_token": named.get(bos)}
         values = {"tokenizer_class": "PreTrainedTokenizerFast"} | {key: text for key, text in special.items() if text}
         (folder / "tokenizer_config.json").write_text(json.dumps(values), encoding="utf-8")
+
+
+class GoldenSet:
+    """One of the other families' folders. A part that is missing raises; it is never skipped."""
+
+    def __init__(self, name: str) -> None:
+        self.folder = ROOT / name
+        self.meta: dict[str, Any] = json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        return self.state("goldens")
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self.tensors[key]
+
+    def state(self, name: str) -> dict[str, Tensor]:
+        """The tensors of a file; what is stored in bf16 is float32 that bf16 holds exactly."""
+        tensors = load_file(self.folder / f"{name}.safetensors")
+        return {key: tensor.float() if tensor.dtype == torch.bfloat16 else tensor for key, tensor in tensors.items()}
+
+    def image(self, case: str) -> Image.Image:
+        return Image.open(self.folder / f"{case}.png").convert("RGB")
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """`config.json`, with the limits of an image's area that the numbers were made with, where these are not the official ones."""
+        limits = zip(("min_pixels", "max_pixels"), self.meta.get("pixel_limits_used", ()), strict=False)
+        return json.loads((self.folder / "config.json").read_text(encoding="utf-8")) | dict(limits)
+
+    def write_model(self, folder: Path, **changes: Any) -> Path:
+        """A model folder as the official export leaves it. `changes`: other values in `config.json`."""
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(self.config | changes), encoding="utf-8")
+        (folder / "tokenizer.json").write_bytes((self.folder / "tokenizer.json").read_bytes())
+        language = self.config.get("llm_config") or self.config["text_config"]
+        (end,) = (token for token, number in self.meta["tokens"].items() if number == language["eos_token_id"])
+        values = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end}
+        (folder / "tokenizer_config.json").write_text(json.dumps(values), encoding="utf-8")
+        save_file(self.state("hf_state"), folder / "model.safetensors")
+        return folder
+
+
+def hf_pixels(pixels: Tensor) -> Tensor:
+    """SAM2 pixels as the official inference makes them: mean and standard deviation rounded to bf16 (`hf_pre`)."""
+
+    def rounded(values: tuple[float, ...]) -> Tensor:
+        return torch.tensor(values).bfloat16().float().view(3, 1, 1)
+
+    raw = pixels * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+    return (raw - rounded(MEAN)) / rounded(STD)
+
+
+@contextmanager
+def outputs(module: nn.Module) -> Iterator[list[Tensor]]:
+    """What a part of the model gives meanwhile, call by call."""
+    found: list[Tensor] = []
+    handle = module.register_forward_hook(lambda module, args, out: found.append(out))
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def given_to(module: nn.Module) -> Iterator[list[Tensor]]:
+    """What a part of the model is given meanwhile, call by call."""
+    found: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda module, args: found.append(args[0]))
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 
 def same_masks(ours: np.ndarray, golden: np.ndarray, logits: np.ndarray, near: float = 1e-3) -> bool:

@@ -208,6 +208,11 @@ class Family(Plug):
         """The modules with random weights, on the device that is the default."""
 
     @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"{self.system} on {self.title}"
+
+    @property
     def tied(self) -> dict[str, str]:
         """HF name of each tensor that may be in no file -> that of the tensor that it equals."""
         embedding, output = self.tables

@@ -3,6 +3,7 @@ float32, the middle square for CLIP and SAM's longest side transformers' image p
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -71,6 +72,14 @@ def tiles(image: Image.Image, image_size: int, min_tiles: int, max_tiles: int, u
 def sam_image(image: Image.Image, image_size: int) -> Image.Image:
     """Resize to a square without keeping the aspect ratio, as Sa2VA feeds SAM2."""
     return image.resize((image_size, image_size), Image.Resampling.BICUBIC)
+
+
+def bicubic(image: Image.Image, height: int, width: int) -> Image.Image:
+    """The image resized as Qwen-VL's processors do it, by the arithmetic of tensors, which Pillow's differs from by a grey level or
+    more."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()[None]
+    resized = F.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True)[0]
+    return Image.fromarray(resized.permute(1, 2, 0).contiguous().numpy())
 
 
 def middle_square(image: Image.Image, side: int) -> Image.Image:

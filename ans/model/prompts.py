@@ -41,7 +41,8 @@ class Template:
     """A chat format. `instruction` wraps one user turn, `suffix` ends an answer (and is learnt), `separator` follows it (and is
     not), `stop_words` end a generation. An image is `image_start`, a number of `image_token`, and `image_end`; a region is
     `region_start`, a number of `image_token`, and `region_end`. `segment` is what evaluation asks, `questions` are what training
-    does; `sentence` and `sentences` are the same about a text that is a whole sentence, where the model knows such."""
+    does; `sentence` and `sentences` are the same about a text that is a whole sentence, where the model knows such. `system` stands
+    before a question that awaits its answer, and before no conversation of training: so the official release that has one."""
 
     instruction: str
     suffix: str = ""
@@ -56,6 +57,7 @@ class Template:
     questions: tuple[str, ...] = SEG_QUESTIONS
     sentence: str | None = None
     sentences: tuple[str, ...] = ()
+    system: str = ""
 
     @property
     def image_last(self) -> str:
@@ -121,12 +123,13 @@ def expression_text(raw: str) -> str:
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, template: Template, text: str) -> list[int]:
     """Ids of one user turn that awaits its answer."""
-    return tokenizer.encode(template.instruction.format(input=text))
+    return tokenizer.encode(template.system + template.instruction.format(input=text))
 
 
 def encode_gap(tokenizer: PreTrainedTokenizerBase, template: Template, text: str) -> tuple[list[int], list[int]]:
     """Ids before and after the `{}` of one user turn, to be filled by embeddings. Raises `ValueError` without exactly one."""
-    before, *rest = template.instruction.replace("{input}", text.replace("{}", _GAP)).split(_GAP)
+    whole = template.system + template.instruction.replace("{input}", text.replace("{}", _GAP))
+    before, *rest = whole.split(_GAP)
     if len(rest) != 1:
         raise ValueError(f"{text!r} must hold {{}} once")
     return tokenizer.encode(before), tokenizer.encode(rest[0], add_special_tokens=False)

@@ -73,7 +73,8 @@ class Task(base.Task[Settings, Batch]):
     def __init__(self, settings: Settings, setting: Setting) -> None:
         super().__init__(settings, setting)
         if not setting.model.family.regions:
-            raise ValueError("train.loop2: this model was not trained to describe regions; set train.loop2.enabled=false")
+            name = setting.model.family.name
+            raise ValueError(f"train.loop2: {name} was not trained to describe regions; set train.loop2.enabled=false")
         self.source = Regions(settings.source, setting.open_index(settings.source), settings.max_samples, described=True)
         name = f"train.loop2.source: {settings.source}"
         self.pool = Pool([self.source.count], [1.0], setting.train.seed, self.stream, name)

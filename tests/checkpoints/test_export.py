@@ -96,7 +96,7 @@ def test_hub_folder_loads_and_says_what_it_is(run: Path, tmp_path: Path) -> None
     assert card.startswith("---\n") and "base_model: ByteDance/Sa2VA-4B\n" in card
     for text in (
         "# Sa2VA, variant `full`",
-        "A Sa2VA model (InternVL2.5 and SAM2 joined by `[SEG]`)",
+        "A Sa2VA model (InternVL and SAM2 joined by `[SEG]`)",
         "official remote code",
         "`lora`",
         "| refcoco_val | 43.2 | 40.0 | 99.5 | 700 |",

@@ -149,7 +149,7 @@ def test_questions_of_phrases_and_sentences(model: Segmenter) -> None:
     assert template.segment_question("Where can I sit?") == "Where can I sit? Please output segmentation mask."
     assert all("{}" in text for text in (*template.training_questions("a cup"), *template.training_questions("Sit where?")))
     assert prompts.TEMPLATES["qwen_chat"].segment_question("Sit where?") == prompts.SEGMENT_PROMPT.format("Sit where?")
-    with pytest.raises(ValueError, match="describe: LISA was not trained to describe regions"):
+    with pytest.raises(ValueError, match="describe: LISA on LLaVA was not trained to describe regions"):
         model.describe([picture(SIZES[0])], [np.ones((1, *SIZES[0]))])
 
 

@@ -1,7 +1,5 @@
 """Every intermediate of the official Sa2VA code, from pixels to masks. Sizes, texts and tokens all come from the golden case."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +7,7 @@ import pytest
 import torch
 from sam2.modeling.sam.mask_decoder import MaskDecoder
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from ans.model import prompts
 from ans.model.config import ModelConfig
@@ -18,7 +16,7 @@ from ans.model.preprocess import normalise, sam_image, tile_grid, tiles
 from ans.model.segmenter import Conversations, Features, Segmenter
 from ans.model.tokens import load_tokenizer
 from ans.model.visual_prompt import region_cells
-from tests.golden_case import FOLDER, GoldenCase, same_masks
+from tests.golden_case import FOLDER, GoldenCase, hf_pixels, outputs, same_masks
 
 CASES = GoldenCase().cases
 SEGMENTED = GoldenCase().segmented
@@ -211,17 +209,6 @@ def test_masks(golden: GoldenCase, golden_model: Segmenter, case: str) -> None:
     close(out.low_res[None], golden[f"{case}/train_path_low_res_masks"], LOGIT)
 
 
-def hf_pixels(pixels: Tensor) -> Tensor:
-    """SAM2 pixels as the official inference makes them: mean and standard deviation rounded to bf16 (`hf_pre`)."""
-    from ans.model.preprocess import MEAN, STD
-
-    def rounded(values: tuple[float, ...]) -> Tensor:
-        return torch.tensor(values).bfloat16().float().view(3, 1, 1)
-
-    raw = pixels * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
-    return (raw - rounded(MEAN)) / rounded(STD)
-
-
 @pytest.mark.parametrize("key", GENERATED)
 def test_generation(golden: GoldenCase, golden_model: Segmenter, key: str) -> None:
     entry = golden.meta["generation"][key]
@@ -279,17 +266,6 @@ def greedy(model: Segmenter, found: Features, cells: Tensor, prompt: list[int], 
 def said(logits: list[Tensor]) -> list[int]:
     """The tokens of a greedy answer, from what the language model's head gave step by step."""
     return [int(step.reshape(-1, step.shape[-1])[-1].argmax()) for step in logits]
-
-
-@contextmanager
-def outputs(module: nn.Module) -> Iterator[list[Tensor]]:
-    """What a part of the model gives meanwhile, call by call."""
-    found: list[Tensor] = []
-    handle = module.register_forward_hook(lambda module, args, out: found.append(out))
-    try:
-        yield found
-    finally:
-        handle.remove()
 
 
 def test_public_calls_agree_with_the_parts(golden: GoldenCase, golden_model: Segmenter) -> None:

@@ -1,4 +1,5 @@
-"""Sa2VA (arXiv 2501.04001) on InternVL2.5 with Qwen2: Sa2VA-1B and -4B, in the official layout of their folders.
+"""Sa2VA (arXiv 2501.04001) on InternVL2.5 or InternVL3 with Qwen2.5, in the official layout of their folders: Sa2VA-1B and -4B,
+-InternVL3-2B, -8B and -14B.
 
 An image is cut into up to twelve square tiles, with the whole image as the last one. The modules are transformers' own but for pixel
 shuffle and projector.
@@ -96,7 +97,7 @@ KEYS = KeyTable(
 @dataclass(frozen=True)
 class Family(family.Family):
     system = "Sa2VA"
-    title = "InternVL2.5"
+    title = "InternVL"
     decoder = "sam2"
     tables = (f"{_EMBEDDING}weight", f"{_OUTPUT}weight")
     lora_targets = LLAMA_LAYERS

@@ -1,54 +1,32 @@
 """Sa2VA on InternVL3: the same modules as on InternVL2.5. Numbers by the official code, from pixels to masks."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import load_file, save_file
 
 from ans.model import prompts
 from ans.model.config import ModelConfig
 from ans.model.segmenter import Conversations, Segmenter
-from tests.golden_case import same_masks
+from tests.golden_case import GoldenSet, same_masks
 
-FOLDER = Path(__file__).parents[1] / "golden" / "sa2va_internvl3"
-META = json.loads((FOLDER / "meta.json").read_text(encoding="utf-8"))
-GOLDEN = load_file(FOLDER / "goldens.safetensors")
+GOLDEN = GoldenSet("sa2va_internvl3")
+META = GOLDEN.meta
 CASES = sorted(META["cases"])
 
 
 def close(ours: torch.Tensor, name: str, tolerance: float) -> None:
-    golden = GOLDEN[name].float()
+    golden = GOLDEN[name]
     assert ours.shape == golden.shape
     torch.testing.assert_close(ours.float(), golden, rtol=0, atol=tolerance)
 
 
-def write_model(folder: Path, **language: object) -> Path:
-    """A model folder as the official export leaves it. `language`: what `llm_config` has besides."""
-    folder.mkdir(parents=True)
-    values = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
-    values["llm_config"] |= language
-    (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
-    (folder / "tokenizer.json").write_bytes((FOLDER / "tokenizer.json").read_bytes())
-    tokens = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"} | tokens), encoding="utf-8"
-    )
-    state = {name: tensor.float() for name, tensor in load_file(FOLDER / "hf_state.safetensors").items()}
-    save_file(state, folder / "model.safetensors")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
-    return Segmenter.from_pretrained(write_model(tmp_path_factory.mktemp("internvl3") / "model"))
+    return Segmenter.from_pretrained(GOLDEN.write_model(tmp_path_factory.mktemp("internvl3") / "model"))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_from_pixels_to_masks(model: Segmenter, case: str) -> None:
-    entry, image = META["cases"][case], Image.open(FOLDER / f"{case}.png").convert("RGB")
+    entry, image = META["cases"][case], GOLDEN.image(case)
     found = model.encode_images([image])
     pixels = model.config.family.pixels(image)
     assert len(pixels.values) == pixels.grid.tiles == entry["n_tiles"]
@@ -84,10 +62,10 @@ def test_from_pixels_to_masks(model: Segmenter, case: str) -> None:
     assert answer.answer == entry["prediction"].strip()
 
 
-def test_dynamic_scaling_is_accepted_and_others_are_refused(tmp_path: Path) -> None:
+def test_dynamic_scaling_is_accepted_and_others_are_refused() -> None:
     """Dynamic scaling acts beyond 32,768 positions alone; the golden numbers were made with it. What would change results within
     that length is refused by name instead of being left out."""
-    config = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
+    config = GOLDEN.config
     assert config["llm_config"]["rope_scaling"]["type"] == "dynamic"
     for change, path in (
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "llm_config.rope_scaling: 'linear'"),
