@@ -7,19 +7,25 @@ shuffle and projector.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import InternVLVisionConfig, InternVLVisionModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    InternVLVisionConfig,
+    InternVLVisionModel,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from ans.model import family, preprocess
 from ans.model.family import LLAMA_LAYERS, Grid, Pixels, Visual, by_image
 from ans.model.keys import Fusion, KeyTable, Renaming
 from ans.model.prompts import TEMPLATES, Template
 
-_LANGUAGE = "Qwen2ForCausalLM"
 _EMBEDDING, _OUTPUT = "language_model.model.embed_tokens.", "language_model.lm_head."
 
 _OWN_NAMES = ("model", "transformers", "transformers_file")
@@ -110,8 +116,14 @@ class Family(family.Family):
     }
     keys = KEYS
 
+    architecture: ClassVar[str] = "Qwen2ForCausalLM"
+    """The language model, by its class in the official files."""
+
+    written: ClassVar[str] = "qwen_chat"
+    """InternVL's own conversation format with this language model, under the official Sa2VA name."""
+
     vision: InternVLVisionConfig
-    language: Qwen2Config
+    language: Any  # as `read_language` gives it
     image_size: int
     patch_size: int
     downsample_ratio: float
@@ -122,7 +134,7 @@ class Family(family.Family):
 
     @classmethod
     def owns(cls, values: Mapping[str, Any]) -> bool:
-        return values.get("model_type") == "sa2va_chat" and _has_qwen2(values)
+        return values.get("model_type") == "sa2va_chat" and cls._has_language(values)
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Self:
@@ -139,12 +151,7 @@ class Family(family.Family):
                 use_qk_norm=vision["qk_normalization"],
                 **_SDPA,
             ),
-            language=Qwen2Config(
-                **{key: language[key] for key in _SAME_IN_LANGUAGE},
-                rope_parameters={"rope_type": "default", "rope_theta": language["rope_theta"]},
-                tie_word_embeddings=language.get("tie_word_embeddings", False),
-                **_SDPA,
-            ),
+            language=cls.read_language(language),
             image_size=values["force_image_size"] or vision["image_size"],
             patch_size=vision["patch_size"],
             downsample_ratio=values["downsample_ratio"],
@@ -153,6 +160,11 @@ class Family(family.Family):
             use_thumbnail=values["use_thumbnail"],
             template=TEMPLATES[values["template"]],
         )
+
+    @classmethod
+    def read_language(cls, values: Mapping[str, Any]) -> PretrainedConfig:
+        """The language model of `llm_config`."""
+        return Qwen2Config(**language_settings(values))
 
     @property
     def side(self) -> int:
@@ -172,11 +184,16 @@ class Family(family.Family):
         return min(self.min_tiles, most), most
 
     def build(self) -> "InternVL":
-        return InternVL(self)
+        return InternVL(self, Qwen2ForCausalLM(self.language))
 
     @classmethod
     def made_of(cls, values: Mapping[str, Any]) -> bool:
-        return values.get("model_type") == "internvl_chat" and _has_qwen2(values)
+        return values.get("model_type") == "internvl_chat" and cls._has_language(values)
+
+    @classmethod
+    def _has_language(cls, values: Mapping[str, Any]) -> bool:
+        default = Family.architecture  # what a file that names none has
+        return "llm_config" in values and (values["llm_config"].get("architectures") or [default])[0] == cls.architecture
 
     @classmethod
     def assembled(cls, values: Mapping[str, Any], tokens: int | None = None) -> dict[str, Any]:
@@ -187,7 +204,7 @@ class Family(family.Family):
             **values,
             "model_type": "sa2va_chat",
             "architectures": ["Sa2VAChatModel"],
-            "template": "qwen_chat",  # InternVL2.5's own conversation format with a Qwen2.5, under the official Sa2VA name
+            "template": cls.written,
             "tie_word_embeddings": False,
             "llm_config": language,
         }
@@ -231,18 +248,24 @@ _SDPA: dict[str, Any] = {"attn_implementation": "sdpa"}
 """What every configuration of transformers takes, and none declares."""
 
 
-def _has_qwen2(values: Mapping[str, Any]) -> bool:
-    return "llm_config" in values and (values["llm_config"].get("architectures") or [_LANGUAGE])[0] == _LANGUAGE
+def language_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the configurations of Llama and of Qwen2 both have, from `llm_config`."""
+    return {
+        **{key: values[key] for key in _SAME_IN_LANGUAGE},
+        "rope_parameters": {"rope_type": "default", "rope_theta": values["rope_theta"]},
+        "tie_word_embeddings": values.get("tie_word_embeddings", False),
+        **_SDPA,
+    }
 
 
 class InternVL(family.Vlm):
-    """A vision transformer, pixel shuffle, a two-layer projector and Qwen2."""
+    """A vision transformer, pixel shuffle, a two-layer projector and a language model."""
 
-    def __init__(self, config: Family) -> None:
+    def __init__(self, config: Family, language: PreTrainedModel) -> None:
         super().__init__()
         self.factor = int(1 / config.downsample_ratio)
         self.vision_model = InternVLVisionModel(config.vision)
-        self.language_model = Qwen2ForCausalLM(config.language)
+        self.language_model = language
         shuffled, width = config.vision.hidden_size * self.factor**2, config.language.hidden_size
         self.mlp1 = nn.Sequential(nn.LayerNorm(shuffled), nn.Linear(shuffled, width), nn.GELU(), nn.Linear(width, width))
 
