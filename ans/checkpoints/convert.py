@@ -232,15 +232,15 @@ def _read(entry: Entry) -> Tensor:
     return torch.frombuffer(entry.read(), dtype=DTYPES[entry.dtype]).reshape(entry.shape).float()
 
 
-def _write_configs(folder: Path, model: ModelConfig, code: str) -> None:
+def _write_configs(folder: Path, model: ModelConfig, code: str | None) -> None:
     """What the official remote code, if there is some, and `ans` both need to load the folder.
 
-    `auto_map` names the classes in the repository `code`, since the folder brings no code of its own.
+    `auto_map` names the classes in the repository `code` (None: the family's), since the folder brings no code of its own.
     """
     values = dict(model.values)
     if remote := model.family.remote:
         values["architectures"] = [remote["AutoModel"].rpartition(".")[2]]
-        values["auto_map"] = {name: f"{code}--{place}" for name, place in remote.items()}
+        values["auto_map"] = {name: f"{code or model.family.code}--{place}" for name, place in remote.items()}
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     if not (folder / "generation_config.json").exists():
         (folder / "generation_config.json").write_text('{\n  "_from_model_config": true\n}\n', encoding="utf-8")
@@ -256,7 +256,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int)
     parser.add_argument("--alpha", type=float)
     parser.add_argument("--precision", choices=sorted(_PRECISIONS), default="float32")
-    parser.add_argument("--code", default="ByteDance/Sa2VA-4B", help="hub repository whose code reads the folder")
+    parser.add_argument("--code", help="hub repository whose code reads the folder; by default a release of the model's family")
     args = parser.parse_args()
     if (args.rank is None) != (args.alpha is None):
         parser.error("--rank and --alpha come together")

@@ -40,13 +40,10 @@ PAUSE = 1.0
 _CHUNK = 1 << 20
 
 UNSUPPORTED = {
-    "Sa2VA-8B": "its language model is InternLM2.5",
-    "Sa2VA-26B": "its language model is InternLM2.5 and its vision transformer InternViT-6B",
-    "Sa2VA-Qwen2_5-VL-3B": "it is built on Qwen2.5-VL",
-    "Sa2VA-Qwen2_5-VL-7B": "it is built on Qwen2.5-VL",
-    "Sa2VA-Qwen3-VL-4B": "it is built on Qwen3-VL",
+    "Sa2VA-Qwen3-VL-4B-SAM3": "its masks are those of SAM 3",
+    "Sa2VA-LLaVA-1.5-7B": "it is built on LLaVA-1.5",
 }
-"""Official releases that cannot be loaded yet, and why. Those on InternVL2.5 or InternVL3 with Qwen2.5 can."""
+"""Official releases that cannot be loaded, and why. All others on InternVL and Qwen-VL can."""
 
 
 class FetchError(RuntimeError):
@@ -138,8 +135,8 @@ def _checksums(weights: Weights) -> dict[str, str]:
         name = location.rpartition("/")[2]
         if name in UNSUPPORTED:
             raise ConfigError(
-                f"weights.location: {location} is not supported yet: {UNSUPPORTED[name]}; Sa2VA-1B, -4B and "
-                "-InternVL3-2B, -8B, -14B are"
+                f"weights.location: {location} is not supported: {UNSUPPORTED[name]}; the other releases on InternVL, "
+                "Qwen2.5-VL and Qwen3-VL are"
             )
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", location):
             raise ConfigError(f"weights.location: expected owner/name, found {location!r}")

@@ -24,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rank", type=int, help="rank of SOURCE's LoRA, where it does not say so itself")
     parser.add_argument("--alpha", type=float, help="its alpha")
     parser.add_argument("--precision", choices=get_args(Precision), default="float32", help="type of the trained tensors on disk")
-    parser.add_argument("--code", default="ByteDance/Sa2VA-4B", help="hub repository with the code that loads OUT")
+    parser.add_argument("--code", help="hub repository with the code that loads OUT; by default a release of the model's family")
 
 
 def run(chosen: argparse.Namespace) -> None:

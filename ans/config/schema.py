@@ -324,8 +324,8 @@ class Convert(Section):
     precision: Precision = Field(
         description="type of the trained tensors on disk; bf16 takes half the space and rounds small changes away"
     )
-    code: Annotated[str, Field(pattern=r"^[^/\s]+/[^/\s]+$")] = Field(
-        description="hub repository with the code that loads the export (auto_map)"
+    code: Annotated[str, Field(pattern=r"^[^/\s]+/[^/\s]+$")] | None = Field(
+        None, description="hub repository with the code that loads the export (auto_map); none: a release of the model's family"
     )
 
 

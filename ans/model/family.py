@@ -174,6 +174,9 @@ class Family(Plug):
     remote: ClassVar[Mapping[str, str]]
     """What reads the folder in transformers itself: its class -> module and class in the official repository; may be empty."""
 
+    code: ClassVar[str] = ""
+    """The official repository that `remote` is in."""
+
     keys: ClassVar[KeyTable]
     """Its tensors' names, with the spaces `model` and `pth` at least."""
 

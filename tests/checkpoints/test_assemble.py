@@ -143,9 +143,9 @@ def test_what_cannot_be_put_together_is_named(released: tuple[Path, Path], tmp_p
         assemble(internvl, tmp_path / "part.pt", tmp_path / "base")
     other = tmp_path / "internvl"
     other.mkdir()
-    config = {"model_type": "internvl_chat", "llm_config": {"architectures": ["InternLM2ForCausalLM"]}}
+    config = {"model_type": "internvl_chat", "llm_config": {"architectures": ["InternLM3ForCausalLM"]}}
     (other / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"config\.json: model_type: no family makes a base of it: 'internvl_chat' .*InternLM2"):
+    with pytest.raises(ValueError, match=r"config\.json: model_type: no family makes a base of it: 'internvl_chat' .*InternLM3"):
         assemble(other, sam2, tmp_path / "base")
     assert not (tmp_path / "base").exists()
 

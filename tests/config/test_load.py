@@ -15,7 +15,9 @@ from ans.config.sections import SECTIONS, all_fields, task_names
 from ans.groups import TRAINABLE
 
 INTERNVL3 = tuple(f"sa2va-internvl3-{size}" for size in ("2b", "8b", "14b"))
-PRESETS = ("tiny", "sa2va-1b", "sa2va-4b", *INTERNVL3, "lisa-tiny", "lisa-7b")
+QWEN_VL = ("sa2va-qwen2_5-vl-3b", "sa2va-qwen2_5-vl-7b", "sa2va-qwen3-vl-2b", "sa2va-qwen3-vl-4b", "sa2va-qwen3-vl-8b")
+PRESETS = ("tiny", *(f"sa2va-{size}" for size in ("1b", "4b", "8b", "26b")), *INTERNVL3, *QWEN_VL, "lisa-tiny", "lisa-7b")
+NO_REGIONS = (*QWEN_VL, "lisa-tiny", "lisa-7b")
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -24,7 +26,8 @@ def test_the_committed_presets_are_valid(config: Config, preset: str) -> None:
     assert chosen.tasks and chosen.training_indexes() and chosen.variants["base"] == ()
     if preset.startswith("sa2va"):
         assert chosen.train.effective_batch(processes=8) == 64 and chosen.train.lora.scale() == 2.0
-    assert set(chosen.tasks) == ({"referring"} if preset.startswith("lisa") else {"referring", "loop1", "loop2"})
+    assert set(chosen.tasks) == ({"referring"} if preset in NO_REGIONS else {"referring", "loop1", "loop2"})
+    assert bool(chosen.evaluate.captions) == (preset not in NO_REGIONS)
 
 
 def test_there_are_no_other_presets(values: dict[str, Any]) -> None:
@@ -66,7 +69,7 @@ def test_there_are_no_other_presets(values: dict[str, Any]) -> None:
         (
             "preset",
             "huge",
-            "preset: no preset named 'huge'; there are lisa-7b, lisa-tiny, sa2va-1b, sa2va-4b, sa2va-internvl3-14b",
+            "preset: no preset named 'huge'; there are lisa-7b, lisa-tiny, sa2va-1b, sa2va-26b, sa2va-4b",
         ),
         ("preset", ["tiny"], "preset: no preset named ['tiny']"),
         ("variants.full", ["lora", "nothing"], "variants.full.1: expected"),

@@ -29,6 +29,7 @@ class Family(sa2va_internvl.Family):
     title = "InternVL with InternLM2"
     tables = (f"{_EMBEDDING}weight", f"{_OUTPUT}weight")
     lora_targets = internlm2.LAYERS
+    code = "ByteDance/Sa2VA-8B"
     keys = KEYS
     architecture = "InternLM2ForCausalLM"
     written = "internlm2_chat"

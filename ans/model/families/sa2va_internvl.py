@@ -114,6 +114,7 @@ class Family(family.Family):
         "AutoModel": "modeling_sa2va_chat.Sa2VAChatModel",
         "AutoModelForCausalLM": "modeling_sa2va_chat.Sa2VAChatModel",
     }
+    code = "ByteDance/Sa2VA-4B"
     keys = KEYS
 
     architecture: ClassVar[str] = "Qwen2ForCausalLM"

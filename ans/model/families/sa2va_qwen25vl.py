@@ -20,6 +20,7 @@ _SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 @dataclass(frozen=True)
 class Family(qwen_vl.QwenVL):
     title = "Qwen2.5-VL"
+    code = "ByteDance/Sa2VA-Qwen2_5-VL-7B"
     released = "qwen2_5_vl"
     configs = (Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig)
     written = replace(qwen_vl.TEMPLATE, system=_SYSTEM)

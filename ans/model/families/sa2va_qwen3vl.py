@@ -16,6 +16,7 @@ from ans.model.family import Inputs, States
 @dataclass(frozen=True)
 class Family(qwen_vl.QwenVL):
     title = "Qwen3-VL"
+    code = "ByteDance/Sa2VA-Qwen3-VL-4B"
     released = "qwen3_vl"
     configs = (Qwen3VLTextConfig, Qwen3VLVisionConfig)
     written = qwen_vl.TEMPLATE
