@@ -40,10 +40,11 @@ class Family(qwen_vl.QwenVL):
 
     @classmethod
     def released_name(cls, name: str) -> str:
-        for released, ours in (("visual.", qwen_vl.VISION), ("model.", qwen_vl.LANGUAGE), ("lm_head.", qwen_vl.OUTPUT)):
-            if name.startswith(released):
-                return ours + name.removeprefix(released)
-        return name
+        if name.startswith(("model.visual.", "model.language_model.", "lm_head.")):  # as transformers saves it today
+            return f"model.{name}"
+        if name.startswith("visual."):
+            return f"model.model.{name}"
+        return qwen_vl.LANGUAGE + name.removeprefix("model.")
 
 
 class Vlm(qwen_vl.Vlm):
