@@ -67,7 +67,8 @@ class Seen:
 
     def masks(self, pixels: str) -> list[int]:
         """The numbers of the `[SEG]`s whose masks the folder has, of `pixels` hf_pre or train_pre."""
-        found = [number for number in range(self.entry["n_masks"]) if f"{pixels}/seg{number}" in self.entry]
+        prefix = f"{pixels}/seg"
+        found = [int(key.removeprefix(prefix)) for key in self.entry if key.startswith(prefix)]
         assert found or not self.entry["n_masks"]
         return found
 
@@ -192,7 +193,9 @@ def test_images_of_several_shapes_are_encoded_together(models: dict[str, Segment
     for name, golden in SETS.items():
         images = [golden.image(case) for case in sorted(golden.meta["cases"])]
         together = models[name].encode_images(images).visual
-        assert len({one.grid for one in together}) == len(images)
+        assert [one.grid for one in together] == [
+            grid_of(models[name], golden[f"{case}/train_grid_thw"][0]) for case in sorted(golden.meta["cases"])
+        ]
         for image, one in zip(images, together, strict=True):
             (alone,) = models[name].encode_images([image]).visual
             for ours, its in zip(one.levels, alone.levels, strict=True):
@@ -247,8 +250,10 @@ def test_language_forward(seen: Seen) -> None:
         # a [SEG] that is the last token was never an input
         place = (ids[0, :-1] == seen.model.seg_token).nonzero()[:, 0]
         place = place[place >= seen.entry["n_prompt"]]
-        close(states.seg[0, place], seen["seg_hidden"])
-        close(seen.model.seg_embed(states.seg[0, place]), seen["seg_embeds"])
+        assert len(place) == seen.entry["n_masks"]
+        if len(place):
+            close(states.seg[0, place], seen["seg_hidden"])
+            close(seen.model.seg_embed(states.seg[0, place]), seen["seg_embeds"])
 
 
 @each_set
@@ -279,10 +284,12 @@ def test_generation(seen: Seen) -> None:
     assert steps.argmax(-1).tolist() == entry["generated_ids"]
     close(steps, seen["step_logits"], LOGIT)
     assert answer.answer == entry["prediction"].strip() and len(answer.masks) == entry["n_masks"]
-    close(torch.cat(states), seen["seg_hidden"])
+    if entry["n_masks"]:
+        close(torch.cat(states), seen["seg_hidden"])
     size = seen.image.height, seen.image.width
-    for number in seen.masks("hf_pre"):
-        mask = answer.masks[number]
+    for number, mask in enumerate(answer.masks):
+        if number not in seen.masks("hf_pre"):
+            continue
         low_res = seen[f"hf_pre/seg{number}/low_res_masks"]
         logits_there = model.upscale(low_res[0], size)[0].numpy()
         for golden in (f"predict_mask{number}", f"hf_pre/seg{number}/mask_bool"):
@@ -292,7 +299,6 @@ def test_generation(seen: Seen) -> None:
 @pytest.mark.parametrize("pixels", ["hf_pre", "train_pre"])
 def test_masks(seen: Seen, pixels: str) -> None:
     embeds = seen["seg_embeds"]
-    assert len(embeds) == seen.entry["n_masks"]
     with torch.no_grad():
         masks = seen.model.masks(seen.features(official=pixels == "hf_pre"), torch.zeros(len(embeds), dtype=torch.long), embeds)
         upscaled = seen.model.upscale(masks.low_res, (seen.image.height, seen.image.width))
@@ -309,7 +315,7 @@ def test_public_calls_agree_with_the_parts(models: dict[str, Segmenter], name: s
     """Several images of several shapes, several questions each, with shared beginnings, against one by one."""
     golden, model = SETS[name], models[name]
     images = [golden.image(case) for case in golden.meta["cases"]]
-    texts = [["the small red circle", "cup"], ["the left black dog"]]
+    texts = [["the small red circle", "cup"], *[["the left black dog"]] * (len(images) - 1)]
     with given_to(model.text_hidden_fcs) as batched:
         together = model.segment(images, texts, 14)
     alone = [[model.segment([image], [[text]], 14)[0][0] for text in row] for image, row in zip(images, texts, strict=True)]
@@ -402,7 +408,7 @@ def test_a_training_step(folders: dict[str, Path], name: str) -> None:
     language = out.language_loss / len(out.labels)
     close(language[None], golden["train/llm_loss"])
     loss = language + out.seg_embeds.square().mean()
-    assert loss.item() == pytest.approx(facts["total"], abs=VALUE)
+    assert loss.item() == pytest.approx(facts["total"], rel=1e-5, abs=VALUE)
     loss.backward()
     for key, norm in facts["grad_norms"].items():
         gradient = trained[f"mllm.model.{key}"].grad
@@ -412,7 +418,7 @@ def test_a_training_step(folders: dict[str, Path], name: str) -> None:
     for key in stored:
         gradient = trained[key.removeprefix("train/grad/")].grad
         assert gradient is not None
-        close(gradient, golden[key])
+        torch.testing.assert_close(gradient, golden[key], rtol=1e-4, atol=VALUE)  # as large as the tuned rows are
 
 
 @each_set
@@ -440,7 +446,7 @@ def test_merging(folders: dict[str, Path], models: dict[str, Segmenter], tmp_pat
         ours, theirs = (model.eval()(model.encode_images(images), batch) for model in (merged, unmerged))
     close(ours.hidden[mask.bool()], theirs.hidden[mask.bool()])
     loss = (ours.language_loss / len(ours.labels)).item()
-    assert loss == pytest.approx(golden.meta["train"]["merged_loss"], abs=VALUE)
+    assert loss == pytest.approx(golden.meta["train"]["merged_loss"], rel=1e-5, abs=VALUE)
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     assert config["architectures"] == ["Sa2VAChatModelQwen"]
     kind = {"sa2va_qwen3vl": "Qwen3-VL", "sa2va_qwen25vl": "Qwen2_5-VL"}[name]
