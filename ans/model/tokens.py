@@ -1,11 +1,14 @@
 """What a model asks of its tokenizer beyond encoding and decoding."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from ans.model.sentencepiece import internlm2_tokenizer
 
 
 def load_tokenizer(folder: Path, language: PretrainedConfig) -> PreTrainedTokenizerBase:
@@ -15,9 +18,17 @@ def load_tokenizer(folder: Path, language: PretrainedConfig) -> PreTrainedTokeni
     """
     if (folder / "tokenizer.json").is_file():
         return PreTrainedTokenizerFast.from_pretrained(folder)
+    if _class_named(folder).startswith("InternLM2"):
+        return internlm2_tokenizer(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, config=language)
     assert tokenizer is not None
     return tokenizer
+
+
+def _class_named(folder: Path) -> str:
+    """The class that a folder says its tokenizer has."""
+    path = folder / "tokenizer_config.json"
+    return json.loads(path.read_text(encoding="utf-8")).get("tokenizer_class") or "" if path.is_file() else ""
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
