@@ -21,7 +21,7 @@ from ans.model.config import ModelConfig, decoder_of, decoders, family_made_of, 
 from ans.model.decoder import MaskDecoder
 from ans.model.family import Family
 from ans.model.keys import Keys
-from ans.model.tokens import load_tokenizer
+from ans.model.tokens import load_tokenizer, save_tokenizer
 
 
 def assemble(language: Path, masks: Path, out: Path, seed: int = 0) -> None:
@@ -49,7 +49,7 @@ def assemble(language: Path, masks: Path, out: Path, seed: int = 0) -> None:
 
     with shards.folder_at_once(out) as folder:
         shards.copy_side_files(language, folder)
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
         for path in shards.files(language):
             names = {name: family.released_name(name) for name in shards.header(path)}
             kept = {name: hf for name, hf in names.items() if hf not in new}

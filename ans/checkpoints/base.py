@@ -30,6 +30,7 @@ def shard(source: Path, out: Path) -> None:
     Raises `ValueError` naming a file that is damaged or not to be trusted, or a tensor that belongs to no part of the model.
     """
     from ans.model.config import ModelConfig  # what fetches and checks files does not wait for torch
+    from ans.model.tokens import for_older_versions
 
     where, keys = shards.entries(source), ModelConfig.from_folder(source).keys
     try:
@@ -42,4 +43,5 @@ def shard(source: Path, out: Path) -> None:
             tensors = {name: (entry.dtype, entry.shape) for name, entry in where.items() if groups[name] == group}
             sums |= shards.write_group(folder, group, tensors, lambda name: where[name].read())
         shards.copy_side_files(source, folder)
+        for_older_versions(folder)
         shards.write_index(folder, sums)

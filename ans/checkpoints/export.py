@@ -123,7 +123,8 @@ Free generation, in percent.
 | --- | --- | --- | --- | --- |
 """
 REMOTE = """
-`config.json` names the official remote code (`auto_map`) for transformers with `trust_remote_code=True`.
+`config.json` names the official remote code (`auto_map`) for transformers with `trust_remote_code=True`. That code was written for
+transformers 4.57.0 and does not run with every later version; the tokenizer is read by 4.57.0 and by later ones.
 That code knows only the released size of {decoder}.
 """
 

@@ -15,7 +15,7 @@ from ans.groups import SHARDS, Part
 from ans.model.config import ModelConfig
 from ans.model.four_bit import hold_in_four_bits
 from ans.model.modules import SegmenterModules
-from ans.model.tokens import load_tokenizer
+from ans.model.tokens import load_tokenizer, save_tokenizer
 
 M = TypeVar("M", bound=SegmenterModules)
 
@@ -69,7 +69,7 @@ def save(model: SegmenterModules, folder: Path) -> None:
             sums |= shards.write_group(out, shard, own, lambda name: tensor_bytes(tensors[name]))
         shards.write_index(out, sums)
         (out / "config.json").write_text(json.dumps(dict(model.config.values), indent=2) + "\n", encoding="utf-8")
-        model.tokenizer.save_pretrained(out)
+        save_tokenizer(model.tokenizer, out)
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:

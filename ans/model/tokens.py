@@ -25,6 +25,28 @@ def load_tokenizer(folder: Path, language: PretrainedConfig) -> PreTrainedTokeni
     return tokenizer
 
 
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save it in a form that transformers reads from 4.57.0 on. What lay there of a tokenizer that it was made of goes."""
+    for name in ("added_tokens.json", "special_tokens_map.json", "vocab.json", "merges.txt", "tokenizer.model"):
+        (folder / name).unlink(missing_ok=True)
+    tokenizer.save_pretrained(folder)
+    for_older_versions(folder)
+
+
+def for_older_versions(folder: Path) -> None:
+    """Write `tokenizer_config.json` without what transformers reads from 5 on alone: the class that every `tokenizer.json` has there,
+    and the list of special tokens that have no name, which had another key."""
+    path = folder / "tokenizer_config.json"
+    if _class_named(folder) != "TokenizersBackend":
+        return
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values = {key: value for key, value in values.items() if key not in ("backend", "is_local", "local_files_only")}
+    if isinstance(values.get("extra_special_tokens"), list):
+        values["additional_special_tokens"] = values.pop("extra_special_tokens")
+    values["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def _class_named(folder: Path) -> str:
     """The class that a folder says its tokenizer has."""
     path = folder / "tokenizer_config.json"

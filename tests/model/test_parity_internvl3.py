@@ -1,5 +1,7 @@
 """Sa2VA on InternVL3: the same modules as on InternVL2.5. Numbers by the official code, from pixels to masks."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -60,6 +62,27 @@ def test_from_pixels_to_masks(model: Segmenter, case: str) -> None:
     (answer,) = model.segment([image], [[expression]], max_new_tokens=len(entry["generated_ids"]))[0]
     assert len(answer.masks) == entry["n_masks"]
     assert answer.answer == entry["prediction"].strip()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vlm.vision_model.encoder.layer.0.attention.q_proj.weight",
+        "vlm.mlp1.1.weight",
+        "vlm.language_model.model.layers.0.mlp.up_proj.weight",
+        "vlm.language_model.lm_head.weight",
+        "text_hidden_fcs.0.weight",
+        "sam.model.image_encoder.trunk.blocks.0.attn.qkv.weight",
+        "sam.model.sam_mask_decoder.transformer.layers.0.self_attn.v_proj.weight",
+    ],
+)
+def test_a_perturbed_weight_is_seen(tmp_path: Path, name: str) -> None:
+    model = Segmenter.from_pretrained(GOLDEN.write_model(tmp_path / "model"))
+    weight = model.get_parameter(name)
+    weight.data += 0.05 * weight.abs().mean() * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    with pytest.raises(AssertionError):
+        for case in CASES:
+            test_from_pixels_to_masks(model, case)
 
 
 def test_dynamic_scaling_is_accepted_and_others_are_refused() -> None:
