@@ -129,7 +129,7 @@ def wait_for_state(folder: Path, process: subprocess.Popen) -> None:
 
 def test_a_real_kill_and_a_real_sigterm(work: Path, tmp_path: Path) -> None:
     """By the user's own command: killed (all processes of the run), stopped by SIGTERM, and continued to the same bits."""
-    changes = {"train__steps": 80, "launch__save_state_seconds": 0.0, "launch__workers": 1}
+    changes = {"train__steps": 30, "launch__save_state_seconds": 0.0, "launch__workers": 1}
     values = pipeline.small_values(work.parent / "world", **changes)
     at = Workspace(work)
     runs = tmp_path / "runs"
@@ -150,7 +150,7 @@ def test_a_real_kill_and_a_real_sigterm(work: Path, tmp_path: Path) -> None:
     stopped.send_signal(signal.SIGTERM)
     assert stopped.wait() == 128 + signal.SIGTERM
     states = list(runs.glob("train-*/state.pt"))
-    assert len(states) == 1 and torch.load(states[0], weights_only=True)["step"] < 80
+    assert len(states) == 1 and torch.load(states[0], weights_only=True)["step"] < 30
     last = start(work, runs, values)
     assert last.wait() == 0, last.stdout.read()
     assert outcome(at) == expected
@@ -169,12 +169,10 @@ stages:
 @pytest.mark.parametrize(
     ("number", "to", "command"),
     [
-        (signal.SIGTERM, "process", ()),
         (signal.SIGINT, "process", ()),
         (signal.SIGTERM, "all", ()),
         (signal.SIGINT, "all", ()),
         (signal.SIGINT, "group", ("dvc", "repro")),
-        (signal.SIGTERM, "group", ("dvc", "repro")),
         (signal.SIGTERM, "process", ("dvc", "repro")),
     ],
     ids=str,
