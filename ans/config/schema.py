@@ -28,8 +28,10 @@ class Launch(Section):
 
     processes: Count = Field(description="processes per machine, one for each GPU")
     machines: Count = Field(description="machines that take part")
-    machine_rank: Number = Field(description="number of this machine, from 0")
-    main_address: str = Field(description="address of machine 0, as the other machines see it")
+    scheduler: Literal["none", "slurm"] = Field(
+        description="slurm: start the machines' processes by srun, within a job; none: start those of this machine"
+    )
+    main_address: str = Field(description="address of machine 0, as the other machines see it; with slurm it is found")
     main_port: Annotated[int, Field(ge=1, le=65535)] = Field(
         description="a free port of machine 0; only used with several machines"
     )
@@ -40,12 +42,6 @@ class Launch(Section):
     feature_cache_gb: Weight = Field(
         description="GB on disk for the frozen encoders' features, shared by epochs and variants; 0: no cache"
     )
-
-    @model_validator(mode="after")
-    def _rank(self) -> "Launch":
-        if self.machine_rank >= self.machines:
-            raise ValueError("machine_rank: must be below machines")
-        return self
 
 
 class Source(Section):

@@ -72,7 +72,7 @@ def test_there_are_no_other_presets(values: dict[str, Any]) -> None:
         ("variants.full", ["lora", "nothing"], "variants.full.1: expected"),
         ("variants.full", [], "variants.full: names no group"),
         ("variants.base", ["lora"], "variants.base: must be there and be []"),
-        ("launch.machine_rank", 3, "launch.machine_rank: must be below"),
+        ("launch.scheduler", "pbs", "launch.scheduler: "),
         ("subset_sa1b.min_area_share", 1.0, "subset_sa1b: "),
         ("evaluate.splits", "refcoco_val", "evaluate.splits: expected a list, found 'refcoco_val'"),
         ("evaluate.splits", ["refcoco_val", "refcoco_val"], "evaluate.splits: names a split twice"),
