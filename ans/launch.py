@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -73,7 +73,7 @@ def environments(settings: Launch, machine: int, main_address: str) -> list[dict
     return [common | {"RANK": str(rank), "LOCAL_RANK": str(local)} for rank, local in ranks]
 
 
-def together(commands: Sequence[tuple[list[str], Mapping[str, str]]]) -> None:
+def together(commands: Sequence[tuple[list[str], dict[str, str]]]) -> None:
     """Run commands, each with what its environment has besides, until all have ended, stopped or failed together."""
     processes: list[subprocess.Popen[bytes]] = []
     failed: list[tuple[int, int]] = []
