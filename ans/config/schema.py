@@ -38,7 +38,12 @@ class Launch(Section):
     workers: Number = Field(
         description="data-loading processes per training process; 0: the training process loads its data itself"
     )
-    save_state_seconds: Weight = Field(description="seconds between saved states; a killed training loses at most this much")
+    log_with: List[Literal["dvclive", "tensorboard", "trackio", "wandb"]] = Field(
+        (), description="where curves go besides reports/train, while the training runs; each is a package to install"
+    )
+    save_state_seconds: Weight = Field(
+        description="least seconds between saved states, more where saving would take over 2 % of the time; a killed training loses so much"
+    )
     feature_cache_gb: Weight = Field(
         description="GB on disk for the frozen encoders' features, shared by epochs and variants; 0: no cache"
     )
@@ -205,12 +210,13 @@ class Questions(Section):
 
 
 class Validation(Section):
-    """Evaluation of a split after every epoch; the best epoch is kept, and training stops where none better comes."""
+    """Evaluation of a split while training goes on; the best tensors are kept, and training stops where none better come."""
 
-    split: str = Field(description="split that is evaluated, <index>_<part>")
-    metric: Literal["ciou", "miou", "box_giou", "p50"] = Field("ciou", description="metric by which the best epoch is chosen")
-    patience: Count = Field(10, description="epochs without a better one after which training stops")
-    save_best_only: bool = Field(True, description="false: keep the last epoch's tensors too")
+    split: str = Field(description="split that is evaluated, <index>_<part>: one for tuning, since the best step is chosen by it")
+    every: Count | None = Field(None, description="steps between two evaluations; none: an epoch")
+    metric: Literal["ciou", "miou", "box_giou", "p50"] = Field("ciou", description="metric by which the best one is chosen")
+    patience: Count = Field(10, description="evaluations without a better one after which training stops")
+    save_best_only: bool = Field(True, description="false: keep the last step's tensors too")
     max_samples: Count | None = Field(None, description="images of the split; none: all")
     max_new_tokens: Count = Field(32, description="longest answer, in tokens")
     tokens_per_batch: Count = Field(8192, description="tokens of one batch: rows x (image + question + answer)")
@@ -266,7 +272,8 @@ class TrainSettings(Section):
     )
     ema: Ema = Field(Ema(), description="the teacher: an exponential moving average of the trained tensors")
     validation: Validation | None = Field(
-        None, description="evaluation of a split after each epoch, such as {split: reasonseg_val-all, patience: 10}; none: never"
+        None,
+        description="evaluation of a split as training goes, such as {split: refcoco_val, every: 100, max_samples: 200}; none: never",
     )
     min_seg_rate: Share = Field(
         description="the run stops when [SEG] has a probability of 0.1 or more in a smaller share of the answers (mean of 20 steps)"
@@ -283,8 +290,8 @@ class TrainSettings(Section):
             raise ValueError("groups: names seg_row and embed_head, which contains it; choose one")
         if not self.trained:
             raise ValueError("groups: names only lora, which lora.enabled turns off: nothing would be trained")
-        if self.validation is not None and self.epochs is None:
-            raise ValueError("validation: evaluates after epochs, so set train.epochs too")
+        if self.validation is not None and self.validation.every is None and self.epochs is None:
+            raise ValueError("validation: evaluates after epochs; set validation.every (steps), or train.epochs")
         return self
 
     @property

@@ -1,6 +1,7 @@
 """Fine-tuning. `train` reads as a page: set up, then step after step: batches, gradients, update, teacher, hooks, state."""
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,6 +23,7 @@ from ans.training.hooks.checkpoints import StepCheckpoints
 from ans.training.hooks.curves import Curves
 from ans.training.hooks.examples import Examples
 from ans.training.hooks.health import Health
+from ans.training.hooks.sinks import Sinks
 from ans.training.hooks.validation import Validation
 from ans.training.mixture import Mixture
 from ans.training.signals import StopSignal
@@ -62,13 +64,19 @@ def train(config: Config, workspace: Workspace = Workspace(), guard_params: bool
         run.teacher.update(step)
         for hook in run.hooks.values():
             hook.after(step + 1, values)
-        run.progress.update(loss=values["loss"])
+        run.progress.update(values=shown(values))
         if run.state.due():
             run.save(step + 1)
     run.progress.close()
     if guard_params:
         run.refuse_other_settings()
     run.finish()
+
+
+def shown(values: Mapping[str, float]) -> dict[str, float]:
+    """Of a step's values, those of a line of progress: losses, IoU, gradient norm, learning rate, and the GPU's memory in GiB."""
+    line = {name: value for name, value in values.items() if name in ("loss", "grad_norm", "lr") or name.endswith("_train_iou")}
+    return line | ({"memory": torch.cuda.max_memory_allocated() / 2**30} if torch.cuda.is_available() else {})
 
 
 class Run:
@@ -98,7 +106,8 @@ class Run:
         base = setup.base_checksum(workspace, self.accelerator)
         self.state = setup.resume_folder(config, workspace, base, self.accelerator)
         self.manifest = manifests.describe(config, self.model, self.trained, self.tasks, self.steps, base, processes)
-        self.progress = Progress(self.steps, "train", "step", quiet=not first)
+        batch = settings.effective_batch(processes)
+        self.progress = Progress(self.steps, "train", "step", quiet=not first, holds=(batch, "images"))
         self.curves = Curves(workspace.training if first else None)
         self.examples = Examples(settings.gallery, self.steps, first)
         self.hooks: dict[str, Hook] = {
@@ -107,9 +116,11 @@ class Run:
         self.validation: Validation | None = None
         if settings.validation is not None:
             self.hooks["validation"] = self.validation = Validation(
-                settings.validation, workspace.indexes, Path(config.paths.root), self.model, self.trained, epoch, self.curves,
-                self.progress, self.accelerator,
+                settings.validation, workspace.indexes, Path(config.paths.root), self.model, self.trained,
+                settings.validation.every or epoch, self.curves, self.progress, self.accelerator,
             )  # fmt: skip
+        sinks = config.launch.log_with if first else ()
+        self.hooks["sinks"] = self.sinks = Sinks(sinks, workspace.runs / "logs", self.state.folder.name, self.manifest["train"])
         if first:
             self.hooks["checkpoints"] = StepCheckpoints(
                 self.state.folder, settings.save_every, settings.keep, self.model.config.keys, self.trained, self.manifest
@@ -196,5 +207,6 @@ class Run:
         write_json(out / "manifest.json", self.manifest)
         write_json(out / "examples.json", self.examples.kept)
         self.curves.finish()
+        self.sinks.finish()
         write_json(self.workspace.training / "history.json", self.validation.history if self.validation is not None else [])
         self.state.remove()

@@ -54,7 +54,11 @@ def test_there_are_no_other_presets(values: dict[str, Any]) -> None:
         ),
         ("train.groups", ["lora", "lora"], "train.groups: names a group twice"),
         ("train.groups", ["seg_row", "embed_head"], "train.groups: names seg_row and embed_head"),
-        ("train.validation", {"split": "refcoco_val"}, "train.validation: evaluates after epochs, so set train.epochs too"),
+        (
+            "train.validation",
+            {"split": "refcoco_val"},
+            "train.validation: evaluates after epochs; set validation.every",
+        ),
         ("presets.tiny.train.groups", [], "presets.tiny.train.groups: must not be empty, found []"),
         ("presets.tiny.train.lora.rank", 1.5, "presets.tiny.train.lora.rank: expected an integer"),
         ("presets.tiny.train.lora", 8, "presets.tiny.train.lora: expected a section, found 8"),
