@@ -12,12 +12,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Raises `SystemExit` with status 1 where a line cannot be used."""
-    from ans.data.validate import validate
+    from ans.data.validate import advice, validate
 
     folder = chosen.folder.resolve()
     found = validate(folder)
     for problem in found.problems:
         print(f"{folder / problem.key}: {problem.reason}")
+    for note in found.notes:
+        print(f"note: {folder / note.key}: {note.reason}")
+    for split, counts in sorted(found.splits.items()):
+        print(f"{split}: {counts['images']} images, {counts['objects']} objects, {counts['expressions']} expressions")
+    for said in advice(found):
+        print(f"note: {said}")
     print(
         f"{found.images} images, {found.objects} objects, {found.expressions} expressions; "
         f"{len(found.problems)} lines cannot be used"

@@ -93,7 +93,13 @@ class World(Section):
 
 
 class Index(Section):
+    """Reading the data sets."""
+
     max_bad_fraction: Share = Field(description="largest share of records that may be unreadable; with more the stage stops")
+    decode: bool = Field(
+        False,
+        description="true: open every image, as training does, so that damaged ones are found here (takes as long as an epoch)",
+    )
 
 
 class SubsetSa1b(Section):

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from ans.model import prompts
+
 
 def load_tokenizer(folder: Path, language: PretrainedConfig) -> PreTrainedTokenizerBase:
     """The folder's tokenizer, exactly as `tokenizer.json` has it; a folder without one is read by the class that it names.
@@ -57,7 +59,7 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, stop_words: tuple[str, ...], id
     decoded = _text(tokenizer, kept).rstrip()
     for word in stop_words:
         if decoded.endswith(word):
-            return tokenizer.encode(decoded.removesuffix(word).rstrip(), add_special_tokens=False)
+            return prompts.encode(tokenizer, prompts.quoted(decoded.removesuffix(word).rstrip()), start=False)
     return kept
 
 

@@ -93,7 +93,7 @@ class Task(base.Task[Settings, Batch]):
             rng = self.rng(position)
             images.add(record)
             caption = region.expressions[rng.integers(len(region.expressions))].sent
-            ids = setting.tokenizer.encode(caption + setting.template.suffix, add_special_tokens=False)
+            ids = prompts.encode(setting.tokenizer, prompts.quoted(caption) + setting.template.suffix, start=False)
             learnt.append(ids[: setting.train.caption_len])
             texts.append(prompts.expression_text(caption))
             where.append((record.path, self.source.name))
@@ -109,7 +109,9 @@ class Task(base.Task[Settings, Batch]):
         grids = [one.grid for one in features.visual]
         images = [model.template.image_string(grid.tokens) for grid in grids]
         encoded = [
-            prompts.encode_conversation(model.tokenizer, model.template, [prompts.Turn(image + question.format(text), answer)])
+            prompts.encode_conversation(
+                model.tokenizer, model.template, [prompts.Turn(image + question.format(prompts.quoted(text)), answer)]
+            )
             for image, question, text, answer in zip(images, batch.questions, batch.texts, batch.answers, strict=True)
         ]
         ids, labels, attention = (x.to(model.device) for x in pad_right(encoded))

@@ -63,7 +63,7 @@ class Task(base.Task[Settings, Batch]):
     def __init__(self, settings: Settings, setting: Setting) -> None:
         super().__init__(settings, setting)
         self.indexes = [setting.open_index(name) for name in settings.sources]
-        rows, self.left_out = training_rows(self.indexes)
+        rows, self.left_out = training_rows(self.indexes, setting.root)
         self.rows = rows[: settings.max_images]
         if not self.rows:
             raise ValueError(
@@ -113,7 +113,7 @@ class Task(base.Task[Settings, Batch]):
         for region in regions:
             expression = region.expressions[rng.integers(len(region.expressions))].sent
             questions = template.training_questions(expression)
-            text = questions[rng.integers(len(questions))].format(template.expression(expression))
+            text = questions[rng.integers(len(questions))].format(prompts.quoted(template.expression(expression)))
             image = "" if turns else template.image_string(image_tokens)
             turns.append(prompts.Turn(image + text, prompts.SEG_ANSWERS[rng.integers(len(prompts.SEG_ANSWERS))]))
         return turns
