@@ -15,8 +15,8 @@ LOSSY = ("JPEG", "MPO", "WEBP")
 MAX_VALUES = 16
 """Grey values, or colours, that still look like numbers of objects; an image has more."""
 
-SOFT_EDGE = 5
-"""Pixels across within which a soft edge goes from outside to inside, as resizing and smooth brushes leave it."""
+SOFT_EDGE = 9
+"""Pixels across within which a soft edge goes from outside to inside, as brushes leave it, and enlarging by up to four."""
 
 
 def read_mask(path: Path, name: str) -> tuple[np.ndarray, list[str]]:

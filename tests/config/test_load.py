@@ -248,3 +248,21 @@ def test_loading_needs_no_framework() -> None:
         "from ans.cli.document import document; document(c, 'evaluate'); print(*({'torch', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: !!python/object:os.system ls", "line 1: a tag"),
+        ("a: 1\nb: !!int 2", "line 2: a tag"),
+        ("a: &x [1]\nb: 1", "line 1: an anchor"),
+        ("a: 1\nb: *x", "line 2: an anchor or alias"),
+        ("[" * 100_000, "nested more than 30 deep"),
+        ("a: 2024-13-45", "not YAML: month"),
+        ("a: " + "9" * 5000, "not YAML: "),
+    ],
+)
+def test_what_stands_for_something_else_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=reason):
+        load(tmp_path / "params.yaml")
