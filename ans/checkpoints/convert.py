@@ -85,7 +85,8 @@ class _Overlay:
         if not isinstance(train, dict) or "lora" not in train:
             return None
         lora = train["lora"]
-        rank, alpha = (lora.get("rank"), lora.get("alpha")) if isinstance(lora, dict) else (None, None)
+        rank: Any = lora.get("rank") if isinstance(lora, dict) else None
+        alpha: Any = lora.get("alpha") if isinstance(lora, dict) else None
         good = type(rank) is int and rank > 0 and type(alpha) in (int, float) and 0 < alpha < math.inf
         if not good or not isinstance(lora.get("targets") or [], list | tuple):
             raise ValueError(f"{self.path}: meta.train.lora is {lora!r:.80}, expected rank, alpha and targets")

@@ -91,14 +91,14 @@ def draw(shapes: list[Any], height: int, width: int) -> np.ndarray:
         label = field(shape, "label", str).lower()
         if label == "flag":
             continue
-        drawn.append((_draw(shape, height, width), IGNORED if "ignore" in label else TARGET))
+        drawn.append((draw_shape(shape, height, width), IGNORED if "ignore" in label else TARGET))
     mask = np.zeros((height, width), np.uint8)
     for outline, value in sorted(drawn, key=lambda item: -int(item[0].sum())):
         mask[outline] = value
     return mask
 
 
-def _draw(shape: dict[str, Any], height: int, width: int) -> np.ndarray:
+def draw_shape(shape: dict[str, Any], height: int, width: int) -> np.ndarray:
     """(height, width) bool of a shape by its type, as labelme has it; without one it is a polygon.
 
     Polygons and rectangles have whole-numbered corners, cut off towards zero as the original does. Raises `ValueError` for shapes
