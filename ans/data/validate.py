@@ -1,9 +1,18 @@
-"""A folder of your own data, checked line by line (see docs/your-data.md)."""
+"""A folder of your own data, checked line by line (see docs/your-data.md), and every image of an index, opened."""
 
+import hashlib
+import json
+import shutil
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from ans.data import parts
+from ans.data.arrow import read_index
+from ans.data.index import IMAGES_PER_PART, broken
 from ans.data.records import Noted, Skipped
 from ans.data.samples import TRAIN_SPLIT
 from ans.data.sources import own
@@ -40,6 +49,43 @@ def validate(folder: Path) -> Validated:
             splits[region.split].update(objects=1, expressions=len(region.expressions))
     totals = sum(splits.values(), Counter())
     return Validated(problems, notes, len(records), totals["objects"], totals["expressions"], splits)
+
+
+class _Rows:
+    """Numbers of an index's rows, as tasks."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, wanted: slice) -> Sequence[int]:
+        return range(*wanted.indices(self.rows))
+
+
+def decode(path: Path, root: Path, runs: Path, workers: int | None = None) -> tuple[int, list[Skipped]]:
+    """How many rows the index at `path` has, and the images that training could not open, each with the reason.
+
+    Every image is opened as training does, by `workers` processes (None: one per core). Killed, it is taken up where it was.
+    """
+    with open(path, "rb") as file:
+        key = hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    index = read_index(path)
+    place = runs / f"decode-{index.source}-{key}"
+    paths = parts.write_parts(
+        _Rows(len(index)), partial(_decode, path, root), place, IMAGES_PER_PART, f"decode {index.source}", "image", workers
+    )
+    found = [Skipped(*item) for part in paths for item in json.loads(part.read_bytes())]
+    shutil.rmtree(place)
+    return len(index), found
+
+
+def _decode(path: Path, root: Path, rows: Sequence[Any], out: Path) -> None:
+    index = read_index(path)
+    records = (index.record(row) for row in rows)
+    reasons = [(record.path, reason) for record in records if (reason := broken(root, record))]
+    out.write_text(json.dumps(reasons), encoding="utf-8")
 
 
 def advice(found: Validated) -> list[str]:
