@@ -178,7 +178,7 @@ def open_image(root: str | Path, locator: str) -> Image.Image:
     """
     path, _, part = locator.partition(SEPARATOR)
     with _image_errors(root, locator):
-        if part and path.endswith(".mp4"):
+        if part and path.lower().endswith(".mp4"):
             return read_frame(below(root, path), int(part))
         if part and ":" not in part:
             return _from_array(read_array(below(root, path), part))
@@ -188,8 +188,13 @@ def open_image(root: str | Path, locator: str) -> Image.Image:
 def decoded(data: bytes) -> Image.Image:
     """The image in a file's bytes, upright and RGB. Raises one of `BROKEN_IMAGE`."""
     with identify(BytesIO(data)) as image:
-        turn = TURNS.get(_orientation(image))
-        return _to_rgb(image if turn is None else image.transpose(turn))
+        return _to_rgb(upright(image))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says."""
+    turn = TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

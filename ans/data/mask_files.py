@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from ans.data.images import BROKEN_IMAGE, identify
+from ans.data.images import BROKEN_IMAGE, identify, upright
 
 LOSSY = ("JPEG", "MPO", "WEBP")
 MAX_VALUES = 16
@@ -28,7 +28,10 @@ def read_mask(path: Path, name: str) -> tuple[np.ndarray, list[str]]:
         with identify(path) as image:
             if image.format in LOSSY or image.info.get("compression") == "jpeg":
                 raise ValueError(f"{name} is a {image.format}, whose compression blurs the mask's edge; save it as PNG")
+            if image.format != "PNG" and getattr(image, "n_frames", 1) > 1:
+                raise ValueError(f"{name} holds several pictures; save the one that is the mask")
             image.load()
+            image = upright(image)
     except FileNotFoundError:
         raise FileNotFoundError(f"no such mask: {name}") from None
     except BROKEN_IMAGE as error:
@@ -60,6 +63,8 @@ def _inside(image: Image.Image) -> tuple[np.ndarray, list[str]]:
         if alpha.min() < 255:  # a cut-out: its colours are those of the object
             inside, notes = _levels(alpha)
             return inside, [*notes, "cut-out, whose alpha channel is the mask"]
+    if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        image = image.convert("RGB")  # in which black is 0
     if image.mode == "P":
         return _indexed(image)
     pixels = np.asarray(image)

@@ -151,6 +151,13 @@ def test_damaged_images_and_masks_are_named(tmp_path: Path) -> None:
         index.build("kitchen", settings(CASES / "truncated_image", index={"max_bad_fraction": 0.5}), Workspace(tmp_path))
 
 
+@pytest.mark.parametrize(("case", "token"), [("text_image_token", "<IMG_CONTEXT>"), ("text_seg_token", "[SEG]")])
+def test_texts_are_words(case: str, token: str) -> None:
+    """What becomes of them in a prompt: tests/model/test_prompts.py."""
+    found = areas(list(read(own, CASES / case, "kitchen", "kitchen")))
+    assert len(found) == 2 and sum(token in text for text in found) == 1
+
+
 @pytest.mark.parametrize("video", ("cfr24", "vfr_phone"))
 def test_frames_are_counted_whatever_the_rate(video: str) -> None:
     """Frame n is 8 n + 4 grey below its bar."""

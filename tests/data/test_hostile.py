@@ -140,6 +140,38 @@ def test_masks_that_are_read_and_noted(tmp_path: Path) -> None:
     assert "soft edge" in notes[0] and abs(int(inside.sum()) - 16 * int(MASK.sum())) < 20
 
 
+def test_masks_are_turned_as_their_image_is(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(255 * np.rot90(MASK)).save(tmp_path / "m.png", exif=exif)
+    assert (read_mask(tmp_path / "m.png", "m.png")[0] == (MASK > 0)).all()
+
+
+def test_masks_of_other_colour_spaces_and_of_several_pictures(tmp_path: Path) -> None:
+    mask = Image.fromarray(255 * MASK)
+    mask.convert("RGB").convert("CMYK").save(tmp_path / "cmyk.tif")
+    assert (read_mask(tmp_path / "cmyk.tif", "cmyk.tif")[0] == (MASK > 0)).all()
+    mask.save(tmp_path / "two.tif", save_all=True, append_images=[mask.rotate(180)])
+    with pytest.raises(ValueError, match="two.tif holds several pictures"):
+        read_mask(tmp_path / "two.tif", "two.tif")
+
+
+def test_a_listed_size_of_labelme_is_compared(tmp_path: Path) -> None:
+    place = tmp_path / "rs/val"
+    place.mkdir(parents=True)
+    Image.new("RGB", (20, 10)).save(place / "a.jpg")
+    listing = {
+        "text": ["it"],
+        "is_sentence": False,
+        "shapes": [shape("rectangle", [3, 2], [8, 5])],
+        "imageWidth": 40,
+        "imageHeight": 20,
+    }
+    (place / "a.json").write_text(json.dumps(listing))
+    (skipped,) = read(reason_seg, tmp_path, "rs", "reasonseg")
+    assert isinstance(skipped, Skipped) and "is 20 x 10 pixels, but a.json says 40 x 20" in skipped.reason
+
+
 def test_suspicious_masks() -> None:
     assert suspicions(MASK > 0) == []
     assert "inverted" in suspicions(MASK == 0)[0]

@@ -122,7 +122,7 @@ def tar_members(root: Path, tar: Path, suffixes: tuple[str, ...]) -> Iterator[tu
         with tarfile.open(tar, "r:") as shard:
             for info in shard:
                 stem, suffix = os.path.splitext(os.path.basename(info.name))
-                if info.isfile() and suffix.lower() in suffixes and not is_junk(stem):
+                if info.isfile() and not info.issparse() and suffix.lower() in suffixes and not is_junk(stem):
                     yield stem, suffix.lower(), member(below, info.offset_data, info.size)
                 shard.members = []  # pyrefly: ignore[missing-attribute]  # tarfile keeps every header otherwise
             shard.fileobj.seek(shard.offset)

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 
 from ans.data import masks
 from ans.data.images import BROKEN_IMAGE, identify, image_size
+from ans.data.matching import check_size
 from ans.data.records import QUERY_KINDS, Expression, ImageRecord, Noted, Region, Skipped
 from ans.data.sources.common import clean, field, is_junk, source_folder
 
@@ -52,8 +53,10 @@ def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
     key = os.path.splitext(path)[0]
     texts = []
     try:
-        content = _parse(root / place / listing)
+        content = field({"JSON": _parse(root / place / listing)}, "JSON", dict)
         width, height = image_size(root, path)
+        if type(content.get("imageWidth")) is int and type(content.get("imageHeight")) is int:
+            check_size(path, (width, height), (content["imageWidth"], content["imageHeight"]), listing)
         drawn = draw(field(content, "shapes", list), height, width)
         for text in field(content, "text", list):
             try:

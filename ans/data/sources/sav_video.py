@@ -57,7 +57,8 @@ def plan(root: Path, folder: str, name: str) -> list[Task]:
     for path in sorted(base.rglob("*_*.json")):
         if (match := NAME.fullmatch(path.name)) and not is_junk(path.name):
             frames = path.with_name(match[1])
-            found.append((path, frames if frames.is_dir() else path.with_name(f"{match[1]}.mp4")))
+            below = frames.relative_to(root).as_posix()
+            found.append((path, frames if frames.is_dir() else root / spelled(root, f"{below}.mp4")))
     for place in sorted(base.rglob(MASKS)):
         found += [(path, place.with_name(IMAGES) / path.name) for path in sorted(place.iterdir()) if path.is_dir()]
     return [(annotation, video, number) for number, (annotation, video) in enumerate(found)]
@@ -116,7 +117,7 @@ def _counts(masklets: Masklets, i: int, k: int) -> str:
 
 def _frame(root: Path, video: Path, number: int) -> str:
     below = video.relative_to(root).as_posix()
-    if video.suffix == ".mp4":
+    if video.suffix.lower() == ".mp4":
         return frame(below, number)
     path = spelled(root, f"{below}/{number:05d}.jpg")
     if not (root / path).is_file():
