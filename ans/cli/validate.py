@@ -12,6 +12,7 @@ HELP = "check a folder of your own data"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder with images/ and expressions.jsonl in it")
+    parser.add_argument("--sheet", type=Path, metavar="PICTURE", help="write a picture of masks over their images")
     parser.add_argument(
         "--decode", action="store_true", help="open every image; FOLDER may then be an index, data/index/<name>.arrow"
     )
@@ -19,7 +20,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Raises `SystemExit` with status 1 where a line cannot be used."""
-    from ans.data.validate import advice, validate
+    from ans.cli import model
+    from ans.data.validate import advice, contact_sheet, validate
 
     if chosen.decode and chosen.folder.is_file():
         _decode(chosen.folder)
@@ -38,6 +40,9 @@ def run(chosen: argparse.Namespace) -> None:
         f"{found.images} images, {found.objects} objects, {found.expressions} expressions; "
         f"{len(found.problems)} lines cannot be used"
     )
+    if chosen.sheet is not None:
+        model.save(contact_sheet(found, folder.parent), chosen.sheet)
+        print(f"wrote {chosen.sheet}")
     if found.problems:
         raise SystemExit(1)
 

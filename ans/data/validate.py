@@ -10,10 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image, ImageDraw
+
 from ans.data import parts
 from ans.data.arrow import read_index
+from ans.data.images import open_image
 from ans.data.index import IMAGES_PER_PART, broken
-from ans.data.records import Noted, Skipped
+from ans.data.matching import region_mask
+from ans.data.records import ImageRecord, Noted, Skipped
 from ans.data.samples import TRAIN_SPLIT
 from ans.data.sources import own
 from ans.data.sources.common import read
@@ -30,6 +35,7 @@ class Validated:
     objects: int
     expressions: int
     splits: dict[str, Counter[str]]
+    records: list[ImageRecord]
 
 
 def validate(folder: Path) -> Validated:
@@ -48,7 +54,7 @@ def validate(folder: Path) -> Validated:
         for region in record.regions:
             splits[region.split].update(objects=1, expressions=len(region.expressions))
     totals = sum(splits.values(), Counter())
-    return Validated(problems, notes, len(records), totals["objects"], totals["expressions"], splits)
+    return Validated(problems, notes, len(records), totals["objects"], totals["expressions"], splits, records)
 
 
 class _Rows:
@@ -86,6 +92,31 @@ def _decode(path: Path, root: Path, rows: Sequence[Any], out: Path) -> None:
     records = (index.record(row) for row in rows)
     reasons = [(record.path, reason) for record in records if (reason := broken(root, record))]
     out.write_text(json.dumps(reasons), encoding="utf-8")
+
+
+TILE, COLUMNS, ROWS = 240, 6, 8
+"""Of a contact sheet, in pixels and tiles."""
+
+
+def contact_sheet(found: Validated, root: Path) -> Image.Image:
+    """Masks over their images with their text or class: of the objects, evenly spread, as many as there is room for."""
+    objects = [(record, region) for record in found.records for region in record.regions]
+    chosen = objects[:: -(-len(objects) // (COLUMNS * ROWS)) or 1]
+    sheet = Image.new("RGB", (COLUMNS * TILE, max(-(-len(chosen) // COLUMNS), 1) * (TILE + 16)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (record, region) in enumerate(chosen):
+        pixels = np.asarray(open_image(root, record.path)).astype(float)
+        inside = region_mask(record, region).astype(bool)
+        pixels[inside] = 0.5 * pixels[inside] + 0.5 * np.array([255, 0, 0])
+        tile = Image.fromarray(pixels.astype(np.uint8))
+        tile.thumbnail((TILE - 4, TILE - 4))
+        x, y = number % COLUMNS * TILE, number // COLUMNS * (TILE + 16)
+        sheet.paste(tile, (x + 2, y + 2))
+        text = region.expressions[0].sent if region.expressions else region.category
+        pen.text(
+            (x + 2, y + TILE), f"{region.region_id}: {text}"[:38].encode("latin-1", "replace").decode("latin-1"), fill="black"
+        )
+    return sheet
 
 
 def advice(found: Validated) -> list[str]:

@@ -13,6 +13,7 @@ from ans.config import Config, ConfigError, load
 from ans.config.schema import Group, StoredGroup
 from ans.config.sections import SECTIONS, all_fields, task_names
 from ans.groups import TRAINABLE
+from tests.pipeline import REPOSITORY
 
 INTERNVL3 = tuple(f"sa2va-internvl3-{size}" for size in ("2b", "8b", "14b"))
 PRESETS = ("tiny", "sa2va-1b", "sa2va-4b", *INTERNVL3, "lisa-tiny", "lisa-7b")
@@ -248,6 +249,14 @@ def test_loading_needs_no_framework() -> None:
         "from ans.cli.document import document; document(c, 'evaluate'); print(*({'torch', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+
+
+@pytest.mark.parametrize("folder", ("", ".", "/data/kitchen", "../kitchen", "a/../../b", "${HOME}", "a\nb"))
+def test_a_folder_that_dvc_would_look_for_elsewhere_is_refused(folder: str) -> None:
+    config = load(REPOSITORY / "params.yaml")
+    with pytest.raises(ConfigError, match="own.kitchen.folder: must be the path of a folder below paths.root"):
+        config.changed({"own": {"kitchen": {"folder": folder}}})
+    assert config.changed({"own": {"kitchen": {"folder": "my data/kitchen.2"}}}).own["kitchen"].folder == "my data/kitchen.2"
 
 
 @pytest.mark.parametrize(
