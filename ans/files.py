@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 
@@ -11,12 +14,47 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; it takes the place of `path` at the end, and is removed on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # with the suffix, which may choose the format
+    temporary = temporary_name(path)
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path`, which ends as it does since a suffix may choose the format, for what this process writes in its place.
+
+    What processes that were killed have left in place of `path` is removed.
+    """
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    for left in (*_left_by_the_dead(str(path.parent)).get(path.name, ()), temporary):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+    return temporary
+
+
+@lru_cache(maxsize=64)
+def _left_by_the_dead(folder: str) -> dict[str, list[Path]]:
+    """Name -> temporary files and folders in its place whose process is gone. Looked up once per process: folders may be large."""
+    found: dict[str, list[Path]] = {}
+    for name in os.listdir(folder):
+        match = re.fullmatch(r"\.([0-9]{1,10})\.(.+)", name)
+        if match and not _lives(int(match[1])):
+            found.setdefault(match[2], []).append(Path(folder, name))
+    return found
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def write_json(path: Path, values: object) -> None:

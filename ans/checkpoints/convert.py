@@ -6,6 +6,7 @@ to make a base of it.
 
 import argparse
 import json
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from ans.formats.shards import Entry
 from ans.groups import SHARDS, TRAINABLE
 from ans.model.config import ModelConfig
 from ans.model.keys import COMPUTED, SEG_ROW
+
+OTHER_SCALES = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "lora_bias")
+"""Settings of PEFT under which an adapter is merged otherwise than as alpha / rank * B A."""
 
 _PRECISIONS = {"float32": "F32", "bf16": "BF16"}
 
@@ -81,18 +85,30 @@ class _Overlay:
         if not isinstance(train, dict) or "lora" not in train:
             return None
         lora = train["lora"]
-        good = isinstance(lora, dict) and type(lora.get("rank")) is int and type(lora.get("alpha")) in (int, float)
-        if not good or not isinstance(lora.get("targets", []), list | tuple):
+        rank: Any = lora.get("rank") if isinstance(lora, dict) else None
+        alpha: Any = lora.get("alpha") if isinstance(lora, dict) else None
+        good = type(rank) is int and rank > 0 and type(alpha) in (int, float) and 0 < alpha < math.inf
+        if not good or not isinstance(lora.get("targets") or [], list | tuple):
             raise ValueError(f"{self.path}: meta.train.lora is {lora!r:.80}, expected rank, alpha and targets")
+        if other := next((key for key in OTHER_SCALES if lora.get(key)), None):
+            raise ValueError(
+                f"{self.path}: meta.train.lora has {other}, which is not converted; merge it with PEFT (merge_and_unload)"
+            )
         return lora
 
     @property
     def seg_token(self) -> int:
         """The row that `seg_row` is, as stored by our runs (`meta.seg_token`)."""
         number = self.meta.get("seg_token")
-        if not isinstance(number, int):
+        if type(number) is not int:
             raise ValueError(f"{self.path}: holds seg_row but not its number (meta.seg_token); it is no checkpoint of `ans`")
         return number
+
+    @property
+    def step(self) -> int | None:
+        """The step after which it was saved, where it says so."""
+        step = self.meta.get("step")
+        return step if type(step) is int else None
 
     @property
     def changed(self) -> set[str]:
@@ -101,7 +117,9 @@ class _Overlay:
 
     def check_groups(self, given: Iterable[str] | None) -> None:
         """Each group that it should hold is whole, and nothing that it holds would be dropped."""
-        stored = self.meta.get("trained")
+        stored = self.meta.get("trained") or ()
+        if not isinstance(stored, list | tuple) or not all(isinstance(group, str) for group in stored):
+            raise ValueError(f"{self.path}: meta.trained is {stored!r:.80}, expected a list of groups")
         whole = all(name in self.plain or name in self.pairs or not self.keys.reached(name) for name in self.base)
         listed = set(given or stored or (self.held if whole else ()))
         found = ", ".join(sorted(self.held))
@@ -218,7 +236,7 @@ def convert(settings: Convert, base: Path, out: Path) -> None:
             "under": sorted(moved),
             "precision": settings.precision,
             "lora_scale": scale,
-            "step": source.meta.get("step"),
+            "step": source.step,
             "checkpoint_sha256": source.meta.get("sha256") or digest(source.state),
             "parent_sha256": shards.fingerprint(base),
         }

@@ -4,10 +4,9 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ans.cli import model
-from ans.data.images import BROKEN_IMAGE
+from ans.data.images import BROKEN_IMAGE, identify
 
 HELP = "captions of regions"
 
@@ -34,7 +33,7 @@ def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such mask")
     try:
-        with Image.open(path) as file:
+        with identify(path) as file:
             values = np.asarray(file.convert("RGB") if file.mode in ("RGBA", "LA", "PA", "CMYK") else file)
     except BROKEN_IMAGE as error:
         raise ValueError(f"{path}: not a readable image: {error}") from error

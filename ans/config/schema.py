@@ -72,6 +72,20 @@ class Own(Section):
 
     folder: str = Field(description="folder below paths.root")
 
+    @field_validator("folder")
+    @classmethod
+    def _below(cls, folder: str) -> str:
+        """DVC watches `paths.root`/`folder`, and readers look there too: both have to mean the same place."""
+        if (
+            not folder.strip("./")
+            or folder.startswith("/")
+            or ".." in folder.split("/")
+            or "$" in folder
+            or not folder.isprintable()
+        ):
+            raise ValueError("must be the path of a folder below paths.root, without .. and $")
+        return folder
+
     reader: ClassVar[str] = "own"
     max_images: ClassVar[None] = None
     max_samples: ClassVar[None] = None
@@ -95,7 +109,13 @@ class World(Section):
 
 
 class Index(Section):
+    """Reading the data sets."""
+
     max_bad_fraction: Share = Field(description="largest share of records that may be unreadable; with more the stage stops")
+    decode: bool = Field(
+        False,
+        description="true: open every image, as training does, so that damaged ones are found here (takes as long as an epoch)",
+    )
 
 
 class SubsetSa1b(Section):

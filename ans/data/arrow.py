@@ -51,6 +51,7 @@ RECORD = pa.schema(
         ("height", pa.int32()),
         ("regions", pa.list_(REGION)),
         ("second", pa.string()),
+        ("content", pa.string()),
     ]
 )
 ENTRY = pa.schema([("name", pa.string()), ("image", pa.string()), ("annotation", pa.string())])

@@ -10,51 +10,66 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ans.data.arrow import sizes
-from ans.data.records import Skipped
+from ans.data.records import Noted, Skipped
 
 EXAMPLES = 5
 AREAS = (1, 32**2, 96**2, 256**2, 512**2, 1024**2)
 """Lower edges of the reported histogram of areas, in pixels; the second and third are those of COCO."""
 
 
-class Skips:
+class Reasons:
     """Counts by reason, with the first few examples of each."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = defaultdict(list)
 
+    def add(self, reason: str, count: int, examples: list[str]) -> None:
+        self.counts[reason] += count
+        self.examples[reason] += examples[: EXAMPLES - len(self.examples[reason])]
+
+    def report(self) -> dict[str, Any]:
+        """Reason -> `count` and `examples`."""
+        return {reason: {"count": n, "examples": self.examples[reason]} for reason, n in sorted(self.counts.items())}
+
+
+class Skips:
+    """What was skipped, and what was noted of records that are used."""
+
+    def __init__(self) -> None:
+        self.skipped, self.noted = Reasons(), Reasons()
+
     def drop(self, items: Iterable[Any]) -> Iterator[Any]:
         """The items that are no `Skipped`."""
         for item in items:
             if isinstance(item, Skipped):
-                self._count(item.reason, 1, [item.key])
+                self.count(item)
             else:
                 yield item
 
-    def add(self, skipped: dict[str, dict[str, Any]]) -> None:
-        """Another's report."""
-        for reason, entry in skipped.items():
-            self._count(reason, entry["count"], entry["examples"])
+    def count(self, item: Skipped, times: int = 1) -> None:
+        (self.noted if isinstance(item, Noted) else self.skipped).add(item.reason, times, [item.key])
 
-    def _count(self, reason: str, count: int, examples: list[str]) -> None:
-        self.counts[reason] += count
-        self.examples[reason] += examples[: EXAMPLES - len(self.examples[reason])]
+    def add(self, report: dict[str, dict[str, Any]]) -> None:
+        """Another's report."""
+        for reasons, key in ((self.skipped, "skipped"), (self.noted, "noted")):
+            for reason, entry in report.get(key, {}).items():
+                reasons.add(reason, entry["count"], entry["examples"])
 
     def check(self, good: int, name: str, limit: float) -> None:
-        bad = self.counts.total()
+        counts, examples = self.skipped.counts, self.skipped.examples
+        bad = counts.total()
         if good == 0 or bad > limit * (good + bad):
-            reasons = "; ".join(
-                f"{n} x {reason} ({', '.join(self.examples[reason])})" for reason, n in self.counts.most_common(5)
-            )
+            reasons = "; ".join(f"{n} x {reason} ({', '.join(examples[reason])})" for reason, n in counts.most_common(5))
             raise ValueError(
                 f"sources.{name.removesuffix('_subset')}: {bad} of {good + bad} records cannot be used, "
                 f"index.max_bad_fraction is {limit}: {reasons or 'there are none'}"
             )
 
     def report(self) -> dict[str, Any]:
-        """Reason -> `count` and `examples`."""
-        return {reason: {"count": n, "examples": self.examples[reason]} for reason, n in sorted(self.counts.items())}
+        """`skipped`, and `noted` where anything was: reason -> `count` and `examples`."""
+        noted = self.noted.report()
+        return {"skipped": self.skipped.report()} | ({"noted": noted} if noted else {})
 
 
 class Counts:

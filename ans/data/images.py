@@ -5,20 +5,28 @@ so that it is read without opening the archive; an array is `<path of the npz>::
 video>.mp4::<number>`.
 """
 
+import hashlib
+import os
 import struct
 import tokenize
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 SEPARATOR = "::"
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+"""What an image may be. Pillow goes by the content, whatever the name, and knows 40 more: for PostScript it starts Ghostscript."""
+
 BROKEN_NPZ = (OSError, EOFError, ValueError, SyntaxError, TypeError, struct.error, tokenize.TokenError, zlib.error)
 BROKEN_NPZ += (zipfile.BadZipFile, NotImplementedError, RuntimeError, RecursionError, MemoryError)
 """What zipfile and numpy raise on damaged files."""
@@ -54,10 +62,57 @@ def frame(video: str, number: int) -> str:
 
 
 def below(root: str | Path, path: str) -> Path:
-    """`root`/`path`. Raises `ValueError` for a path that leaves the root."""
+    """`root`/`path`. Raises `ValueError` for a path that leaves the root, or with a control character (no tool shows those)."""
     if path.startswith("/") or ".." in path.split("/"):
         raise ValueError(f"{path}: leaves paths.root ({root}); refused")
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in path):
+        raise ValueError(f"{path!r}: a path with a control character; refused")
     return Path(root, path)
+
+
+def spelled(root: str | Path, path: str) -> str:
+    """`path` below `root` as the disk spells it, where the two differ in the Unicode form of letters with accents or in the case of
+    the suffix; `path` itself where there is no such file."""
+    if below(root, path).exists():
+        return path
+    folder, _, name = path.rpartition("/")
+    if folder:
+        folder = f"{spelled(root, folder)}/"
+    return folder + _names(str(below(root, folder))).get(_form(name), name)
+
+
+@lru_cache(maxsize=16)
+def _names(folder: str) -> dict[str, str]:
+    return {_form(name): name for name in sorted(os.listdir(folder))} if os.path.isdir(folder) else {}
+
+
+def _form(name: str) -> str:
+    stem, suffix = os.path.splitext(unicodedata.normalize("NFC", name))
+    return stem + suffix.lower()
+
+
+def identify(file: str | Path | IO[bytes]) -> Image.Image:
+    """Open an image, its pixels not yet read. Raises one of `BROKEN_IMAGE`, also for any format but `FORMATS`."""
+    try:
+        return Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError(f"cannot identify image file as {', '.join(FORMATS[:-1])} or {FORMATS[-1]}") from None
+
+
+def content(data: bytes) -> str:
+    """What a photograph is known by wherever it lies: size and digest of its file."""
+    return f"{len(data)}:{hashlib.blake2b(data, digest_size=16).hexdigest()}"
+
+
+def byte_size(root: str | Path, locator: str) -> int | None:
+    """The size in bytes of a file or a tar's member; None for a frame or an array, and where there is no file."""
+    path, _, part = locator.partition(SEPARATOR)
+    if part:
+        return int(part.partition(":")[2]) if ":" in part else None
+    try:
+        return below(root, path).stat().st_size
+    except OSError:
+        return None
 
 
 def read_bytes(root: str | Path, locator: str) -> bytes:
@@ -123,13 +178,23 @@ def open_image(root: str | Path, locator: str) -> Image.Image:
     """
     path, _, part = locator.partition(SEPARATOR)
     with _image_errors(root, locator):
-        if part and path.endswith(".mp4"):
+        if part and path.lower().endswith(".mp4"):
             return read_frame(below(root, path), int(part))
         if part and ":" not in part:
             return _from_array(read_array(below(root, path), part))
-        with Image.open(BytesIO(read_bytes(root, locator))) as image:
-            turn = TURNS.get(_orientation(image))
-            return _to_rgb(image if turn is None else image.transpose(turn))
+        return decoded(read_bytes(root, locator))
+
+
+def decoded(data: bytes) -> Image.Image:
+    """The image in a file's bytes, upright and RGB. Raises one of `BROKEN_IMAGE`."""
+    with identify(BytesIO(data)) as image:
+        return _to_rgb(upright(image))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says."""
+    turn = TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -149,26 +214,36 @@ def read_frame(path: Path, number: int) -> Image.Image:
     if not path.is_file():
         raise FileNotFoundError(path)
     try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            start, rate, unit = stream.start_time or 0, stream.average_rate, stream.time_base
-            if rate is None or unit is None:
-                raise TypeError("it does not say how many frames a second has")
-            time = start + round(number / (rate * unit))
-            container.seek(time, stream=stream)  # to the key frame before it
-            for image in container.decode(stream):
-                if image.pts is None:
-                    raise TypeError("a frame does not say when it is shown")
-                if round((image.pts - start) * unit * rate) >= number:
-                    return image.to_image()
-    except (av.FFmpegError, IndexError, TypeError, ZeroDivisionError) as error:
+        times = _times(str(path), path.stat().st_mtime_ns)
+        if number < len(times):
+            with av.open(str(path)) as container:
+                stream = container.streams.video[0]
+                container.seek(times[number], stream=stream)  # to the key frame before it
+                for image in container.decode(stream):
+                    if image.pts is None:
+                        raise TypeError("a frame does not say when it is shown")
+                    if image.pts >= times[number]:
+                        turns = round(image.rotation / 90) % 4  # what the display matrix says, against the clock
+                        upright = image.to_image()
+                        return upright.rotate(90 * turns, expand=True) if turns else upright
+    except (av.FFmpegError, IndexError, TypeError) as error:
         raise ValueError(f"{path}: not a readable video: {error}") from error
     raise ValueError(f"{path}: ends before frame {number}")
 
 
+@lru_cache(maxsize=64)
+def _times(path: str, changed: int) -> list[int]:
+    """When each frame is shown, in the order in which they are: a rate would say it only of videos of a constant one."""
+    import av
+
+    with av.open(path) as container:
+        packets = container.demux(container.streams.video[0])
+        return sorted(packet.pts for packet in packets if packet.pts is not None and not packet.is_discard)
+
+
 def image_size(root: str | Path, locator: str) -> tuple[int, int]:
     """(width, height) in pixels of what `open_image` returns for a JPEG or PNG, without decoding it. Raises as `open_image`."""
-    with _image_errors(root, locator), Image.open(BytesIO(read_bytes(root, locator))) as image:
+    with _image_errors(root, locator), identify(BytesIO(read_bytes(root, locator))) as image:
         width, height = image.size
         return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
 

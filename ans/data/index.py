@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ans.config import Config, ConfigError
 from ans.data import parts, readers
@@ -28,7 +29,8 @@ from ans.data.arrow import (
     write_file,
 )
 from ans.data.counting import Counts, Skips
-from ans.data.records import Skipped
+from ans.data.matching import record_image
+from ans.data.records import ImageRecord, Noted, Skipped
 from ans.files import write_json
 from ans.provenance import digest
 from ans.workspace import Workspace
@@ -60,10 +62,13 @@ def build(
     if name in config.sources and not (root / source.folder).is_dir():
         return absent(workspace.index(name), name, schema, metadata)
     metadata["root_listing"] = readers.fingerprint(root, source.folder, name, source.reader)
-    settings = metadata | {"caps": [source.max_images, source.max_samples]}
+    settings = metadata | {"caps": [source.max_images, source.max_samples], "decode": config.index.decode}
     with Parts(workspace.runs, settings, root) as place:
         tasks = reader.plan(root, source.folder, name)
-        write = partial(_write_part, schema, partial(reader.read_one, root))
+        read_one = partial(reader.read_one, root)
+        if config.index.decode and schema is RECORD and source.reader != "own":  # which opens them in any case
+            read_one = partial(_opened, root, read_one)
+        write = partial(_write_part, schema, read_one)
         if schema is ENTRY:  # a task is a shard of thousands of images
             paths = parts.write_parts(tasks, write, place, 1, f"index {name}", "shard", workers)
             return assemble(
@@ -102,10 +107,31 @@ def _write_part(schema: pa.Schema, read_one: Callable[[Any], Iterable[Any]], tas
     write_file(path, schema, to_batches(schema, skipped.drop(items)), {}, skipped.report)
 
 
+def _opened(root: Path, read_one: Callable[[Any], Iterable[Any]], task: Any) -> Iterator[Any]:
+    """What a reader gives; of an image that does not open as training opens it, or not at the record's size, each region skipped."""
+    for item in read_one(task):
+        if isinstance(item, ImageRecord) and (reason := broken(root, item)):
+            yield from (Skipped(f"{item.path}, region {region.region_id}", reason) for region in item.regions)
+        else:
+            yield item
+
+
+def broken(root: Path, record: ImageRecord) -> str:
+    """Why training could not open the image of a record, or its second frame; "" where it can."""
+    try:
+        for second in (False, True) if record.second else (False,):
+            record_image(root, record, second)
+    except FileNotFoundError:
+        return "no such image"
+    except ValueError as error:
+        return "image of another size than the record" if "masks would lie" in str(error) else "image that cannot be read"
+    return ""
+
+
 def absent(path: Path, name: str, schema: pa.Schema, metadata: dict[str, str]) -> dict[str, Any]:
     """Write the index of a set that is not there, and return its report."""
     write_atomically(path, schema, [], metadata | {"root_listing": ABSENT})
-    return {"source": name, "absent": metadata["folder"], "images": 0, "skipped": Skips().report()}
+    return {"source": name, "absent": metadata["folder"], "images": 0, **Skips().report()}
 
 
 def assemble(
@@ -125,18 +151,46 @@ def assemble(
         # what counts as one record is what the reader skips one by one: an image of SA-1B, an object of the other sets
         skipped.check(counts.images if metadata["reader"] == "sa1b" else counts.regions, name, limit)
 
-    batches = _all(paths, schema)
+    twice = _names_twice(paths) if schema is ENTRY else {}
+    if twice:
+        found = Noted(min(twice), "listed twice, in a tar and extracted or in two folders: taken once")
+        skipped.count(found, sum(twice.values()) - len(twice))
+    batches = _once(_all(paths, schema), twice)
     if cap is not None:
         for _ in counted(batches):  # what is left out counts, too, where records are bad
             pass
-        counts, batches = Counts(), _capped(_all(paths, schema), cap)
+        counts, batches = Counts(), _capped(_once(_all(paths, schema), twice), cap)
     write_atomically(path, schema, counted(batches), metadata)
-    return {"source": name, **counts.report(), "skipped": skipped.report()}
+    return {"source": name, **counts.report(), **skipped.report()}
 
 
 def _all(paths: list[Path], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     for path in paths:
         yield from batches_of(open_index(path, schema))
+
+
+def _names_twice(paths: list[Path]) -> dict[str, int]:
+    """Name -> how often, of the names that several entries have."""
+    names = pa.chunked_array([batch["name"] for batch in _all(paths, ENTRY)], pa.string())
+    counted = names.value_counts()
+    several = counted.filter(pc.greater(counted.field("counts"), 1))
+    return dict(zip(several.field("values").to_pylist(), several.field("counts").to_pylist(), strict=True))
+
+
+def _once(batches: Iterable[pa.RecordBatch], twice: Iterable[str]) -> Iterator[pa.RecordBatch]:
+    """Of the entries with one of the names `twice` the first."""
+    waiting = set(twice)
+    if not waiting:
+        yield from batches
+        return
+    known = pa.array(sorted(waiting), pa.string())
+    for batch in batches:
+        suspect = pc.is_in(batch["name"], known).to_pylist()
+        keep = []
+        for name, again in zip(batch["name"].to_pylist(), suspect, strict=True):
+            keep.append(not again or name in waiting)
+            waiting.discard(name)
+        yield batch.filter(pa.array(keep, pa.bool_()))
 
 
 def _capped(batches: Iterable[pa.RecordBatch], cap: int) -> Iterator[pa.RecordBatch]:
@@ -157,6 +211,7 @@ def _capped(batches: Iterable[pa.RecordBatch], cap: int) -> Iterator[pa.RecordBa
 def write_report(report: dict[str, Any], workspace: Workspace = Workspace()) -> None:
     """Write an index's report beside the others, and say its first line."""
     write_json(workspace.index_report(report["source"]), report)
-    skipped = sum(reason["count"] for reason in report["skipped"].values())
+    skipped, noted = (sum(reason["count"] for reason in report.get(key, {}).values()) for key in ("skipped", "noted"))
     found = f"not there ({report['absent']})" if "absent" in report else f"{report['images']} images, {skipped} records skipped"
+    found += f", {noted} noted" if noted else ""
     log.info(f"{report['source']}: {found}")

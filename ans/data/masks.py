@@ -4,6 +4,7 @@ Several polygons of one object are united (OR): summing them, as some loaders do
 """
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,37 +19,172 @@ MAX_SIDE = 65535
 
 
 def from_segmentation(segmentation: Any, height: int, width: int) -> str:
-    """A COCO `segmentation` (polygons, or an RLE with compressed or listed counts) -> compressed RLE `counts`.
+    """A COCO `segmentation` (outlines, or an RLE with compressed or listed counts) -> compressed RLE `counts`.
 
-    Raises `ValueError` with one short reason when there is nothing to draw or the run lengths do not fill height x width.
+    A number may be written as a text (in outlines) or as 4.0. Outlines without an inside are left out beside sound ones
+    (`degenerate` counts them). Raises `ValueError` with one short reason for any other form that an export may have, when there is
+    nothing to draw, and when the run lengths do not fill height x width.
     """
     if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
         raise ValueError("image of a size that no image has")
     if isinstance(segmentation, dict):
-        return _from_rle(segmentation, height, width)
-    if not isinstance(segmentation, list) or not segmentation:
+        try:
+            return _from_rle(segmentation, height, width)
+        except ValueError:
+            text = segmentation.get("counts")
+            # damaged text may look like that too, so it explains a failure and nothing else
+            if wrong := next((reason for form, reason in OTHER_TEXTS if isinstance(text, str) and form.match(text)), ""):
+                raise ValueError(wrong) from None
+            raise
+    outlines = [outline for outline in _outlines(segmentation) if _has_inside(outline)]
+    if not outlines:
+        short = min(map(len, segmentation)) == 4
+        raise ValueError("polygon of fewer than three points" + (": four numbers, a box?" if short else ""))
+    if max(max(map(abs, outline)) for outline in outlines) > 2 * MAX_SIDE:  # pycocotools asks for memory by an edge's length
+        raise ValueError("polygon far outside the image")
+    values = {value for outline in outlines for value in outline}
+    if 0 <= min(values) and max(values) <= 1 and values - {0, 1}:
+        raise ValueError("polygon within a single pixel: coordinates are pixels, not shares of the image")
+    xs, ys = ([value for outline in outlines for value in outline[start::2]] for start in (0, 1))
+    if max(xs) <= 0 or max(ys) <= 0 or min(xs) >= width or min(ys) >= height:
+        raise ValueError("polygon that lies outside of the image")
+    return coco.merge(coco.frPyObjects(outlines, height, width))["counts"].decode("ascii")
+
+
+def degenerate(segmentation: Any) -> int:
+    """How many of the outlines of a segmentation, of which `from_segmentation` draws some, have no inside and are left out."""
+    return sum(not _has_inside(outline) for outline in _outlines(segmentation)) if isinstance(segmentation, list) else 0
+
+
+def _outlines(segmentation: Any) -> list[list[float]]:
+    """The outlines of a segmentation as numbers x, y, x, y. Raises `ValueError` with the reason for every other form."""
+    if segmentation is None:
+        raise ValueError("empty segmentation: null")
+    if not isinstance(segmentation, list):
+        raise ValueError(f"segmentation that is {_kind(segmentation)}, neither outlines nor an RLE")
+    if not segmentation:
         raise ValueError("empty segmentation")
-    for polygon in segmentation:
-        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-            raise ValueError("polygon of fewer than three points")
-        if not all(isinstance(coordinate, int | float) and math.isfinite(coordinate) for coordinate in polygon):
-            raise ValueError("polygon with a coordinate that is no number")
-        if max(map(abs, polygon)) > 2 * MAX_SIDE:  # pycocotools asks for memory by the length of an edge
-            raise ValueError("polygon far outside the image")
-    return coco.merge(coco.frPyObjects(segmentation, height, width))["counts"].decode("ascii")
+    outlines = []
+    for outline in segmentation:
+        if isinstance(outline, dict):
+            raise ValueError(
+                "list of RLEs, where COCO has one"
+                if "counts" in outline
+                else "outline of records with x and y, where COCO has a list of numbers x, y, x, y"
+            )
+        if not isinstance(outline, list):
+            if all(_number(value) is not None for value in segmentation):
+                raise ValueError("one list of numbers, where COCO has a list of outlines")
+            raise ValueError(f"outline that is {_kind(outline)}")
+        if any(isinstance(value, list | tuple | dict) for value in outline):
+            raise ValueError("outline of pairs, where COCO has a list of numbers x, y, x, y")
+        if (wrong := next((value for value in outline if _number(value) is None), outline)) is not outline:
+            raise ValueError(f"polygon with a coordinate that is no number: {_kind(wrong)}")
+        outlines.append([float(value) for value in outline])
+    if (
+        len(outlines) > 1
+        and len(set(map(len, outlines))) == 1
+        and {value for line in outlines for value in line} in ({0}, {1}, {0, 1})
+    ):
+        raise ValueError("rows of zeros and ones, where COCO has outlines or an RLE")
+    if all(len(outline) == 2 for outline in outlines) and len(outlines) > 2:
+        raise ValueError("one outline of pairs, where COCO has a list of outlines x, y, x, y")
+    for outline in outlines:
+        if len(outline) % 2 and len(outline) > 6:
+            raise ValueError("polygon with an x without its y")
+    return outlines
+
+
+NUMBER = re.compile(r"[+-]?[0-9]{1,9}(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,2})?")
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, also one written as a text; None for anything else."""
+    if isinstance(value, str) and NUMBER.fullmatch(value):
+        value = float(value)
+    return float(value) if type(value) in (int, float) and abs(value) < 1e15 else None
+
+
+def _kind(value: Any) -> str:
+    """What a value is, in a message of one wording per kind."""
+    if isinstance(value, float | int) and not isinstance(value, bool):
+        return "NaN" if value != value else "not finite, or far too large"
+    return {type(None): "null", bool: "true or false", str: "a text", dict: "a record", list: "a list"}.get(
+        type(value), "unknown"
+    )
+
+
+def _has_inside(outline: Sequence[float]) -> bool:
+    """Whether an outline has three points that differ."""
+    return len(outline) >= 6 and len(set(zip(outline[::2], outline[1::2], strict=False))) >= 3
 
 
 def _from_rle(rle: dict[str, Any], height: int, width: int) -> str:
+    if "size" not in rle:
+        raise ValueError("RLE without its size")
+    size: Any = rle["size"]
     counts: Any = rle.get("counts")
-    size = rle.get("size")
+    if not isinstance(size, list) or len(size) != 2 or not all(type(side) in (int, float) for side in size):
+        raise ValueError("RLE whose size is not two numbers")
     if size != [height, width]:
-        raise ValueError("RLE of another size than the image")
-    runs = np.asarray(counts) if isinstance(counts, list) else run_lengths(counts)
-    if runs.dtype.kind != "i" or runs.ndim != 1 or not len(runs) or runs.min() < 0 or runs.sum() != height * width:
-        raise ValueError(NOT_FILLED)
+        turned = ": height and width are swapped" if size == [width, height] else ""
+        raise ValueError(f"RLE of another size than the image{turned}")
     if isinstance(counts, list):
-        return coco.frPyObjects({"counts": counts, "size": size}, height, width)["counts"].decode("ascii")
+        runs = _listed_runs(counts, height * width)
+        return coco.frPyObjects({"counts": runs, "size": [height, width]}, height, width)["counts"].decode("ascii")
+    runs = run_lengths(counts)
+    if runs.min() < 0 or runs.sum() != height * width:
+        raise ValueError(NOT_FILLED)
     return counts
+
+
+OTHER_TEXTS = (
+    (re.compile(r"b(['\"]).*\1$", re.DOTALL), "RLE counts in Python's notation for bytes (b'...')"),
+    (re.compile(r"[\s\[(]*[0-9]+(?:[\s,]+[0-9]+)+[\s\])]*$"), "RLE counts as numbers in a text"),
+    (re.compile(r"[A-Za-z0-9+/]*[+/p-z][A-Za-z0-9+/]*={0,2}$|eJ|H4sI"), "RLE counts in base64"),
+)
+"""What exports write in place of the coding of `run_lengths`."""
+
+
+def _listed_runs(counts: list[Any], pixels: int) -> list[int]:
+    """Run lengths as whole numbers that fill `pixels`."""
+    if not counts or not all(type(run) in (int, float) for run in counts):
+        raise ValueError("RLE whose counts are no numbers")
+    if not all(0 <= run <= pixels and run == int(run) for run in counts):
+        raise ValueError("RLE with a run that no image of this size has")
+    runs = [int(run) for run in counts]
+    if sum(runs) != pixels:
+        ends = [start + length for start, length in zip(runs[::2], runs[1::2], strict=False)]
+        pairs = len(runs) % 2 == 0 and all(end <= start for end, start in zip(ends, runs[2::2], strict=False)) and len(runs) > 2
+        raise ValueError(f"{NOT_FILLED}: pairs of start and length?" if pairs else NOT_FILLED)
+    return runs
+
+
+def compare_stated(area: Any, bbox: Any, counts: str, height: int, width: int) -> str:
+    """What is to be said of a mask and the `area` and `bbox` that a file states of it, each None where it states none.
+
+    "" where they agree but for rounding: tools measure outlines, whose edges lie up to a pixel from those of the drawn mask. Raises
+    `ValueError` where the mask is another: an area of more than twice the other, or boxes that share less than half of their union.
+    """
+    found, (x, y, w, h) = measure(counts, height, width)
+    said = ""
+    if type(area) in (int, float) and 0 < area < math.inf:
+        slack = 2 * (w + h) + 4
+        if not found / 2 - 4 <= area <= 2 * found + 4:
+            raise ValueError(f"mask of {found} pixels, but the file states an area of {area:g}")
+        said = "an area that is not the mask's" if abs(area - found) > slack else ""
+    if isinstance(bbox, list) and len(bbox) == 4 and all(type(edge) in (int, float) and abs(edge) < 1e9 for edge in bbox):
+        left, top, wide, high = bbox
+        across = min(left + wide, x + w) - max(left, x)
+        down = min(top + high, y + h) - max(top, y)
+        shared = max(across, 0) * max(down, 0)
+        if wide > 0 and high > 0:
+            # two boxes that differ by a pixel at every edge are one, however small
+            near = all(abs(a - b) <= 1 for a, b in ((left, x), (top, y), (left + wide, x + w), (top + high, y + h)))
+            if not near and shared < 0.5 * (wide * high + w * h - shared):
+                raise ValueError(f"mask in the box {[x, y, w, h]}, but the file states the bbox {bbox}")
+            said = said or ("" if near else "a bbox that is not the mask's")
+    return said
 
 
 def decode(counts: str, height: int, width: int) -> np.ndarray:

@@ -44,7 +44,8 @@ class Region:
 class ImageRecord:
     """One image. `path` is its locator below `paths.root` (see `images.py`); `width` and `height` are in pixels.
 
-    `second` is the locator of another frame of the same size that shows the same objects ("" where there is none).
+    `second` is the locator of another frame of the same size that shows the same objects ("" where there is none). `content` tells
+    photographs apart whose paths differ (see `images.content`); "" where the reader does not open images.
     """
 
     image_id: int
@@ -53,6 +54,7 @@ class ImageRecord:
     height: int
     regions: tuple[Region, ...] = field(default=())
     second: str = ""
+    content: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,3 +63,8 @@ class Skipped:
 
     key: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Noted(Skipped):
+    """Something that costs no record: a part that was left out (a text, an outline), or that looks wrong and is used as it is."""

@@ -1,28 +1,35 @@
 """Which images and regions of the indexes are for training."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from ans.data.arrow import Index
+from ans.data.images import byte_size, content, read_bytes
 from ans.data.records import ImageRecord, Region
 
 TRAIN_SPLIT = "train"
 
 
-def training_rows(indexes: Sequence[Index]) -> tuple[list[tuple[int, int]], int]:
+def training_rows(indexes: Sequence[Index], root: Path | None = None) -> tuple[list[tuple[int, int]], int]:
     """(index, row) of every image with training regions, and how many such rows were left out because their image is in an
-    evaluated split (any split but `train`) of one of the indexes. The published sets share COCO's images."""
+    evaluated split (any split but `train`) of one of the indexes. The published sets share COCO's images; a photograph of your own
+    data is known by its content, and with `root` also among published ones (only files of the same size are opened)."""
+    own = {record.content for index in indexes if index.reader == "own" for record in index.records()}
+    sizes = {int(known.partition(":")[0]) for known in own if known}
     evaluated: set[str] = set()
-    candidates: list[tuple[int, int, str]] = []
+    candidates: list[tuple[int, int, set[str]]] = []
     for number, index in enumerate(indexes):
         for row, record in enumerate(index.records()):
-            photograph = _photograph(record.path)
+            known = {_photograph(record.path)} | ({record.content} if record.content else set())
+            if root and sizes and not record.content and byte_size(root, record.path) in sizes:
+                known.add(content(read_bytes(root, record.path)))
             if {region.split for region in record.regions} - {TRAIN_SPLIT}:
-                evaluated.add(photograph)
+                evaluated |= known
             if any(map(is_taught, record.regions)):
-                candidates.append((number, row, photograph))
-    kept = [(number, row) for number, row, photograph in candidates if photograph not in evaluated]
+                candidates.append((number, row, known))
+    kept = [(number, row) for number, row, known in candidates if not known & evaluated]
     return kept, len(candidates) - len(kept)
 
 

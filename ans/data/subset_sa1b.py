@@ -26,7 +26,8 @@ from ans.data.arrow import (
     write_file,
 )
 from ans.data.counting import Skips
-from ans.data.index import IMAGES_PER_PART, Parts, absent, assemble
+from ans.data.index import IMAGES_PER_PART, Parts, absent, assemble, broken
+from ans.data.records import ImageRecord, Skipped
 from ans.data.sources import sa1b
 from ans.workspace import Workspace
 
@@ -47,8 +48,10 @@ def subset_sa1b(
     readers.check(metadata, path, root)
     table = pa.Table.from_batches(batches_of(listing), listing.schema)
     rows = pc.sort_indices(table["name"]).to_numpy()[_choose(table.num_rows, config.subset_sa1b)]
-    with Parts(workspace.runs, metadata | config.subset_sa1b.model_dump(), root, __name__) as place:
-        write = partial(_write_part, root, config.subset_sa1b)
+    with Parts(
+        workspace.runs, metadata | config.subset_sa1b.model_dump() | {"decode": config.index.decode}, root, __name__
+    ) as place:
+        write = partial(_write_part, root, config.subset_sa1b, config.index.decode)
         entries = _Entries(table.take(rows).combine_chunks())
         paths = parts.write_parts(entries, write, place, part, "subset of sa1b", "image", workers)
         limit, cap = config.index.max_bad_fraction, config.sources["sa1b"].max_samples
@@ -77,14 +80,23 @@ def _choose(available: int, subset: SubsetSa1b) -> np.ndarray:
     return np.sort(np.random.default_rng(subset.seed).choice(available, subset.images, replace=False))
 
 
-def _write_part(root: Path, subset: SubsetSa1b, entries: Sequence[sa1b.Entry], path: Path) -> None:
+def _write_part(root: Path, subset: SubsetSa1b, decode: bool, entries: Sequence[sa1b.Entry], path: Path) -> None:
     skipped = Skips()
-    images = skipped.drop(sa1b.read_masks(root, entry, subset) for entry in entries)
+    images = skipped.drop(_read(root, entry, subset, decode) for entry in entries)
     gc.disable()  # a JSON has no cycles, and to look for some among its dicts takes a fifth of the time
     try:
         write_file(path, RECORD, map(_to_batch, blocks(images)), {}, skipped.report)
     finally:
         gc.enable()
+
+
+def _read(root: Path, entry: sa1b.Entry, subset: SubsetSa1b, decode: bool) -> sa1b.Masks | Skipped:
+    found = sa1b.read_masks(root, entry, subset)
+    if decode and isinstance(found, sa1b.Masks):
+        record = ImageRecord(found.image_id, found.path, found.width, found.height)
+        if reason := broken(root, record):
+            return Skipped(entry.name, reason)
+    return found
 
 
 def _to_batch(images: list[sa1b.Masks]) -> pa.RecordBatch:
@@ -111,6 +123,7 @@ def _to_batch(images: list[sa1b.Masks]) -> pa.RecordBatch:
             pa.array([image.width for image in images], pa.int32()),
             pa.array([image.height for image in images], pa.int32()),
             pa.ListArray.from_arrays(ends, regions, type=RECORD.field("regions").type),
+            pa.array([""] * len(images), pa.string()),
             pa.array([""] * len(images), pa.string()),
         ],
         schema=RECORD,

@@ -43,6 +43,10 @@ def read_pth(path: Path) -> Checkpoint:
     elif (path / "pytorch_model.bin").exists():
         refuse_link(path / "pytorch_model.bin")
         content, meta = _unwrap(path / "pytorch_model.bin", _load(path / "pytorch_model.bin"))
+    elif (path / "adapter_config.json").exists():
+        raise ValueError(
+            f"{path}: an adapter as PEFT saves it, without the model; load it on its model, merge it (merge_and_unload) and save that"
+        )
     else:
         steps = ", ".join(sorted(file.name for file in path.glob("*.pth")))
         raise FileNotFoundError(

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
+
+from ans.files import temporary_name
 
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 2 * 10**9
@@ -277,12 +278,12 @@ def folder_at_once(out: Path) -> Iterator[Path]:
     Raises `OSError` naming `out` when the disk is full.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    temporary = temporary_name(out)
+    temporary.mkdir()
     try:
         yield temporary
         if out.exists():
             shutil.rmtree(out)
-        temporary.chmod(0o755)
         os.replace(temporary, out)
     except OSError as error:
         if error.errno not in DISK_FULL:

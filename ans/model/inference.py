@@ -181,7 +181,8 @@ class SegmenterInference(SegmenterModules):
 
     def _referring(self, read: Read, expressions: Sequence[Sequence[str]]) -> list[Question]:
         _same_length("expressions", expressions, read)
-        return [Question(i, self.template.segment_question(text)) for i, texts in enumerate(expressions) for text in texts]
+        question = self.template.segment_question
+        return [Question(i, question(prompts.quoted(text))) for i, texts in enumerate(expressions) for text in texts]
 
     def _about_region(self, image: int, cells: Tensor, question: str) -> Question:
         return Question(image, self.region_question(cells[None], question), cells[None])

@@ -3,14 +3,19 @@
 The texts are data of the official project (magic-research/Sa2VA): a model answers the prompts it was trained on.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 
 from transformers import PreTrainedTokenizerBase
 
 IGNORE = -100
 SEG_TOKEN = "[SEG]"
 _GAP = "\0"
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+_DATA = re.compile(f"{_OPEN}([^{_CLOSE}]*){_CLOSE}")
 
 SEGMENT_PROMPT = " Please segment {} in this image."
 DESCRIBE_PROMPT = "Please give me a short description of the region in the picture marked by region1."
@@ -87,7 +92,7 @@ class Template:
 
     def asks_itself(self, text: str) -> bool:
         """Whether a text is a whole sentence, as ReasonSeg's long queries are, and the model knows such."""
-        return self.sentence is not None and text.rstrip().endswith(("?", ".", "!"))
+        return self.sentence is not None and text.rstrip(_CLOSE).rstrip().endswith(("?", ".", "!"))
 
 
 _CHATML = "<|im_start|>user\n{input}<|im_end|>\n<|im_start|>assistant\n"
@@ -115,6 +120,56 @@ class Turn:
     separated: bool = False
 
 
+def quoted(text: str) -> str:
+    """A text of the data, or of a user, for a place in a prompt: whatever it says, `encode` makes no special token of it.
+
+    The marks are noncharacters, which stand for nothing in any text.
+    """
+    return f"{_OPEN}{text.replace(_OPEN, '').replace(_CLOSE, '')}{_CLOSE}"
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, start: bool = True) -> list[int]:
+    """Ids of a prompt, or of a part of one. `start`: with the tokenizer's own start token, where it has one.
+
+    The only place where texts become ids: what is `quoted` is encoded as ordinary text, cut where it would be a special token, and
+    all else as the tokenizer does.
+    """
+    plain, inside = "", []
+    for number, part in enumerate(_DATA.split(text)):  # every second one is quoted
+        inside += [number % 2 == 1] * len(part)
+        plain += part
+    specials = _specials(tokenizer)
+    cuts: set[int] = set()
+    for found in specials.finditer(plain):
+        if any(inside[found.start() : found.end()]):
+            cuts.add(found.start() + 1)
+    if not cuts:
+        return tokenizer.encode(plain, add_special_tokens=start)
+    pieces, places = [], [0, *sorted(cuts), len(plain)]
+    for begin, end in pairwise(places):
+        pieces += _cut_again(specials, plain[begin:end], inside[begin:end])
+    ids: list[int] = []
+    for number, piece in enumerate(pieces):
+        ids += tokenizer.encode(piece, add_special_tokens=start and number == 0)
+    return ids
+
+
+def _cut_again(specials: re.Pattern[str], piece: str, inside: list[bool]) -> list[str]:
+    """A cut may have left another special token, which overlapped with the one that was cut."""
+    for found in specials.finditer(piece):
+        if any(inside[found.start() : found.end()]):
+            at = found.start() + 1
+            return [piece[:at], *_cut_again(specials, piece[at:], inside[at:])]
+    return [piece]
+
+
+@lru_cache(maxsize=8)
+def _specials(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Every token that the tokenizer finds in a text before it cuts the rest into words, the longest first."""
+    texts = {text for text in (*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()) if len(text) > 1}
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")
+
+
 def expression_text(raw: str) -> str:
     """An expression as the training questions hold it: lower case, without the final full stop."""
     text = raw.lower().strip()
@@ -123,7 +178,7 @@ def expression_text(raw: str) -> str:
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, template: Template, text: str) -> list[int]:
     """Ids of one user turn that awaits its answer."""
-    return tokenizer.encode(template.system + template.instruction.format(input=text))
+    return encode(tokenizer, template.system + template.instruction.format(input=text))
 
 
 def encode_gap(tokenizer: PreTrainedTokenizerBase, template: Template, text: str) -> tuple[list[int], list[int]]:
@@ -132,7 +187,7 @@ def encode_gap(tokenizer: PreTrainedTokenizerBase, template: Template, text: str
     before, *rest = whole.split(_GAP)
     if len(rest) != 1:
         raise ValueError(f"{text!r} must hold {{}} once")
-    return tokenizer.encode(before), tokenizer.encode(rest[0], add_special_tokens=False)
+    return encode(tokenizer, before), encode(tokenizer, rest[0], start=False)
 
 
 def encode_conversation(tokenizer: PreTrainedTokenizerBase, template: Template, turns: list[Turn]) -> tuple[list[int], list[int]]:
@@ -141,9 +196,9 @@ def encode_conversation(tokenizer: PreTrainedTokenizerBase, template: Template, 
     ids: list[int] = []
     labels: list[int] = []
     for number, turn in enumerate(turns):
-        question = tokenizer.encode(template.instruction.format(input=turn.question), add_special_tokens=number == 0)
-        answer = tokenizer.encode(turn.answer + template.suffix, add_special_tokens=False)
-        separator = tokenizer.encode(template.separator, add_special_tokens=False) if turn.separated else []
+        question = encode(tokenizer, template.instruction.format(input=turn.question), start=number == 0)
+        answer = encode(tokenizer, turn.answer + template.suffix, start=False)
+        separator = encode(tokenizer, template.separator, start=False) if turn.separated else []
         ids += question + answer + separator
         labels += [IGNORE] * len(question) + answer + [IGNORE] * len(separator)
     return ids, labels

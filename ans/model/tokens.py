@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from ans.model import prompts
 from ans.model.sentencepiece import internlm2_tokenizer
 
 
@@ -90,7 +91,7 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, stop_words: tuple[str, ...], id
     decoded = _text(tokenizer, kept).rstrip()
     for word in stop_words:
         if decoded.endswith(word):
-            return tokenizer.encode(decoded.removesuffix(word).rstrip(), add_special_tokens=False)
+            return prompts.encode(tokenizer, prompts.quoted(decoded.removesuffix(word).rstrip()), start=False)
     return kept
 
 

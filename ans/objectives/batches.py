@@ -43,9 +43,13 @@ class ImagesOf:
         self.sam.append(self.model.decoder.pixels(image))
         return self._add(image)
 
-    def add_described(self, record: ImageRecord) -> int:
-        """Open an image that is only described and return its number among the images."""
-        self._add(record_image(self.root, record))
+    def opened(self, record: ImageRecord) -> Image.Image:
+        """An image that is only described, to be added behind those that are segmented."""
+        return record_image(self.root, record)
+
+    def add_described(self, image: Image.Image) -> int:
+        """Add what `opened` gave and return its number among the images."""
+        self._add(image)
         return len(self.pixels) - 1
 
     def pack(self) -> Images:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from ans.config.schema import TrainSettings
 from ans.config.tasks import TaskSettings
 from ans.data.arrow import Index
+from ans.data.bad_images import BadImages
 from ans.data.mixing import keyed_rng
 from ans.model import prompts
 from ans.model.config import ModelConfig
@@ -40,6 +41,7 @@ class Setting:
     tokenizer: PreTrainedTokenizerBase
     root: Path
     open_index: Callable[[str], Index]
+    max_bad_fraction: float = 0.0
 
     @property
     def template(self) -> prompts.Template:
@@ -155,6 +157,10 @@ class Task(ABC, Generic[S, B]):
     @abstractmethod
     def __len__(self) -> int:
         """Samples of an epoch."""
+
+    def bad_images(self, total: int) -> BadImages:
+        """A count of the images, of `total`, that cannot be opened. Kept per process: each sees its own share of the images."""
+        return BadImages(total, self.setting.max_bad_fraction)
 
     @abstractmethod
     def batch(self, positions: range) -> B:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from ans.config.fields import Count, Name, Positive, Section, Share, Weight
 from ans.config.tasks import TaskSettings
 from ans.data.matching import region_mask
 from ans.data.mixing import Pool
-from ans.data.records import ImageRecord
+from ans.data.records import ImageRecord, Region
 from ans.data.samples import Regions
 from ans.model import prompts
 from ans.model.segmenter import Conversations, Features, Forward, Segmenter
@@ -166,6 +167,7 @@ class Task(base.Task[Settings, Batch]):
         self.sources = [Regions(name, setting.open_index(name), of.max_samples) for name, of in settings.sources.items()]
         counts, repeats = [of.count for of in self.sources], [of.repeats for of in settings.sources.values()]
         name = f"train.loop1.sources: {', '.join(settings.sources)}"
+        self.bad = self.bad_images(sum(len(of.index) for of in self.sources))
         self.pool = Pool(counts, repeats, setting.train.seed, self.stream, name)
 
     def __len__(self) -> int:
@@ -179,17 +181,16 @@ class Task(base.Task[Settings, Batch]):
     def batch(self, positions: range) -> Batch:
         train, settings, model = self.setting.train, self.settings, self.setting.model
         images, targets = ImagesOf(self.setting.root, model, max_tiles=1), self.setting.targets()
-        described: dict[int, ImageRecord] = {}
+        described: dict[int, Image.Image] = {}
         segment, cells, questions, corruption, noise, where = [], [], [], [], [], []
         for place, position in enumerate(positions):
-            number, sample = self.pool.at(position)
-            source = self.sources[number]
-            record, region = source.sample(sample)
+            source, record, region, first = self.bad.instead(
+                self.pool, position, lambda source, sample: self._open(source, sample, images)
+            )
             rng = self.rng(position)
-            two_views = bool(record.second and region.second_counts)
-            images.add(record, second=two_views)
-            if two_views:
-                described[place] = record
+            two_views = first is not None
+            if first is not None:
+                described[place] = first
             others = [o for o in source.usable(record) if o != region and bool(o.second_counts) == two_views]
             picked = [others[i] for i in rng.permutation(len(others))[: settings.objects_per_image - 1]]
             grid = model.family.grid(record.height, record.width, max_tiles=1).region
@@ -202,7 +203,7 @@ class Task(base.Task[Settings, Batch]):
                 noise.append(rng.gumbel(size=(train.caption_len, settings.top_k)).astype(np.float32))
                 where.append((record.second if two_views else record.path, source.name))
         # frames that are only described come behind those that are segmented
-        behind = {place: images.add_described(record) for place, record in described.items()}
+        behind = {place: images.add_described(image) for place, image in described.items()}
         index = [behind.get(place, place) for place in segment]
         to_describe, to_segment, answers = (list(column) for column in zip(*questions, strict=True))
         return Batch(
@@ -210,6 +211,15 @@ class Task(base.Task[Settings, Batch]):
             self.setting.answer_tokens(answers), torch.from_numpy(np.stack(corruption)), torch.from_numpy(np.stack(noise)),
             targets.pack(), where,
         )  # fmt: skip
+
+    def _open(self, number: int, sample: int, images: ImagesOf) -> tuple[Regions, ImageRecord, Region, Image.Image | None]:
+        """A sample's source, record and region; its image is added, and of two views the one that is only described returned."""
+        source = self.sources[number]
+        record, region = source.sample(sample)
+        two_views = bool(record.second and region.second_counts)
+        first = images.opened(record) if two_views else None
+        images.add(record, second=two_views)
+        return source, record, region, first
 
     # ---------------------------------------------------------------------------------------------------------------- loss
 

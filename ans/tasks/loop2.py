@@ -12,6 +12,7 @@ from torch import Tensor
 from ans.config.fields import Count, Weight
 from ans.config.tasks import TaskSettings
 from ans.data.mixing import Pool
+from ans.data.records import ImageRecord, Region
 from ans.data.samples import Regions
 from ans.model import prompts
 from ans.model.segmenter import Conversations, Features, Segmenter
@@ -77,6 +78,7 @@ class Task(base.Task[Settings, Batch]):
             raise ValueError(f"train.loop2: {name} was not trained to describe regions; set train.loop2.enabled=false")
         self.source = Regions(settings.source, setting.open_index(settings.source), settings.max_samples, described=True)
         name = f"train.loop2.source: {settings.source}"
+        self.bad = self.bad_images(len(self.source.index))
         self.pool = Pool([self.source.count], [1.0], setting.train.seed, self.stream, name)
 
     def __len__(self) -> int:
@@ -90,11 +92,10 @@ class Task(base.Task[Settings, Batch]):
         images, targets = ImagesOf(setting.root, setting.model, max_tiles=1), setting.targets()
         learnt, texts, questions, where = [], [], [], []
         for position in positions:
-            record, region = self.source.sample(self.pool.at(position)[1])
+            record, region = self.bad.instead(self.pool, position, lambda _, sample: self._open(sample, images))
             rng = self.rng(position)
-            images.add(record)
             caption = region.expressions[rng.integers(len(region.expressions))].sent
-            ids = setting.tokenizer.encode(caption + setting.template.suffix, add_special_tokens=False)
+            ids = prompts.encode(setting.tokenizer, prompts.quoted(caption) + setting.template.suffix, start=False)
             learnt.append(ids[: setting.train.caption_len])
             texts.append(prompts.expression_text(caption))
             where.append((record.path, self.source.name))
@@ -105,12 +106,19 @@ class Task(base.Task[Settings, Batch]):
             images.pack(), learnt, texts, to_describe, to_segment, answers, setting.answer_tokens(answers), targets.pack(), where
         )  # fmt: skip
 
+    def _open(self, sample: int, images: ImagesOf) -> tuple[ImageRecord, Region]:
+        record, region = self.source.sample(sample)
+        images.add(record)
+        return record, region
+
     def losses(self, model: Segmenter, features: Features, batch: Batch, counts: Mapping[str, int], now: Now) -> Losses:
         train, index = self.setting.train, list(range(len(batch.captions)))
         grids = [one.grid for one in features.visual]
         images = [model.template.image_string(grid.tokens) for grid in grids]
         encoded = [
-            prompts.encode_conversation(model.tokenizer, model.template, [prompts.Turn(image + question.format(text), answer)])
+            prompts.encode_conversation(
+                model.tokenizer, model.template, [prompts.Turn(image + question.format(prompts.quoted(text)), answer)]
+            )
             for image, question, text, answer in zip(images, batch.questions, batch.texts, batch.answers, strict=True)
         ]
         ids, labels, attention = (x.to(model.device) for x in pad_right(encoded))

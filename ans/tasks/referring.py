@@ -10,7 +10,7 @@ from torch import Tensor
 from ans.config.fields import Count, NonEmpty
 from ans.config.tasks import TaskSettings
 from ans.data.mixing import Pool
-from ans.data.records import Region
+from ans.data.records import ImageRecord, Region
 from ans.data.samples import is_taught, training_rows
 from ans.model import prompts
 from ans.model.segmenter import Conversations, Features, Segmenter
@@ -63,13 +63,14 @@ class Task(base.Task[Settings, Batch]):
     def __init__(self, settings: Settings, setting: Setting) -> None:
         super().__init__(settings, setting)
         self.indexes = [setting.open_index(name) for name in settings.sources]
-        rows, self.left_out = training_rows(self.indexes)
+        rows, self.left_out = training_rows(self.indexes, setting.root)
         self.rows = rows[: settings.max_images]
         if not self.rows:
             raise ValueError(
                 f"no image to train on: none of train.referring.sources ({', '.join(settings.sources)}) below {setting.root} has a "
                 "`train` region"
             )
+        self.bad = self.bad_images(len(self.rows))
         self.pool = Pool([len(self.rows)], [1.0], setting.train.seed, self.stream, "train.referring")
 
     def __len__(self) -> int:
@@ -91,9 +92,7 @@ class Task(base.Task[Settings, Batch]):
             [],
         )
         for place, position in enumerate(positions):
-            number, row = self.rows[self.pool.at(position)[1]]
-            record = self.indexes[number].record(row)
-            tokens = images.add(record).tokens
+            record, tokens = self.bad.instead(self.pool, position, lambda _, row: self._open(row, images))
             rng = self.rng(position)
             regions = [region for region in record.regions if is_taught(region)]
             picked = [regions[i] for i in rng.permutation(len(regions))[: settings.objects_per_image]]
@@ -106,6 +105,12 @@ class Task(base.Task[Settings, Batch]):
         ids, labels, mask = pad_right(encoded)
         return Batch(images.pack(), ids, labels, mask, image_index, targets.pack())
 
+    def _open(self, sample: int, images: ImagesOf) -> tuple[ImageRecord, int]:
+        """The record of a sample, and how many tokens its image takes."""
+        number, row = self.rows[sample]
+        record = self.indexes[number].record(row)
+        return record, images.add(record).tokens
+
     def _turns(self, regions: Sequence[Region], image_tokens: int, rng: np.random.Generator) -> list[prompts.Turn]:
         """One question and answer per object; the image comes before the first."""
         template = self.setting.template
@@ -113,7 +118,7 @@ class Task(base.Task[Settings, Batch]):
         for region in regions:
             expression = region.expressions[rng.integers(len(region.expressions))].sent
             questions = template.training_questions(expression)
-            text = questions[rng.integers(len(questions))].format(template.expression(expression))
+            text = questions[rng.integers(len(questions))].format(prompts.quoted(template.expression(expression)))
             image = "" if turns else template.image_string(image_tokens)
             turns.append(prompts.Turn(image + text, prompts.SEG_ANSWERS[rng.integers(len(prompts.SEG_ANSWERS))]))
         return turns

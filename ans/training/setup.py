@@ -68,7 +68,8 @@ def load_tasks(config: Config, workspace: Workspace, model: Segmenter, first_pro
     """The tasks that are on, with their data, in the order of their streams. Raises `ListingChanged` for an index that is out of
     date; the first process alone looks, since of a large set that takes long, and each would look at the same disk."""
     root = Path(config.paths.root)
-    setting = Setting(config.train, model.config, model.tokenizer, root, Indexes(workspace, root if first_process else None))
+    indexes = Indexes(workspace, root if first_process else None)
+    setting = Setting(config.train, model.config, model.tokenizer, root, indexes, config.index.max_bad_fraction)
     tasks = {name: load_task(name)(settings, setting) for name, settings in config.tasks.items()}
     return dict(sorted(tasks.items(), key=lambda item: item[1].stream))
 

@@ -288,6 +288,27 @@ def test_nothing_is_inferred(base: Path, checkpoint: Path, tmp_path: Path) -> No
     assert not (tmp_path / "hf").exists()
 
 
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"train": {"lora": value}}
+        for value in (4, "r4", [4], {}, {"rank": True, "alpha": 8}, {"rank": 4, "alpha": float("nan")}, {"rank": 0, "alpha": 8})
+    ]
+    + [{"train": {"lora": {"rank": 4, "alpha": 8, key: True}}} for key in ("use_rslora", "use_dora", "rank_pattern")]
+    + [{"trained": value} for value in (5, "lora", [["lora"]], {"lora": 1}, ["lora", 3])],
+)
+def test_meta_of_other_types_is_named(base: Path, checkpoint: Path, tmp_path: Path, meta: dict) -> None:
+    torch.save({"meta": meta, "state_dict": read_pth(checkpoint).state}, tmp_path / "odd.pth")
+    with pytest.raises(ValueError, match=r"odd\.pth: meta\.tra"):
+        convert(settings(tmp_path / "odd.pth", groups=None if "trained" in meta else TRAINED, lora=None), base, tmp_path / "hf")
+
+
+def test_an_adapter_alone_is_refused_by_name(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="an adapter as PEFT saves it.*merge_and_unload"):
+        convert(settings(tmp_path), base, tmp_path / "hf")
+
+
 def test_a_head_that_the_config_ties(base: Path, trained: dict[str, Tensor], tmp_path: Path) -> None:
     """transformers#45127: a tied config with two different tensors loses one of them on reload."""
     plain = tmp_path / "plain"

@@ -13,6 +13,7 @@ from ans.config import Config, ConfigError, load
 from ans.config.schema import Group, StoredGroup
 from ans.config.sections import SECTIONS, all_fields, task_names
 from ans.groups import TRAINABLE
+from tests.pipeline import REPOSITORY
 
 INTERNVL3 = tuple(f"sa2va-internvl3-{size}" for size in ("2b", "8b", "14b"))
 QWEN_VL = ("sa2va-qwen2_5-vl-3b", "sa2va-qwen2_5-vl-7b", "sa2va-qwen3-vl-2b", "sa2va-qwen3-vl-4b", "sa2va-qwen3-vl-8b")
@@ -255,3 +256,29 @@ def test_loading_needs_no_framework() -> None:
         "from ans.cli.document import document; document(c, 'evaluate'); print(*({'torch', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+
+
+@pytest.mark.parametrize("folder", ("", ".", "/data/kitchen", "../kitchen", "a/../../b", "${HOME}", "a\nb"))
+def test_a_folder_that_dvc_would_look_for_elsewhere_is_refused(folder: str) -> None:
+    config = load(REPOSITORY / "params.yaml")
+    with pytest.raises(ConfigError, match="own.kitchen.folder: must be the path of a folder below paths.root"):
+        config.changed({"own": {"kitchen": {"folder": folder}}})
+    assert config.changed({"own": {"kitchen": {"folder": "my data/kitchen.2"}}}).own["kitchen"].folder == "my data/kitchen.2"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: !!python/object:os.system ls", "line 1: a tag"),
+        ("a: 1\nb: !!int 2", "line 2: a tag"),
+        ("a: &x [1]\nb: 1", "line 1: an anchor"),
+        ("a: 1\nb: *x", "line 2: an anchor or alias"),
+        ("[" * 100_000, "nested more than 30 deep"),
+        ("a: 2024-13-45", "not YAML: month"),
+        ("a: " + "9" * 5000, "not YAML: "),
+    ],
+)
+def test_what_stands_for_something_else_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=reason):
+        load(tmp_path / "params.yaml")

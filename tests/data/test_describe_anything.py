@@ -127,14 +127,14 @@ def test_the_image_is_found_by_every_published_name(tmp_path: Path, members: tup
 
 def test_bad_regions_are_skipped_with_a_reason_and_the_others_kept(tmp_path: Path) -> None:
     bad = [
-        (region(caption=" \n"), "empty caption"),
+        (region(caption=" \n"), "empty text"),
         (region(caption=None), "region without image, mask_rle and caption"),
         ("no region", "region without image, mask_rle and caption"),
         (region(caption="\ud800"), "region without image, mask_rle and caption"),
         (region(mask_rle=[]), "region without a mask in the first frame"),
         (region(mask_rle=[None, RLE]), "region without a mask in the first frame"),
         (region(mask_rle="RLE"), "region without a mask in the first frame"),
-        (region(mask_rle=RLE | {"size": [20, 10]}), "RLE of another size than the image"),
+        (region(mask_rle=RLE | {"size": [20, 10]}), "RLE of another size than the image: height and width are swapped"),
         (region(mask_rle=RLE | {"counts": "not counts"}), "RLE counts that cannot be decoded"),
         (region(mask_rle=RLE | {"counts": [200]}), "mask without a pixel"),
     ]

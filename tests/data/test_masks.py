@@ -3,6 +3,7 @@
 import re
 import warnings
 from fractions import Fraction
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -52,13 +53,28 @@ def test_polygons_of_one_object_are_united() -> None:
     [
         ([], "empty"),
         (None, "empty"),
-        ("0", "empty"),
-        ((SQUARE,), "empty"),
-        ([SQUARE, [0, 0, 1, 1]], "fewer than three points"),
+        ("0", "a text, neither outlines nor an RLE"),
+        (True, "true or false, neither"),
         ([[0, 0, 1, 0, 1]], "fewer than three points"),
-        ([[0, 0, 1, 0, 1, 1, 0]], "fewer than three points"),
-        ([tuple(SQUARE)], "fewer than three points"),
-        ([[*SQUARE[:-1], "2"]], "no number"),
+        ([[0, 0, 1, 1]], "fewer than three points: four numbers, a box"),
+        ([[0, 0, 1, 1, 0, 0, 1, 1]], "fewer than three points"),
+        ([[], []], "fewer than three points"),
+        ([[0, 0, 1, 0, 1, 1, 0]], "an x without its y"),
+        (SQUARE, "one list of numbers"),
+        ([str(value) for value in SQUARE], "one list of numbers"),
+        ([[[0, 0], [2, 0], [2, 2]]], "outline of pairs"),
+        ([[0, 0], [2, 0], [2, 2]], "one outline of pairs"),
+        ([{"x": 0, "y": 0}], "records with x and y"),
+        ([{"size": [4, 5], "counts": "050"}], "list of RLEs"),
+        ([[0, 0, 1, 1, 0]] * 4, "rows of zeros and ones"),
+        ([[0.2, 0.2, 0.8, 0.2, 0.8, 0.8]], "shares of the image"),
+        ([[20, 25, 60, 25, 60, 75]], "outside of the image"),
+        ([[*SQUARE[:-1], "two"]], "no number: a text"),
+        ([[*SQUARE[:-1], "nan"]], "no number: a text"),
+        ([[*SQUARE[:-1], None]], "no number: null"),
+        ([[*SQUARE[:-1], True]], "no number: true or false"),
+        ([[*SQUARE[:-1], 10**400]], "no number: not finite, or far too large"),
+        ([SQUARE, [0, 0, None]], "no number: null"),
         ([[*SQUARE[:-1], float("nan")]], "no number"),
         ([[*SQUARE[:-1], float("-inf")]], "no number"),
         ([[*SQUARE[:-1], 2 * LARGEST + 1]], "far outside"),
@@ -99,7 +115,15 @@ def test_listed_and_compressed_runs_give_the_same(mask: np.ndarray) -> None:
         ([21], [4, 5]),
         ([], [4, 5]),
         ([5, -1, 16], [4, 5]),
-        ([10.0, 10.0], [4, 5]),
+        ([10.5, 9.5], [4, 5]),
+        ([False, True, 19], [4, 5]),
+        ([2**63, 20 - 2**63], [4, 5]),
+        ([2**62, 2**62, 2**62, 2**62, 20], [4, 5]),
+        ([10**400], [4, 5]),
+        ([float("nan"), 20], [4, 5]),
+        ([20], [True, 20]),
+        ([20], [4.5, 5]),
+        ([20], ["4", "5"]),
         ([[10], [10]], [4, 5]),
         (["10", "10"], [4, 5]),
         (code(19, 1) + code(2, 1), [4, 5]),
@@ -112,6 +136,60 @@ def test_listed_and_compressed_runs_give_the_same(mask: np.ndarray) -> None:
 def test_runs_that_do_not_fill_the_image_are_refused(counts: Any, size: Any) -> None:
     with pytest.raises(ValueError, match="RLE"):
         masks.from_segmentation({"size": size, "counts": counts}, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("counts", "reason"),
+    [
+        ("b'R14400000n0'", "notation for bytes"),
+        ("eJw7w8DAAAAGAAF+", "base64"),
+        ("34 4 4 4 4 4 4 4 34", "numbers in a text"),
+        ("[34, 4, 58]", "numbers in a text"),
+        ([2, 3, 7, 4], "pairs of start and length"),
+    ],
+)
+def test_other_codings_of_runs_have_their_own_reasons(counts: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        masks.from_segmentation({"size": [4, 5], "counts": counts}, 4, 5)
+
+
+@given(arrays)
+def test_no_sound_coding_is_taken_for_another(mask: np.ndarray) -> None:
+    counts = encoded(mask)
+    assert masks.from_segmentation({"size": [float(side) for side in mask.shape], "counts": counts}, *mask.shape) == counts
+
+
+def test_numbers_may_be_texts_and_whole_floats() -> None:
+    square = masks.from_segmentation([SQUARE], 4, 5)
+    assert masks.from_segmentation([[str(value) for value in SQUARE]], 4, 5) == square
+    assert masks.from_segmentation({"size": [4.0, 5.0], "counts": [0.0, 2.0, 2.0, 2.0, 14.0]}, 4, 5) == square
+
+
+@pytest.mark.parametrize("other", [[1, 1, 1, 1], [1, 1], [], [3, 1, 3, 2, 3, 1], [0, 0, 1, 0, 1]])
+def test_a_sound_outline_counts_beside_a_degenerate_one(other: list[int]) -> None:
+    for outlines in ([SQUARE, other], [other, SQUARE]):
+        assert masks.from_segmentation(outlines, 4, 5) == masks.from_segmentation([SQUARE], 4, 5)
+        assert masks.degenerate(outlines) == 1
+    assert masks.degenerate([SQUARE]) == masks.degenerate({"size": [4, 5], "counts": "050"}) == 0
+
+
+def test_stated_measures_are_compared() -> None:
+    drawn = np.zeros((40, 50), np.uint8)
+    drawn[10:20, 20:40] = 1
+    stated = partial(masks.compare_stated, counts=encoded(drawn), height=40, width=50)
+    for area, bbox in (
+        (200, [20, 10, 20, 10]),
+        (None, None),
+        (201.7, [20.4, 9.6, 19.2, 10.9]),
+        ("200", ["20"]),
+        (0, [0, 0, 0, 0]),
+    ):
+        assert stated(area, bbox) == "", (area, bbox)
+    assert stated(330, None) == "an area that is not the mask's"
+    assert stated(None, [20, 10, 20, 14]) == "a bbox that is not the mask's"
+    for area, bbox in ((500, None), (50, None), (None, [10, 20, 10, 20]), (200, [20, 10, 40, 20]), (None, [40, 20, 20, 10])):
+        with pytest.raises(ValueError, match="but the file states"):
+            stated(area, bbox)
 
 
 def test_a_mask_of_another_size_is_not_decoded() -> None:

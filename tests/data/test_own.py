@@ -11,7 +11,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from ans.data import masks
+from ans.cli import main
+from ans.data import masks, validate
 from ans.data.records import ImageRecord, Skipped
 from ans.data.sources import common, own
 from ans.toy import scenes, world_more
@@ -122,7 +123,8 @@ def test_every_wrong_line_is_named(tmp_path: Path) -> None:
         [sys.executable, "-m", "ans", "validate", str(base)], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (1, "")
-    *lines, last = done.stdout.splitlines()
+    *lines, split, note, last = done.stdout.splitlines()
+    assert split == "train: 1 images, 1 objects, 1 expressions" and "nothing can be evaluated" in note
     assert last == f"1 images, 1 objects, 1 expressions; {len(WRONG)} lines cannot be used"
     for number, (line, reason) in enumerate(zip(lines, WRONG.values(), strict=True), start=1):
         assert re.search(rf"expressions.jsonl:{number}: .*{reason}", line), line
@@ -175,6 +177,20 @@ def test_the_page_says_what_the_reader_takes(tmp_path: Path) -> None:
     assert sum(len(record.regions) for record in found) == len(lines)
     assert all(f"`{key}`" in page for key in own.KEYS)
     assert "python -m ans validate" in page
+
+
+def test_a_picture_shows_masks_over_images(tmp_path: Path) -> None:
+    base = publish(tmp_path, [{"image": "a.jpg", "mask": "m.png", "text": "\u676f"}, {"image": "sub/b.png", "mask": "m.png"}])
+    main(["validate", str(base), "--sheet", str(tmp_path / "sheet.png")])
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    for left in (0, validate.TILE):  # of both tiles the object is tinted, and the black image around it is not
+        tile = sheet[2:12, left + 2 : left + 22]
+        assert ((tile[..., 0] > 100) == (MASK > 0)).all() and tile[..., 1:].max() < 10
+    publish(tmp_path / "more", [{"image": "a.jpg", "mask": "m.png", "split": f"s{number}"} for number in range(100)])
+    found = validate.validate(tmp_path / "more/own")
+    assert found.objects == 100 and validate.contact_sheet(found, tmp_path / "more").height <= validate.ROWS * (
+        validate.TILE + 16
+    )
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ def ref(ref_id: int, ann_id: Any, image_id: int = 7, split: str = "train", **cha
 
 
 def annotation(id_: int, segmentation: Any, image_id: int = 7) -> dict[str, Any]:
-    return {"id": id_, "image_id": image_id, "category_id": 4, "iscrowd": 0, "segmentation": segmentation, "area": 1.0}
+    return {"id": id_, "image_id": image_id, "category_id": 4, "iscrowd": 0, "segmentation": segmentation}
 
 
 def box(x0: float, y0: float, x1: float, y1: float) -> list[float]:
@@ -106,14 +106,14 @@ def test_bad_records_are_skipped_with_a_reason_and_the_others_kept(tmp_path: Pat
         "ref 1": "empty segmentation",
         "ref 2": "annotation not in instances.json",
         "ref 3": "image file not in coco2014/train2014",
-        "ref 4": "polygon of fewer than three points",
+        "ref 4": "polygon of fewer than three points: four numbers, a box?",
         "ref 5": "image not in instances.json",
         "ref 6": "RLE counts that cannot be decoded",
         "ref 7": "RLE that does not fill the image",
-        "ref 8": "RLE of another size than the image",
+        "ref 8": "RLE of another size than the image: height and width are swapped",
         "ref 9": "polygon far outside the image",
-        "ref 10": "polygon with a coordinate that is no number",
-        "ref 11": "empty segmentation",
+        "ref 10": "polygon with a coordinate that is no number: a text",
+        "ref 11": "empty segmentation: null",
         "ref 12": "mask without a pixel",
         "ref 13": "annotation of another image",
     }

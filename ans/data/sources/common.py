@@ -1,7 +1,10 @@
 """What the readers share. Published files may be damaged: what these give is sound, or an error says what is not."""
 
+import json
 import os
+import re
 import tarfile
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -39,11 +42,70 @@ def field(record: Any, key: str, kind: type) -> Any:
     if key not in record:
         raise ValueError(f"no {key!r} in {record!r:.80}")
     value = record[key]
-    if not isinstance(value, kind) or (kind is int and not -(2**63) <= value < 2**63):
+    if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or not -(2**63) <= value < 2**63)):
         raise ValueError(f"{key} is {value!r:.80}, expected {kind.__name__}")
     if kind is str:
         value.encode("utf-8")  # a UnicodeEncodeError is a ValueError
     return value
+
+
+def by_id(entries: list[Any], what: str) -> dict[int, Any]:
+    """id -> entry. Raises `ValueError`, which the caller completes with the file's name: also for an id that is there twice, since
+    nothing says which of the two is meant."""
+    places: dict[int, int] = {}
+    for place, entry in enumerate(entries):
+        number = field(entry, "id", int)
+        if (first := places.setdefault(number, place)) != place:
+            raise ValueError(f"id {number} is there twice: {what}[{first}] and {what}[{place}]")
+    return {number: entries[place] for number, place in places.items()}
+
+
+def parse_json(content: bytes) -> Any:
+    """The value that a JSON text says. Raises `ValueError`, also for brackets without end and for a key that is there twice."""
+    try:
+        return json.loads(content, object_pairs_hook=_unique)
+    except RecursionError as error:
+        raise ValueError("brackets without end") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} is there twice in a record")
+    return record
+
+
+MAX_WORDS, MAX_CHARACTERS = 1000, 8000
+"""Of a text: five times the longest caption of the published sets, and still within a model's context beside its image."""
+
+BREAKS = re.compile(r"[\t-\r\x1c-\x1f\x85\u2028\u2029]+")
+
+
+def clean(text: str) -> str:
+    """A text of a file as it is used: stripped, with a space for line breaks and tabs. Of any script, and any words: what a
+    tokenizer would take for a special token is encoded as ordinary text (`ans/model/prompts.py`).
+
+    Raises `ValueError` for a text that is empty then, that has control characters or that is too long.
+    """
+    text = BREAKS.sub(" ", text).strip()
+    for character in text:
+        if (
+            unicodedata.category(character) in ("Cc", "Cs")
+            or 0xFDD0 <= ord(character) <= 0xFDEF
+            or ord(character) & 0xFFFE == 0xFFFE
+        ):
+            raise ValueError(f"text with the control character U+{ord(character):04X}")
+    if not text.removesuffix(".") or all(unicodedata.category(character)[0] in "ZC" for character in text):
+        raise ValueError("empty text")
+    if len(text) > MAX_CHARACTERS or text.count(" ") >= MAX_WORDS:
+        raise ValueError(f"text of more than {MAX_WORDS} words or {MAX_CHARACTERS} characters")
+    return text
+
+
+def is_junk(name: str) -> bool:
+    """Whether a file is what macOS leaves beside a file of that name (AppleDouble): its attributes, under its suffix."""
+    return os.path.basename(name).startswith("._")
 
 
 END = 64 * tarfile.RECORDSIZE
@@ -51,7 +113,7 @@ END = 64 * tarfile.RECORDSIZE
 
 
 def tar_members(root: Path, tar: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[str, str, str]]:
-    """(stem, suffix, locator) of the members of a tar that end in one of `suffixes`; folders within the tar are left out.
+    """(stem, suffix, locator) of the members of a tar that end in one of `suffixes`, in any case; folders within it are left out.
 
     Raises `ValueError` naming a tar that cannot be read to its end.
     """
@@ -60,8 +122,8 @@ def tar_members(root: Path, tar: Path, suffixes: tuple[str, ...]) -> Iterator[tu
         with tarfile.open(tar, "r:") as shard:
             for info in shard:
                 stem, suffix = os.path.splitext(os.path.basename(info.name))
-                if info.isfile() and suffix in suffixes:
-                    yield stem, suffix, member(below, info.offset_data, info.size)
+                if info.isfile() and not info.issparse() and suffix.lower() in suffixes and not is_junk(stem):
+                    yield stem, suffix.lower(), member(below, info.offset_data, info.size)
                 shard.members = []  # pyrefly: ignore[missing-attribute]  # tarfile keeps every header otherwise
             shard.fileobj.seek(shard.offset)
             if shard.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes a damaged header for the end

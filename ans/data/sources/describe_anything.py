@@ -6,7 +6,6 @@
 Images are read from the shards by offset. The shards' `.pickle` members repeat annotations.json and are never opened.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count, takewhile
@@ -16,7 +15,7 @@ from typing import Any
 from ans.data import masks
 from ans.data.images import image_size
 from ans.data.records import Expression, ImageRecord, Region, Skipped
-from ans.data.sources.common import field, source_folder, tar_members
+from ans.data.sources.common import clean, field, is_junk, parse_json, source_folder, tar_members
 
 SPLIT = "train"
 """The only one published; the folders (COCOStuff, LVIS, SAV, ...) are all of it."""
@@ -43,7 +42,7 @@ def plan(root: Path, folder: str, name: str) -> list[Task]:
     tasks: list[Task] = []
     region_number = 0
     for place in _splits(root, folder, name):
-        shards = sorted((place / "images").glob("*.tar"))
+        shards = sorted(shard for shard in (place / "images").glob("*.tar") if not is_junk(shard.name))
         members = {stem: locator for shard in shards for stem, _, locator in tar_members(root, shard, (".jpg",))}
         for img_id, regions in _read_annotations(place / "annotations.json").items():
             tasks.append(Task(f"{place.name}/{img_id}", regions, _find(regions, members), len(tasks), region_number))
@@ -67,8 +66,8 @@ def _splits(root: Path, folder: str, name: str) -> list[Path]:
 
 def _read_annotations(path: Path) -> dict[str, list[Any]]:
     try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        content = parse_json(path.read_bytes())
+    except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected an object with image ids as keys, found {content!r:.80}")
@@ -133,14 +132,13 @@ def _region(region: Any, rle: Any, later: Any, number: int, width: int, height: 
     """Raises `ValueError` with one short reason."""
     try:
         field(region, "image", str)
-        caption = field(region, "caption", str).strip()
+        caption = field(region, "caption", str)
         region["mask_rle"]
     except (ValueError, KeyError):
         raise ValueError("region without image, mask_rle and caption") from None
     if not isinstance(rle, dict):
         raise ValueError("region without a mask in the first frame")
-    if not caption:
-        raise ValueError("empty caption")
+    caption = clean(caption)
     counts = masks.from_segmentation(rle, height, width)
     area, bbox = masks.measure(counts, height, width)
     if area == 0:

@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 
 from ans.data import masks
-from ans.data.images import BROKEN_IMAGE, image_size
-from ans.data.records import ImageRecord, Region, Skipped
+from ans.data.images import BROKEN_IMAGE, identify, image_size, spelled
+from ans.data.records import ImageRecord, Noted, Region, Skipped
 from ans.data.sources.common import source_folder
 
 SPLIT = "train"
@@ -84,8 +84,21 @@ def _read_rows(path: Path) -> Iterator[list[str]]:
 
 
 def _read_classes(path: Path) -> dict[str, str]:
-    """Code -> name. Some releases of the file begin with a header, others with the first class."""
-    return {row[0]: row[1] for row in _csv_rows(path) if len(row) == 2 and CLASS_CODE.match(row[0])}
+    """Code -> name. Some releases of the file begin with a header, others with the first class; further columns are ignored, but
+    a line with more or fewer than the first is refused: a name with a comma in it that lacks its quotes would be cut."""
+    classes: dict[str, str] = {}
+    columns = 0
+    for number, row in enumerate(_csv_rows(path), start=1):
+        if not row:
+            continue
+        columns = columns or len(row)
+        if len(row) != columns or columns < 2:
+            raise ValueError(f"{path}, row {number}: {len(row)} columns ({','.join(row)!r:.80}), expected {max(columns, 2)}")
+        if CLASS_CODE.match(row[0]):
+            classes[row[0]] = row[1]
+        elif number > 1:
+            raise ValueError(f"{path}, row {number}: {row[0]!r:.80} is no code of a class, such as /m/04yx4")
+    return classes
 
 
 def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
@@ -98,6 +111,7 @@ def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
     width = height = 0
     reason = "" if IMAGE_ID.fullmatch(image_id) else "ImageID that is not 16 hexadecimal digits"
     if not reason:
+        path = spelled(root, path)
         try:
             width, height = image_size(root, path)
         except FileNotFoundError:
@@ -108,7 +122,12 @@ def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
         yield from (Skipped(mask_path, reason) for mask_path, _, _ in rows)
         return
     regions = []
+    seen: set[str] = set()
     for mask_path, category, box_id in rows:
+        if mask_path in seen:
+            yield Noted(mask_path, "row that is there twice")
+            continue
+        seen.add(mask_path)
         if not MASK_PATH.fullmatch(mask_path) or not BOX_ID.fullmatch(box_id):
             yield Skipped(mask_path, "row without a mask's file name and a BoxID")
             continue
@@ -129,7 +148,7 @@ def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
 def _read_mask(path: Path, width: int, height: int) -> np.ndarray:
     """(height, width) uint8, not zero on the object. Raises `ValueError` with one short reason, `FileNotFoundError`."""
     try:
-        with Image.open(path) as image:
+        with identify(path) as image:
             stored = image.convert("L")
     except FileNotFoundError:
         raise

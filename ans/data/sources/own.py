@@ -11,31 +11,32 @@ has no `_`, since a split is asked for as `<source>_<split>`.
 """
 
 import hashlib
-import json
 import os
+import posixpath
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from ans.data import masks
-from ans.data.images import BROKEN_IMAGE, below, image_size
+from ans.data.images import BROKEN_IMAGE, SEPARATOR, below, content, decoded, read_bytes, spelled
+from ans.data.mask_files import read_mask, suspicions
 from ans.data.matching import check_size
-from ans.data.records import Expression, ImageRecord, Region, Skipped
-from ans.data.sources.common import field, source_folder
+from ans.data.records import Expression, ImageRecord, Noted, Region, Skipped
+from ans.data.sources.common import by_id, clean, field, parse_json, source_folder
 
 EXPRESSIONS, ANNOTATIONS = "expressions.jsonl", "annotations.json"
 KEYS = {"image", "mask", "annotation", "text", "split", "category"}
+SPLIT = re.compile(r"[A-Za-z0-9]+(?:-+[A-Za-z0-9]+)*")
+"""A split's name is part of file names, as `<source>_<split>`."""
 
 
 @dataclass(frozen=True)
 class Object:
     """A line of expressions.jsonl: `line` is its number, from 1. Either `mask` or `segmentation` (of COCO) is there. `size` is
-    the image's (width, height) in pixels, where annotations.json states it."""
+    the image's (width, height) in pixels, where annotations.json states it; so are `area` and `bbox`."""
 
     line: int
     texts: tuple[str, ...]
@@ -44,6 +45,8 @@ class Object:
     mask: str = ""
     segmentation: Any = None
     size: tuple[int, int] | None = None
+    area: Any = None
+    bbox: Any = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def plan(root: Path, folder: str, name: str) -> list[Task | Skipped]:
             if not content.strip():
                 continue
             try:
-                image, found = _read_line(content, line, annotations)
+                image, found = _read_line(content, line, annotations, base)
                 by_image[image].append(found)
             except ValueError as error:
                 skipped.append(Skipped(f"{EXPRESSIONS}:{line}", str(error)))
@@ -99,86 +102,97 @@ def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
     """The record of an image, and one `Skipped` per line that cannot be used.
 
     Lines of one object (the same mask) are joined. `image_id` is the image's position, `region_id` the line, and `sent_id` 1000
-    times the line and the text's position.
+    times the line and the text's position. Images are opened whole: there are few, and a damaged one is named here.
     """
     path = f"{task.folder}/images/{task.image}"
     try:
-        width, height = image_size(root, path)
+        data = read_bytes(root, path)
+        width, height = decoded(data).size
     except FileNotFoundError:
         yield from (Skipped(f"{EXPRESSIONS}:{one.line}", f"no such image: images/{task.image}") for one in task.objects)
         return
-    except ValueError as error:
-        reason = str(error).removeprefix(f"{root / path}: ")
-        yield from (Skipped(f"{EXPRESSIONS}:{one.line}", f"images/{task.image}: {reason}") for one in task.objects)
+    except BROKEN_IMAGE as error:
+        reason = f"images/{task.image}: not a readable image: {error}"
+        yield from (Skipped(f"{EXPRESSIONS}:{one.line}", reason) for one in task.objects)
         return
     regions: dict[tuple[str, str], Region] = {}
     for one in task.objects:
         try:
-            region = _region(root, task, one, height, width)
+            region, notes = _region(root, task, one, height, width)
         except (ValueError, FileNotFoundError) as error:
             yield Skipped(f"{EXPRESSIONS}:{one.line}", str(error))
             continue
+        yield from (Noted(f"{EXPRESSIONS}:{one.line}", note) for note in notes)
         first = regions.get((region.counts, region.split))
         if first:
             region = replace(first, expressions=first.expressions + region.expressions)
         regions[region.counts, region.split] = region
     if regions:
-        yield ImageRecord(task.number, path, width, height, tuple(regions.values()))
+        yield ImageRecord(task.number, path, width, height, tuple(regions.values()), content=content(data))
 
 
-def _read_line(content: bytes, line: int, annotations: "dict[int, Annotation]") -> tuple[str, Object]:
+def _read_line(content: bytes, line: int, annotations: "dict[int, Annotation]", base: Path) -> tuple[str, Object]:
     """The image and what is said of it. Raises `ValueError` that says what is wrong with the line."""
     try:
-        record = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        record = parse_json(content)
+    except ValueError as error:
         raise ValueError(f"not JSON: {error}") from error
     image = field(record, "image", str)
     if unknown := set(record) - KEYS:
         raise ValueError(f"unknown key {', '.join(sorted(unknown))}; known are {', '.join(sorted(KEYS))}")
-    below("images", image)
+    image = _path(base, "images", image)
     texts = record.get("text", [])
     texts = [texts] if isinstance(texts, str) else texts
     if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
         raise ValueError("text is neither a text nor a list of texts, or one is empty")
-    texts = tuple(field({"text": text}, "text", str).strip() for text in texts)
+    texts = tuple(clean(field({"text": text}, "text", str)) for text in texts)
     split, category = (field({"split": "train", "category": ""} | record, key, str) for key in ("split", "category"))
+    category = clean(category) if category.strip() else ""
     if "_" in split:
         raise ValueError(f"split {split}: a split's name has no `_`, which parts it from the source's")
+    if not SPLIT.fullmatch(split):
+        raise ValueError(f"split {split!r:.80}: a split's name is of letters A to Z, digits and hyphens")
     if ("mask" in record) == ("annotation" in record):
         raise ValueError("needs either a mask (a PNG below masks/) or an annotation (an id in annotations.json)")
     if "mask" in record:
-        mask = field(record, "mask", str)
-        below("masks", mask)
+        mask = _path(base, "masks", field(record, "mask", str))
         return image, Object(line, texts, split, category, mask=mask)
     number = field(record, "annotation", int)
     if number not in annotations:
         raise ValueError(f"annotation {number} is not in {ANNOTATIONS}")
-    file_name, size, segmentation, its_category = annotations[number]
-    if file_name != image:
+    file_name, size, annotation, its_category = annotations[number]
+    if _path(base, "images", file_name) != image:
         raise ValueError(f"annotation {number} is of {file_name}, not of {image}")
-    return image, Object(line, texts, split, category or its_category, segmentation=segmentation, size=size)
+    stated: dict[str, Any] = {key: annotation.get(key) for key in ("segmentation", "area", "bbox")}
+    return image, Object(line, texts, split, category or its_category, size=size, **stated)
 
 
-Annotation = tuple[str, tuple[int, int] | None, Any, str]
-"""The image's file name and stated (width, height), segmentation, and class name."""
+def _path(base: Path, kind: str, name: str) -> str:
+    """A path below images/ or masks/ in the one spelling that stands for the file, so that one photograph has one name."""
+    below(kind, name)
+    if SEPARATOR in name:
+        raise ValueError(f"{name}: a name with `{SEPARATOR}`, which parts a file from what is in it")
+    return spelled(base, posixpath.normpath(f"{kind}/{name}")).removeprefix(f"{kind}/")
+
+
+Annotation = tuple[str, tuple[int, int] | None, dict[str, Any], str]
+"""The image's file name and stated (width, height), the annotation, and its class name."""
 
 
 def _read_annotations(path: Path) -> dict[int, Annotation]:
     """id -> annotation."""
     try:
-        content = json.loads(path.read_bytes())
-        listed = field(content, "images", list)
-        images = {field(image, "id", int): (field(image, "file_name", str), _size(image)) for image in listed}
-        names = {field(entry, "id", int): field(entry, "name", str) for entry in content.get("categories", [])}
+        content = parse_json(path.read_bytes())
+        listed = by_id(field(content, "images", list), "images")
+        images = {number: (field(image, "file_name", str), _size(image)) for number, image in listed.items()}
+        categories = by_id(field({"categories": []} | content, "categories", list), "categories")
+        names = {number: field(entry, "name", str) for number, entry in categories.items()}
+        annotations = by_id(field(content, "annotations", list), "annotations")
         return {
-            field(a, "id", int): (
-                *images.get(a.get("image_id"), ("no image", None)),
-                a.get("segmentation"),
-                names.get(a.get("category_id"), ""),
-            )
-            for a in field(content, "annotations", list)
+            number: (*images.get(a.get("image_id"), ("no image", None)), a, names.get(a.get("category_id"), ""))
+            for number, a in annotations.items()
         }
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: not a COCO listing: {error}") from error
 
 
@@ -189,30 +203,24 @@ def _size(image: Any) -> tuple[int, int] | None:
     return field(image, "width", int), field(image, "height", int)
 
 
-def _region(root: Path, task: Task, one: Object, height: int, width: int) -> Region:
-    """Raises `ValueError` or `FileNotFoundError` with a reason."""
+def _region(root: Path, task: Task, one: Object, height: int, width: int) -> tuple[Region, list[str]]:
+    """The region, and what is to be said of it. Raises `ValueError` or `FileNotFoundError` with a reason."""
+    notes: list[str] = []
     if one.size is not None:
         check_size(f"images/{task.image}", (width, height), one.size, ANNOTATIONS)
     if one.mask:
-        counts = masks.from_array(_read_mask(root / task.folder / "masks" / one.mask, one.mask, height, width))
+        inside, notes = read_mask(root / task.folder / "masks" / one.mask, f"masks/{one.mask}")
+        if inside.shape != (height, width):
+            raise ValueError(f"masks/{one.mask} is {inside.shape[1]} x {inside.shape[0]}, its image {width} x {height}")
+        counts = masks.from_array(inside)
     else:
         counts = masks.from_segmentation(one.segmentation, height, width)
+        if left_out := masks.degenerate(one.segmentation):
+            notes = [f"outline of fewer than three points, left out beside sound ones ({left_out})"]
+        notes += filter(None, [masks.compare_stated(one.area, one.bbox, counts, height, width)])
     area, bbox = masks.measure(counts, height, width)
     if area == 0:
         raise ValueError("mask without a pixel")
     expressions = tuple(Expression(1000 * one.line + i, text, text) for i, text in enumerate(one.texts))
-    return Region(one.line, one.split, one.category, area, bbox, counts, expressions)
-
-
-def _read_mask(path: Path, name: str, height: int, width: int) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            mask = np.asarray(image)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no such mask: masks/{name}") from None
-    except BROKEN_IMAGE as error:
-        raise ValueError(f"masks/{name}: not a readable image: {error}") from error
-    if mask.shape[:2] != (height, width):
-        raise ValueError(f"masks/{name} is {mask.shape[1]} x {mask.shape[0]}, its image {width} x {height}")
-    # of colours any that is not black; an alpha channel says nothing of what is the object
-    return mask if mask.ndim == 2 else np.asarray(mask[..., : {2: 1, 3: 3, 4: 3}[mask.shape[2]]].any(2))
+    notes += suspicions(masks.decode(counts, height, width) > 0)
+    return Region(one.line, one.split, one.category, area, bbox, counts, expressions), notes

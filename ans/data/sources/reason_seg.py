@@ -6,57 +6,69 @@ Shapes are drawn by falling area, outline and inside, so a smaller one lies on a
 labelled `ignore` count neither way; `flag` is not drawn. The files are UTF-8 or, some, Windows' cp1252.
 """
 
+import base64
 import json
 import math
 import os
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from ans.data import masks
-from ans.data.images import image_size
-from ans.data.records import QUERY_KINDS, Expression, ImageRecord, Region, Skipped
-from ans.data.sources.common import field, source_folder
+from ans.data.images import BROKEN_IMAGE, identify, image_size
+from ans.data.matching import check_size
+from ans.data.records import QUERY_KINDS, Expression, ImageRecord, Noted, Region, Skipped
+from ans.data.sources.common import clean, field, is_junk, source_folder
 
 SPLITS = ("train", "val", "test")
 TARGET, IGNORED = 1, 255
 ALL = "-all"
 """Behind the name of a split: with every question, not only the first."""
 
-Task = tuple[str, str, int]
-"""Folder below the root, stem, and position."""
+Task = tuple[str, str, str, int]
+"""Folder below the root, names of the image and of the JSON, and position."""
 
 
 def plan(root: Path, folder: str, name: str) -> list[Task]:
     """Every image, split by split in order of their names. Raises `FileNotFoundError` without the folder or any split."""
-    stems = [(f"{folder}/{split}", stem) for split in _splits(root, folder, name) for stem in _stems(root / folder / split)]
-    return [(place, stem, number) for number, (place, stem) in enumerate(stems)]
+    pairs = [(f"{folder}/{split}", pair) for split in _splits(root, folder, name) for pair in _pairs(root / folder / split)]
+    return [(place, *pair, number) for number, (place, pair) in enumerate(pairs)]
 
 
 def fingerprint(root: Path, folder: str, name: str) -> list[str]:
     """The number of images per split."""
-    return [f"{split}: {len(_stems(root / folder / split))} jpg" for split in _splits(root, folder, name)]
+    return [f"{split}: {len(_pairs(root / folder / split))} jpg" for split in _splits(root, folder, name)]
 
 
 def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
     """In `train` one record per question, with one region: they are different wordings. In `val` and `test` one record; its
     region has the first question, the only one that LISA evaluates, and a second region of the split `val-all` or `test-all` has
     all of them. `image_id` and `region_id` are the image's position."""
-    place, stem, number = task
-    key = f"{place}/{stem}"
+    place, image, listing, number = task
+    path = f"{place}/{image}"
+    key = os.path.splitext(path)[0]
+    texts = []
     try:
-        content = _parse(root / place / f"{stem}.json")
-        width, height = image_size(root, f"{key}.jpg")
+        content = field({"JSON": _parse(root / place / listing)}, "JSON", dict)
+        width, height = image_size(root, path)
+        if type(content.get("imageWidth")) is int and type(content.get("imageHeight")) is int:
+            check_size(path, (width, height), (content["imageWidth"], content["imageHeight"]), listing)
         drawn = draw(field(content, "shapes", list), height, width)
-        texts = [field({"text": text}, "text", str).strip() for text in field(content, "text", list)]
+        for text in field(content, "text", list):
+            try:
+                texts.append(clean(field({"text": text}, "text", str)))
+            except ValueError as error:
+                yield Noted(key, f"question left out: {error}")
         kind = QUERY_KINDS[field(content, "is_sentence", bool)]
     except FileNotFoundError:
         yield Skipped(key, "image without JSON")
         return
     except ValueError as error:
-        yield Skipped(key, str(error).removeprefix(f"{root / key}").lstrip(": "))
+        yield Skipped(key, str(error).removeprefix(f"{root / path}").lstrip(": "))
         return
     counts = masks.from_array(drawn == TARGET)
     area, bbox = masks.measure(counts, height, width)
@@ -72,7 +84,7 @@ def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
     evaluated = [[(split, asked[:1]), (f"{split}{ALL}", asked)]]
     for parts in [[(split, (one,))] for one in asked] if split == "train" else evaluated:
         regions = (Region(number, name, kind, area, bbox, counts, part, ignore_counts=ignored) for name, part in parts)
-        yield ImageRecord(number, f"{key}.jpg", width, height, tuple(regions))
+        yield ImageRecord(number, path, width, height, tuple(regions))
 
 
 def draw(shapes: list[Any], height: int, width: int) -> np.ndarray:
@@ -82,24 +94,72 @@ def draw(shapes: list[Any], height: int, width: int) -> np.ndarray:
         label = field(shape, "label", str).lower()
         if label == "flag":
             continue
-        outline = masks.polygon(_points(field(shape, "points", list)), height, width)
-        drawn.append((outline, IGNORED if "ignore" in label else TARGET))
+        drawn.append((draw_shape(shape, height, width), IGNORED if "ignore" in label else TARGET))
     mask = np.zeros((height, width), np.uint8)
     for outline, value in sorted(drawn, key=lambda item: -int(item[0].sum())):
         mask[outline] = value
     return mask
 
 
+def draw_shape(shape: dict[str, Any], height: int, width: int) -> np.ndarray:
+    """(height, width) bool of a shape by its type, as labelme has it; without one it is a polygon.
+
+    Polygons and rectangles have whole-numbered corners, cut off towards zero as the original does. Raises `ValueError` for shapes
+    without an inside and for types that are unknown.
+    """
+    points = _points(field(shape, "points", list))
+    kind = shape.get("shape_type") or "polygon"
+    if kind in ("line", "linestrip", "point", "points"):
+        raise ValueError(f"shape of type {kind}, which has no inside")
+    if kind == "mask":
+        return _stored(shape, points, height, width)
+    if kind == "circle":
+        if len(points) != 2:
+            raise ValueError(f"circle of {len(points)} points, expected its centre and a point on its rim")
+        canvas = Image.new("1", (width, height))
+        radius = math.dist(*points)
+        ImageDraw.Draw(canvas).ellipse((*(points[0] - radius).tolist(), *(points[0] + radius).tolist()), fill=1, outline=1)
+        return np.asarray(canvas)
+    corners = points.astype(np.int64)
+    if kind == "rectangle":
+        if len(corners) not in (2, 4):
+            raise ValueError(f"rectangle of {len(corners)} points, expected two corners")
+        if len(corners) == 2:
+            (left, top), (right, bottom) = corners.tolist()
+            corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
+    elif kind not in ("polygon", "oriented_rectangle"):
+        raise ValueError(f"shape of the unknown type {kind!r:.40}")
+    return masks.polygon(corners, height, width)
+
+
+def _stored(shape: dict[str, Any], points: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A shape of type `mask`: a PNG in base64, and the first and last pixel, x and y, of where it lies."""
+    try:
+        data = base64.b64decode(field(shape, "mask", str), validate=True)
+        with identify(BytesIO(data)) as image:
+            inside = np.asarray(image.convert("L")) > 0
+    except BROKEN_IMAGE as error:
+        raise ValueError("mask of a shape that cannot be read") from error
+    whole = np.zeros((height, width), bool)
+    if len(points) != 2:
+        raise ValueError(f"mask of {len(points)} points, expected two corners")
+    (left, top), (right, bottom) = points.astype(np.int64).tolist()
+    if inside.shape != (bottom - top + 1, right - left + 1) or min(left, top) < 0 or right >= width or bottom >= height:
+        raise ValueError("mask of a shape that is not as large as its corners say, or not within the image")
+    whole[top : bottom + 1, left : right + 1] = inside
+    return whole
+
+
 def _points(points: list[Any]) -> np.ndarray:
-    """(points, 2) whole numbers, cut off towards zero as the original does."""
+    """(points, 2)."""
     for point in points:
-        if not isinstance(point, list) or len(point) != 2 or not all(isinstance(value, int | float) for value in point):
+        if not isinstance(point, list) or len(point) != 2 or not all(type(value) in (int, float) for value in point):
             raise ValueError("shape with a point that is not x and y")
-        if not all(math.isfinite(value) and abs(value) <= 2 * masks.MAX_SIDE for value in point):
+        if not all(abs(value) <= 2 * masks.MAX_SIDE for value in point):  # also for a NaN
             raise ValueError("shape far outside the image")
     if not points:
         raise ValueError("shape without points")
-    return np.array(points, np.float64).astype(np.int64)
+    return np.array(points, np.float64)
 
 
 def _parse(path: Path) -> Any:
@@ -122,5 +182,9 @@ def _splits(root: Path, folder: str, name: str) -> list[str]:
     return found
 
 
-def _stems(place: Path) -> list[str]:
-    return sorted(entry.name.removesuffix(".jpg") for entry in os.scandir(place) if entry.name.endswith(".jpg"))
+def _pairs(place: Path) -> list[tuple[str, str]]:
+    """Names of every image and of its JSON, which need not be there, in order; suffixes in any case."""
+    names = [os.path.splitext(entry.name) for entry in os.scandir(place) if not is_junk(entry.name)]
+    listings = {stem: stem + suffix for stem, suffix in names if suffix.lower() == ".json"}
+    images = sorted((stem, suffix) for stem, suffix in names if suffix.lower() in (".jpg", ".jpeg"))
+    return [(stem + suffix, listings.get(stem, f"{stem}.json")) for stem, suffix in images]

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ans.data import masks
-from ans.data.records import Expression, ImageRecord, Region, Skipped
-from ans.data.sources.common import field
+from ans.data.images import spelled
+from ans.data.records import Expression, ImageRecord, Noted, Region, Skipped
+from ans.data.sources.common import by_id, clean, field
 
 REFS = {
     "refcoco": "refs(unc).p",
@@ -124,7 +125,11 @@ def plan(root: Path, folder: str, name: str) -> list[Task]:
     present = {entry.name for entry in os.scandir(root / images_at)}
     images, annotations, categories = _read_instances(instances_path)
     by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for ref in load_refs(refs_path):
+    places: dict[int, int] = {}
+    for place, ref in enumerate(load_refs(refs_path)):
+        number = _field(ref, "ref_id", int, refs_path)
+        if (first := places.setdefault(number, place)) != place:
+            raise ValueError(f"{refs_path}: ref_id {number} is there twice: refs[{first}] and refs[{place}]")
         by_image[_field(ref, "image_id", int, refs_path)].append(ref)
     tasks = []
     for image_id in sorted(by_image):
@@ -132,9 +137,10 @@ def plan(root: Path, folder: str, name: str) -> list[Task]:
         wanted = {ann_id for ref in refs for ann_id in _ann_ids(ref, refs_path)}
         targets = {ann_id: annotations[ann_id] for ann_id in wanted & annotations.keys()}
         missing = "" if image else "image not in instances.json"
-        if image and image["file_name"] not in present:
-            missing = f"image file not in {images_at}"
         path = f"{images_at}/{image['file_name']}" if image else ""
+        if image and image["file_name"] not in present:
+            path = spelled(root, path) if "/" not in image["file_name"] else path
+            missing = "" if os.path.basename(path) in present else f"image file not in {images_at}"
         tasks.append(Task(image or {}, path, refs, targets, categories, refs_path, missing))
     return tasks
 
@@ -147,9 +153,11 @@ def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
     if task.missing:
         yield from (Skipped(f"ref {_field(ref, 'ref_id', int, task.file)}", task.missing) for ref in task.refs)
         return
+    drawn = {ann_id: _mask(ann_id, task) for ref in task.refs for ann_id in _ann_ids(ref, task.file) if ann_id != -1}
     regions: dict[tuple[int, str], Region] = {}
     for ref in task.refs:
-        outcome = _union(ref, task) if task.file.suffix == ".json" else _region(ref, task)
+        yield from _notes(ref, task, drawn)
+        outcome = _union(ref, task, drawn) if task.file.suffix == ".json" else _region(ref, task, drawn)
         if isinstance(outcome, Skipped):
             yield outcome
             continue
@@ -162,9 +170,10 @@ def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
 def _read_instances(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, Any]], dict[int, str]]:
     try:
         instances = json.loads(path.read_bytes())
-        images = {field(image, "id", int): image for image in field(instances, "images", list)}
-        annotations = {field(annotation, "id", int): annotation for annotation in field(instances, "annotations", list)}
-        categories = {field(entry, "id", int): field(entry, "name", str) for entry in field(instances, "categories", list)}
+        images = by_id(field(instances, "images", list), "images")
+        annotations = by_id(field(instances, "annotations", list), "annotations")
+        named = by_id(field(instances, "categories", list), "categories")
+        categories = {number: field(entry, "name", str) for number, entry in named.items()}
         for image in images.values():
             for key, kind in (("file_name", str), ("width", int), ("height", int)):
                 field(image, key, kind)
@@ -187,9 +196,13 @@ def _ann_ids(ref: dict[str, Any], path: Path) -> list[int]:
     return [_field({"ann_id": id_}, "ann_id", int, path) for id_ in ids]
 
 
-def _region(ref: dict[str, Any], task: Task) -> Region | Skipped:
+Drawn = dict[int, str | ValueError]
+"""Annotation -> its mask, or why there is none."""
+
+
+def _region(ref: dict[str, Any], task: Task, drawn: Drawn) -> Region | Skipped:
     key = f"ref {_field(ref, 'ref_id', int, task.file)}"
-    counts = _mask(ref["ann_id"], task)
+    counts = drawn[ref["ann_id"]]
     if isinstance(counts, ValueError):
         return Skipped(key, str(counts))
     area, bbox = masks.measure(counts, task.image["height"], task.image["width"])
@@ -199,11 +212,11 @@ def _region(ref: dict[str, Any], task: Task) -> Region | Skipped:
     return Region(ref["ann_id"], split, category, area, bbox, counts, _sentences(ref, task.file))
 
 
-def _union(ref: dict[str, Any], task: Task) -> Region | Skipped:
+def _union(ref: dict[str, Any], task: Task, drawn: Drawn) -> Region | Skipped:
     """A ref of gRefCOCO. Crowds among its objects are left out, as its own reader does."""
     ref_id, height, width = _field(ref, "ref_id", int, task.file), task.image["height"], task.image["width"]
     ids = [id_ for id_ in _ann_ids(ref, task.file) if id_ != -1]
-    counts = [_mask(id_, task) for id_ in ids if not task.annotations.get(id_, {}).get("iscrowd")]
+    counts = [drawn[id_] for id_ in ids if not task.annotations.get(id_, {}).get("iscrowd")]
     wrong = next((error for error in counts if isinstance(error, ValueError)), None)
     if wrong or (ids and not counts):
         return Skipped(f"ref {ref_id}", str(wrong or "only crowds"))
@@ -234,8 +247,42 @@ def _mask(ann_id: int, task: Task) -> str | ValueError:
 
 
 def _sentences(ref: dict[str, Any], path: Path) -> tuple[Expression, ...]:
-    kinds = (("sent_id", int), ("sent", str), ("raw", str))
-    return tuple(Expression(*(_field(s, key, kind, path) for key, kind in kinds)) for s in _field(ref, "sentences", list, path))
+    found = []
+    for sentence in _field(ref, "sentences", list, path):
+        number, text, raw = (_field(sentence, key, kind, path) for key, kind in (("sent_id", int), ("sent", str), ("raw", str)))
+        if not isinstance(usable := _usable(text), ValueError):
+            found.append(Expression(number, usable, raw))
+    return tuple(found)
+
+
+def _usable(text: str) -> str | ValueError:
+    """A text as it is used; of a sound one not even a space is changed, since evaluations elsewhere have it too."""
+    try:
+        found = clean(text)
+    except ValueError as error:
+        return error
+    return text if found == text.strip() else found
+
+
+def _notes(ref: dict[str, Any], task: Task, drawn: Drawn) -> Iterator[Noted]:
+    """What is left out of a ref that is used, and masks that are not as instances.json states them. They are used as they are:
+    they are what the published results were measured on."""
+    key = f"ref {_field(ref, 'ref_id', int, task.file)}"
+    for sentence in _field(ref, "sentences", list, task.file):
+        if isinstance(error := _usable(_field(sentence, "sent", str, task.file)), ValueError):
+            yield Noted(key, f"expression left out: {error}")
+    for ann_id in _ann_ids(ref, task.file):
+        if isinstance(counts := drawn.get(ann_id), str):
+            annotation = task.annotations[ann_id]
+            if masks.degenerate(annotation["segmentation"]):
+                yield Noted(key, "outline of fewer than three points, left out beside sound ones")
+            try:
+                stated = annotation.get("area"), annotation.get("bbox")
+                said = masks.compare_stated(*stated, counts, task.image["height"], task.image["width"])
+            except ValueError:
+                said = "mask that is not where, or not as large as, instances.json states"
+            if said:
+                yield Noted(key, said)
 
 
 def _joined(first: Region, second: Region) -> Region:

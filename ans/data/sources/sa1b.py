@@ -20,7 +20,7 @@ from ans.data import masks
 from ans.data.arrow import ENTRY
 from ans.data.images import read_bytes
 from ans.data.records import Skipped
-from ans.data.sources.common import field, source_folder, tar_members
+from ans.data.sources.common import field, is_junk, source_folder, tar_members
 
 SUBFOLDER = re.compile(r"sa_\d{6}")
 SHARD = re.compile(r"sa_\d{6}\.tar")
@@ -89,13 +89,16 @@ def _contents(place: Path) -> tuple[list[str], list[str], str]:
     """Names of the folders and of the tars directly in a folder, and how many images and JSONs are there."""
     folders, tars, suffixes = [], [], []
     for entry in os.scandir(place):
-        if entry.name.endswith(SUFFIXES):
-            suffixes.append(entry.name[-4:])
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if is_junk(entry.name):
+            continue
+        if suffix in SUFFIXES:
+            suffixes.append(suffix)
         elif entry.is_dir():
             folders.append(entry.name)
         elif SHARD.fullmatch(entry.name):
             tars.append(entry.name)
-    return folders, tars, f"{suffixes.count('.jpg')} jpg, {suffixes.count('json')} json"
+    return folders, tars, f"{suffixes.count('.jpg')} jpg, {suffixes.count('.json')} json"
 
 
 def read_masks(root: Path, entry: Entry, limits: SubsetSa1b) -> Masks | Skipped:
@@ -157,7 +160,7 @@ def _within(columns: Columns, annotations: list[Any], limits: SubsetSa1b, pixels
     chosen = [i for i, area in enumerate(columns[1]) if low <= area <= high]
     for key, least in (("predicted_iou", limits.min_predicted_iou), ("stability_score", limits.min_stability_score)):
         if least > 0:
-            if not all(isinstance(annotation.get(key), int | float) for annotation in annotations):
+            if not all(type(annotation.get(key)) in (int, float) for annotation in annotations):
                 raise ValueError(f"an annotation without {key}")
             chosen = [i for i in chosen if annotations[i][key] >= least]
     chosen = chosen[: limits.max_masks]
@@ -173,8 +176,8 @@ def _files(root: Path, folder: Path) -> Iterator[tuple[str, str, str]]:
     below = folder.relative_to(root).as_posix()
     for entry in os.scandir(folder):
         stem, suffix = os.path.splitext(entry.name)
-        if suffix in SUFFIXES:
-            yield stem, suffix, f"{below}/{entry.name}"
+        if suffix.lower() in SUFFIXES and not is_junk(stem):
+            yield stem, suffix.lower(), f"{below}/{entry.name}"
 
 
 def _pair(files: Iterable[tuple[str, str, str]]) -> Iterator[Entry | Skipped]:

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from pycocotools import mask as coco
 
 from ans.data import masks
-from ans.data.images import BROKEN_IMAGE, frame
+from ans.data.images import BROKEN_IMAGE, frame, identify, spelled
 from ans.data.records import ImageRecord, Region, Skipped
-from ans.data.sources.common import field, source_folder
+from ans.data.sources.common import field, is_junk, source_folder
 
 ANNOTATED_EVERY = 4
 PAIRS_EVERY = 6
@@ -56,9 +55,10 @@ def plan(root: Path, folder: str, name: str) -> list[Task]:
     base = source_folder(root, folder, name)
     found = []
     for path in sorted(base.rglob("*_*.json")):
-        if match := NAME.fullmatch(path.name):
+        if (match := NAME.fullmatch(path.name)) and not is_junk(path.name):
             frames = path.with_name(match[1])
-            found.append((path, frames if frames.is_dir() else path.with_name(f"{match[1]}.mp4")))
+            below = frames.relative_to(root).as_posix()
+            found.append((path, frames if frames.is_dir() else root / spelled(root, f"{below}.mp4")))
     for place in sorted(base.rglob(MASKS)):
         found += [(path, place.with_name(IMAGES) / path.name) for path in sorted(place.iterdir()) if path.is_dir()]
     return [(annotation, video, number) for number, (annotation, video) in enumerate(found)]
@@ -117,9 +117,9 @@ def _counts(masklets: Masklets, i: int, k: int) -> str:
 
 def _frame(root: Path, video: Path, number: int) -> str:
     below = video.relative_to(root).as_posix()
-    if video.suffix == ".mp4":
+    if video.suffix.lower() == ".mp4":
         return frame(below, number)
-    path = f"{below}/{number:05d}.jpg"
+    path = spelled(root, f"{below}/{number:05d}.jpg")
     if not (root / path).is_file():
         raise FileNotFoundError(f"no frame {number:05d}.jpg")
     return path
@@ -148,7 +148,7 @@ def read_masklets(annotation: Path) -> Masklets:
 def _whole(content: Any, key: str) -> int:
     """Sides are written as 848.0."""
     value = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(value, int | float) or not 1 <= value <= masks.MAX_SIDE or value != int(value):
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 1 <= value <= masks.MAX_SIDE or value != int(value):
         raise ValueError(f"{key} is {value!r:.80}, expected a whole number of pixels")
     return int(value)
 
@@ -180,7 +180,7 @@ def _compare(masklets: Masklets, content: dict[str, Any]) -> None:
     means = masklets.areas.sum(0) / np.maximum(seen, 1)
     for key, found in (("masklet_size_abs", means), ("masklet_visibility_changes", masklets.visibility_changes)):
         stated = field(content, key, list)
-        if not all(isinstance(value, int | float) and math.isfinite(value) for value in stated) or len(stated) != len(found):
+        if not all(type(value) in (int, float) and abs(value) < math.inf for value in stated) or len(stated) != len(found):
             raise ValueError(f"{key} is not one number per object")
         if not np.allclose(stated, found, rtol=1e-6, atol=1e-6):
             raise ValueError(f"masks that have not the {key} that the file states")
@@ -199,7 +199,7 @@ def _from_pngs(place: Path) -> Masklets:
     for k, folder in enumerate(folders.values()):
         for path in sorted(folder.glob("*.png")):
             try:
-                with Image.open(path) as image:
+                with identify(path) as image:
                     mask = np.asarray(image.convert("L"))
             except BROKEN_IMAGE:
                 raise ValueError(f"{place}: a mask that cannot be read") from None

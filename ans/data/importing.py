@@ -1,0 +1,288 @@
+"""What annotation tools export -> a folder of your own data (docs/your-data.md): COCO's JSON, labelme, Pascal VOC, folders of masks.
+
+Masks are written as run lengths into annotations.json, images are copied. What cannot be used is left out and said.
+"""
+
+import hashlib
+import json
+import posixpath
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+
+from ans.data import masks
+from ans.data.images import below, content, identify, open_image, spelled
+from ans.data.mask_files import read_mask
+from ans.data.matching import check_size
+from ans.data.records import Noted, Skipped
+from ans.data.samples import TRAIN_SPLIT
+from ans.data.sources.common import by_id, clean, field, is_junk, parse_json
+from ans.data.sources.own import ANNOTATIONS, EXPRESSIONS
+from ans.data.sources.reason_seg import draw_shape
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+VOID = 255
+"""Of VOC's masks: the border between objects."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """An object: its image, a path below the folder of images, whose size is (width, height) in pixels; its class; its mask."""
+
+    image: str
+    size: tuple[int, int]
+    category: str
+    counts: str
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was written, and what was left out or noted."""
+
+    images: dict[str, int]
+    objects: int
+    said: list[Skipped]
+
+
+def bring(source: Path, out: Path, images: Path | None, masks_in: Path | None, val: float, group: str, named: bool) -> Imported:
+    """Write the folder `out`. `images`: where they lie, if not where the format has them; `masks_in`: masks named after them. A share
+    `val` of the photographs, or of the groups that the regular expression `group` finds in their names, gets the split val; copies
+    of one photograph stay together. `named`: the category is the object's text.
+
+    Raises `FileExistsError` where `out` is there, `ValueError` or `FileNotFoundError` where there is nothing to bring.
+    """
+    if out.exists():
+        raise FileExistsError(f"{out}: is there already; name a folder that is not")
+    place, items = _read(source, images, masks_in)
+    found, said = [], []
+    for item in items:
+        (said if isinstance(item, Skipped) else found).append(item)
+    if not found:
+        reasons = "; ".join(f"{item.key}: {item.reason}" for item in said[:5])
+        raise ValueError(f"{source}: no object that can be used{': ' + reasons if reasons else ''}")
+    names = sorted({one.image for one in found})
+    splits = _split(place, names, val, group)
+    for name in names:
+        target = out / "images" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(place / name, target)
+    sizes = {one.image: one.size for one in found}
+    numbers = {name: number for number, name in enumerate(names)}
+    listing = {
+        "images": [{"id": numbers[name], "file_name": name, "width": sizes[name][0], "height": sizes[name][1]} for name in names],
+        "annotations": [_annotation(number, numbers[one.image], one) for number, one in enumerate(found)],
+    }
+    (out / ANNOTATIONS).write_text(json.dumps(listing) + "\n", encoding="utf-8")
+    with open(out / EXPRESSIONS, "w", encoding="utf-8") as file:
+        for number, one in enumerate(found):
+            line: dict[str, Any] = {"image": one.image, "annotation": number, "split": splits[one.image]}
+            line |= {"category": one.category} if one.category else {}
+            line |= {"text": one.category} if one.category and named else {}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    counts = {split: sum(of == split for of in splits.values()) for split in sorted(set(splits.values()))}
+    return Imported(counts, len(found), said)
+
+
+def _annotation(number: int, image: int, one: Found) -> dict[str, Any]:
+    width, height = one.size
+    return {"id": number, "image_id": image, "segmentation": {"size": [height, width], "counts": one.counts}}
+
+
+def _split(place: Path, names: list[str], val: float, group: str) -> dict[str, str]:
+    """Image -> split. By digests, so that the same images give the same split wherever they lie."""
+    try:
+        pattern = re.compile(group) if group else None
+    except re.error as error:
+        raise ValueError(f"--group: {group!r} is no regular expression: {error}") from None
+    keys = {}
+    for name in names:
+        match = pattern.search(name) if pattern else None
+        keys[name] = (match[1] if match.groups() else match[0]) if match else content((place / name).read_bytes())
+    ordered = sorted(set(keys.values()), key=lambda key: hashlib.sha256(key.encode()).digest())
+    wanted = min(max(round(val * len(ordered)), 1), len(ordered) - 1) if val and len(ordered) > 1 else 0
+    chosen = set(ordered[:wanted])
+    return {name: "val" if key in chosen else TRAIN_SPLIT for name, key in keys.items()}
+
+
+def _read(source: Path, images: Path | None, masks_in: Path | None) -> tuple[Path, Iterator[Found | Skipped]]:
+    """The folder of images, and what is found. The format is told by what is there."""
+    if not source.exists():
+        raise FileNotFoundError(f"{source}: no such file or folder")
+    if masks_in is not None:
+        return source, _from_masks(source, masks_in)
+    if source.is_file():
+        here = [place for place in (source.parent / "images", source.parent) if place.is_dir()]
+        place = images or here[0]
+        return place, _from_coco(source, place)
+    if (source / "SegmentationObject").is_dir():
+        place = images or source / "JPEGImages"
+        return place, _from_voc(source, place)
+    listings = sorted(path for path in source.rglob("*.json") if not is_junk(path.name))
+    if listings:
+        return images or source, _from_labelme(source, images or source, listings)
+    raise ValueError(
+        f"{source}: neither COCO's JSON, nor a folder with labelme's JSONs, nor VOC's (with SegmentationObject/); for a folder of "
+        "images name the folder of their masks with --masks"
+    )
+
+
+@lru_cache(maxsize=1024)
+def _size(place: Path, name: str) -> tuple[int, int]:
+    """(width, height) of an image, opened whole: a damaged one is left out here."""
+    return open_image(place, name).size
+
+
+def _name(place: Path, name: str) -> str:
+    """A path below the folder of images in the disk's spelling; of one that is not there, as Windows may have written it."""
+    for form in (name, name.replace("\\", "/"), posixpath.basename(name.replace("\\", "/"))):
+        if ".." not in form.split("/") and not form.startswith("/"):
+            found = spelled(place, posixpath.normpath(form))
+            if below(place, found).is_file():
+                return found
+    raise FileNotFoundError(f"no such image: {name}")
+
+
+def _from_coco(path: Path, place: Path) -> Iterator[Found | Skipped]:
+    try:
+        listing = parse_json(path.read_bytes())
+        images = by_id(field(listing, "images", list), "images")
+        categories = by_id(field({"categories": []} | listing, "categories", list), "categories")
+        annotations = by_id(field(listing, "annotations", list), "annotations")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: not a COCO listing: {error}") from error
+    for number, annotation in annotations.items():
+        key = f"annotation {number}"
+        try:
+            image = images.get(annotation.get("image_id"))
+            if image is None:
+                raise ValueError("image_id that is not in images")
+            name = _name(place, field(image, "file_name", str))
+            width, height = _size(place, name)
+            if "width" in image or "height" in image:
+                check_size(name, (width, height), (field(image, "width", int), field(image, "height", int)), path.name)
+            segmentation = annotation.get("segmentation")
+            if not segmentation and annotation.get("bbox"):
+                raise ValueError("a box without a mask")
+            counts = masks.from_segmentation(segmentation, height, width)
+            if masks.degenerate(segmentation):
+                yield Noted(key, "outline of fewer than three points, left out beside sound ones")
+            if note := masks.compare_stated(annotation.get("area"), annotation.get("bbox"), counts, height, width):
+                yield Noted(key, note)
+            category = categories.get(annotation.get("category_id"), {})
+            yield _found(name, (width, height), str(category.get("name", "")), counts)
+        except (ValueError, TypeError, AttributeError, FileNotFoundError) as error:
+            yield Skipped(key, str(error))
+
+
+def _found(name: str, size: tuple[int, int], category: str, counts: str) -> Found:
+    if masks.measure(counts, size[1], size[0])[0] == 0:
+        raise ValueError("mask without a pixel")
+    return Found(name, size, clean(category) if category.strip() else "", counts)
+
+
+def _from_labelme(source: Path, place: Path, listings: list[Path]) -> Iterator[Found | Skipped]:
+    for path in listings:
+        key = path.relative_to(source).as_posix()
+        try:
+            listing = parse_json(path.read_bytes())
+            shapes = field(listing, "shapes", list)
+            stated = field(listing, "imagePath", str)
+            beside = posixpath.normpath(posixpath.join(posixpath.dirname(key), stated.replace("\\", "/")))
+            name = _name(place, beside if not beside.startswith("..") else posixpath.basename(beside))
+            width, height = _size(place, name)
+            if listing.get("imageWidth") and listing.get("imageHeight"):
+                check_size(name, (width, height), (listing["imageWidth"], listing["imageHeight"]), key)
+        except (ValueError, TypeError, FileNotFoundError) as error:
+            yield Skipped(key, str(error))
+            continue
+        drawn: dict[Any, tuple[str, np.ndarray]] = {}
+        for number, shape in enumerate(shapes):
+            try:
+                label, mask = field(shape, "label", str), draw_shape(shape, height, width)
+                group = shape.get("group_id")
+                one = (label, group) if isinstance(group, int) else number  # pieces of one object have one number
+                drawn[one] = (label, mask | drawn[one][1] if one in drawn else mask)
+            except ValueError as error:
+                yield Skipped(f"{key}, shape {number}", str(error))
+        for one, (label, mask) in drawn.items():
+            try:
+                yield _found(name, (width, height), label, masks.from_array(mask))
+            except ValueError as error:
+                yield Skipped(f"{key}, shape {one}", str(error))
+
+
+def _from_voc(source: Path, place: Path) -> Iterator[Found | Skipped]:
+    """The n-th object of an XML is number n of its SegmentationObject."""
+    images = {path.stem: path for path in sorted(place.iterdir()) if path.suffix.lower() in SUFFIXES and not is_junk(path.name)}
+    for path in sorted((source / "SegmentationObject").glob("*.png")):
+        if is_junk(path.name):
+            continue
+        key = f"SegmentationObject/{path.name}"
+        try:
+            if path.stem not in images:
+                raise FileNotFoundError(f"no such image: {path.stem}")
+            name = images[path.stem].name
+            width, height = _size(place, name)
+            with identify(path) as image:
+                numbers = np.asarray(image)
+            if numbers.ndim != 2:
+                raise ValueError("numbers of objects are the values of one channel; this image has colours")
+            check_size(key, numbers.shape[::-1], (width, height), name)
+            classes = _voc_classes(source / "Annotations" / f"{path.stem}.xml")
+        except (ValueError, OSError, SyntaxError) as error:
+            yield Skipped(key, str(error))
+            continue
+        for number in sorted({*np.unique(numbers).tolist()} - {0, VOID}):
+            try:
+                category = classes[number - 1] if number <= len(classes) else ""
+                yield _found(name, (width, height), category, masks.from_array(numbers == number))
+            except ValueError as error:
+                yield Skipped(f"{key}, object {number}", str(error))
+
+
+def _voc_classes(path: Path) -> list[str]:
+    """The classes of the objects of an XML, in order; of none without one."""
+    if not path.is_file():
+        return []
+    data = path.read_bytes()
+    if b"<!" in data.replace(b"<!--", b""):
+        raise ValueError(f"{path.name}: XML with declarations of its own (<!...>); refused")
+    try:
+        return [entry.findtext("name", "") for entry in ElementTree.fromstring(data).iter("object")]
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{path.name}: not XML: {error}") from error
+
+
+def _from_masks(images: Path, folder: Path) -> Iterator[Found | Skipped]:
+    """`001.png` and `001_cup.png` are masks of `001.jpg`, the latter of a cup."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of masks")
+    paths = [path for path in sorted(images.rglob("*")) if path.suffix.lower() in SUFFIXES and not is_junk(path.name)]
+    stems = {path.relative_to(images).with_suffix("").as_posix(): path for path in paths if not path.is_relative_to(folder)}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in SUFFIXES or is_junk(path.name):
+            continue
+        key = path.relative_to(folder).as_posix()
+        stem = path.relative_to(folder).with_suffix("").as_posix()
+        fitting = [of for of in stems if stem == of or re.match(re.escape(of) + "[-_. ]", stem)]
+        try:
+            if not fitting:
+                raise FileNotFoundError("no image of that name")
+            owner = max(fitting, key=len)
+            name = stems[owner].relative_to(images).as_posix()
+            width, height = _size(images, name)
+            inside, notes = read_mask(path, key)
+            check_size(key, inside.shape[::-1], (width, height), name)
+            rest = re.sub(r"[-_. ]+", " ", stem[len(owner) :]).strip()
+            category = "" if re.fullmatch(r"(?:mask|seg|gt|label|[0-9 ])*", rest) else rest
+            yield from (Noted(key, note) for note in notes)
+            yield _found(name, (width, height), category, masks.from_array(inside))
+        except (ValueError, FileNotFoundError) as error:
+            yield Skipped(key, str(error))

@@ -1,0 +1,327 @@
+"""Files that mean harm, or mean something else than they seem to: each is read as what it is, or refused by name."""
+
+import io
+import json
+import struct
+import tarfile
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from ans.data import masks
+from ans.data.arrow import read_index, write_records
+from ans.data.images import FORMATS, open_image, read_frame, spelled
+from ans.data.mask_files import read_mask, suspicions
+from ans.data.records import Expression, ImageRecord, Region, Skipped
+from ans.data.samples import training_rows
+from ans.data.sources import own, reason_seg
+from ans.data.sources.common import MAX_CHARACTERS, MAX_WORDS, clean, field, parse_json, read, tar_members
+from tests.data.test_own import MASK, publish
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 10\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+# ------------------------------------------------------------------------------------------------------------------ images
+
+
+def test_no_image_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+    monkeypatch.setattr("subprocess.check_call", lambda *of, **_: started.append(of))
+    monkeypatch.setattr("subprocess.Popen", lambda *of, **_: started.append(of))
+    (tmp_path / "a.jpg").write_bytes(POSTSCRIPT)
+    with pytest.raises(ValueError, match=r"a\.jpg: .*cannot identify image file as JPEG, PNG"):
+        open_image(tmp_path, "a.jpg")
+    assert not started
+
+
+@pytest.mark.parametrize("form", ("ICO", "PCX", "TGA", "SGI", "ICNS", "EPS", "PDF", "DDS", "IM", "MSP", "SPIDER"))
+def test_only_a_few_formats_are_images(tmp_path: Path, form: str) -> None:
+    buffer = io.BytesIO()
+    Image.new("1" if form == "MSP" else "F" if form == "SPIDER" else "RGB", (32, 32)).save(buffer, form)
+    (tmp_path / "a.png").write_bytes(buffer.getvalue())
+    with pytest.raises(ValueError, match="cannot identify"):
+        open_image(tmp_path, "a.png")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_these_are(tmp_path: Path, form: str) -> None:
+    Image.new("RGB", (8, 4), "red").save(tmp_path / "a", form)
+    assert open_image(tmp_path, "a").size == (8, 4)
+
+
+def test_photographs_of_several_pictures_are_jpegs(tmp_path: Path) -> None:
+    """As phones write them (MPO)."""
+    pictures = [Image.new("RGB", (8, 4), colour) for colour in ("red", "blue")]
+    pictures[0].save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=pictures[1:])
+    assert np.asarray(open_image(tmp_path, "a.jpg"))[0, 0, 0] > 200
+
+
+def video(path: Path, turned: bool) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        pixels = np.zeros((32, 64, 3), np.uint8)
+        pixels[:16, :32] = 255  # upper left
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    if turned:  # the matrix of a track that is shown turned by 90 degrees with the clock (ISO 14496-12)
+        content = path.read_bytes()
+        plain = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+        place = content.index(plain, content.index(b"tkhd"))
+        matrix = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 32 << 16, 0, 1 << 30)
+        path.write_bytes(content[:place] + matrix + content[place + len(plain) :])
+
+
+@pytest.mark.parametrize("turned", (False, True))
+def test_a_videos_display_matrix_is_applied(tmp_path: Path, turned: bool) -> None:
+    video(tmp_path / "a.mp4", turned)
+    frame = np.asarray(read_frame(tmp_path / "a.mp4", 1).convert("L"))
+    if turned:  # with the clock the upper left goes to the upper right
+        assert frame.shape == (64, 32) and frame[:30, 18:].min() > 200 and frame[:, :14].max() < 50
+    else:
+        assert frame.shape == (32, 64) and frame[:14, :30].min() > 200
+    with pytest.raises(ValueError, match="ends before frame 3"):
+        read_frame(tmp_path / "a.mp4", 3)
+
+
+# ------------------------------------------------------------------------------------------------------------------- masks
+
+
+def saved(path: Path, pixels: Any, mode: str | None = None, **options: Any) -> Path:
+    image = Image.fromarray(pixels) if mode is None else Image.fromarray(pixels, mode)
+    image.save(path, **options)
+    return path
+
+
+def test_masks_that_may_mean_something_else_are_refused(tmp_path: Path) -> None:
+    inverted = Image.fromarray(MASK, "P")
+    inverted.putpalette([255, 255, 255, 0, 0, 0])
+    inverted.save(tmp_path / "palette.png")
+    Image.fromarray(255 * MASK).save(tmp_path / "lossy.webp")
+    Image.fromarray(255 * MASK).save(tmp_path / "lossy.tif", compression="jpeg")
+    gradient = np.linspace(0, 255, 200).reshape(10, 20)
+    saved(tmp_path / "gradient.png", gradient.astype(np.uint8))
+    saved(tmp_path / "float.tif", (gradient / 255).astype(np.float32))
+    saved(tmp_path / "nan.tif", np.where(MASK > 0, np.nan, 0).astype(np.float32))
+    saved(tmp_path / "below.tif", np.where(MASK > 0, -1.0, 0).astype(np.float32))
+    clear = np.zeros((10, 20, 4), np.uint8)
+    saved(tmp_path / "clear.png", clear)
+    for name, reason in {
+        "palette.png": "palette", "lossy.webp": "is a WEBP", "lossy.tif": "is a TIFF", "gradient.png": "no soft edge",
+        "float.tif": "no soft edge", "nan.tif": "not finite", "below.tif": "below 0", "clear.png": "transparent everywhere",
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError, match=f"{name}.* {reason}|{name} {reason}|{name}: {reason}"):
+            read_mask(tmp_path / name, name)
+
+
+def test_masks_that_are_read_and_noted(tmp_path: Path) -> None:
+    ids = MASK.copy()
+    ids[3] *= 2
+    saved(tmp_path / "ids.png", ids)
+    saved(tmp_path / "colours.png", np.stack([255 * (ids == 1), 255 * (ids == 2), 0 * ids], 2).astype(np.uint8))
+    palette = Image.fromarray(ids, "P")
+    palette.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+    palette.save(tmp_path / "voc.png")
+    saved(tmp_path / "float.tif", MASK.astype(np.float32))
+    soft = Image.fromarray(255 * MASK).resize((80, 40), Image.Resampling.BICUBIC)
+    soft.save(tmp_path / "soft.png")
+    for name, note in {"ids.png": "several values", "colours.png": "several colours", "voc.png": "several values"}.items():
+        inside, notes = read_mask(tmp_path / name, name)
+        assert (inside == (MASK > 0)).all() and len(notes) == 1 and note in notes[0]
+    inside, notes = read_mask(tmp_path / "float.tif", "float.tif")
+    assert (inside == (MASK > 0)).all() and notes == []
+    inside, notes = read_mask(tmp_path / "soft.png", "soft.png")
+    assert "soft edge" in notes[0] and abs(int(inside.sum()) - 16 * int(MASK.sum())) < 20
+
+
+def test_masks_are_turned_as_their_image_is(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(255 * np.rot90(MASK)).save(tmp_path / "m.png", exif=exif)
+    assert (read_mask(tmp_path / "m.png", "m.png")[0] == (MASK > 0)).all()
+
+
+def test_masks_of_other_colour_spaces_and_of_several_pictures(tmp_path: Path) -> None:
+    mask = Image.fromarray(255 * MASK)
+    mask.convert("RGB").convert("CMYK").save(tmp_path / "cmyk.tif")
+    assert (read_mask(tmp_path / "cmyk.tif", "cmyk.tif")[0] == (MASK > 0)).all()
+    mask.save(tmp_path / "two.tif", save_all=True, append_images=[mask.rotate(180)])
+    with pytest.raises(ValueError, match="two.tif holds several pictures"):
+        read_mask(tmp_path / "two.tif", "two.tif")
+
+
+def test_a_listed_size_of_labelme_is_compared(tmp_path: Path) -> None:
+    place = tmp_path / "rs/val"
+    place.mkdir(parents=True)
+    Image.new("RGB", (20, 10)).save(place / "a.jpg")
+    listing = {
+        "text": ["it"],
+        "is_sentence": False,
+        "shapes": [shape("rectangle", [3, 2], [8, 5])],
+        "imageWidth": 40,
+        "imageHeight": 20,
+    }
+    (place / "a.json").write_text(json.dumps(listing))
+    (skipped,) = read(reason_seg, tmp_path, "rs", "reasonseg")
+    assert isinstance(skipped, Skipped) and "is 20 x 10 pixels, but a.json says 40 x 20" in skipped.reason
+
+
+def test_suspicious_masks() -> None:
+    assert suspicions(MASK > 0) == []
+    assert "inverted" in suspicions(MASK == 0)[0]
+    assert "whole image" in suspicions(np.ones((4, 4), bool))[0]
+
+
+# ------------------------------------------------------------------------------------------------------------------- texts
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (" the cup\n", "the cup"),
+        ("the\tred\r\ncup", "the red cup"),
+        ("\u2028the cup\u2029", "the cup"),
+        ("\u05d4\u05db\u05d5\u05e1", "\u05d4\u05db\u05d5\u05e1"),
+        ("\u676f\u5b50", "\u676f\u5b50"),
+        ("\U0001f468\u200d\U0001f469\u200d\U0001f467", "\U0001f468\u200d\U0001f469\u200d\U0001f467"),
+        ("[SEG] <IMG_CONTEXT>", "[SEG] <IMG_CONTEXT>"),
+        ("a " * (MAX_WORDS - 1) + "b", "a " * (MAX_WORDS - 1) + "b"),
+    ],
+)
+def test_texts_of_any_script_are_used(text: str, found: str) -> None:
+    assert clean(text) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "empty"), (" \n", "empty"), (".", "empty"), ("\u200b\u200d", "empty"), ("\u3000", "empty"),
+        ("a\x00b", r"control character U\+0000"), ("\x1b[31mred", r"U\+001B"), ("a\x07", r"U\+0007"), ("a\ufdd0", r"U\+FDD0"),
+        ("a\uffff", r"U\+FFFF"), ("a " * MAX_WORDS + "b", "more than"), ("a" * (MAX_CHARACTERS + 1), "more than"),
+    ],
+)  # fmt: skip
+def test_texts_that_say_nothing_or_too_much_are_refused(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        clean(text)
+
+
+def test_wrong_texts_and_names_name_their_line(tmp_path: Path) -> None:
+    lines = [
+        {"image": "a.jpg", "mask": "m.png", "text": "a\x07"},
+        {"image": "a.jpg", "mask": "m.png", "text": ["fine", "w " * 2000]},
+        {"image": "a\n.jpg", "mask": "m.png"},
+        {"image": "a.jpg", "mask": "m\x1b[2J.png"},
+        {"image": "a.jpg::0:10", "mask": "m.png"},
+        {"image": "a.jpg", "mask": "m.png", "split": "val\n"},
+        {"image": "a.jpg", "mask": "m.png", "split": "../x"},
+        {"image": "a.jpg", "annotation": True},
+        '{"image": "a.jpg", "mask": "m.png", "text": "one", "text": "two"}',
+        '{"image": ' + "[" * 100_000,
+    ]
+    publish(tmp_path, lines, {"images": [], "annotations": []})
+    found = list(read(own, tmp_path, "own", "kitchen"))
+    reasons = [item.reason for item in found if isinstance(item, Skipped)]
+    parts = ["U+0007", "more than", "control character", "control character", "`::`", "split", "split", "annotation is True"]
+    parts += ["'text' is there twice", "brackets without end"]
+    assert len(found) == len(lines)
+    for reason, part in zip(reasons, parts, strict=True):
+        assert part in reason, (reason, part)
+
+
+def test_booleans_are_no_numbers() -> None:
+    with pytest.raises(ValueError, match="id is True, expected int"):
+        field({"id": True}, "id", int)
+    assert field({"id": True}, "id", bool) is True
+
+
+def test_a_key_that_is_there_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="'a' is there twice"):
+        parse_json(b'[{"b": 1, "a": 1, "a": 2}]')
+
+
+# --------------------------------------------------------------------------------------------------------- names and copies
+
+
+def test_names_in_either_form_of_unicode_are_one_file(tmp_path: Path) -> None:
+    base = publish(tmp_path, [])
+    composed, apart = (unicodedata.normalize(form, "caf\u00e9.jpg") for form in ("NFC", "NFD"))
+    Image.new("RGB", (20, 10)).save(base / "images" / apart)
+    lines = [{"image": name, "mask": "m.png", "text": "it"} for name in (composed, apart, "./" + composed, "sub/../" + composed)]
+    (base / "expressions.jsonl").write_text("\n".join(map(json.dumps, lines[:3])) + "\n")
+    (record,) = read(own, tmp_path, "own", "kitchen")
+    assert record.path == f"own/images/{apart}" and len(record.regions[0].expressions) == 3
+    assert spelled(tmp_path, "own/images/A.jpg") == "own/images/A.jpg", "the case of a name counts, that of its suffix does not"
+    assert spelled(tmp_path, "own/images/a.JPG") == "own/images/a.jpg"
+
+
+def test_what_macos_leaves_beside_a_file_is_none(tmp_path: Path) -> None:
+    place = tmp_path / "rs/val"
+    place.mkdir(parents=True)
+    for name in ("a.jpg", "._a.jpg"):
+        Image.new("RGB", (12, 10)).save(place / name)
+    assert [task[1] for task in reason_seg.plan(tmp_path, "rs", "reasonseg")] == ["a.jpg"]
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name in ("./._sa_1.jpg", "./sa_1.JPG"):
+            tar.add(place / "a.jpg", name)
+    assert [(stem, suffix) for stem, suffix, _ in tar_members(tmp_path, tmp_path / "x.tar", (".jpg",))] == [("sa_1", ".jpg")]
+
+
+def test_a_copy_of_an_evaluated_photograph_is_not_trained_on(tmp_path: Path) -> None:
+    """Within your own data, and between it and a published set."""
+    lines = [
+        {"image": "a.jpg", "mask": "m.png", "text": "it"},
+        {"image": "copy.jpg", "mask": "m.png", "text": "it", "split": "val"},
+    ]
+    base = publish(tmp_path, lines)
+    (base / "images/copy.jpg").write_bytes((base / "images/a.jpg").read_bytes())
+    metadata = {"source": "kitchen", "folder": "own", "reader": "own", "root_listing": "x"}
+    write_records(tmp_path / "own.arrow", read(own, tmp_path, "own", "kitchen"), metadata)
+    assert training_rows([read_index(tmp_path / "own.arrow")]) == ([], 1)
+    (tmp_path / "coco").mkdir()
+    (tmp_path / "coco/x.jpg").write_bytes((base / "images/a.jpg").read_bytes())
+    region = Region(1, "train", "", 18, (3.0, 2.0, 6.0, 3.0), masks.from_array(MASK), (Expression(1, "it", "it"),))
+    published = [ImageRecord(1, "coco/x.jpg", 20, 10, (region,)), ImageRecord(2, "coco/none.jpg", 20, 10, (region,))]
+    write_records(tmp_path / "ref.arrow", published, metadata | {"source": "ref", "reader": "refcoco"})
+    indexes = [read_index(tmp_path / f"{name}.arrow") for name in ("own", "ref")]
+    assert training_rows(indexes, tmp_path) == ([(1, 1)], 2)
+
+
+# ------------------------------------------------------------------------------------------------------------------ labelme
+
+
+def shape(kind: str | None, *points: list[float], **more: Any) -> dict[str, Any]:
+    return {"label": "target", "points": list(points)} | ({} if kind is None else {"shape_type": kind}) | more
+
+
+@pytest.mark.parametrize("kind", ("line", "linestrip", "point", "points", "spline", "circle", "rectangle", "mask"))
+def test_shapes_without_an_inside_are_refused_by_name(kind: str) -> None:
+    with pytest.raises(ValueError, match=kind):
+        reason_seg.draw([shape(kind, [1, 1], [3, 3], [5, 1], mask="")], 10, 20)
+
+
+def test_a_stored_mask_lies_between_its_corners() -> None:
+    import base64
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.array([[0, 255], [255, 255], [255, 0]], np.uint8)).save(buffer, "PNG")
+    stored = base64.b64encode(buffer.getvalue()).decode()
+    drawn = reason_seg.draw([shape("mask", [3, 4], [4, 6], mask=stored)], 10, 20)
+    assert np.argwhere(drawn).tolist() == [[4, 4], [5, 3], [5, 4], [6, 3]]
+    for corners in (([3, 4], [5, 6]), ([-1, 4], [0, 6]), ([19, 4], [20, 6])):
+        with pytest.raises(ValueError, match="not as large as its corners say, or not within"):
+            reason_seg.draw([shape("mask", *corners, mask=stored)], 10, 20)
+
+
+def test_corners_may_come_in_any_order() -> None:
+    drawn = [
+        reason_seg.draw([shape("rectangle", *corners)], 10, 20)
+        for corners in (([3, 2], [8, 5]), ([8, 5], [3, 2]), ([8, 2], [3, 5]))
+    ]
+    assert drawn[0].sum() == 6 * 4 and all((one == drawn[0]).all() for one in drawn)
+    assert (reason_seg.draw([shape(None, [3, 2], [8, 2], [8, 5], [3, 5])], 10, 20) == drawn[0]).all()

@@ -1,0 +1,58 @@
+"""What killed processes leave half-written goes with the next run; what living ones write stays."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from ans.files import _left_by_the_dead
+from tests.pipeline import REPOSITORY
+
+WRITE = """
+import sys, time
+from pathlib import Path
+from ans.files import replacing
+from ans.formats.shards import folder_at_once
+out = Path(sys.argv[1])
+with replacing(out / "a.arrow") as file, folder_at_once(out / "hf") as folder:
+    file.write_text("half"), (folder / "x").write_text("half")
+    print("there", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+def write(out: Path, seconds: float) -> "subprocess.Popen[str]":
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITE, str(out), str(seconds)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "there\n"
+    return process
+
+
+def test_the_next_run_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    for name in (".a.arrow", ".12.notes.txt", ".x.hf", "a.arrow.bak"):  # a user's own
+        (tmp_path / name).write_text("")
+    killed = write(tmp_path, 60)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    living = write(tmp_path, 60)
+    assert {f".{living.pid}.a.arrow", f".{living.pid}.hf"} <= set(os.listdir(tmp_path))
+    assert not {f".{killed.pid}.a.arrow", f".{killed.pid}.hf"} & set(os.listdir(tmp_path))
+    write(tmp_path, 0).wait()
+    assert {f".{living.pid}.a.arrow", f".{living.pid}.hf"} <= set(os.listdir(tmp_path)), "its process lives"
+    living.kill()
+    living.wait()
+    write(tmp_path, 0).wait()
+    names = {".a.arrow", ".12.notes.txt", ".x.hf", "a.arrow.bak", "a.arrow", "hf"}
+    assert set(os.listdir(tmp_path)) == names and (tmp_path / "hf/x").read_text() == "half"
+
+
+def test_large_folders_are_looked_through_once(tmp_path: Path) -> None:
+    for number in range(2000):
+        (tmp_path / str(number)).touch()
+    begin = time.perf_counter()
+    for _ in range(2000):
+        _left_by_the_dead(str(tmp_path))
+    assert _left_by_the_dead.cache_info().hits >= 1999 and time.perf_counter() - begin < 5
