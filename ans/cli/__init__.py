@@ -4,7 +4,7 @@ import argparse
 import importlib
 from collections.abc import Sequence
 
-COMMANDS = ("segment", "describe", "compare", "config", "evaluate", "validate", "convert", "export")
+COMMANDS = ("segment", "describe", "compare", "config", "plan", "evaluate", "validate", "convert", "export")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
