@@ -1,7 +1,8 @@
 """A training checkpoint on one split, while its training goes on: `python -m ans evaluate --checkpoint FILE --split NAME`.
 
-FILE is a step checkpoint or last.pth of models/checkpoint. The metrics are those that the variant `full` would have, by the settings of
-params.yaml. Nothing below this folder is written: the model is put together in a temporary folder (`TMPDIR` chooses where; on the disk
+FILE is a step checkpoint: of a training that goes on it lies in runs/train-<digits> (or below `$ANS_RUNS`), of one that has ended in
+models/checkpoint, beside last.pth. The metrics are those that the variant `full` would have, by the settings of params.yaml. Nothing
+below this folder is written: the model is put together in a temporary folder (`TMPDIR` chooses where; on the disk
 of models/base it takes only the shards that were trained). CUDA_VISIBLE_DEVICES chooses the GPU; empty, the CPU.
 """
 
@@ -24,7 +25,7 @@ VARIANT = "full"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="e.g. models/checkpoint/step_000100.pth")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="e.g. runs/train-<digits>/step_000100.pth")
     parser.add_argument("--split", required=True, metavar="NAME", help="<index>_<part>, e.g. refcoco_val")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images (default: evaluate.max_samples)")
     parser.add_argument("--json", action="store_true", help="print JSON in place of a table")

@@ -17,6 +17,7 @@ from ans.config.tasks import TaskSettings
 from ans.data.arrow import is_absent, read_index
 from ans.data.readers import ListingChanged, check_listing
 from ans.groups import shards_of
+from ans.model.adapters import group_of_parameter
 from ans.model.config import ModelConfig
 from ans.model.segmenter import Segmenter
 from ans.planning import memory
@@ -70,39 +71,44 @@ class Outlook:
 
 def look_ahead(config: Config, workspace: Workspace = Workspace()) -> Outlook:
     """The outlook on a run with these settings. What is wrong with them, or not there, is listed, not raised."""
-    train, launch = config.train, config.launch
-    processes = launch.processes * launch.machines
-    settings, wrong = _tasks(config)
+    train, settings, wrong = config.train, *_tasks(config)
+    processes = config.launch.processes * config.launch.machines
     found = Outlook(config.preset, processes, train.batch, train.accumulation, *_steps(config))
     found.missing += wrong + _weights(config) + _packages(config) + _data(config, workspace)
     for split in dict.fromkeys([*config.evaluate.splits, *config.evaluate.captions, *_validated(config)]):
         known, problem = _split(split, config, workspace)
         found.splits[split] = known
         found.missing += [problem] if problem else []
-    model = _model(config)
-    if model is not None and settings:
-        trained = setup.make_trainable(model, train)
-        found.groups = _groups(model)
-        _count_samples(found, config, workspace, model)
-        kinds = {name: load_task(name) for name in settings}
-        teacher, loops = any(kind.teacher for kind in kinds.values()), any(kind.role == "auxiliary" for kind in kinds.values())
-        micro = {name: micro_of(model.config, config, of) for name, of in settings.items()}
-        largest = max(micro.values(), key=lambda one: one.tokens)
-        found.gigabytes = memory.estimate(model, train, largest, teacher, loops)
-        if found.steps is not None and train.precision == "bf16":
-            by_role = {
-                role: [micro[name].tokens for name, kind in kinds.items() if kind.role == role]
-                for role in ("primary", "auxiliary")
-            }
-            tokens = min(by_role["primary"]) + sum(by_role["auxiliary"])
-            found.flop = found.steps * train.accumulation * processes * flop(model, tokens, train.checkpoint_activations)
-        parameters = sum(p.numel() for p in trained.values())
-        found.disk = _disk(config, model, parameters, found.steps, teacher)
-        found.free = shutil.disk_usage(workspace.root).free / 1e9
-        if found.free < (needed := sum(found.disk.values())):
-            found.missing.append(f"disk: the run needs {needed:.0f} GB here, {found.free:.0f} GB are free")
+    if settings and (model := _model(config)) is not None:
+        _add_needs(found, config, workspace, model, settings)
     found.command = _command(config, workspace)
     return found
+
+
+def _add_needs(
+    found: Outlook, config: Config, workspace: Workspace, model: Segmenter, settings: Mapping[str, TaskSettings]
+) -> None:
+    """What follows from the model's sizes: parameters, samples, memory, time and disk."""
+    train = config.train
+    try:
+        trained = setup.make_trainable(model, train)
+    except ValueError as error:  # a group or a layer that this model does not have
+        found.missing.append(str(error))
+        return
+    found.groups = _groups(model)
+    _count_samples(found, config, workspace, model)
+    kinds = {name: load_task(name) for name in settings}
+    teacher, loops = any(kind.teacher for kind in kinds.values()), any(kind.role == "auxiliary" for kind in kinds.values())
+    micro = {name: micro_of(model.config, config, of) for name, of in settings.items()}
+    found.gigabytes = memory.estimate(model, train, max(micro.values(), key=lambda one: one.tokens), teacher, loops)
+    if found.steps is not None and train.precision == "bf16":  # the peak is that of bf16
+        primary = min((micro[name].tokens for name, kind in kinds.items() if kind.role == "primary"), default=0)
+        tokens = primary + sum(micro[name].tokens for name, kind in kinds.items() if kind.role == "auxiliary")
+        found.flop = found.steps * train.accumulation * found.processes * flop(model, tokens, train.checkpoint_activations)
+    found.disk = _disk(config, model, sum(p.numel() for p in trained.values()), found.steps, teacher)
+    found.free = shutil.disk_usage(workspace.root).free / 1e9
+    if found.free < (needed := sum(found.disk.values())):
+        found.missing.append(f"disk: the run needs {needed:.0f} GB here, {found.free:.0f} GB are free")
 
 
 # ------------------------------------------------------------------------------------------------------------- the training
@@ -137,7 +143,7 @@ def _groups(model: Segmenter) -> dict[str, dict[str, Any]]:
     """Part of the model -> trained or frozen, tensors and parameters."""
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
-        trained = setup.group_of_parameter(model, name) if parameter.requires_grad else None
+        trained = group_of_parameter(model, name) if parameter.requires_grad else None
         key, state = (f"{trained} (trained)", "trained") if trained else (memory.shard_of(model, name), "frozen")
         entry = groups.setdefault(key, {"state": state, "tensors": 0, "parameters": 0})
         entry["tensors"] += 1

@@ -21,6 +21,7 @@ from ans.workspace import Workspace
 from tests import pipeline
 
 PARAMS = pipeline.REPOSITORY / "params.yaml"
+LISA = pipeline.REPOSITORY / "weights" / "lisa-tiny"
 COMMIT = "0" * 40
 
 
@@ -180,13 +181,16 @@ def test_what_is_there_is_not_missing(config: Config, tmp_path: Path) -> None:
 
 def test_checksums_packages_and_settings_are_in_the_list(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ans.planning.outlook.find_spec", lambda name: None)
+    here = Workspace(tmp_path)
     changes: dict[str, Any] = {"preset": "lisa-7b", "weights.revision": COMMIT, "train.referring.sources": ["nothing"]}
-    found = look_ahead(config.changed(changes), Workspace(tmp_path))
+    found = look_ahead(config.changed(changes), here)
     assert start_of(found.missing)[:3] == ["train.referring", "weights.sam2.sha256", "bitsandbytes"]
+    layer = {"preset": "lisa-tiny", "weights.location": str(LISA), "train.lora.targets": ["up"]}
+    assert start_of(look_ahead(config.changed(layer), here).missing) == ["train.lora.targets"]
     url = {"weights.source": "url", "weights.location": "https://example.org"}
-    assert start_of(look_ahead(config.changed(url), Workspace(tmp_path)).missing)[0] == "weights.sha256"
+    assert start_of(look_ahead(config.changed(url), here).missing)[0] == "weights.sha256"
     gone = {"weights.source": "path", "weights.location": str(tmp_path / "gone")}
-    assert start_of(look_ahead(config.changed(gone), Workspace(tmp_path)).missing)[0] == "weights.location"
+    assert start_of(look_ahead(config.changed(gone), here).missing)[0] == "weights.location"
 
 
 def test_a_full_disk_is_told(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
