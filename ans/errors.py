@@ -3,8 +3,12 @@
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from ans import logs
+
+FAILURES = "ANS_FAILURES"
+"""Environment variable with a folder for the messages of several processes, of which the launcher prints the first."""
 
 
 def run(main: Callable[..., None], *arguments: str) -> None:
@@ -17,7 +21,11 @@ def run(main: Callable[..., None], *arguments: str) -> None:
     except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
         if os.environ.get("ANS_TRACEBACK") or type(error) is RuntimeError:
             raise
-        print(f"error: {_message(error)}\n(ANS_TRACEBACK=1 shows where it was found)", file=sys.stderr)
+        message = f"error: {_message(error)}\n(ANS_TRACEBACK=1 shows where it was found)\n"
+        if folder := os.environ.get(FAILURES):
+            (Path(folder) / str(os.getpid())).write_text(message, encoding="utf-8")
+        else:
+            print(message, file=sys.stderr, end="", flush=True)
         raise SystemExit(1) from None
 
 

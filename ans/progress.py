@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from types import TracebackType
 
 from tqdm import tqdm
@@ -11,14 +12,14 @@ SECONDS = 30.0
 
 
 class Progress:
-    """Counts `total` units of work called `unit`. Does nothing if `quiet`.
+    """Counts `total` units of work called `unit`, each of which `holds` so many of something. Does nothing if `quiet`.
 
     Without a terminal there is a line as soon as the first unit shows that more than `SECONDS` lie ahead, then one every
     `SECONDS`, and one at the end. The first unit counts for no speed: it takes what starting takes.
     """
 
-    def __init__(self, total: int, name: str, unit: str, quiet: bool = False) -> None:
-        self.total, self.name, self.unit, self.quiet = total, name, unit, quiet
+    def __init__(self, total: int, name: str, unit: str, quiet: bool = False, holds: tuple[int, str] | None = None) -> None:
+        self.total, self.name, self.unit, self.quiet, self.holds = total, name, unit, quiet, holds
         self.first = self.n = self.warm = self.said = 0
         self.started = self.warm_at = time.monotonic()
         self.printed: float | None = None
@@ -47,13 +48,13 @@ class Progress:
         elif self.printed is not None and self.n > self.said:
             self.write(self._line())
 
-    def update(self, n: int = 1, **values: float) -> None:
-        """Count `n` units more; `values` are shown beside them."""
+    def update(self, n: int = 1, values: Mapping[str, float] | None = None) -> None:
+        """Count `n` units more; `values` are shown beside them, the last ones where none are given."""
         if self.n == self.first:
             self.warm, self.warm_at = self.n + n, time.monotonic()
-        self.n, self.values = self.n + n, values or self.values
+        self.n, self.values = self.n + n, dict(values) if values else self.values
         if self.bar is not None:
-            self.bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()}, refresh=False)
+            self.bar.set_postfix({name: f"{value:.3g}" for name, value in self.values.items()}, refresh=False)
             self.bar.update(n)
         elif not self.quiet and self._due():
             self.printed, self.said = time.monotonic(), self.n
@@ -82,6 +83,9 @@ class Progress:
             return [f"started within {duration(time.monotonic() - self.started)}"]
         each = (time.monotonic() - self.warm_at) / (self.n - self.warm)
         speed = f"{each:.2f} s a {self.unit}" if each >= 0.1 else f"{1 / max(each, 1e-9):,.0f} {self.unit}s a second"
+        if self.holds is not None:
+            number, what = self.holds
+            speed += f", {number / max(each, 1e-9):.3g} {what} a second"
         return [speed, *([f"{duration(each * (self.total - self.n))} left"] if self.n < self.total else [])]
 
 

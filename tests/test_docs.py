@@ -31,7 +31,7 @@ from ans.config.sections import SECTIONS, all_fields, task_names
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
-COMMANDS = ("dvc", "make", "python", "torchrun")
+COMMANDS = ("dvc", "make", "python")
 OTHERS = ("git", "source", "for", "exec")
 """What else may begin a line with a command in it; their options are not ours to check."""
 
@@ -158,14 +158,6 @@ def test_modules_take_these_options(words: list[str], tmp_path: Path, monkeypatc
     for option in arguments:
         if option.startswith("-"):
             assert option in usage(module), f"{module} knows no {option}"
-
-
-@pytest.mark.parametrize("words", of("torchrun"))
-def test_torchrun_takes_these_options(words: list[str]) -> None:
-    from torch.distributed.run import get_args_parser
-
-    arguments = get_args_parser().parse_args([word if "$" not in word else "1" for word in words[1:]])
-    assert arguments.module and arguments.training_script == "ans.training"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Wrong input reaches the user as one message that names what is wrong, by the commands that DVC runs."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ans.training.loop import train
 from tests import pipeline
 
 pytestmark = pytest.mark.slow
@@ -35,29 +37,35 @@ def message(work: Path, stage: str, *arguments: str) -> str:
     return errors[0]
 
 
-CASES = {
+BY_COMMAND = {
     "unknown preset": ({"preset": "huge"}, "preset: no preset named 'huge'; there are lisa-7b, lisa-tiny, sa2va-1b,"),
     "unknown key": ({"train__stepz": 3}, "train.stepz: unknown key"),
     "no group": ({"train__groups": []}, "train.groups: "),
+    "numbers that blow up": ({"train__lr": 1e30, "train__warmup": 0.0}, "lower train.lr"),
+}
+BY_CALL = {
     "no samples": (
-        {"train__loop1__sources": {"sav": {"repeats": 0.0}}},
-        "train.loop1.sources: sav: no sample is left to train on",
+        {"train__loop1__sources": {"sav": {"repeats": 0.0}}}, "train.loop1.sources: sav: no sample is left to train on",
     ),
     "unknown source": (
-        {"train__loop1__sources": {"nothing": {}}},
-        "train.loop1: no index named 'nothing'; there are describe, grefcoco,",
-    ),
-    "numbers that blow up": (
-        {"train__lr": 1e30, "train__warmup": 0.0},
-        "lower train.lr",
+        {"train__loop1__sources": {"nothing": {}}}, "train.loop1: no index named 'nothing'; there are describe, grefcoco,",
     ),
     "another world": ({"paths__root": "/nowhere"}, "/nowhere"),
-}
+}  # fmt: skip
+"""The same way for less time: a process pays for its imports. That a message becomes one line is tested by the others."""
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", BY_CALL)
+def test_training_refuses(work: Path, tmp_path: Path, case: str) -> None:
+    changes, expected = BY_CALL[case]
+    config = pipeline.small_config(work.parent / "world", **({"launch__workers": 0} | changes))
+    with pytest.raises((ValueError, OSError), match=re.escape(expected)):
+        train(config, pipeline.beside(work, tmp_path))
+
+
+@pytest.mark.parametrize("case", BY_COMMAND)
 def test_training_says_what_is_wrong(work: Path, case: str) -> None:
-    changes, expected = CASES[case]
+    changes, expected = BY_COMMAND[case]
     values = pipeline.small_values(work.parent / "world", **({"launch__workers": 0} | changes))
     (work / "params.yaml").write_text(pipeline.yaml.safe_dump(values))
     assert expected in message(work, "train")

@@ -39,7 +39,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_whole_way(work: Path) -> None:
     history = json.loads((work / "reports" / "train" / "history.json").read_text())
-    assert [row["epoch"] for row in history] == [1, 2] and history[1]["loss"] < history[0]["loss"]
+    assert [row["number"] for row in history] == [1, 2] and history[1]["loss"] < history[0]["loss"]
     manifest = json.loads((work / "models" / "checkpoint" / "manifest.json").read_text())
     assert manifest["trained"] == ["lora", "seg_row", "fcs", "sam2_decoder"]
     rows = [entry for name, entry in manifest["groups"].items() if name == "seg_row (trained)"]

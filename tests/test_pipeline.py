@@ -29,11 +29,25 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pipeline.prepare(tmp_path_factory.mktemp("pipeline"))
 
 
+def small_values(work: Path, **changes: object) -> dict:
+    """Without dropout, whose noise depends on how a batch is split among the processes."""
+    return pipeline.small_values(work.parent / "world", train__lora__dropout=0.0, **changes)
+
+
 @pytest.fixture(scope="module")
 def one_process(work: Path):
-    values = pipeline.small_values(work.parent / "world")
+    values = small_values(work)
     pipeline.train_to_evaluation(work, values)
     return outcome(work, values)
+
+
+@pytest.fixture
+def elsewhere(work: Path, one_process, tmp_path: Path) -> Path:
+    """A copy of the folder by links, for a test that trains or evaluates anew."""
+    copy = tmp_path / "work"
+    shutil.copytree(work, copy, copy_function=os.link)
+    (copy / "params.yaml").unlink()
+    return copy
 
 
 def outcome(work: Path, values: dict):
@@ -46,42 +60,43 @@ def outcome(work: Path, values: dict):
     )
 
 
-def test_the_same_seed_gives_the_same_twice(work: Path, one_process) -> None:
-    values = pipeline.small_values(work.parent / "world")
-    pipeline.train_to_evaluation(work, values)
-    again = outcome(work, values)
-    assert all(torch.equal(again[0][key], tensor) for key, tensor in one_process[0].items())
-    assert again[1] == one_process[1] and again[3] == one_process[3]
+def test_the_same_seed_gives_the_same_twice(work: Path, one_process, elsewhere: Path) -> None:
+    shutil.rmtree(elsewhere / "models" / "checkpoint")
+    shutil.rmtree(elsewhere / "reports")
+    pipeline.write_params(elsewhere, small_values(work))
+    pipeline.run(elsewhere, "train")
+    again = dict(read_pth(elsewhere / "models" / "checkpoint").state)
+    assert again.keys() == one_process[0].keys()
+    assert all(torch.equal(again[key], tensor) for key, tensor in one_process[0].items())
+    assert (elsewhere / "reports" / "train" / "plots" / "loss.tsv").read_text() == one_process[3]
 
 
-def test_two_processes_agree_with_one(work: Path, one_process) -> None:
+def test_two_processes_agree_with_one(work: Path, one_process, elsewhere: Path) -> None:
     """Two gloo processes with half the batch each: the same global batch, so the same run up to summation order."""
-    changes = {"launch__processes": 2, "train__batch": 2, "train__lora__dropout": 0.0}
-    single = pipeline.small_values(work.parent / "world", train__lora__dropout=0.0)
-    pipeline.train_to_evaluation(work, single)
-    alone = outcome(work, single)
-    both = pipeline.small_values(work.parent / "world", **changes)
-    pipeline.train_to_evaluation(work, both)
-    together = outcome(work, both)
-    first = [float(text.splitlines()[1].split()[1]) for text in (alone[3], together[3])]
+    both = small_values(work, launch__processes=2, train__batch=2)
+    pipeline.train_to_evaluation(elsewhere, both)
+    together = outcome(elsewhere, both)
+    first = [float(text.splitlines()[1].split()[1]) for text in (one_process[3], together[3])]
     assert first[0] == pytest.approx(first[1], rel=1e-5)
-    manifest = torch.load(work / "models" / "checkpoint" / "last.pth", weights_only=True)["meta"]
+    manifest = torch.load(elsewhere / "models" / "checkpoint" / "last.pth", weights_only=True)["meta"]
     assert (manifest["processes"], manifest["effective_batch"]) == (2, 4)
-    for split, frame in alone[2].items():
+    for split, frame in one_process[2].items():
         assert frame[["image_path", "sent_id"]].equals(together[2][split][["image_path", "sent_id"]]), (
             "nothing twice, nothing lost"
         )
 
 
-def test_evaluation_is_the_same_on_two_processes(work: Path, one_process) -> None:
+def test_evaluation_is_the_same_on_two_processes(work: Path, one_process, elsewhere: Path) -> None:
     """One set of weights, the same batch plan: bit-identical predictions."""
-    values = pipeline.small_values(work.parent / "world")
-    pipeline.train_to_evaluation(work, values)
-    alone = outcome(work, values)[2]
-    pipeline.write_params(work, pipeline.small_values(work.parent / "world", launch__processes=2))
-    pipeline.run(work, "evaluate", "full")
-    for split, frame in outcome(work, values)[2].items():
-        pd.testing.assert_frame_equal(frame, alone[split])
+    for made in ("reports/eval", "data/eval"):
+        shutil.rmtree(elsewhere / made)
+    values = small_values(work, launch__processes=2)
+    pipeline.write_params(elsewhere, values)
+    pipeline.run(elsewhere, "evaluate", "full")
+    _, numbers, predictions, _ = outcome(elsewhere, values)
+    assert numbers == one_process[1]
+    for split, frame in predictions.items():
+        pd.testing.assert_frame_equal(frame, one_process[2][split])
 
 
 def test_what_is_left(work: Path, one_process) -> None:

@@ -24,7 +24,7 @@ def run(clock: Clock, steps: int, seconds: float, done: int = 0, quiet: bool = F
         bar.start_at(done)
         for step in range(done, steps):
             clock.now += seconds
-            bar.update(loss=10.0 / (step + 1))
+            bar.update(values={"loss": 10.0 / (step + 1)})
 
 
 def test_a_line_at_the_first_step_then_every_30_seconds_and_at_the_end(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,6 +34,15 @@ def test_a_line_at_the_first_step_then_every_30_seconds_and_at_the_end(clock: Cl
     assert lines[0] == "train: step 1 of 100, loss 10, started within 1 s"
     assert lines[1] == "train: step 31 of 100, loss 0.3226, 1.00 s a step, 69 s left"
     assert lines[-1] == "train: step 100 of 100, loss 0.1, 1.00 s a step"
+
+
+def test_what_a_unit_holds_is_counted_too(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(100, "train", "step", holds=(32, "images")) as bar:
+        for _ in range(31):
+            clock.now += 2.0
+            bar.update(values={"loss": 1.0, "lr": 2e-5})
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1] == "train: step 16 of 100, loss 1, lr 2e-05, 2.00 s a step, 16 images a second, 3 min left"
 
 
 def test_slow_units_have_a_line_each_and_short_work_has_none(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:

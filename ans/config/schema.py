@@ -28,24 +28,25 @@ class Launch(Section):
 
     processes: Count = Field(description="processes per machine, one for each GPU")
     machines: Count = Field(description="machines that take part")
-    machine_rank: Number = Field(description="number of this machine, from 0")
-    main_address: str = Field(description="address of machine 0, as the other machines see it")
+    scheduler: Literal["none", "slurm"] = Field(
+        description="slurm: start the machines' processes by srun, within a job; none: start those of this machine"
+    )
+    main_address: str = Field(description="address of machine 0, as the other machines see it; with slurm it is found")
     main_port: Annotated[int, Field(ge=1, le=65535)] = Field(
         description="a free port of machine 0; only used with several machines"
     )
     workers: Number = Field(
         description="data-loading processes per training process; 0: the training process loads its data itself"
     )
-    save_state_seconds: Weight = Field(description="seconds between saved states; a killed training loses at most this much")
+    log_with: List[Literal["dvclive", "tensorboard", "trackio", "wandb"]] = Field(
+        (), description="where curves go besides reports/train, while the training runs; each is a package to install"
+    )
+    save_state_seconds: Weight = Field(
+        description="least seconds between saved states, more where saving would take over 2 % of the time; a killed training loses so much"
+    )
     feature_cache_gb: Weight = Field(
         description="GB on disk for the frozen encoders' features, shared by epochs and variants; 0: no cache"
     )
-
-    @model_validator(mode="after")
-    def _rank(self) -> "Launch":
-        if self.machine_rank >= self.machines:
-            raise ValueError("machine_rank: must be below machines")
-        return self
 
 
 class Source(Section):
@@ -209,12 +210,13 @@ class Questions(Section):
 
 
 class Validation(Section):
-    """Evaluation of a split after every epoch; the best epoch is kept, and training stops where none better comes."""
+    """Evaluation of a split while training goes on; the best tensors are kept, and training stops where none better come."""
 
-    split: str = Field(description="split that is evaluated, <index>_<part>")
-    metric: Literal["ciou", "miou", "box_giou", "p50"] = Field("ciou", description="metric by which the best epoch is chosen")
-    patience: Count = Field(10, description="epochs without a better one after which training stops")
-    save_best_only: bool = Field(True, description="false: keep the last epoch's tensors too")
+    split: str = Field(description="split that is evaluated, <index>_<part>: one for tuning, since the best step is chosen by it")
+    every: Count | None = Field(None, description="steps between two evaluations; none: an epoch")
+    metric: Literal["ciou", "miou", "box_giou", "p50"] = Field("ciou", description="metric by which the best one is chosen")
+    patience: Count = Field(10, description="evaluations without a better one after which training stops")
+    save_best_only: bool = Field(True, description="false: keep the last step's tensors too")
     max_samples: Count | None = Field(None, description="images of the split; none: all")
     max_new_tokens: Count = Field(32, description="longest answer, in tokens")
     tokens_per_batch: Count = Field(8192, description="tokens of one batch: rows x (image + question + answer)")
@@ -272,7 +274,8 @@ class TrainSettings(Section):
     )
     ema: Ema = Field(Ema(), description="the teacher: an exponential moving average of the trained tensors")
     validation: Validation | None = Field(
-        None, description="evaluation of a split after each epoch, such as {split: reasonseg_val-all, patience: 10}; none: never"
+        None,
+        description="evaluation of a split as training goes, such as {split: refcoco_val, every: 100, max_samples: 200}; none: never",
     )
     min_seg_rate: Share = Field(
         0.5,
@@ -290,8 +293,8 @@ class TrainSettings(Section):
             raise ValueError("groups: names seg_row and embed_head, which contains it; choose one")
         if not self.trained:
             raise ValueError("groups: names only lora, which lora.enabled turns off: nothing would be trained")
-        if self.validation is not None and self.epochs is None:
-            raise ValueError("validation: evaluates after epochs, so set train.epochs too")
+        if self.validation is not None and self.validation.every is None and self.epochs is None:
+            raise ValueError("validation: evaluates after epochs; set validation.every (steps), or train.epochs")
         return self
 
     @property

@@ -5,4 +5,4 @@ from ans.errors import run
 from ans.training.loop import train
 
 if __name__ == "__main__":
-    run(lambda: train(load(), params_may_change=False))
+    run(lambda: train(load(), guard_params=True))

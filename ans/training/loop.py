@@ -1,6 +1,7 @@
 """Fine-tuning. `train` reads as a page: set up, then step after step: batches, gradients, update, teacher, hooks, state."""
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,6 +23,7 @@ from ans.training.hooks.checkpoints import StepCheckpoints
 from ans.training.hooks.curves import Curves
 from ans.training.hooks.examples import Examples
 from ans.training.hooks.health import Health
+from ans.training.hooks.sinks import Sinks
 from ans.training.hooks.validation import Validation
 from ans.training.mixture import Mixture
 from ans.training.signals import StopSignal
@@ -31,13 +33,13 @@ from ans.workspace import Workspace
 log = logging.getLogger(__name__)
 
 
-def train(config: Config, workspace: Workspace = Workspace(), params_may_change: bool = True) -> None:
+def train(config: Config, workspace: Workspace = Workspace(), guard_params: bool = False) -> None:
     """Fine-tune the base on the tasks that are on; leave trained tensors, a manifest and examples in `workspace.checkpoint`, curves
     in `workspace.training`.
 
     Started once per process (see `ans/launch.py`); the number of processes changes no sample and no random choice of a step's global
-    batch. Killed and started again it continues, to the same bits. With `params_may_change` off, `params.yaml` has to hold the same
-    settings when the training ends (`Run.refuse_other_settings`). Raises `FloatingPointError` at a loss or gradient that is not
+    batch. Killed and started again it continues, to the same bits. With `guard_params`, `params.yaml` has to hold the same settings
+    when the training ends (`Run.refuse_other_settings`). Raises `FloatingPointError` at a loss or gradient that is not
     finite, `Degenerate` where going on would be pointless, `ResumeError` when continued under other conditions.
     """
     run = Run(config, workspace)
@@ -54,7 +56,7 @@ def train(config: Config, workspace: Workspace = Workspace(), params_may_change:
         micro_batches = list(islice(batches, settings.accumulation))
         counts, stopping = count(micro_batches, run.tasks, run.accelerator, stop.received)
         if stopping:
-            run.save(step)
+            run.save(step, wait=True)
             run.curves.write()
             run.progress.write(f"stopped at step {step} of {run.steps}, saved; start the same command again to go on there")
             raise SystemExit(STOPPED)
@@ -62,13 +64,19 @@ def train(config: Config, workspace: Workspace = Workspace(), params_may_change:
         run.teacher.update(step)
         for hook in run.hooks.values():
             hook.after(step + 1, values)
-        run.progress.update(loss=values["loss"])
+        run.progress.update(values=shown(values))
         if run.state.due():
             run.save(step + 1)
     run.progress.close()
-    if not params_may_change:
+    if guard_params:
         run.refuse_other_settings()
     run.finish()
+
+
+def shown(values: Mapping[str, float]) -> dict[str, float]:
+    """Of a step's values, those of a line of progress: losses, IoU, gradient norm, learning rate, and the GPU's memory in GiB."""
+    line = {name: value for name, value in values.items() if name in ("loss", "grad_norm", "lr") or name.endswith("_train_iou")}
+    return line | ({"memory": torch.cuda.max_memory_allocated() / 2**30} if torch.cuda.is_available() else {})
 
 
 class Run:
@@ -98,7 +106,8 @@ class Run:
         base = setup.base_checksum(workspace, self.accelerator)
         self.state = setup.resume_folder(config, workspace, base, self.accelerator)
         self.manifest = manifests.describe(config, self.model, self.trained, self.tasks, self.steps, base, processes)
-        self.progress = Progress(self.steps, "train", "step", quiet=not first)
+        batch = settings.effective_batch(processes)
+        self.progress = Progress(self.steps, "train", "step", quiet=not first, holds=(batch, "images"))
         self.curves = Curves(workspace.training if first else None)
         self.examples = Examples(settings.gallery, self.steps, first)
         self.hooks: dict[str, Hook] = {
@@ -107,9 +116,11 @@ class Run:
         self.validation: Validation | None = None
         if settings.validation is not None:
             self.hooks["validation"] = self.validation = Validation(
-                settings.validation, workspace.indexes, Path(config.paths.root), self.model, self.trained, epoch, self.curves,
-                self.progress, self.accelerator,
+                settings.validation, workspace.indexes, Path(config.paths.root), self.model, self.trained,
+                settings.validation.every or epoch, self.curves, self.progress, self.accelerator,
             )  # fmt: skip
+        sinks = config.launch.log_with if first else ()
+        self.hooks["sinks"] = self.sinks = Sinks(sinks, workspace.runs / "logs", self.state.folder.name, self.manifest["train"])
         if first:
             self.hooks["checkpoints"] = StepCheckpoints(
                 self.state.folder, settings.save_every, settings.keep, self.model.config.keys, self.trained, self.manifest
@@ -128,20 +139,27 @@ class Run:
         for name, hook in self.hooks.items():
             hook.load_state_dict(state["hooks"][name])
         self.progress.start_at(state["step"])
+        if self.accelerator.is_main_process and (before := state["processes"]) != (now := self.accelerator.num_processes):
+            log.info(
+                f"begun on {before} process(es), continued on {now}: the samples are the same, LoRA's dropout and the order of sums are not"
+            )
         return state["step"]
 
-    def save(self, step: int) -> None:
-        """Save everything that is needed to go on after `step` steps."""
+    def save(self, step: int, wait: bool = False) -> None:
+        """Save everything that is needed to go on after `step` steps; `wait` until it is on the disk."""
         if self.accelerator.is_main_process:
             hooks = {name: hook.state_dict() for name, hook in self.hooks.items()}
             parts = {"optimizer": self.optimizer.state_dict(), "teacher": self.teacher.state_dict(), "hooks": hooks}
-            self.state.save({"step": step, "trained": dict(self.trained)} | parts)
+            state = {"step": step, "processes": self.accelerator.num_processes, "trained": dict(self.trained)}
+            self.state.save(state | parts, wait)
 
     def announce(self, first_step: int) -> None:
         """Say what is trained on what."""
         if not self.accelerator.is_main_process:
             return
         log.info(manifests.text(self.manifest) + (f"\ncontinued at step {first_step}" if first_step else ""))
+        if not first_step and (similar := self.state.similar()):
+            log.info("\n".join(["this run begins anew; unfinished runs that are like it:", *similar]))
         if unseen := self.config.evaluated_alone():
             log.info(
                 f"note: {', '.join(unseen)} will be evaluated, and training does not leave its images out; where they may be among "
@@ -158,7 +176,7 @@ class Run:
         except ConfigError:
             same = False
         if not same:
-            self.save(self.steps)
+            self.save(self.steps, wait=True)
             raise ConfigError(
                 f"{params}: its training settings were changed while the run went on, perhaps by another `dvc exp run -S`. The run "
                 "is finished and kept: put the settings back (git diff shows what changed) and start it again to have its results"
@@ -189,5 +207,6 @@ class Run:
         write_json(out / "manifest.json", self.manifest)
         write_json(out / "examples.json", self.examples.kept)
         self.curves.finish()
+        self.sinks.finish()
         write_json(self.workspace.training / "history.json", self.validation.history if self.validation is not None else [])
         self.state.remove()

@@ -13,6 +13,7 @@ from ans.model.adapters import group_of_parameter
 from ans.model.four_bit import numbers
 from ans.model.segmenter import Segmenter
 from ans.tasks.base import AnyTask, Panel
+from ans.training.hooks.validation import SHOWN
 
 
 def describe(
@@ -95,7 +96,7 @@ def panels(tasks: Mapping[str, AnyTask]) -> list[dict[str, Any]]:
         Panel("would say [SEG]", of_each("seg_rate"), share=True),
         Panel("gradient norm", {"grad_norm": "step, before clipping"}, log=True),
         Panel("learning rate", {"lr": "rate"}),
-        Panel("validation split", {f"val_{name}": name for name in ("ciou", "miou", "box_giou", "p50", "seg_rate")}),
+        Panel("validation split", {f"val_{name}": name for name in SHOWN}),
     ]
     merged: dict[str, dict[str, Any]] = {}
     for panel in wanted:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -24,7 +25,7 @@ from ans.tasks import load as load_task
 from ans.tasks.base import AnyTask, Setting
 from ans.training.mixture import MicroBatch, Mixture
 from ans.training.signals import blocked_in_workers, end_with_the_training
-from ans.training.state import ResumeFolder, fingerprint
+from ans.training.state import ResumeFolder, describe
 from ans.workspace import Workspace
 
 
@@ -120,18 +121,17 @@ def image_encoder(config: Config, model: Segmenter, workspace: Workspace, proces
 
 def resume_folder(config: Config, workspace: Workspace, base: str, accelerator: Accelerator) -> ResumeFolder:
     """The run's folder, the same on every process: only the first reads the inputs for the fingerprint."""
-    name = [""]
+    description: list[dict[str, Any]] = [{}]
     if accelerator.is_main_process:
-        name = [f"train-{fingerprint(config, base, map(workspace.index, config.training_indexes()))}"]
+        description = [describe(config, base, map(workspace.index, config.training_indexes()), accelerator.num_processes)]
     if accelerator.num_processes > 1:
-        torch.distributed.broadcast_object_list(name)
+        torch.distributed.broadcast_object_list(description)
     conditions = {
-        "the number of processes": accelerator.num_processes,
         # with them each image is encoded by itself
         "features on disk (launch.feature_cache_gb)": "on" if config.launch.feature_cache_gb else "off",
         "code": digest("ans.training.__main__", *(f"ans.tasks.{task}" for task in task_names())),
     }
-    folder = ResumeFolder(workspace.runs / name[0], conditions, config.launch.save_state_seconds)
+    folder = ResumeFolder(workspace.runs, description[0], conditions, config.launch.save_state_seconds)
     if accelerator.is_main_process:
         folder.lock()
     return folder

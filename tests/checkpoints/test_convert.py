@@ -389,20 +389,19 @@ def test_a_group_that_was_not_trained_is_said_and_one_that_would_be_lost_is_an_e
     assert not (tmp_path / "variant").exists()
 
 
-def test_filter_takes_less_than_a_second(base: Path, converted: Path, tmp_path: Path) -> None:
-    """As DVC starts it: with interpreter and configuration; without torch (see test_architecture). Of CPU: others may be busy."""
+def test_the_stage_makes_a_variant_of_links(base: Path, converted: Path, tmp_path: Path) -> None:
+    """As DVC starts it, without torch (see test_architecture)."""
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "base").symlink_to(base)
     (tmp_path / "models" / "hf").symlink_to(converted)
     root = Path(__file__).parents[2]
     shutil.copyfile(root / "params.yaml", tmp_path / "params.yaml")
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(
         [sys.executable, "-m", "stages.filter", "proj"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(root)}, check=True
     )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
-    assert len(shards.files(tmp_path / "models" / "variants" / "proj")) == len(SHARDS)
+    made = shards.files(tmp_path / "models" / "variants" / "proj")
+    sources = {path.stat().st_ino for folder in (base, converted) for path in shards.files(folder)}
+    assert len(made) == len(SHARDS) and {path.stat().st_ino for path in made} <= sources
 
 
 # ---------------------------------------------------------------- saving

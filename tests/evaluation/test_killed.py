@@ -51,7 +51,7 @@ def kill_after(work: Path, batches: int, delay: float) -> int:
         while started.poll() is None and len(list(work.glob("runs/evaluate-base-*/[0-9]*.json"))) < batches:
             time.sleep(0.005)
         time.sleep(delay)
-    finally:  # torchrun gives its workers sessions of their own, so a signal to the group would leave them running
+    finally:  # every process has a session of its own, so a signal to the group would leave it running
         processes = [psutil.Process(started.pid)] if started.poll() is None else []
         processes += [child for parent in processes for child in parent.children(recursive=True)]
         for process in processes:

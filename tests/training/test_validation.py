@@ -70,7 +70,7 @@ def test_epochs_and_what_is_left(here: Workspace, work: Path, monkeypatch: pytes
     monkeypatch.setattr(validation.Validation, "evaluate", evaluate)
     loop.train(config(work), here)
     history = json.loads((here.training / "history.json").read_text())
-    assert [(row["epoch"], row["step"], row["val_ciou"]) for row in history] == [
+    assert [(row["number"], row["step"], row["val_ciou"]) for row in history] == [
         (1, 2, 0.1),
         (2, 4, 0.3),
         (3, 6, 0.2),
@@ -91,7 +91,7 @@ def test_epochs_and_what_is_left(here: Workspace, work: Path, monkeypatch: pytes
 def test_an_early_end(here: Workspace, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores(monkeypatch, [0.3, 0.3, 0.2, 0.9])
     loop.train(config(work, save_best_only=False), here)
-    assert [row["epoch"] for row in json.loads((here.training / "history.json").read_text())] == [1, 2, 3]
+    assert [row["number"] for row in json.loads((here.training / "history.json").read_text())] == [1, 2, 3]
     steps = {path.name: torch.load(path, weights_only=True)["meta"]["step"] for path in here.checkpoint.glob("*.pth")}
     assert steps == {"best.pth": 2, "last.pth": 6}
 
@@ -110,8 +110,22 @@ def test_killed_and_continued(here: Workspace, work: Path, uninterrupted, monkey
     assert left(here) == uninterrupted
 
 
+def test_with_the_loops_every_so_many_steps(here: Workspace, work: Path) -> None:
+    """The dual loop, without epochs: curves of the split, and the tensors of the better look are what is converted."""
+    settings = {"train__validation": VALIDATION | {"every": 2}, "train__steps": 5, "train__epochs": None, "train__gallery": 0}
+    loop.train(pipeline.small_config(work.parent / "world", **settings, launch__workers=0), here)
+    history = json.loads((here.training / "history.json").read_text())
+    assert [(row["number"], row["step"]) for row in history] == [(1, 2), (2, 4)]
+    for name in ("ciou", "seg_rate"):
+        rows = (here.training / "plots" / f"val_{name}.tsv").read_text().split()[2:]
+        assert rows[::2] == ["2", "4"] and [float(x) for x in rows[1::2]] == pytest.approx([r[f"val_{name}"] for r in history])
+    assert "loop2_caption" in json.loads((here.training / "last_steps.json").read_text())
+    best = max(history, key=lambda row: row["val_ciou"])
+    assert torch.load(here.checkpoint / "best.pth", weights_only=True)["meta"]["step"] == best["step"]
+
+
 def test_settings_that_cannot_be(work: Path) -> None:
-    with pytest.raises(ConfigError, match="validation: evaluates after epochs"):
+    with pytest.raises(ConfigError, match="validation: evaluates after epochs; set validation.every"):
         pipeline.small_config(work, train__validation=VALIDATION)
     assert config(work).training_indexes() == ("refcoco", "refcoco_plus", "refcocog")
     assert config(work, split="reasonseg_val-all").training_indexes()[-1] == "reasonseg"

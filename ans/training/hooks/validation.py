@@ -1,4 +1,4 @@
-"""Evaluation of a split after each epoch: the best tensors are kept, and training stops where none better come."""
+"""Evaluation of a split while training goes on: the best tensors are kept, and training stops where none better come."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,11 +18,11 @@ from ans.training.hooks import Hook
 from ans.training.hooks.curves import Curves
 
 SHOWN = ("ciou", "miou", "box_giou", "p50", "seg_rate")
-"""The metrics that are kept of every epoch."""
+"""The metrics that are kept of every evaluation."""
 
 
 class Validation(Hook):
-    """`history`: one row per epoch of `epoch` steps. `best`: the row of the best one and its trained tensors (float32, by name),
+    """`history`: one row for every `every` steps. `best`: the row of the best one and its trained tensors (float32, by name),
     None before the first. Its metrics are curves too, as `val_<name>`."""
 
     def __init__(
@@ -32,12 +32,12 @@ class Validation(Hook):
         root: Path,
         model: Segmenter,
         trained: Mapping[str, nn.Parameter],
-        epoch: int,
+        every: int,
         curves: Curves,
         progress: Progress,
         accelerator: Accelerator,
     ) -> None:
-        self.settings, self.root, self.model, self.trained, self.epoch = settings, root, model, trained, epoch
+        self.settings, self.root, self.model, self.trained, self.every = settings, root, model, trained, every
         self.curves, self.progress, self.accelerator = curves, progress, accelerator
         self.plan = make_plan(settings.questions, indexes, root)
         self.batches = self.plan.batches(
@@ -48,22 +48,23 @@ class Validation(Hook):
 
     @property
     def over(self) -> bool:
-        """Whether the last `patience` epochs brought nothing better."""
-        return self.best is not None and len(self.history) - self.best["row"]["epoch"] >= self.settings.patience
+        """Whether the last `patience` evaluations brought nothing better."""
+        return self.best is not None and len(self.history) - self.best["row"]["number"] >= self.settings.patience
 
     def after(self, step: int, values: dict[str, float]) -> None:
-        if step % self.epoch:
+        if step % self.every:
             return
         metrics = self.evaluate()
-        loss = sum(value for _, value in self.curves.rows["loss"][-self.epoch :]) / self.epoch
-        row = {"epoch": len(self.history) + 1, "step": step, "loss": loss} | metrics
+        loss = sum(value for _, value in self.curves.rows["loss"][-self.every :]) / self.every
+        row = {"number": len(self.history) + 1, "step": step, "loss": loss} | metrics
         self.history.append(row)
         metric = f"val_{self.settings.metric}"
         if self.best is None or row[metric] > self.best["row"][metric]:
             self.best = {"row": row, "trained": {name: p.detach().clone() for name, p in self.trained.items()}}
         self.curves.after(step, metrics)
+        values.update(metrics)
         text = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
-        self.progress.write(f"epoch {row['epoch']}: {text}")
+        self.progress.write(f"validation {row['number']}, step {step}: {text}")
 
     def evaluate(self) -> dict[str, float]:
         """Metrics of the model as it is, as `val_<name>`. Processes share the batches."""
@@ -79,7 +80,7 @@ class Validation(Hook):
         return {f"val_{name}": float(summary[name]) for name in SHOWN}
 
     def finish(self) -> None:
-        """Let the metrics be those of the best epoch."""
+        """Let the metrics be those of the best evaluation."""
         if self.best is not None:
             self.curves.best = {name: value for name, value in self.best["row"].items() if name.startswith("val_")}
 
