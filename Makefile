@@ -19,6 +19,7 @@ RUN   := PATH="$(abspath $(VENV))/bin:$$PATH"
 
 repro: env
 	@$(RUN) dvc repro
+	@echo "Results: reports/report.html (everything on one page), reports/summary.md, models/variants/. To commit: git add dvc.lock reports"
 
 test: env
 	@$(RUN) python -m pytest

@@ -2,6 +2,7 @@
 default and documentation. `python -m ans config` prints them with the values in force.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -183,7 +184,8 @@ class Ema(Section):
     warmup: bool = Field(False, description="true: the decay grows from 0.1, as in TensorFlow")
 
 
-class Questions(Section):
+@dataclass(frozen=True)
+class Questions:
     """What an evaluation asks. Made by `Evaluate.questions` and `Validation.questions`, not read from a file."""
 
     splits: tuple[str, ...]
@@ -386,5 +388,7 @@ OwnSets = Annotated[
 ]
 Variants = Annotated[
     dict[Name, List[Group]],
-    Field(description="name -> groups taken from the training run; the rest, and groups that it did not train, are the base's"),
+    Field(
+        description="name -> groups taken from the training run, the rest is the base's; base: none, full: all that were trained"
+    ),
 ]

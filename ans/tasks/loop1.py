@@ -206,9 +206,9 @@ class Task(base.Task[Settings, Batch]):
         # frames that are only described come behind those that are segmented
         behind = {place: images.add_described(record) for place, record in described.items()}
         index = [behind.get(place, place) for place in segment]
-        describe, ask, answers = (list(column) for column in zip(*questions, strict=True))
+        to_describe, to_segment, answers = (list(column) for column in zip(*questions, strict=True))
         return Batch(
-            images.pack(), index, segment, cells, describe, ask, answers,
+            images.pack(), index, segment, cells, to_describe, to_segment, answers,
             self.setting.answer_tokens(answers), torch.from_numpy(np.stack(corruption)), torch.from_numpy(np.stack(noise)),
             targets.pack(), where,
         )  # fmt: skip

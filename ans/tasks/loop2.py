@@ -103,9 +103,9 @@ class Task(base.Task[Settings, Batch]):
             where.append((record.path, self.source.name))
             targets.add(record, region, rng)
             questions.append(draw_questions(rng, self.settings.description_prompts))
-        describe, ask, answers = (list(column) for column in zip(*questions, strict=True))
+        to_describe, to_segment, answers = (list(column) for column in zip(*questions, strict=True))
         return Batch(
-            images.pack(), learnt, texts, describe, ask, answers, setting.answer_tokens(answers), targets.pack(), where
+            images.pack(), learnt, texts, to_describe, to_segment, answers, setting.answer_tokens(answers), targets.pack(), where
         )  # fmt: skip
 
     def losses(self, model: Segmenter, features: Features, batch: Batch, counts: Mapping[str, int], now: Now) -> Losses:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from ans.config.schema import TrainSettings
 from ans.model.segmenter import Features, Segmenter
 from ans.objectives.batches import Images
-from ans.tasks.base import AnyTask, Example, Now
+from ans.tasks.base import AnyTask, Now
 from ans.training.gradients import add_gradient, assign, clip
+from ans.training.hooks.examples import Examples
 from ans.training.mixture import MicroBatch
 from ans.training.schedule import lr_factor
 from ans.training.surgery import combine, conflict
@@ -70,11 +71,8 @@ class Stepper:
         self.encode, self.teacher, self.accelerator = encode, teacher, accelerator
         self.rates = [group["lr"] for group in optimizer.param_groups]
 
-    def gradients(
-        self, micro_batches: Sequence[MicroBatch], counts: Counts, step: int, wanted: Callable[[str, Example | None], bool]
-    ) -> Gradients:
-        """The step's gradients. The graph of one task is gone before the next task's begins. `wanted(task, None)` says whether
-        examples of a task are, `wanted(task, example)` takes one.
+    def gradients(self, micro_batches: Sequence[MicroBatch], counts: Counts, step: int, examples: Examples) -> Gradients:
+        """The step's gradients. The graph of one task is gone before the next task's begins. `examples` keeps what it wants.
 
         Raises `FloatingPointError` naming the values that are NaN.
         """
@@ -85,15 +83,15 @@ class Stepper:
         for batches in micro_batches:
             for name, batch in batches:
                 task = self.tasks[name]
-                now = Now(step, self.steps, self.teacher, wanted(name, None))
+                now = Now(step, self.steps, self.teacher, examples.wanted(name))
                 with self.accelerator.autocast():
                     losses = task.losses(self.model, self.encode(batch.images), batch, counts[name], now)
                 add_gradient(losses.total, self.parameters, totals[task.role])
                 values = losses.values if task.role == "auxiliary" else losses.values | {"loss": losses.total.detach()}
                 for key, value in values.items():
                     sums[key] = sums.get(key, 0.0) + value
-                if losses.example is not None:
-                    wanted(name, losses.example)
+                if losses.example is not None and examples.wanted(name):
+                    examples.keep(name, losses.example)
                 del losses
         reduced = {role: self.accelerator.reduce(total, "sum") for role, total in totals.items()}
         stacked = torch.stack([torch.as_tensor(v, device=self.accelerator.device).float() for v in sums.values()])

@@ -41,6 +41,7 @@ from ans.tasks.base import Now
 from ans.tasks.loop2 import region_shares
 from ans.training.ema import Teacher
 from ans.training.gradients import add_gradient, assign, clip
+from ans.training.hooks.examples import Examples
 from ans.training.loop import Run
 from ans.training.step import Gradients, count
 from ans.training.surgery import combine, conflict
@@ -82,7 +83,7 @@ class Bench:
         self.teacher.update(0)
 
     def gradients(self) -> Gradients:
-        return self.run.stepper.gradients([self.pair], self.counts, 0, lambda task, example: False)
+        return self.run.stepper.gradients([self.pair], self.counts, 0, Examples(0, 1, first_process=False))
 
     def surgery(self, first: Tensor, second: Tensor) -> Tensor:
         conflict(first, second, self.run.stepper.groups)

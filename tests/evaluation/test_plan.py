@@ -1,5 +1,6 @@
 """The plan of an evaluation: what is asked, of which images together, in which batches."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def indexes(tmp_path: Path) -> Path:
 
 
 def plan_of(folder: Path, **changes: object) -> Plan:
-    return make_plan(SETTINGS.model_copy(update=changes), folder / "index", folder / "root")
+    return make_plan(replace(SETTINGS, **changes), folder / "index", folder / "root")
 
 
 def asked(plan: Plan) -> list[tuple[str, list[tuple[str, int, str | None]]]]:
@@ -81,7 +82,7 @@ def test_caps_and_their_names(indexes: Path) -> None:
         ("a.jpg", [("refcoco_val_capped_1x1", 0, "thing 0 0")]),
         ("b.jpg", [("refcoco_plus_val_capped_1x1", 4, "thing 4 0")]),
     ]
-    assert SETTINGS.model_copy(update={"max_samples": 3}).split_results()[0] == "refcoco_val_capped_3xall"
+    assert replace(SETTINGS, max_samples=3).split_results()[0] == "refcoco_val_capped_3xall"
     assert not SETTINGS.capped and SETTINGS.caption_results() == ("refcoco_val_captions",)
 
 

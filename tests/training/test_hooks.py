@@ -61,21 +61,21 @@ def test_examples_are_kept_evenly_and_once() -> None:
 
     def wanted(task: str, step: int) -> bool:
         examples.after(step, {})
-        return examples(task, None)
+        return examples.wanted(task)
 
     assert [step for step in range(101) if wanted("loop1", step)] == list(range(22, 101))
     soft = torch.zeros(5, 8, 8)
     soft[:, :, :4] = 1
     texts = {"teacher": [f"said {i}" for i in range(5)], "student": [f"heard {i}" for i in range(5)]}
     examples.after(27, {})
-    examples("loop1", Example([("a.jpg", "sav")] * 5, texts, 20 * soft - 10, soft))
+    examples.keep("loop1", Example([("a.jpg", "sav")] * 5, texts, 20 * soft - 10, soft))
     assert [wanted("loop1", step) for step in (28, 47, 48)] == [False, False, True]  # 22 to 26 were on another task
     assert wanted("loop2", 28), "each task has its own"
     assert [(kept["task"], kept["step"], kept["texts"]) for kept in examples.kept] == [
         ("loop1", 28, {"teacher": f"said {i}", "student": f"heard {i}"}) for i in range(4)
     ]
     assert all(kept["mask"] == kept["truth"] for kept in examples.kept)
-    assert not Examples(0, 100, True)("loop1", None)
+    assert not Examples(0, 100, True).wanted("loop1")
 
 
 def test_metrics_are_the_mean_of_the_last_tenth(tmp_path: Path) -> None:

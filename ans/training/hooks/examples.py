@@ -16,8 +16,7 @@ SIDE = 128
 
 
 class Examples(Hook):
-    """Keeps of each task the first examples of `times` steps, evenly spread over `steps`, in `kept`. Calling it with a task's name
-    says whether an example is wanted at the step in hand; with an example too, keeps it."""
+    """Keeps of each task the first examples of `times` steps, evenly spread over `steps`, in `kept`."""
 
     def __init__(self, times: int, steps: int, first_process: bool) -> None:
         self.first_process = first_process
@@ -26,16 +25,15 @@ class Examples(Hook):
         self.kept: list[dict[str, object]] = []
         self.step = 0
 
-    def __call__(self, task: str, example: Example | None) -> bool:
+    def wanted(self, task: str) -> bool:
+        """Whether an example of the task is wanted at the step in hand."""
         left = self.left.setdefault(task, list(self.chosen))
         # a step that was chosen or one since the last kept one was: not every step has a batch of every task
-        wanted = self.first_process and bool(left) and self.step >= left[0]
-        if wanted and example is not None:
-            self.left[task] = [step for step in left if step > self.step]
-            self.keep(task, example)
-        return wanted
+        return self.first_process and bool(left) and self.step >= left[0]
 
     def keep(self, task: str, example: Example) -> None:
+        """Keep an example of the step in hand; no further one of this task is wanted then, until the next chosen step."""
+        self.left[task] = [step for step in self.left[task] if step > self.step]
         for number in range(min(PER_STEP, len(example.where))):
             path, source = example.where[number]
             self.kept.append(
