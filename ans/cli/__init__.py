@@ -4,7 +4,7 @@ import argparse
 import importlib
 from collections.abc import Sequence
 
-COMMANDS = ("segment", "describe", "compare", "config", "validate", "import", "convert", "export")
+COMMANDS = ("segment", "describe", "compare", "config", "plan", "evaluate", "validate", "import", "convert", "export")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

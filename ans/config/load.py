@@ -1,6 +1,6 @@
 """`params.yaml` -> the configuration of a run.
 
-A section that presets have a say in (`weights`, `train`, `evaluate`) is put together from three places, the later one winning: the
+A section that presets have a say in (`BY_PRESET`) is put together from three places, the later one winning: the
 schema's defaults, the chosen preset, and what `params.yaml` says at its top level. A key left empty there says nothing, so the preset
 decides; `none` says explicitly that there is none.
 """
@@ -9,7 +9,7 @@ import copy
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
@@ -35,7 +35,7 @@ from ans.config.schema import (
 from ans.config.sections import SECTIONS, suggestion, task_names, task_settings
 from ans.config.tasks import TaskSettings
 
-BY_PRESET = ("weights", "train", "evaluate")
+BY_PRESET = ("subset_sa1b", "weights", "train", "evaluate")
 """Sections that a preset may set."""
 
 MAX_DEPTH = 30
@@ -130,7 +130,12 @@ class Config:
 
     def task(self, name: str) -> TaskSettings:
         """The settings of a task, on or off. Reading them imports it."""
-        return self._validated(task_settings(name), self._merged("train").get(name, {}), ("train", name))
+        kind, values = task_settings(name), dict(self._merged("train").get(name, {}))
+        for key, field in kind.model_fields.items():
+            # a collection by name is one value: whoever names its entries has named them all
+            if get_origin(field.annotation) is dict and _says(given := _at(self._raw, ("train", name, key))):
+                values[key] = given
+        return self._validated(kind, values, ("train", name))
 
     def origin(self, *path: str) -> str:
         """Where the setting at `path` has its value from: `params.yaml`, `preset NAME` or `default`."""

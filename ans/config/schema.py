@@ -121,15 +121,15 @@ class Index(Section):
 class SubsetSa1b(Section):
     """Which images of SA-1B are used, and which of their masks."""
 
-    images: Count = Field(description="images of SA-1B that are used")
-    order: Literal["name", "seed"] = Field(description="name: the first in name order; seed: a random sample")
-    seed: Seed = Field(description="random seed of the sample")
-    min_area_share: Share = Field(description="leave out masks that cover a smaller share of the image")
-    max_area_share: Share = Field(description="leave out masks that cover a larger share of the image")
+    images: Count = Field(10000, description="images of SA-1B that are used")
+    order: Literal["name", "seed"] = Field("name", description="name: the first in name order; seed: a random sample")
+    seed: Seed = Field(0, description="random seed of the sample")
+    min_area_share: Share = Field(0.0, description="leave out masks that cover a smaller share of the image")
+    max_area_share: Share = Field(1.0, description="leave out masks that cover a larger share of the image")
     min_predicted_iou: Annotated[float, Field(ge=0, le=2)] = Field(
-        description="leave out masks with a lower predicted_iou (SA-1B's own rating)"
+        0.0, description="leave out masks with a lower predicted_iou (SA-1B's own rating)"
     )
-    min_stability_score: Share = Field(description="leave out masks with a lower stability_score (SA-1B's own rating)")
+    min_stability_score: Share = Field(0.0, description="leave out masks with a lower stability_score (SA-1B's own rating)")
     max_masks: Count | None = Field(None, description="most masks per image, the first in the file; none: all")
 
     @model_validator(mode="after")
@@ -166,11 +166,11 @@ class Weights(Section):
 class LossWeights(Section):
     """Weights of the losses that all tasks share."""
 
-    mask: Weight = Field(description="weight of the mask's cross-entropy")
-    dice: Weight = Field(description="weight of the mask's Dice loss")
-    language: Weight = Field(description="weight of the language loss on answers and captions")
-    iou: Weight = Field(description="weight of 1 - soft IoU of the mask")
-    lisa_dice: bool = Field(description="true: the Dice loss as LISA computes it")
+    mask: Weight = Field(2.0, description="weight of the mask's cross-entropy")
+    dice: Weight = Field(0.5, description="weight of the mask's Dice loss")
+    language: Weight = Field(1.0, description="weight of the language loss on answers and captions")
+    iou: Weight = Field(0.0, description="weight of 1 - soft IoU of the mask")
+    lisa_dice: bool = Field(False, description="true: the Dice loss as LISA computes it")
 
     @model_validator(mode="after")
     def _some(self) -> "LossWeights":
@@ -252,7 +252,7 @@ class Validation(Section):
 class TrainSettings(Section):
     """Training. The settings of each task are a section of their own: `train.<task>` (ans/tasks/<task>.py)."""
 
-    seed: Seed = Field(description="random seed of sample order, LoRA's initial values, dropout and noise")
+    seed: Seed = Field(42, description="random seed of sample order, LoRA's initial values, dropout and noise")
     steps: Count = Field(1500, description="optimizer steps")
     epochs: Count | None = Field(None, description="passes over the labelled images, in place of steps; none: steps count")
     precision: Precision = Field(
@@ -269,7 +269,7 @@ class TrainSettings(Section):
         4, description="micro-batches per optimizer step; effective batch = batch x accumulation x processes"
     )
     lr: Positive = Field(1e-5, description="peak learning rate")
-    lr_sam2_scale: Weight = Field(description="learning rate of the mask decoder, as a multiple of lr")
+    lr_sam2_scale: Weight = Field(1.0, description="learning rate of the mask decoder, as a multiple of lr")
     optimizer: Literal["adamw", "paged_adamw"] = Field(
         "adamw", description="adamw, or paged_adamw (moves its state to CPU memory when the GPU is full; needs bitsandbytes)"
     )
@@ -278,19 +278,21 @@ class TrainSettings(Section):
     )
     warmup: Share = Field(0.05, description="share of the steps over which the learning rate rises to its peak")
     weight_decay: Weight = Field(0.05, description="AdamW's weight decay")
-    clip: Positive = Field(description="largest gradient norm; a longer gradient is scaled down to it")
+    clip: Positive = Field(1.0, description="largest gradient norm; a longer gradient is scaled down to it")
     loss: LossWeights = Field(
+        LossWeights(),
         description="weights of the loss terms: the mask's cross-entropy and Dice, language (answers and captions), 1 - soft IoU; "
-        "lisa_dice: Dice as LISA computes it"
+        "lisa_dice: Dice as LISA computes it",
     )
     mask_points: Number = Field(12544, description="pixels of a mask that its loss samples, mostly uncertain ones; 0: all pixels")
     max_tiles: Count = Field(12, description="most tiles per image in task referring; the loops use one")
     caption_len: Count = Field(256, description="longest caption of the loops, in tokens")
     checkpoint_activations: bool = Field(True, description="true: recompute the language model's activations, to save memory")
-    beta: Weight = Field(description="weight of the auxiliary gradient (loop 2's)")
+    beta: Weight = Field(0.5, description="weight of the auxiliary gradient (loop 2's)")
     surgery: Surgery = Field(
+        "orthogonal",
         description="what the auxiliary gradient loses: orthogonal (its part along the primary one), pcgrad (the same, where the two "
-        "disagree), none"
+        "disagree), none",
     )
     ema: Ema = Field(Ema(), description="the teacher: an exponential moving average of the trained tensors")
     validation: Validation | None = Field(
@@ -298,10 +300,11 @@ class TrainSettings(Section):
         description="evaluation of a split as training goes, such as {split: refcoco_val, every: 100, max_samples: 200}; none: never",
     )
     min_seg_rate: Share = Field(
-        description="the run stops when [SEG] has a probability of 0.1 or more in a smaller share of the answers (mean of 20 steps)"
+        0.5,
+        description="the run stops when [SEG] has a probability of 0.1 or more in a smaller share of the answers (mean of 20 steps)",
     )
-    gallery: Number = Field(description="number of steps at which examples of the tasks are kept for the report")
-    save_every: Number = Field(description="steps between step checkpoints; 0: only the last step")
+    gallery: Number = Field(4, description="number of steps at which examples of the tasks are kept for the report")
+    save_every: Number = Field(0, description="steps between step checkpoints; 0: only the last step")
     keep: Count | None = Field(None, description="step checkpoints that are kept, the newest; none: all")
 
     @model_validator(mode="after")

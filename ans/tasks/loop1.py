@@ -49,28 +49,31 @@ class Settings(TaskSettings):
         description="indexes whose masks are used, with repeats and max_samples of each",
     )
     bridge: Literal["gumbel", "detached", "hard", "discrete"] = Field(
+        "gumbel",
         description="caption that the student segments by: gumbel (its own, with a gradient), detached (the same without), "
-        "hard (the teacher's), discrete (its own, greedy)"
+        "hard (the teacher's), discrete (its own, greedy)",
     )
     rescored: Literal["all", "corrupted"] = Field(
-        description="caption tokens that the student predicts again: corrupted, or all (the original method)"
+        "corrupted", description="caption tokens that the student predicts again: corrupted, or all (the original method)"
     )
-    tau: Positive = Field(description="temperature of the Gumbel softmax at the first step")
-    tau_end: Positive = Field(description="temperature at the last step")
-    top_k: Count = Field(description="most probable tokens among which the student chooses")
-    mask_ratio: Share = Field(description="share of the caption's tokens that are corrupted")
-    noise: Weight = Field(description="scale of the Gumbel noise; 1: tokens are sampled, 0: the most probable ones are taken")
+    tau: Positive = Field(0.7, description="temperature of the Gumbel softmax at the first step")
+    tau_end: Positive = Field(0.7, description="temperature at the last step")
+    top_k: Count = Field(512, description="most probable tokens among which the student chooses")
+    mask_ratio: Share = Field(0.25, description="share of the caption's tokens that are corrupted")
+    noise: Weight = Field(
+        1.0, description="scale of the Gumbel noise; 1: tokens are sampled, 0: the most probable ones are taken"
+    )
     description_prompts: Annotated[int, Field(ge=1, le=len(prompts.DESCRIBE_PROMPTS))] = Field(
-        description="wordings of the description question in use, 1 to 4"
+        1, description="wordings of the description question in use, 1 to 4"
     )
-    denoising: Weight = Field(description="weight of the language loss at corrupted tokens (the original method: 0)")
-    confidence: bool = Field(description="true: weight each mask loss by the teacher's confidence in its caption")
-    distillation: Weight = Field(description="weight of the distance to the mask that the teacher predicts")
-    reward: Weight = Field(description="weight of the self-critical reward of captions")
+    denoising: Weight = Field(0.5, description="weight of the language loss at corrupted tokens (the original method: 0)")
+    confidence: bool = Field(False, description="true: weight each mask loss by the teacher's confidence in its caption")
+    distillation: Weight = Field(0.0, description="weight of the distance to the mask that the teacher predicts")
+    reward: Weight = Field(0.0, description="weight of the self-critical reward of captions")
     reward_by: Literal["iou", "cider"] = Field(
-        description="reward: iou (of the mask predicted from the caption) or cider (similarity to the teacher's caption)"
+        "iou", description="reward: iou (of the mask predicted from the caption) or cider (similarity to the teacher's caption)"
     )
-    objects_per_image: Count = Field(description="most objects of an image in one sample")
+    objects_per_image: Count = Field(1, description="most objects of an image in one sample")
 
     @model_validator(mode="after")
     def _fits(self) -> "Settings":

@@ -25,13 +25,17 @@ from ans.tasks.base import Example, Losses, Now, Panel, Setting
 class Settings(TaskSettings):
     """Caption -> mask -> caption, on described regions."""
 
-    source: str = Field(description="index whose captions are used")
+    source: str = Field("describe", description="index whose captions are used")
     max_samples: Count | None = Field(None, description="the first so many regions; none: all")
     description_prompts: Annotated[int, Field(ge=1, le=len(prompts.DESCRIBE_PROMPTS))] = Field(
-        description="wordings of the description question in use, 1 to 4"
+        1, description="wordings of the description question in use, 1 to 4"
     )
-    soft_region: bool = Field(description="true: the caption's loss reaches the mask decoder, by straight-through region weights")
-    mask_supervision: Weight = Field(description="weight of the mask loss on the true mask, which the cycle itself does not use")
+    soft_region: bool = Field(
+        False, description="true: the caption's loss reaches the mask decoder, by straight-through region weights"
+    )
+    mask_supervision: Weight = Field(
+        0.0, description="weight of the mask loss on the true mask, which the cycle itself does not use"
+    )
 
     def indexes(self) -> tuple[str, ...]:
         return (self.source,)

@@ -9,16 +9,16 @@ import gc
 from typing import Any
 
 import torch
-from torch import nn
 
 from ans.config import Config
 from ans.config.schema import TrainSettings
 from ans.model import prompts
 from ans.model.config import ModelConfig
-from ans.model.decoders.sam import VIT_B
 from ans.model.four_bit import hold_in_four_bits
 from ans.model.segmenter import Segmenter
 from ans.objectives.batches import pad_right
+from ans.planning import memory
+from ans.planning.released import RELEASED
 from ans.tasks import referring
 from ans.training import setup
 from tests.bench import sizes
@@ -32,28 +32,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 """LoRA's targets."""
 WORDS = 40
 """Of the question in the sample; with the image, the system's text and the answer the sequence has about 700 tokens."""
-FOUR_BIT = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Bytes of a value: 4 bits, an 8-bit scale per 64 values, and a 32-bit scale per 256 of those (double quantisation)."""
-
-VALUES: dict[str, Any] = {
-    "model_type": "lisa",
-    "template": "lisa",
-    "vision_config": {
-        "model_type": "clip_vision_model",
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "image_size": 336,
-        "patch_size": 14,
-    },
-    "text_config": {"model_type": "llama", "vocab_size": 32064, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
-    "image_token_index": 32000,
-    "vision_feature_layer": -2,
-    "vision_feature_select_strategy": "default",
-    "sam_config": VIT_B,
-}
-"""LLaVA-1.5-7B (llava-hf) with SAM ViT-B (facebook)."""
+VALUES: dict[str, Any] = RELEASED["llava-hf/llava-1.5-7b-hf"]
 
 
 def empty_model(config: ModelConfig) -> Segmenter:
@@ -69,32 +48,12 @@ def trained_by(targets: tuple[str, ...], **changes: Any) -> Config:
     return preset("lisa-7b", lora=lora, **changes)
 
 
-def estimate(settings: TrainSettings, values: dict[str, Any] = VALUES) -> dict[str, float]:
-    """GB by item, and their sum, for one sample a step. The image encoder of SAM and the language model work one after the other,
-    so the larger of the two counts."""
-    config = ModelConfig.from_dict(values)
-    model = empty_model(config)
-    language, tokens = config.language, config.family.grid(1, 1).tokens + WORDS + 84
-    width, inner, layers = language.hidden_size, language.intermediate_size, language.num_hidden_layers
-    trained = sum(p.numel() for p in setup.make_trainable(model, settings).values())
-    parts = {"language": model.vlm.language_model.model, "vision": model.vlm.vision, "sam": model.sam.encoder}
-    items = {}
-    for name, part in parts.items():
-        half = 4 if name == "sam" else 2
-        small = sum(m.weight.numel() for m in part.modules() if type(m) is nn.Linear and not m.weight.requires_grad)
-        small = 0 if name not in settings.four_bit else small
-        whole = sum(p.numel() for p in part.parameters() if not p.requires_grad)
-        embedding = language.vocab_size * width if name == "language" else 0
-        items[f"{name}: weights"] = FOUR_BIT * small + half * (whole - small - embedding)
-    items["embedding and output table"] = 2 * 2 * language.vocab_size * width
-    items["projector"] = 2 * sum(p.numel() for p in model.vlm.multi_modal_projector.parameters())
-    items["trained: values, gradient twice, AdamW"] = (4 + 8 + 8) * trained
-    heads, places = config.decoder.sam.vision_config.num_attention_heads, (config.decoder.side // 4) ** 2
-    sam = 2 * 2 * heads * places**2  # relative positions of a global layer, and their sum, in bf16
-    kept = 2 * layers * tokens * width  # one state a layer, by checkpointing
-    layer = 2 * tokens * (8 * width + 6 * inner) + 2 * width * inner  # one layer again, and one weight in bf16
-    items["working memory: SAM's attention" if sam > kept + layer else "working memory: language model"] = max(sam, kept + layer)
-    return {name: value / 1e9 for name, value in items.items()} | {"sum": sum(items.values()) / 1e9}
+def estimate(settings: TrainSettings) -> dict[str, float]:
+    """GB by item, and their sum, for one sample a step; its few answer tokens are no memory to speak of."""
+    model = memory.empty_model(ModelConfig.from_dict(VALUES))
+    setup.make_trainable(model, settings)
+    tokens = model.config.family.grid(1, 1).tokens + WORDS + 84
+    return memory.estimate(model, settings, memory.Micro(tokens, labels=0), teacher=False, loops=False)
 
 
 def measure(config: Config, values: dict[str, Any] = VALUES, device: str = "cuda") -> dict[str, float]:

@@ -24,48 +24,14 @@ from ans.model.family import Grid, Pixels
 from ans.model.segmenter import Segmenter
 from ans.objectives.batches import Images, Targets, pad_right
 from ans.objectives.mask import point_candidates
+from ans.planning.released import RELEASED
 from ans.tasks import load as load_task
 from ans.tasks import loop1, loop2, referring
 from ans.tasks.base import AnyTask, Setting, Task
 
 REPOSITORY = Path(__file__).parents[2]
-VOCABULARY = 151665 + 9 + 5
-"""Qwen2.5's tokens, InternVL's (`<img>`, `</img>`, `<IMG_CONTEXT>` and three more pairs), Sa2VA's (`[SEG]` and two pairs)."""
-
-_VISION = {  # InternViT-300M-448px-V2.5 (OpenGVLab)
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 448,
-    "patch_size": 14,
-    "qkv_bias": True,
-    "qk_normalization": False,
-    "norm_type": "layer_norm",
-    "layer_norm_eps": 1e-6,
-    "hidden_act": "gelu",
-}
-_LANGUAGE = {  # what Qwen2.5-0.5B and -3B have in common inside InternVL2.5, whose output table is its own
-    "architectures": ["Qwen2ForCausalLM"],
-    "vocab_size": VOCABULARY,
-    "num_key_value_heads": 2,
-    "hidden_act": "silu",
-    "max_position_embeddings": 32768,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1e6,
-    "tie_word_embeddings": False,
-}
-_SIZES = {  # template, and Qwen2.5's sizes
-    "sa2va-1b": (
-        "qwen_chat",
-        {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14},
-    ),
-    "sa2va-4b": (
-        "phi3_chat",
-        {"hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16},
-    ),
-}
-SIZES = tuple(_SIZES)
+_LOCATIONS = {"sa2va-1b": "ByteDance/Sa2VA-1B", "sa2va-4b": "ByteDance/Sa2VA-4B"}
+SIZES = tuple(_LOCATIONS)
 
 
 def official(size: str) -> ModelConfig:
@@ -75,21 +41,7 @@ def official(size: str) -> ModelConfig:
 
 def config_json(size: str) -> dict[str, Any]:
     """What the released model's `config.json` says."""
-    template, language = _SIZES[size]
-    return {
-        "model_type": "sa2va_chat",
-        "template": template,
-        "select_layer": -1,
-        "ps_version": "v2",
-        "force_image_size": 448,
-        "downsample_ratio": 0.5,
-        "dynamic_image_size": True,
-        "use_thumbnail": True,
-        "min_dynamic_patch": 1,
-        "max_dynamic_patch": 12,
-        "vision_config": _VISION,
-        "llm_config": _LANGUAGE | language,
-    }
+    return RELEASED[_LOCATIONS[size]]
 
 
 def tokenizer(size: int, more: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:

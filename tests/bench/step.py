@@ -36,6 +36,7 @@ from ans.model.segmenter import Conversations, Features, Forward
 from ans.objectives.batches import Targets
 from ans.objectives.gumbel import straight_through
 from ans.objectives.losses import mask_terms
+from ans.planning.released import VOCABULARY
 from ans.tasks.base import Now
 from ans.tasks.loop2 import region_shares
 from ans.training.ema import Teacher
@@ -47,7 +48,7 @@ from ans.training.surgery import combine, conflict
 from ans.workspace import Workspace
 from tests import pipeline
 from tests.bench import add_scales
-from tests.bench.sizes import VOCABULARY, peak_bytes
+from tests.bench.sizes import peak_bytes
 
 T = TypeVar("T")
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ans.model.four_bit import hold_in_four_bits
+from ans.planning import memory
 from tests import lisa_case
 from tests.bench import lisa
 
@@ -38,7 +39,7 @@ def test_bytes_of_four_bits() -> None:
     hold_in_four_bits(layer, torch.device("cpu"))
     state = layer.state_dict()
     held = sum(t.numel() * t.element_size() for name, t in state.items() if not name.endswith(("map", "nf4")))
-    assert held == pytest.approx(lisa.FOUR_BIT * 1024**2, rel=0.01)
+    assert held == pytest.approx(memory.FOUR_BIT * 1024**2, rel=0.01)
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ def test_it_shows_every_setting_in_force(config: Config) -> None:
 
 def test_a_setting_has_its_documentation_and_origin(config: Config) -> None:
     assert document(config, "train.lr").split() == "lr: 0.0006 # peak learning rate [number > 0; preset tiny]".split()
-    assert document(config, "train.beta").endswith("# weight of the auxiliary gradient (loop 2's) [number >= 0; params.yaml]\n")
+    assert document(config, "train.beta").endswith("# weight of the auxiliary gradient (loop 2's) [number >= 0; default]\n")
     assert document(config, "train.schedule").endswith("[constant | cosine | linear; default]\n")
     assert document(config.changed({"train.lr": 1e-5}), "train.lr").startswith("lr: 1e-05 ")
     assert "[text; params.yaml]" in document(config, "preset")
@@ -98,7 +98,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], config:
     main(["config", "evaluate", "--params", str(PARAMS)])
     assert capsys.readouterr().out == document(config, "evaluate")
     broken = tmp_path / "params.yaml"
-    broken.write_text(PARAMS.read_text(encoding="utf-8").replace("  clip: 1.0", "  clip: -1.0"), encoding="utf-8")
+    broken.write_text(PARAMS.read_text(encoding="utf-8").replace("  clip:    ", "  clip: -1.0 "), encoding="utf-8")
     for arguments, message in (
         (["--params", str(broken)], "train.clip: must be above 0, found -1.0"),
         (["train.tau", "--params", str(PARAMS)], "train.tau: unknown key; did you mean train.loop1.tau?"),

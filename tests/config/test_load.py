@@ -17,8 +17,10 @@ from tests.pipeline import REPOSITORY
 
 INTERNVL3 = tuple(f"sa2va-internvl3-{size}" for size in ("2b", "8b", "14b"))
 QWEN_VL = ("sa2va-qwen2_5-vl-3b", "sa2va-qwen2_5-vl-7b", "sa2va-qwen3-vl-2b", "sa2va-qwen3-vl-4b", "sa2va-qwen3-vl-8b")
-PRESETS = ("tiny", *(f"sa2va-{size}" for size in ("1b", "4b", "8b", "26b")), *INTERNVL3, *QWEN_VL, "lisa-tiny", "lisa-7b")
-NO_REGIONS = (*QWEN_VL, "lisa-tiny", "lisa-7b")
+ORIGINAL = ("sa2va-1b-original", "sa2va-4b-original")
+SA2VA = tuple(f"sa2va-{size}" for size in ("1b", "4b", "8b", "26b", "4b-sft"))
+PRESETS = ("tiny", *SA2VA, *ORIGINAL, *INTERNVL3, *QWEN_VL, "lisa-tiny", "lisa-7b")
+LABELS_ALONE = (*QWEN_VL, "lisa-tiny", "lisa-7b", "sa2va-4b-sft")
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -26,9 +28,10 @@ def test_the_committed_presets_are_valid(config: Config, preset: str) -> None:
     chosen = config.changed({"preset": preset})
     assert chosen.tasks and chosen.training_indexes() and chosen.variants["base"] == ()
     if preset.startswith("sa2va"):
-        assert chosen.train.effective_batch(processes=8) == 64 and chosen.train.lora.scale() == 2.0
-    assert set(chosen.tasks) == ({"referring"} if preset in NO_REGIONS else {"referring", "loop1", "loop2"})
-    assert bool(chosen.evaluate.captions) == (preset not in NO_REGIONS)
+        assert chosen.train.effective_batch(processes=8) == (256 if preset in ORIGINAL else 64)
+        assert chosen.train.lora.scale() == 2.0
+    assert set(chosen.tasks) == ({"referring"} if preset in LABELS_ALONE else {"referring", "loop1", "loop2"})
+    assert bool(chosen.evaluate.captions) == (preset not in LABELS_ALONE or preset == "sa2va-4b-sft")
 
 
 def test_there_are_no_other_presets(values: dict[str, Any]) -> None:
@@ -44,7 +47,7 @@ def test_there_are_no_other_presets(values: dict[str, Any]) -> None:
         ("train.refering", {}, "train.refering: unknown key; did you mean train.referring?"),
         ("presets.tiny.train.steppes", 3, "presets.tiny.train.steppes: unknown key; did you mean train.steps?"),
         ("evaluat", {}, "evaluat: unknown key; did you mean evaluate?"),
-        ("presets.tiny.launch", {}, "presets.tiny.launch: a preset sets weights, train, evaluate, nothing else"),
+        ("presets.tiny.launch", {}, "presets.tiny.launch: a preset sets subset_sa1b, weights, train, evaluate, nothing else"),
         ("train.steps", "many", "train.steps: expected an integer, found 'many'"),
         ("train.steps", True, "train.steps: expected an integer, found True"),
         ("train.steps", 1.5, "train.steps: expected an integer"),
@@ -74,7 +77,7 @@ def test_there_are_no_other_presets(values: dict[str, Any]) -> None:
         (
             "preset",
             "huge",
-            "preset: no preset named 'huge'; there are lisa-7b, lisa-tiny, sa2va-1b, sa2va-26b, sa2va-4b",
+            "preset: no preset named 'huge'; there are lisa-7b, lisa-tiny, sa2va-1b, sa2va-1b-original, sa2va-26b, ",
         ),
         ("preset", ["tiny"], "preset: no preset named ['tiny']"),
         ("variants.full", ["lora", "nothing"], "variants.full.1: expected"),
@@ -237,6 +240,15 @@ def test_a_value_of_params_yaml_wins_over_the_preset(config: Config) -> None:
     assert lisa.train.validation is not None and lisa.changed({"train.validation": "none"}).train.validation is None
     assert lisa.changed({"train.validation": None}).train.validation == lisa.train.validation
     assert config.changed({"subset_sa1b.max_masks": "none", "convert.under": "none"}).convert.under is None
+
+
+def test_a_users_collection_takes_the_place_of_the_presets(config: Config) -> None:
+    """Whoever has no SA-V must be able to leave it out."""
+    original = config.changed({"preset": "sa2va-4b-original"})
+    assert list(original.task("loop1").model_dump()["sources"]) == ["sav", "sa1b_subset", "openimages"]
+    chosen = original.changed({"train.loop1.sources": {"sa1b_subset": {}}})
+    assert chosen.tasks["loop1"].model_dump()["sources"] == {"sa1b_subset": {"repeats": 1.0, "max_samples": None}}
+    assert chosen.training_indexes() == ("sa1b_subset", "describe", "refcoco", "refcoco_plus", "refcocog")
 
 
 def test_tasks_are_turned_off_and_not_all(config: Config) -> None:

@@ -12,6 +12,7 @@ from dvc.utils.hydra import apply_overrides
 
 from ans.cli.document import doc_of
 from ans.config import load
+from ans.config.load import BY_PRESET
 from ans.config.sections import SECTIONS, all_fields, task_names, task_settings
 from tests.config.conftest import PARAMS
 
@@ -56,6 +57,15 @@ def test_each_comment_is_the_settings_documentation() -> None:
 def test_every_setting_is_documented() -> None:
     for path, of in all_fields().items():
         assert of.description and 5 <= len(of.description) < 200 and of.description == of.description.strip(), path
+
+
+def test_what_presets_may_set_is_left_to_them(values: dict[str, Any]) -> None:
+    """A value in the upper part wins over every preset, so that a preset could not set it."""
+
+    def said(node: object) -> bool:
+        return any(map(said, node.values())) if isinstance(node, dict) else node is not None
+
+    assert not [f"{section}.{key}" for section in BY_PRESET for key, value in values[section].items() if said(value)]
 
 
 def test_it_is_short() -> None:
@@ -128,7 +138,7 @@ def test_the_pipeline_tracks_every_section() -> None:
     assert not readers("launch")
     for section in set(SECTIONS) - {"launch"}:
         assert readers(section), section
-    for section in ("weights", "train", "evaluate"):
+    for section in BY_PRESET:
         assert readers(section) == readers(f"presets.${{preset}}.{section}") <= readers("preset"), section
 
 
