@@ -18,6 +18,7 @@ RUN   := PATH="$(abspath $(VENV))/bin:$$PATH"
 .PHONY: repro test quick lint mutants mutants-full tiny-weights lisa-weights env
 
 repro: env
+	@$(RUN) python -m ans plan
 	@$(RUN) dvc repro
 	@echo "Results: reports/report.html (everything on one page), reports/summary.md, models/variants/. To commit: git add dvc.lock reports"
 

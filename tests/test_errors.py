@@ -50,6 +50,9 @@ BY_CALL = {
     "unknown source": (
         {"train__loop1__sources": {"nothing": {}}}, "train.loop1: no index named 'nothing'; there are describe, grefcoco,",
     ),
+    "loop 2 alone": (
+        {"train__loop1__enabled": False, "train__referring__enabled": False}, "train: loop2 only helps other tasks; turn on one",
+    ),
     "another world": ({"paths__root": "/nowhere"}, "/nowhere"),
 }  # fmt: skip
 """The same way for less time: a process pays for its imports. That a message becomes one line is tested by the others."""

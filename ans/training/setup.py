@@ -80,6 +80,8 @@ def steps_of(settings: TrainSettings, tasks: Mapping[str, AnyTask], processes: i
     Raises `ValueError` where epochs are asked for and several tasks take turns.
     """
     primary = [task for task in tasks.values() if task.role == "primary"]
+    if not primary:  # the mixture says what is missing
+        return settings.steps, settings.steps
     epoch = settings.epoch_steps(len(primary[0]), processes)
     if settings.epochs is None:
         return settings.steps, epoch
