@@ -81,6 +81,13 @@ def test_the_mask_teaches_the_first_pass(case: TaskCase, monkeypatch: pytest.Mon
     assert (moved(step) - moved(-step)) / (2 * step) == pytest.approx(length, rel=0.05)
 
 
+def test_the_temperature_goes_from_one_to_the_other(case: TaskCase) -> None:
+    """On a line over the steps; a run of one step has the first."""
+    settings = case.task("loop1", tau=1.0, tau_end=0.4).settings
+    assert [settings.tau_at(step, 4) for step in range(4)] == pytest.approx([1.0, 0.8, 0.6, 0.4])
+    assert settings.tau_at(0, 1) == 1.0
+
+
 def test_only_gumbel_reaches_back(case: TaskCase) -> None:
     through = {bridge: run_loop1(case, bridge=bridge)[0] for bridge in ("gumbel", "hard", "discrete")}
     assert float(through["gumbel"].values["loop1_mask"]) > 0 and "loop1_caption_gradient2" in through["gumbel"].values
