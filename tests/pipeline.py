@@ -70,7 +70,8 @@ def beside(work: Path, folder: Path) -> Workspace:
 
 
 def write_params(work: Path, values: dict) -> Config:
-    (work / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    once = json.loads(json.dumps(values))  # what stands there twice would become an alias, which no params.yaml may have
+    (work / "params.yaml").write_text(yaml.safe_dump(once), encoding="utf-8")
     return Config(values)
 
 

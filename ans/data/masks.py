@@ -193,7 +193,7 @@ def decode(counts: str, height: int, width: int) -> np.ndarray:
     Raises `ValueError` when the run lengths do not fill the image: pycocotools would leave what is missing as it finds the
     memory.
     """
-    size = [height, width]
+    size = [int(height), int(width)]  # of a table's column, they are numpy's
     return coco.decode({"size": size, "counts": _from_rle({"size": size, "counts": counts}, height, width).encode("ascii")})
 
 

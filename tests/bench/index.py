@@ -151,6 +151,7 @@ def tuned(root: Path, images: int, path: Path) -> None:
                 pa.array(heights, pa.int32()),
                 pa.ListArray.from_arrays(np.array(ends, np.int32), regions, type=arrow.RECORD.field("regions").type),
                 pa.repeat("", len(paths)),
+                pa.repeat("", len(paths)),
             ]
             writer.write_batch(pa.record_batch(columns, schema=arrow.RECORD))
 
