@@ -565,8 +565,8 @@ FAULTS: list[Fault] = [
     Fault(
         "several polygons of one object are not united",
         "ans/data/masks.py",
-        "coco.merge(coco.frPyObjects(segmentation, height, width))",
-        "coco.merge(coco.frPyObjects(segmentation[:1], height, width))",
+        "coco.merge(coco.frPyObjects(outlines, height, width))",
+        "coco.merge(coco.frPyObjects(outlines[:1], height, width))",
         ("tests/data/test_masks.py::test_polygons_of_one_object_are_united",),
     ),
     Fault(
