@@ -136,7 +136,7 @@ def test_modules_take_these_options(words: list[str], tmp_path: Path, monkeypatc
     module, arguments = words[2], words[3:]
     if module == "ans":
         command = parser().parse_args(arguments)
-        if arguments[0] in ("compare", "evaluate", "plan", "validate", "convert", "export"):
+        if arguments[0] in ("compare", "evaluate", "plan", "validate", "import", "convert", "export"):
             assert command.run
             return
         shutil.copy(ROOT / "params.yaml", tmp_path)
