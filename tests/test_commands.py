@@ -103,6 +103,7 @@ def script(page: str, first: str) -> str:
     return found
 
 
+@pytest.mark.timeout(1200)  # DVC alone, five times over all stages
 def test_experiments_run_as_they_are_typed(tmp_path: Path) -> None:
     repository = Repository(tmp_path)
     lines = script("README.md", "dvc exp run -S train.beta=0.25").splitlines()
