@@ -68,6 +68,7 @@ def test_polygons_of_one_object_are_united() -> None:
         ([{"size": [4, 5], "counts": "050"}], "list of RLEs"),
         ([[0, 0, 1, 1, 0]] * 4, "rows of zeros and ones"),
         ([[0.2, 0.2, 0.8, 0.2, 0.8, 0.8]], "shares of the image"),
+        ([[0, 0, 0.5, 0, 0.5, 1]], "shares of the image"),
         ([[20, 25, 60, 25, 60, 75]], "outside of the image"),
         ([[*SQUARE[:-1], "two"]], "no number: a text"),
         ([[*SQUARE[:-1], "nan"]], "no number: a text"),
@@ -190,6 +191,11 @@ def test_stated_measures_are_compared() -> None:
     for area, bbox in ((500, None), (50, None), (None, [10, 20, 10, 20]), (200, [20, 10, 40, 20]), (None, [40, 20, 20, 10])):
         with pytest.raises(ValueError, match="but the file states"):
             stated(area, bbox)
+    drawn[:], drawn[5, 2:42] = 0, 1
+    line = partial(masks.compare_stated, None, counts=encoded(drawn), height=40, width=50)
+    assert line([2, 5, 40, 1]) == ""
+    with pytest.raises(ValueError, match="but the file states the bbox"):
+        line([2, 2, 40, 1])  # three rows above, of the same width
 
 
 def test_a_mask_of_another_size_is_not_decoded() -> None:

@@ -1,10 +1,13 @@
-"""What SAM's padding adds to a mask loss: nothing."""
+"""What SAM's padding adds to a mask loss: nothing; and what a loss on points reads."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from ans.config.schema import LossWeights
+from ans.objectives import mask
 from ans.objectives.batches import Targets
 from ans.objectives.losses import mask_terms
 
@@ -44,3 +47,15 @@ def test_points_lie_on_the_image(logits: Tensor) -> None:
     assert gradient[:, ROWS + 1 :].count_nonzero() == 0 and gradient[:, ROWS - 1].count_nonzero()
     (gradient,) = torch.autograd.grad(terms(logits, soft, 1.0, points=64)[0], logits)
     assert gradient[:, ROWS + 1 :].count_nonzero()
+
+
+@pytest.mark.parametrize("dice", [mask.dice, mask.lisa_dice])
+def test_on_points_both_terms_read_the_same_points(logits: Tensor, dice: Callable[[Tensor, Tensor], Tensor]) -> None:
+    soft = torch.zeros(3, SIDE, SIDE)
+    soft[:, 2:7, 3:9] = 1.0
+    uniform = torch.rand(3, 4 * 32, 2, generator=torch.Generator().manual_seed(2))
+    points = mask.uncertain_points(logits, uniform, 32)
+    flat, truth = mask.sample(logits.detach(), points), mask.sample(soft, points)
+    _, values = terms(logits, soft, 1.0, points=32, lisa=dice is mask.lisa_dice)
+    assert float(values["dice"]) == pytest.approx(float(dice(flat, truth).mean()))
+    assert float(values["mask"]) == pytest.approx(float(mask.cross_entropy(flat, truth).mean()))

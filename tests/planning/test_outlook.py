@@ -201,7 +201,7 @@ def test_a_full_disk_is_told(config: Config, tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_model_of_unknown_size_is_told(config: Config, tmp_path: Path) -> None:
-    found = look_ahead(config.changed({"preset": "sa2va-internvl3-2b"}), Workspace(tmp_path))
+    found = look_ahead(config.changed({"preset": "sa2va-4b", "weights.location": "somebody/Sa2VA-7B"}), Workspace(tmp_path))
     assert found.groups is None and "not known before the base is fetched" in text(found)
 
 
