@@ -45,10 +45,10 @@ def mask_terms(
 
 @torch.no_grad()
 def hard_iou(logits: Tensor, soft: Tensor) -> Tensor:
-    """(N,) IoU of the masks where logits > 0 with those where `soft` > 0.5; 0 where both are empty."""
+    """(N,) IoU of the masks where logits > 0 with those where `soft` > 0.5; as in the evaluation, 1 where both are empty."""
     predicted, truth = logits > 0, soft > 0.5
     union = (predicted | truth).flatten(1).sum(1)
-    return (predicted & truth).flatten(1).sum(1) / union.clamp(min=1)
+    return ((predicted & truth).flatten(1).sum(1) / union.clamp(min=1)).where(union > 0, 1.0)
 
 
 @torch.no_grad()

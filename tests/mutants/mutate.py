@@ -97,7 +97,7 @@ class _Places(cst.CSTVisitor):
         self._stack: list[cst.CSTNode] = []
 
     def on_visit(self, node: cst.CSTNode) -> bool:
-        if _without_effect(node):
+        if _without_effect(node) or self._is_shown(node):
             return False
         for new in replacements(node):
             self._add(node, new)
@@ -109,6 +109,14 @@ class _Places(cst.CSTVisitor):
     def on_leave(self, original_node: cst.CSTNode) -> None:
         if self._stack and self._stack[-1] is original_node:
             self._stack.pop()
+
+    def _is_shown(self, node: cst.CSTNode) -> bool:
+        """Whether the node is a title or a label of one of the report's panels; the names of its curves are not."""
+        if not isinstance(node, cst.SimpleString | cst.ConcatenatedString):
+            return False
+        around = self._stack[-1]
+        is_key = isinstance(around, cst.DictElement) and around.key is node
+        return not is_key and any(isinstance(of, cst.Call) and matches(of.func, m.Name("Panel")) for of in self._stack)
 
     def _add(self, old: cst.CSTNode, new: cst.CSTNode) -> None:
         around = [*self._stack, old]

@@ -49,6 +49,11 @@ def test_arguments_are_left_out() -> None:
     assert changed == {"pass", "g(None, b, key=c, strict=True)", "g(a, None, key=c, strict=True)", "g(a, b, strict=True)"}
 
 
+def test_labels_are_left_out_and_names_of_curves_are_not() -> None:
+    changed = {mutant.now for mutant in mutants("x.py", 'PANELS = (Panel("loss", {"loop1_mask": "the mask", **more("a")}),)\n')}
+    assert {'PANELS = (Panel("loss", {"XXloop1_maskXX": "the mask", **more("a")}),)'} == {now for now in changed if "XX" in now}
+
+
 def test_equal_changes_are_told_apart() -> None:
     twice = mutants("x.py", "def f(a):\n    a += 1\n    a += 1\n")
     assert len({mutant.key for mutant in twice}) == len(twice) == len({mutant.text for mutant in twice}) == 6

@@ -370,3 +370,21 @@ def test_loop2_loss_by_hand(case: TaskCase) -> None:
     caption, answer = (float(losses.values[f"loop2_{name}"]) for name in ("caption", "language"))
     assert caption == pytest.approx(total / sum(map(len, batch.captions)), rel=1e-4)
     assert losses.total.item() == pytest.approx(caption + answer, rel=1e-5), "each a mean over its own labels"
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "referring": {}, "loop1": {"denoising": 0.5, "distillation": 0.5, "reward": 0.1}, "loop2": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_panels_show_what_the_task_writes(case: TaskCase, name: str) -> None:
+    task = case.task(name, **OPTIONS[name])
+    losses = case.losses(task, task.batch(range(2)))
+    case.gradients(losses)
+    written = task.finish({key: float(value) for key, value in losses.values.items()})
+    for panel in task.panels:
+        assert panel.title and panel.curves and panel.curves.keys() <= written.keys() and all(panel.curves.values())
+        if panel.share:
+            assert all(0 <= written[curve] <= 1 for curve in panel.curves)
+    assert losses.values.keys() <= {f"{task.prefix}_{key}" for key in ("caption_gradient2",)} | written.keys()

@@ -447,7 +447,7 @@ def shown(share: Tensor, image: Tensor) -> Tensor:
 def hard_iou(logits: Tensor, truth: Tensor) -> float:
     predicted, true = logits > 0, truth > 0.5
     union = int((predicted | true).sum())
-    return int((predicted & true).sum()) / union if union else 0.0
+    return int((predicted & true).sum()) / union if union else 1.0
 
 
 def mask_losses(
