@@ -26,7 +26,7 @@ class TaskCase:
     def __init__(self, work: Path) -> None:
         self.config = pipeline.small_config(
             work.parent / "world", train__mask_points=0, train__caption_len=12, train__max_tiles=1, train__loop1__top_k=16,
-            train__loop1__objects_per_image=1,
+            train__loop1__objects_per_image=1, train__captioning__enabled=True,
         )  # fmt: skip
         self.root, self.indexes = work.parent / "world", Indexes(Workspace(work), None)
         self.model = Segmenter.from_pretrained(pipeline.REPOSITORY / "weights" / "tiny").train()

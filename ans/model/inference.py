@@ -81,7 +81,8 @@ class SegmenterInference(SegmenterModules):
         sizes: list[tuple[int, int]] = []
         for features in parts:  # the encoders' large maps go as soon as they are projected
             visual += self.image_tokens(features)
-            levels.append(self.sam.project(features.levels))
+            if features.levels:  # absent where images are only described
+                levels.append(self.sam.project(features.levels))
             sizes += features.sizes
         joined = tuple(torch.cat(level) for level in zip(*levels, strict=True))
         return Read(visual, joined, sizes, prefill(self.vlm, self._beginnings(visual)))

@@ -190,14 +190,16 @@ def encode_gap(tokenizer: PreTrainedTokenizerBase, template: Template, text: str
     return encode(tokenizer, before), encode(tokenizer, rest[0], start=False)
 
 
-def encode_conversation(tokenizer: PreTrainedTokenizerBase, template: Template, turns: list[Turn]) -> tuple[list[int], list[int]]:
-    """Ids and labels of a conversation; only answers and their suffix carry labels. The tokenizer's own start token, if it has
-    one, comes once, at the very beginning."""
+def encode_conversation(
+    tokenizer: PreTrainedTokenizerBase, template: Template, turns: list[Turn], longest: int | None = None
+) -> tuple[list[int], list[int]]:
+    """Ids and labels of a conversation; only answers and their suffix carry labels, and of them the first `longest` tokens are taken.
+    The tokenizer's own start token, if it has one, comes once, at the very beginning."""
     ids: list[int] = []
     labels: list[int] = []
     for number, turn in enumerate(turns):
         question = encode(tokenizer, template.instruction.format(input=turn.question), start=number == 0)
-        answer = encode(tokenizer, turn.answer + template.suffix, start=False)
+        answer = encode(tokenizer, turn.answer + template.suffix, start=False)[:longest]
         separator = encode(tokenizer, template.separator, start=False) if turn.separated else []
         ids += question + answer + separator
         labels += [IGNORE] * len(question) + answer + [IGNORE] * len(separator)

@@ -53,7 +53,7 @@ class ImagesOf:
         return len(self.pixels) - 1
 
     def pack(self) -> Images:
-        return Images(self.pixels, torch.stack(self.sam), self.sizes)
+        return Images(self.pixels, torch.stack(self.sam) if self.sam else torch.empty(0), self.sizes)
 
     def _add(self, image: Image.Image) -> Grid:
         self.pixels.append(self.model.family.pixels(image, self.max_tiles))

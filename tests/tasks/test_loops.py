@@ -374,6 +374,7 @@ def test_loop2_loss_by_hand(case: TaskCase) -> None:
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "referring": {}, "loop1": {"denoising": 0.5, "distillation": 0.5, "reward": 0.1}, "loop2": {},
+    "captioning": {},
 }  # fmt: skip
 
 
