@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import yaml
@@ -16,6 +15,7 @@ from ans.data.index import build
 from ans.data.subset_sa1b import subset_sa1b
 from ans.toy.world import write_world
 from ans.workspace import Workspace
+from tests import forked
 
 REPOSITORY = Path(__file__).parent.parent
 REFERRING = ("refcoco", "refcoco_plus", "refcocog")
@@ -77,15 +77,7 @@ def write_params(work: Path, values: dict) -> Config:
 
 def run(work: Path, stage: str, *arguments: str) -> subprocess.CompletedProcess:
     """`python -m stages.<stage>` in `work`, as DVC runs it. Raises on failure, with its output."""
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, "-m", f"stages.{stage}", *arguments],
-        cwd=work,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = forked.run_stage(work, stage, arguments, os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""})
     if done.returncode:
         raise AssertionError(f"{stage} failed:\n{done.stdout}\n{done.stderr}")
     return done

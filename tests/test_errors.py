@@ -2,14 +2,12 @@
 
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from ans.training.loop import train
-from tests import pipeline
+from tests import forked, pipeline
 
 pytestmark = pytest.mark.slow
 
@@ -22,14 +20,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def message(work: Path, stage: str, *arguments: str) -> str:
     """What a failing stage says, without progress bars and manifest."""
     environment = {"PYTHONPATH": str(pipeline.REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HOME": str(work)}
-    done = subprocess.run(
-        [sys.executable, "-m", f"stages.{stage}", *arguments],
-        cwd=work,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = forked.run_stage(work, stage, arguments, environment)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

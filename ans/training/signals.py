@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C: the step in hand is finished and the state saved. Data workers hear neither."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -36,10 +37,13 @@ def blocked_in_workers() -> Iterator[None]:
 
 
 def end_with_the_training(_: int) -> None:
-    """In a worker: end at a SIGTERM that the training itself sends, as Python does to its workers when it exits."""
+    """In a worker: end at a SIGTERM that the training itself sends, as Python does to its workers when it exits. The training need not
+    be the parent of this process: from Python 3.14 on, a server that forks is."""
+    training = multiprocessing.parent_process()
+    assert training is not None, "this is no worker"
 
     def wait() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != training.pid:
             pass
         os._exit(0)
 
