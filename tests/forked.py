@@ -1,4 +1,4 @@
-"""`python -m stages.<stage>` in a process forked from one that has imported every package, which else takes a stage seconds each time.
+"""`python -m <module>` in a process forked from one that has imported every package, which else takes seconds each time.
 
 A training or evaluation by one process runs within the stage's own, where the pipeline starts another: what is tested with these is
 what stages make of each other's files. How processes are started and end is tested on the commands themselves
@@ -11,7 +11,9 @@ import os
 import runpy
 import subprocess
 import sys
+import tempfile
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 
 from ans import launch
@@ -23,41 +25,40 @@ _SERVER.set_forkserver_preload(
 )
 
 
-def run_stage(
-    work: Path, stage: str, arguments: tuple[str, ...], environment: dict[str, str]
-) -> subprocess.CompletedProcess[str]:
-    """Run a stage in `work` and wait for it."""
-    streams = [work / f".{stage}.{name}" for name in ("out", "err")]
-    process = _SERVER.Process(target=_run, args=(work, stage, arguments, environment, streams))
-    process.start()
-    process.join()
-    out, err = (stream.read_text(encoding="utf-8") for stream in streams)
-    for stream in streams:
-        stream.unlink()
-    return subprocess.CompletedProcess([stage, *arguments], process.exitcode or 0, out, err)
+def run(module: str, *arguments: str, cwd: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run the module as a script and wait for it."""
+    with tempfile.TemporaryDirectory() as folder:
+        streams = [Path(folder) / name for name in ("out", "err")]
+        process = _SERVER.Process(target=_run, args=(module, arguments, cwd, dict(env), streams))
+        process.start()
+        process.join()
+        out, err = (stream.read_text(encoding="utf-8") for stream in streams)
+    return subprocess.CompletedProcess([module, *arguments], process.exitcode or 0, out, err)
 
 
-def _run(work: Path, stage: str, arguments: tuple[str, ...], environment: dict[str, str], streams: list[Path]) -> None:
-    """Within the process: as `python -m` would."""
+def _run(module: str, arguments: tuple[str, ...], cwd: Path, env: dict[str, str], streams: list[Path]) -> None:
+    """Within the process: as an interpreter would."""
     for number, stream in enumerate(streams, 1):
         with stream.open("wb") as file:
             os.dup2(file.fileno(), number)
     sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
-    multiprocessing.set_start_method("fork", force=True)  # as an interpreter begins
-    os.chdir(work)
+    multiprocessing.set_start_method("fork", force=True)
+    os.chdir(cwd)
     os.environ.clear()
-    os.environ.update(environment)
-    sys.argv = [stage, *arguments]
+    os.environ.update(env)
     started = launch.launch
-    launch.launch = lambda module, settings, *given: (
-        _within(module, given) if _is_one(settings) else started(module, settings, *given)
-    )
+
+    def launched(name: str, settings: Launch, *given: str) -> None:
+        one = settings.scheduler != "slurm" and settings.machines == settings.processes == 1
+        _as_main(name, given) if one else started(name, settings, *given)
+
+    launch.launch = launched
     code: str | int | None = 0
     try:
-        runpy.run_module(f"stages.{stage}", run_name="__main__", alter_sys=True)
+        _as_main(module, arguments)
     except SystemExit as end:
         code = end.code
-    except Exception:  # as an interpreter says it
+    except Exception:
         traceback.print_exc()
         code = 1
     gc.collect()  # the exception's frames held data-loading processes, which end with what started them
@@ -66,10 +67,6 @@ def _run(work: Path, stage: str, arguments: tuple[str, ...], environment: dict[s
     sys.exit(code)
 
 
-def _is_one(settings: Launch) -> bool:
-    return settings.scheduler != "slurm" and settings.machines == settings.processes == 1
-
-
-def _within(module: str, arguments: tuple[str, ...]) -> None:
+def _as_main(module: str, arguments: tuple[str, ...]) -> None:
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -77,7 +77,8 @@ def write_params(work: Path, values: dict) -> Config:
 
 def run(work: Path, stage: str, *arguments: str) -> subprocess.CompletedProcess:
     """`python -m stages.<stage>` in `work`, as DVC runs it. Raises on failure, with its output."""
-    done = forked.run_stage(work, stage, arguments, os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""})
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
+    done = forked.run(f"stages.{stage}", *arguments, cwd=work, env=environment)
     if done.returncode:
         raise AssertionError(f"{stage} failed:\n{done.stdout}\n{done.stderr}")
     return done

@@ -27,6 +27,7 @@ from ans.cli import COMMANDS as COMMANDS_OF_ANS
 from ans.cli import main, parser
 from ans.config import load
 from ans.config.sections import SECTIONS, all_fields, task_names
+from tests import forked
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -99,8 +100,9 @@ def known() -> set[str]:
 @cache
 def usage(module: str) -> str:
     """What the module says of itself."""
-    command = [sys.executable, "-m", module, "--help"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    done = forked.run(module, "--help", cwd=ROOT, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.parametrize("words", of("make"))

@@ -20,7 +20,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def message(work: Path, stage: str, *arguments: str) -> str:
     """What a failing stage says, without progress bars and manifest."""
     environment = {"PYTHONPATH": str(pipeline.REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HOME": str(work)}
-    done = forked.run_stage(work, stage, arguments, environment)
+    done = forked.run(f"stages.{stage}", *arguments, cwd=work, env=environment)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

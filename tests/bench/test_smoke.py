@@ -8,12 +8,12 @@ import json
 import math
 import os
 import re
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+from tests import forked
 
 pytestmark = pytest.mark.slow
 
@@ -74,8 +74,7 @@ SANE = {
 def test_benchmark(name: str) -> None:
     bench, *arguments = name.split()
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", f"tests.bench.{bench}", *arguments, "--smoke"]
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    done = forked.run(f"tests.bench.{bench}", *arguments, "--smoke", cwd=REPOSITORY, env=environment)
     assert not done.returncode, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     explained = import_module(f"tests.bench.{bench}").__doc__

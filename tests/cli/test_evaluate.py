@@ -3,8 +3,6 @@
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import pytest
 from ans.cli.evaluate import evaluate_checkpoint, table
 from ans.config import Config, ConfigError
 from ans.workspace import Workspace
-from tests import pipeline
+from tests import forked, pipeline
 
 pytestmark = pytest.mark.slow
 
@@ -55,8 +53,8 @@ def test_it_gives_the_pipelines_numbers_and_leaves_the_run_alone(work: Path, tmp
     environment = os.environ | {
         "PYTHONPATH": str(pipeline.REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "ANS_RUNS": str(work / "runs"), "TMPDIR": str(scratch),
     }  # fmt: skip
-    command = [sys.executable, "-m", "ans", "evaluate", "--checkpoint", "models/checkpoint/last.pth", "--split", SPLIT, "--json"]
-    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
+    command = ("evaluate", "--checkpoint", "models/checkpoint/last.pth", "--split", SPLIT, "--json")
+    done = forked.run("ans", *command, cwd=work, env=environment)
     assert not done.returncode, done.stderr
     assert json.loads(done.stdout) == {"checkpoint": "models/checkpoint/last.pth", "step": 3, "split": SPLIT, **expected}
     assert contents(work) == before and not list(scratch.iterdir())
