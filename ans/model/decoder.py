@@ -118,13 +118,17 @@ class MaskDecoder(Plug):
         return {}
 
     @classmethod
-    def check_released(cls, names: Iterable[str]) -> None:
-        """Raise `ValueError` where tensors of these HF names are not the released weights."""
+    def check_released(cls, names: Iterable[str]) -> Mapping[str, Any]:
+        """What the section has to say beside `released` for released weights whose tensors have these HF names.
+
+        Raises `ValueError` where they are not such weights.
+        """
         names = list(names)
         for part in cls.parts:
             if not any(name.startswith(part) for name in names):
                 module = part.rstrip(".").rpartition(".")[2]
                 raise ValueError(f"holds no tensor of {module}; it is not a {cls.title} checkpoint as released")
+        return {}
 
 
 def wide(logits: Tensor) -> Tensor:
