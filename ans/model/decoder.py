@@ -63,7 +63,7 @@ class MaskDecoder(Plug):
     """A mask decoder as `config.json` describes it; no weights. A file of `ans/model/decoders` has one, `MaskDecoder`."""
 
     title: ClassVar[str]
-    """What a model card calls it."""
+    """What messages call it."""
 
     section: ClassVar[str]
     """The section of `config.json` that describes it."""
@@ -81,6 +81,11 @@ class MaskDecoder(Plug):
     @abstractmethod
     def read(cls, values: Mapping[str, Any]) -> Self:
         """The decoder that the section describes. Raises `ValueError` naming a key that is not supported."""
+
+    @property
+    def name(self) -> str:
+        """What a model card calls this one."""
+        return self.title
 
     @property
     @abstractmethod

@@ -221,6 +221,11 @@ class Family(Plug):
         embedding, output = self.tables
         return {output: embedding} if self.language.tie_word_embeddings else {}
 
+    @classmethod
+    def for_remote(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """`config.json` in the form that `remote` reads, which may ask for more than is needed here."""
+        return dict(values)
+
     # -------------------------------------------------------------------------------- a base of what was released without `[SEG]`
 
     @classmethod

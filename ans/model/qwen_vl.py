@@ -135,6 +135,15 @@ class QwenVL(family.Family):
         return Pixels(parts.permute(1, 4, 2, 5, 0, 3, 6).reshape(-1, 3 * side * side), grid)
 
     @classmethod
+    def for_remote(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """With rotary positions as files had them before transformers 5, which reads them too."""
+        text = dict(values["text_config"])
+        if rope := text.pop("rope_parameters", None):
+            text["rope_theta"] = rope["rope_theta"]
+            text["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+        return {**values, "text_config": text}
+
+    @classmethod
     def made_of(cls, values: Mapping[str, Any]) -> bool:
         return values.get("model_type") == cls.released
 
@@ -143,7 +152,7 @@ class QwenVL(family.Family):
         text = {**values["text_config"], "tie_word_embeddings": False}
         if tokens is not None:
             text["vocab_size"] = tokens
-        return {
+        base = {
             **values,
             "model_type": "sa2va_chat",
             "architectures": ["Sa2VAChatModelQwen"],
@@ -151,6 +160,7 @@ class QwenVL(family.Family):
             "tie_word_embeddings": False,
             "text_config": text,
         }
+        return cls.for_remote(base)
 
 
 def _refuse_other_attention(text: Mapping[str, Any]) -> None:

@@ -85,6 +85,10 @@ class MaskDecoder(decoder.MaskDecoder):
         return {"version": "2.1"} if f"{HF}obj_ptr_tpos_proj.weight" in names else {}
 
     @property
+    def name(self) -> str:
+        return "SAM2" if self.version == "2.0" else f"SAM{self.version}"
+
+    @property
     def width(self) -> int:
         return self.d_model
 
