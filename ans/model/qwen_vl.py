@@ -4,6 +4,7 @@ An image is seen as a whole in its own shape: its sides are rounded to whole cel
 tokens have their row and column as position (mRoPE). Neither release learnt regions.
 """
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ class QwenVL(family.Family):
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Self:
-        text, vision = values["text_config"], values["vision_config"]
+        text, vision = copy.deepcopy((values["text_config"], values["vision_config"]))  # transformers writes into what it reads
         _refuse_other_attention(text)
         tied = text.get("tie_word_embeddings", values.get("tie_word_embeddings", False))
         language, encoder = cls.configs
