@@ -79,5 +79,7 @@ def test_a_small_release_through_the_stages(world: Path, tmp_path: Path, preset:
     if not model.config.family.regions:
         values["train"]["loop2"]["enabled"] = True
         pipeline.write_params(work, values)
-        with pytest.raises(AssertionError, match=f"train.loop2: {name} was not trained to describe regions"):
+        with pytest.raises(
+            AssertionError, match=f"train.loop2: {name} was not trained to describe regions; train it on captions"
+        ):
             pipeline.run(work, "train")

@@ -166,7 +166,7 @@ class Family(Plug):
     """Linear layers of the language model that LoRA adapts in the official recipe, by the last part of their names."""
 
     regions: ClassVar[bool]
-    """Whether it was taught region prompts."""
+    """Whether its releases were taught region prompts."""
 
     new_tokens: ClassVar[tuple[str, ...]]
     """Tokens that a new base adds to the released vocabulary, in the order that fixes their ids."""

@@ -129,7 +129,11 @@ def test_sam21_is_told_by_its_tensors(golden: GoldenCase, released: tuple[Path, 
     state = torch.load(released[1], weights_only=True)["model"]
     width, memory = golden.config()["sam2_config"]["d_model"], golden.config()["sam2_config"]["memory_dim"]
     generator = torch.Generator().manual_seed(4)
-    added = {"obj_ptr_tpos_proj.weight": (memory, width), "obj_ptr_tpos_proj.bias": (memory,), "no_obj_embed_spatial": (1, memory)}
+    added = {
+        "obj_ptr_tpos_proj.weight": (memory, width),
+        "obj_ptr_tpos_proj.bias": (memory,),
+        "no_obj_embed_spatial": (1, memory),
+    }
     new = {name: torch.randn(shape, generator=generator) for name, shape in added.items()}
     torch.save({"model": state | new}, tmp_path / "sam2.1.pt")
     masks = []

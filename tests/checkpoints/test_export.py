@@ -113,7 +113,9 @@ def test_hub_folder_loads_and_says_what_it_is(run: Path, tmp_path: Path) -> None
 def test_the_base_says_too_what_code_reads_it(run: Path, tmp_path: Path) -> None:
     export_hub(run / "variants" / "base", tmp_path / "hub", run / "reports")
     values, before = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "hub", run / "base"))
-    assert values["auto_map"]["AutoModel"] == "ByteDance/Sa2VA-4B--modeling_sa2va_chat.Sa2VAChatModel" and "auto_map" not in before
+    assert (
+        values["auto_map"]["AutoModel"] == "ByteDance/Sa2VA-4B--modeling_sa2va_chat.Sa2VAChatModel" and "auto_map" not in before
+    )
     assert values["vision_config"]["architectures"] == ["InternVisionModel"]
 
 

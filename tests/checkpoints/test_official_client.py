@@ -97,7 +97,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     torch.manual_seed(3)
     sam2 = small_releases.sam2(root / "sam2.pt")
-    for name, make in {"internvl": small_releases.internvl, "qwen3vl": small_releases.qwen3vl, "qwen25vl": small_releases.qwen25vl}.items():
+    for name, make in {
+        "internvl": small_releases.internvl,
+        "qwen3vl": small_releases.qwen3vl,
+        "qwen25vl": small_releases.qwen25vl,
+    }.items():
         make(root / "released" / name)
         small_releases.add_sam2_section(root / "released" / name)
         assemble(root / "released" / name, sam2, root / name / "assembled")
@@ -146,7 +150,9 @@ def ours(folder: Path) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         pixels, merged = model.config.family.pixels(image), model.config.family.vision.spatial_merge_size
         grid, start = pixels.grid, text[:, :3]
         template = model.config.template
-        begin, end = (torch.tensor([[model.tokenizer.convert_tokens_to_ids(token)]]) for token in (template.image_start, template.image_end))
+        begin, end = (
+            torch.tensor([[model.tokenizer.convert_tokens_to_ids(token)]]) for token in (template.image_start, template.image_end)
+        )
         ids = torch.cat([start, begin, torch.full((1, grid.tokens), model.image_token), end, text], 1)
         mask = torch.ones_like(ids)
         (seen,) = model.vlm.encode(pixels.values, [grid])

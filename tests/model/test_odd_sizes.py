@@ -123,9 +123,15 @@ def test_qwen(kind: str, name: str, tmp_path: Path) -> None:
         with torch.no_grad():
             logits = ours.vlm.language_model.lm_head(ours.vlm.run(inputs).normed)
             whole = theirs(
-                input_ids=ids, attention_mask=mask, pixel_values=doubled, image_grid_thw=seen["image_grid_thw"], mm_token_type_ids=kinds
+                input_ids=ids,
+                attention_mask=mask,
+                pixel_values=doubled,
+                image_grid_thw=seen["image_grid_thw"],
+                mm_token_type_ids=kinds,
             ).logits
-        rotary, _ = theirs.model.get_rope_index(ids, mm_token_type_ids=kinds, image_grid_thw=seen["image_grid_thw"], attention_mask=mask)
+        rotary, _ = theirs.model.get_rope_index(
+            ids, mm_token_type_ids=kinds, image_grid_thw=seen["image_grid_thw"], attention_mask=mask
+        )
         assert torch.equal(positions, rotary)
         assert whole.std() > 0.1
         torch.testing.assert_close(logits[..., :400], whole[..., :400], rtol=0, atol=1e-3)
@@ -147,7 +153,12 @@ def test_internvl(tmp_path: Path) -> None:
         "hidden_size": 60, "num_attention_heads": 6, "num_key_value_heads": 3, "intermediate_size": 44, "num_hidden_layers": 2,
         "rope_theta": 5e5,
     }  # fmt: skip
-    values |= {"force_image_size": 80, "downsample_ratio": 0.25, "max_dynamic_patch": 5, "sam2_config": tiny.values["sam2_config"]}
+    values |= {
+        "force_image_size": 80,
+        "downsample_ratio": 0.25,
+        "max_dynamic_patch": 5,
+        "sam2_config": tiny.values["sam2_config"],
+    }
     read = ModelConfig.from_dict(values)
     vision, language, token = read.family.vision, read.language, golden.meta["tokens"]["<IMG_CONTEXT>"]
     config = InternVLConfig(
@@ -171,7 +182,9 @@ def test_internvl(tmp_path: Path) -> None:
         mask = torch.ones_like(ids)
         (features,) = model.vlm.encode(pixels.values, [pixels.grid])
         tokens = model.vlm.project(features.tokens).flatten(0, 1)
-        inputs = Inputs(model.vlm.embed(ids, tokens, model.image_token), mask, model.vlm.positions(ids, mask, [pixels.grid]), ids == token)
+        inputs = Inputs(
+            model.vlm.embed(ids, tokens, model.image_token), mask, model.vlm.positions(ids, mask, [pixels.grid]), ids == token
+        )
         with torch.no_grad():
             logits = model.vlm.language_model.lm_head(model.vlm.run(inputs).normed)
             whole = theirs(input_ids=ids, attention_mask=mask, pixel_values=pixels.values).logits

@@ -48,7 +48,9 @@ def test_from_pixels_to_masks(model: Segmenter, case: str) -> None:
     with torch.no_grad():
         out = model(found, Conversations(ids, labels, torch.ones_like(ids), [0], [None]))
         logits = model.vlm.language_model.lm_head(out.hidden)[0]
-        embeds = model.vlm.embed(ids[:, : len(prompt)], model.vlm.project(found.visual[0].tokens).flatten(0, 1), model.image_token)
+        embeds = model.vlm.embed(
+            ids[:, : len(prompt)], model.vlm.project(found.visual[0].tokens).flatten(0, 1), model.image_token
+        )
     total = GOLDEN[f"{case}/inputs_embeds_sum"]
     torch.testing.assert_close(embeds.double().sum()[None], total, rtol=1e-5, atol=1e-3)
     close(out.hidden[0], f"{case}/last_hidden_state", 1e-4)
