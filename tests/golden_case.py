@@ -5,7 +5,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +32,7 @@ class GoldenCase:
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        return load_file(FOLDER / "goldens.safetensors")
+        return _complete(load_file(FOLDER / "goldens.safetensors"), self.meta, FOLDER)
 
     def __getitem__(self, key: str) -> Tensor:
         tensor = self.tensors[key]
@@ -97,7 +97,7 @@ class GoldenSet:
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        return self.state("goldens")
+        return _complete(self.state("goldens"), self.meta, self.folder)
 
     def __getitem__(self, key: str) -> Tensor:
         return self.tensors[key]
@@ -127,6 +127,13 @@ class GoldenSet:
         (folder / "tokenizer_config.json").write_text(json.dumps(values), encoding="utf-8")
         save_file(self.state("hf_state"), folder / "model.safetensors")
         return folder
+
+
+def _complete(tensors: dict[str, Tensor], meta: Mapping[str, Any], folder: Path) -> dict[str, Tensor]:
+    """Tensors of which none is missing that `meta.json` lists, so that what is compared only where it is there is there."""
+    if missing := sorted(set(meta.get("tensors", ())) - tensors.keys()):
+        raise KeyError(f"{folder / 'goldens.safetensors'}: {', '.join(missing)}: listed in meta.json and missing")
+    return tensors
 
 
 def hf_pixels(pixels: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ What neither brings is drawn from a seed and has to be trained: the rows of the 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -38,10 +39,10 @@ def assemble(language: Path, masks: Path, out: Path, seed: int = 0) -> None:
         before = ModelConfig.from_dict(_values(family, decoder, released))
     except ValueError as error:
         raise ValueError(f"{language / 'config.json'}: {error}") from error
-    network = _network(masks, decoder)
+    network, section = _network(masks, decoder)
     tokenizer = load_tokenizer(language, before.language)
     tokenizer.add_tokens(list(family.new_tokens), special_tokens=True)
-    values = _values(family, decoder, released, len(tokenizer))
+    values = _values(family, decoder, released, len(tokenizer), section)
     config = ModelConfig.from_dict(values)
     generator = torch.Generator().manual_seed(seed)
     new = _tables(language, config, tokenizer, generator)
@@ -64,23 +65,28 @@ def assemble(language: Path, masks: Path, out: Path, seed: int = 0) -> None:
 
 
 def _values(
-    family: type[Family], decoder: type[MaskDecoder], released: Mapping[str, Any], tokens: int | None = None
+    family: type[Family],
+    decoder: type[MaskDecoder],
+    released: Mapping[str, Any],
+    tokens: int | None = None,
+    section: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """The base's `config.json`. The official size of SAM2, of which official files say nothing, has no section."""
-    section = {decoder.section: decoder.released} if decoder.released else {}
-    return section | family.assembled(released, tokens)
+    """The base's `config.json`; `section`: what the mask decoder's weights add to its section. The official size of SAM2, of which
+    official files say nothing, has no section."""
+    values = family.assembled(released, tokens)
+    said = {**(values.get(decoder.section) or decoder.released), **section}
+    return {**values, decoder.section: said} if said else values
 
 
-def _network(path: Path, decoder: type[MaskDecoder]) -> dict[str, Tensor]:
-    """The mask decoder's released tensors, under their HF names."""
+def _network(path: Path, decoder: type[MaskDecoder]) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """The mask decoder's released tensors, under their HF names, and what its section has to say for them."""
     state = load_file(path) if path.suffix == ".safetensors" else read_pth(path).state
     name = next(name for name, kind in decoders().items() if kind is decoder)
     network = Keys(decoder.keys).to_hf(state, name)
     try:
-        decoder.check_released(network)
+        return network, decoder.check_released(network)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return network
 
 
 def _tables(

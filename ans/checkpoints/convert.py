@@ -250,15 +250,21 @@ def _read(entry: Entry) -> Tensor:
     return torch.frombuffer(entry.read(), dtype=DTYPES[entry.dtype]).reshape(entry.shape).float()
 
 
-def _write_configs(folder: Path, model: ModelConfig, code: str | None) -> None:
-    """What the official remote code, if there is some, and `ans` both need to load the folder.
+def config_for_remote(model: ModelConfig, code: str | None = None) -> dict[str, Any]:
+    """`config.json` as the official remote code, if there is some, and `ans` both read it.
 
-    `auto_map` names the classes in the repository `code` (None: the family's), since the folder brings no code of its own.
+    `auto_map` names the classes in the repository `code` (None: the family's), since a folder brings no code of its own.
     """
-    values = dict(model.values)
+    values = model.family.for_remote(model.values)
     if remote := model.family.remote:
         values["architectures"] = [remote["AutoModel"].rpartition(".")[2]]
         values["auto_map"] = {name: f"{code or model.family.code}--{place}" for name, place in remote.items()}
+    return values
+
+
+def _write_configs(folder: Path, model: ModelConfig, code: str | None) -> None:
+    """What the official remote code, if there is some, and `ans` both need to load the folder."""
+    values = config_for_remote(model, code)
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     if not (folder / "generation_config.json").exists():
         (folder / "generation_config.json").write_text('{\n  "_from_model_config": true\n}\n', encoding="utf-8")

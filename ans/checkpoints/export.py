@@ -20,12 +20,17 @@ def export_hub(variant: Path, out: Path, reports: Path = Path("reports"), base_m
 
     `base_model`: the hub's name of the base, for the card. Raises `FileNotFoundError` when `variant` was not made by `filter`.
     """
+    from ans.checkpoints.convert import config_for_remote
+    from ans.model.config import ModelConfig
+
     record = _record(variant)
-    sums = shards.read_sums(variant)
+    model, sums = ModelConfig.from_folder(variant), shards.read_sums(variant)
     with shards.folder_at_once(out) as folder:
         for path in shards.files(variant):
             shards.link(path, folder / path.name)
         shards.copy_side_files(variant, folder)
+        if "auto_map" not in model.values:  # a variant that is the untouched base
+            (folder / "config.json").write_text(json.dumps(config_for_remote(model), indent=2) + "\n", encoding="utf-8")
         shards.write_index(folder, sums)
         (folder / "README.md").write_text(model_card(variant, record, reports, base_model), encoding="utf-8")
 
@@ -123,9 +128,21 @@ Free generation, in percent.
 | --- | --- | --- | --- | --- |
 """
 REMOTE = """
-`config.json` names the official remote code (`auto_map`) for transformers with `trust_remote_code=True`. That code was written for
-transformers 4.57.0 and does not run with every later version; the tokenizer is read by 4.57.0 and by later ones.
-That code knows only the released size of {decoder}.
+## Which version of transformers reads what
+
+- Tokenizer and weights: 4.57.0 and later, without remote code.
+- The official code, which `config.json` names (`auto_map`): 4.57.0, for which it was written; later versions do not run it. It is
+  not in this folder, and `auto_map` cannot name a commit. Choose one that you have read, and pin it:
+
+```python
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained("this folder", trust_remote_code=True, code_revision="40 digits: a commit of {code}")
+```
+
+- That code builds SAM2 in the size of Sa2VA's releases, whatever `config.json` says; this model has {sizes}.
+- It rounds the mean and the standard deviation of SAM2's pixels to bf16, in float32 too, and by default computes in bf16; ANS does
+  neither, as in training. So masks differ in some pixels along their edges.
 """
 
 
@@ -134,7 +151,9 @@ def model_card(variant: Path, record: dict[str, Any], reports: Path, base_model:
     from ans.model.config import ModelConfig
 
     model = ModelConfig.from_folder(variant)
-    words = {"system": model.family.system, "title": model.family.title, "decoder": model.decoder.title}
+    words = {"system": model.family.system, "title": model.family.title, "decoder": model.decoder.name}
+    code = model.values.get("auto_map", {}).get("AutoModel", "").partition("--")[0] or model.family.code
+    sizes = f"{model.decoder.name} in another" if model.values.get(model.decoder.section) else "that"
     training = TRAINING.format(**record["trained"]) if record["trained"] else ""
     manifest = reports.parent / "models" / "checkpoint" / "manifest.json"
     if training and manifest.is_file():
@@ -151,7 +170,7 @@ def model_card(variant: Path, record: dict[str, Any], reports: Path, base_model:
         groups=", ".join(f"`{group}`" for group in record["groups"]) or "none: this is the untouched base",
         training=training,
         results=_results(reports / "eval" / variant.name),
-        remote=REMOTE.format(**words) if model.family.remote else "",
+        remote=REMOTE.format(code=code, sizes=sizes) if model.family.remote else "",
         **words,
     )
 

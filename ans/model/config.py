@@ -48,6 +48,20 @@ class ModelConfig:
     def template(self) -> Template:
         return self.family.template
 
+    @property
+    def regions(self) -> bool:
+        """Whether it was taught region prompts: the family's releases were, or `config.json` says it (`regions`)."""
+        return self.values.get("regions", self.family.regions)
+
+    def ask_for_regions(self, where: str, otherwise: str = "") -> None:
+        """Raise `ValueError` for a model that was not taught regions, naming what asks for them and what to do; `otherwise`: what to
+        do else."""
+        if not self.regions:
+            known = self.template.region_start in self.family.new_tokens
+            way = "train it on captions of regions first (docs/real-runs.md, Regions on Qwen-VL)"
+            advice = f"; {way}" if known else ", and has no tokens for them"
+            raise ValueError(f"{where}: {self.family.name} was not trained to describe regions{advice}{otherwise}")
+
     @cached_property
     def keys(self) -> Keys:
         """The names of its tensors."""

@@ -63,7 +63,7 @@ class MaskDecoder(Plug):
     """A mask decoder as `config.json` describes it; no weights. A file of `ans/model/decoders` has one, `MaskDecoder`."""
 
     title: ClassVar[str]
-    """What a model card calls it."""
+    """What messages call it."""
 
     section: ClassVar[str]
     """The section of `config.json` that describes it."""
@@ -81,6 +81,11 @@ class MaskDecoder(Plug):
     @abstractmethod
     def read(cls, values: Mapping[str, Any]) -> Self:
         """The decoder that the section describes. Raises `ValueError` naming a key that is not supported."""
+
+    @property
+    def name(self) -> str:
+        """What a model card calls this one."""
+        return self.title
 
     @property
     @abstractmethod
@@ -118,13 +123,17 @@ class MaskDecoder(Plug):
         return {}
 
     @classmethod
-    def check_released(cls, names: Iterable[str]) -> None:
-        """Raise `ValueError` where tensors of these HF names are not the released weights."""
+    def check_released(cls, names: Iterable[str]) -> Mapping[str, Any]:
+        """What the section has to say beside `released` for released weights whose tensors have these HF names.
+
+        Raises `ValueError` where they are not such weights.
+        """
         names = list(names)
         for part in cls.parts:
             if not any(name.startswith(part) for name in names):
                 module = part.rstrip(".").rpartition(".")[2]
                 raise ValueError(f"holds no tensor of {module}; it is not a {cls.title} checkpoint as released")
+        return {}
 
 
 def wide(logits: Tensor) -> Tensor:

@@ -166,7 +166,7 @@ class Family(Plug):
     """Linear layers of the language model that LoRA adapts in the official recipe, by the last part of their names."""
 
     regions: ClassVar[bool]
-    """Whether it was taught region prompts."""
+    """Whether its releases were taught region prompts."""
 
     new_tokens: ClassVar[tuple[str, ...]]
     """Tokens that a new base adds to the released vocabulary, in the order that fixes their ids."""
@@ -220,6 +220,11 @@ class Family(Plug):
         """HF name of each tensor that may be in no file -> that of the tensor that it equals."""
         embedding, output = self.tables
         return {output: embedding} if self.language.tie_word_embeddings else {}
+
+    @classmethod
+    def for_remote(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """`config.json` in the form that `remote` reads, which may ask for more than is needed here."""
+        return dict(values)
 
     # -------------------------------------------------------------------------------- a base of what was released without `[SEG]`
 

@@ -6,10 +6,11 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -28,6 +29,11 @@ REMOTE = ("architectures", "auto_map")
 """Keys of config.json that conversion adds for others' code: the base, which has none, shares the features too."""
 
 
+def _without_remote(values: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in values.items() if key not in REMOTE}
+    return {key: _without_remote(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
+
+
 class FeatureCache:
     """Encodes images as the model does; what it has encoded lies in `runs`/features/.
 
@@ -44,7 +50,7 @@ class FeatureCache:
         device = model.device
         machine = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
         settings = {
-            "config": {key: value for key, value in model.config.values.items() if key not in REMOTE},
+            "config": _without_remote(model.config.values),
             "machine": [machine, torch.get_num_threads(), precision],
             "code": [digest(__name__), *(version(name) for name in ("torch", "transformers", "sam2", "pillow"))],
         }

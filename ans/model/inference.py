@@ -136,8 +136,7 @@ class SegmenterInference(SegmenterModules):
 
         Raises `ValueError` for an empty mask, when the two lists differ in length, or for a model that knows no regions.
         """
-        if not self.config.family.regions:
-            raise ValueError(f"describe: {self.config.family.name} was not trained to describe regions")
+        self.config.ask_for_regions("describe")
         read = self.read(images)
         _same_length("masks", masks, read)
         questions = []

@@ -4,6 +4,7 @@ An image is seen as a whole in its own shape: its sides are rounded to whole cel
 tokens have their row and column as position (mRoPE). Neither release learnt regions.
 """
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ class QwenVL(family.Family):
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Self:
-        text, vision = values["text_config"], values["vision_config"]
+        text, vision = copy.deepcopy((values["text_config"], values["vision_config"]))  # transformers writes into what it reads
         _refuse_other_attention(text)
         tied = text.get("tie_word_embeddings", values.get("tie_word_embeddings", False))
         language, encoder = cls.configs
@@ -135,6 +136,15 @@ class QwenVL(family.Family):
         return Pixels(parts.permute(1, 4, 2, 5, 0, 3, 6).reshape(-1, 3 * side * side), grid)
 
     @classmethod
+    def for_remote(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """With rotary positions as files had them before transformers 5, which reads them too."""
+        text = dict(values["text_config"])
+        if rope := text.pop("rope_parameters", None):
+            text["rope_theta"] = rope["rope_theta"]
+            text["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+        return {**values, "text_config": text}
+
+    @classmethod
     def made_of(cls, values: Mapping[str, Any]) -> bool:
         return values.get("model_type") == cls.released
 
@@ -143,7 +153,7 @@ class QwenVL(family.Family):
         text = {**values["text_config"], "tie_word_embeddings": False}
         if tokens is not None:
             text["vocab_size"] = tokens
-        return {
+        base = {
             **values,
             "model_type": "sa2va_chat",
             "architectures": ["Sa2VAChatModelQwen"],
@@ -151,6 +161,7 @@ class QwenVL(family.Family):
             "tie_word_embeddings": False,
             "text_config": text,
         }
+        return cls.for_remote(base)
 
 
 def _refuse_other_attention(text: Mapping[str, Any]) -> None:

@@ -164,9 +164,7 @@ class Task(base.Task[Settings, Batch]):
 
     def __init__(self, settings: Settings, setting: Setting) -> None:
         super().__init__(settings, setting)
-        if not setting.model.family.regions:
-            name = setting.model.family.name
-            raise ValueError(f"train.loop1: {name} was not trained to describe regions; set train.loop1.enabled=false")
+        setting.model.ask_for_regions("train.loop1", "; else set train.loop1.enabled=false")
         self.sources = [Regions(name, setting.open_index(name), of.max_samples) for name, of in settings.sources.items()]
         counts, repeats = [of.count for of in self.sources], [of.repeats for of in settings.sources.values()]
         name = f"train.loop1.sources: {', '.join(settings.sources)}"

@@ -77,9 +77,7 @@ class Task(base.Task[Settings, Batch]):
 
     def __init__(self, settings: Settings, setting: Setting) -> None:
         super().__init__(settings, setting)
-        if not setting.model.family.regions:
-            name = setting.model.family.name
-            raise ValueError(f"train.loop2: {name} was not trained to describe regions; set train.loop2.enabled=false")
+        setting.model.ask_for_regions("train.loop2", "; else set train.loop2.enabled=false")
         self.source = Regions(settings.source, setting.open_index(settings.source), settings.max_samples, described=True)
         name = f"train.loop2.source: {settings.source}"
         self.bad = self.bad_images(len(self.source.index))

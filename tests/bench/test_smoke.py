@@ -57,6 +57,7 @@ SANE = {
         "written_gb": (0.005, 0.05),
         "seconds": (0, 300),
     },
+    "masks": {"encode_over_native": (0.1, 10), "decode_over_native": (0.1, 10), "differ": (0, 1e-4)},
     "scale dual": {
         "seconds": (0, 300),
         "peak_gib": (0.1, 4),

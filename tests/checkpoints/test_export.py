@@ -97,7 +97,9 @@ def test_hub_folder_loads_and_says_what_it_is(run: Path, tmp_path: Path) -> None
     for text in (
         "# Sa2VA, variant `full`",
         "A Sa2VA model (InternVL and SAM2 joined by `[SEG]`)",
-        "official remote code",
+        'code_revision="40 digits: a commit of ByteDance/Sa2VA-4B"',
+        "this model has SAM2 in another",
+        "Tokenizer and weights: 4.57.0 and later",
         "`lora`",
         "| refcoco_val | 43.2 | 40.0 | 99.5 | 700 |",
         "rank 4, alpha 6.0",
@@ -106,6 +108,15 @@ def test_hub_folder_loads_and_says_what_it_is(run: Path, tmp_path: Path) -> None
         assert text in card, text
     for path in shards.files(tmp_path / "hub"):
         assert path.samefile(run / "variants" / "full" / path.name)
+
+
+def test_the_base_says_too_what_code_reads_it(run: Path, tmp_path: Path) -> None:
+    export_hub(run / "variants" / "base", tmp_path / "hub", run / "reports")
+    values, before = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "hub", run / "base"))
+    assert (
+        values["auto_map"]["AutoModel"] == "ByteDance/Sa2VA-4B--modeling_sa2va_chat.Sa2VAChatModel" and "auto_map" not in before
+    )
+    assert values["vision_config"]["architectures"] == ["InternVisionModel"]
 
 
 def test_a_folder_that_filter_did_not_make(run: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A whole evaluation in this process: killed and continued, batched against one by one, and what it leaves."""
 
 import copy
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ from ans.report.results import decode
 from ans.workspace import Workspace
 from tests import pipeline
 from tests.bench.evaluation import differences, make_data, one_by_one, smallest_margin
+from tests.golden_case import GoldenSet
 from tests.opened import interrupt, opened
 
 TINY = pipeline.REPOSITORY / "weights" / "tiny"
@@ -127,6 +129,7 @@ from pathlib import Path
 from ans.config import load
 from ans.evaluation.evaluate import evaluate
 from ans.workspace import Workspace
+from tests.golden_case import GoldenSet
 from tests.opened import interrupt, opened
 with opened(Path({str(work.parent / "world")!r}), interrupt(2)):
     evaluate(load(), "base", Workspace(Path({str(tmp_path / "out")!r})))
@@ -208,6 +211,26 @@ def test_in_float64_masks_are_identical(asked: tuple[Path, list[Item]]) -> None:
     assert [row["counts"] for row in single] == [row["counts"] for row in batched]
     assert [row["answer"] for row in single] == [row["answer"] for row in batched]
     assert {row["counts"] for row in single} != {single[0]["counts"]}
+
+
+@pytest.mark.parametrize("name", ["tiny", "sa2va_qwen3vl"])
+def test_a_description_of_special_tokens_is_asked_as_words(asked: tuple[Path, list[Item]], tmp_path: Path, name: str) -> None:
+    """A model that describes a region by the token that stands for an image: it neither ends the evaluation nor becomes one."""
+    root, items = asked
+    folder = TINY if name == "tiny" else GoldenSet(name).write_model(tmp_path / "model", regions=True)
+    model = Segmenter.from_pretrained(folder)
+    regions = [Item(item.record, (dataclasses.replace(item.questions[0], expression=None),)) for item in items[:2]]
+    ids: list[torch.Tensor] = []
+    embed = model.vlm.language_model.get_input_embeddings()
+    model.vlm.language_model.lm_head.register_forward_hook(
+        lambda module, given, logits: logits.index_fill(-1, torch.tensor([model.image_token]), 1e4)
+    )
+    embed.register_forward_pre_hook(lambda module, given: ids.append(given[0]))
+    rows = predict(model, root, regions, 5)
+    assert [row["caption"].replace(" ", "") for row in rows] == [5 * model.template.image_token] * 2
+    assert all(row["intersection"] == 0 for row in rows), "the way back says no [SEG] either"
+    *_, back = (given for given in ids if given.dim() == 2 and given.shape[1] > 1)
+    assert len(back) == 2 and not (back == model.image_token).any(), "in the question they are words"
 
 
 def test_a_missing_seg_is_an_empty_mask(asked: tuple[Path, list[Item]]) -> None:

@@ -107,7 +107,9 @@ def test_variants_share_it_and_other_encoders_do_not(
 
 def test_what_conversion_adds_to_the_config_makes_no_difference(model: Segmenter, runs: Path, encoded: list[int]) -> None:
     other = copy.deepcopy(model)
-    for changes, number in (({"auto_map": {"AutoModel": "a--b.C"}, "architectures": ["C"]}, 1), ({"min_dynamic_patch": 2}, 2)):
+    added = {"auto_map": {"AutoModel": "a--b.C"}, "architectures": ["C"]}
+    added["vision_config"] = {**model.config.values["vision_config"], "architectures": ["D"]}
+    for changes, number in ((added, 1), ({"min_dynamic_patch": 2}, 2)):
         cache(model, runs).encode(pictures(0))
         other.config = dataclasses.replace(model.config, values=model.config.values | changes)
         cache(other, runs).encode(pictures(0))

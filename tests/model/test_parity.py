@@ -1,5 +1,7 @@
 """Every intermediate of the official Sa2VA code, from pixels to masks. Sizes, texts and tokens all come from the golden case."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +77,7 @@ def test_tile_grid_table(golden: GoldenCase) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_tiles_and_pixels(golden: GoldenCase, golden_model: Segmenter, case: str) -> None:
+    np.testing.assert_array_equal(np.asarray(golden.image(case)), golden[f"{case}/image"].numpy())
     parts = cut(golden, golden_model, case)
     np.testing.assert_array_equal(np.stack([np.asarray(part) for part in parts]), golden[f"{case}/tiles"].numpy())
     pixels = normalise(parts).double()
@@ -91,6 +94,7 @@ def test_sam_pixels(golden: GoldenCase, golden_model: Segmenter, case: str) -> N
     np.testing.assert_array_equal(np.asarray(image), golden[f"{case}/g_image"].numpy())
     if f"{case}/g_pixel_values_train" in golden.tensors:
         close(normalise([image]), golden[f"{case}/g_pixel_values_train"], 1e-6)
+        close(hf_pixels(normalise([image])), golden[f"{case}/g_pixel_values_hf_fp32"], 2e-6)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -141,14 +145,18 @@ def test_region_cells(golden: GoldenCase, golden_model: Segmenter) -> None:
         if f"{case}/region_masks" in golden.tensors:
             ours = region_cells(golden[f"{case}/region_masks"], region_grid(golden_model))
             np.testing.assert_array_equal(ours.numpy(), golden[f"{case}/prompt_masks_grid"].numpy().astype(bool))
+            last = [False] * (len(golden[f"{case}/vp_overall_mask"]) - 1) + [True]
+            assert golden[f"{case}/vp_overall_mask"].bool().tolist() == last, "regions are those of the last tile"
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_language_forward(golden: GoldenCase, golden_model: Segmenter, case: str) -> None:
     batch = conversations(golden, golden_model, case)
-    with torch.no_grad():
+    with torch.no_grad(), given_embeds(golden_model) as embeds:
         out = golden_model(features(golden, golden_model, case), batch)
         logits = golden_model.vlm.language_model.lm_head(out.hidden)[0]
+    if f"{case}/inputs_embeds" in golden.tensors:
+        close(embeds[0][0], golden[f"{case}/inputs_embeds"])
     close(out.hidden[0], golden[f"{case}/last_hidden_state"])
     whole = f"{case}/logits" in golden.tensors
     close(logits if whole else logits[-48:], golden[f"{case}/logits" if whole else f"{case}/logits_last48"])
@@ -158,11 +166,31 @@ def test_language_forward(golden: GoldenCase, golden_model: Segmenter, case: str
         close(out.seg_embeds, golden[f"{case}/seg_embeds"])
 
 
+@contextmanager
+def given_embeds(model: Segmenter) -> Iterator[list[Tensor]]:
+    """What the language model is given meanwhile, call by call."""
+    found: list[Tensor] = []
+    handle = model.vlm.language_model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: found.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
 @pytest.mark.parametrize("case", SEGMENTED)
 def test_sam2_features(golden: GoldenCase, golden_model: Segmenter, case: str) -> None:
     found = features(golden, golden_model, case)
-    with torch.no_grad():
+    encoder = golden_model.sam.model.image_encoder
+    with torch.no_grad(), outputs(encoder.trunk) as trunk:
+        places = encoder(golden_model.config.decoder.pixels(golden.image(case))[None])["vision_pos_enc"]
         fine, middle, coarse = golden_model.sam.project(found.levels)
+    for number, level in enumerate(trunk[0]):
+        close(level, golden[f"{case}/sam/trunk{number}"])
+    for number, level in enumerate(places):  # which the memory reads
+        if f"{case}/sam/vision_pos_embeds{number}" in golden.tensors:
+            close(level.flatten(2).permute(2, 0, 1), golden[f"{case}/sam/vision_pos_embeds{number}"])
     sizes = golden[f"{case}/sam/feat_sizes"].tolist()
     assert [list(level.shape[-2:]) for level in (fine, middle, coarse)] == sizes
     # The official lists hold the coarse map before `no_mem_embed` is added.
@@ -177,9 +205,14 @@ def test_sam2_features(golden: GoldenCase, golden_model: Segmenter, case: str) -
         close(given["image_embeddings"], golden[f"{case}/sam/pix_feat_with_mem"])
 
 
+def decoder_of(model: Segmenter) -> MaskDecoder:
+    (decoder,) = (module for module in model.modules() if isinstance(module, MaskDecoder))
+    return decoder
+
+
 def given_to_the_mask_decoder(model: Segmenter, found: Features, prompt: Tensor) -> dict[str, Tensor]:
     """What SAM2's own decoder is called with for one prompt vector (1, D), which comes behind the other sparse ones."""
-    (decoder,) = (module for module in model.modules() if isinstance(module, MaskDecoder))
+    decoder = decoder_of(model)
     given: dict[str, Tensor] = {}
     handle = decoder.register_forward_pre_hook(lambda module, args, kwargs: given.update(kwargs), with_kwargs=True)
     with torch.no_grad():
@@ -190,15 +223,21 @@ def given_to_the_mask_decoder(model: Segmenter, found: Features, prompt: Tensor)
 
 
 @pytest.mark.parametrize("case", SEGMENTED)
-def test_masks(golden: GoldenCase, golden_model: Segmenter, case: str) -> None:
+@pytest.mark.parametrize("pixels", ["train_pre", "hf_pre"])
+def test_masks(golden: GoldenCase, golden_model: Segmenter, case: str, pixels: str) -> None:
     embeds = golden[f"{case}/seg_embeds"]
     image = golden.image(case)
-    with torch.no_grad():
-        out = golden_model.masks(features(golden, golden_model, case), torch.zeros(len(embeds), dtype=torch.long), embeds)
+    sam = golden_model.config.decoder.pixels(image)[None]
+    sam, size = sam if pixels == "train_pre" else hf_pixels(sam), (image.height, image.width)
+    with torch.no_grad(), outputs(decoder_of(golden_model)) as decoded:
+        found = golden_model.encode_pixels([seen(golden, golden_model, case)], sam, [size])
+        out = golden_model.masks(found, torch.zeros(len(embeds), dtype=torch.long), embeds)
         upscaled = golden_model.upscale(out.low_res, (image.height, image.width))
     for number in range(len(embeds)):
-        key = f"{case}/train_pre/seg{number}"
-        close(out.candidates[number][None], golden[f"{key}/low_res_multimasks"], LOGIT)
+        key = f"{case}/{pixels}/seg{number}"
+        if pixels == "train_pre":
+            close(out.candidates[number][None], golden[f"{key}/low_res_multimasks"], LOGIT)
+            close(pointer(golden_model, decoded[0], number), golden[f"{key}/obj_ptr"])
         close(out.ious[number][None], golden[f"{key}/ious"])
         close(out.low_res[number][None, None], golden[f"{key}/low_res_masks"], LOGIT)
         close(out.object_score[number][None], golden[f"{key}/object_score_logits"])
@@ -206,7 +245,17 @@ def test_masks(golden: GoldenCase, golden_model: Segmenter, case: str) -> None:
             close(upscaled[number][None], golden[f"{key}/mask_logits_image_size"], LOGIT)
         ours = (upscaled[number] > 0).numpy()
         assert same_masks(ours, golden[f"{key}/mask_bool"][0].numpy().astype(bool), upscaled[number].numpy())
-    close(out.low_res[None], golden[f"{case}/train_path_low_res_masks"], LOGIT)
+    if pixels == "train_pre":
+        close(out.low_res[None], golden[f"{case}/train_path_low_res_masks"], LOGIT)
+
+
+def pointer(model: Segmenter, decoded: tuple[Tensor, ...], number: int) -> Tensor:
+    """(1, D): what SAM2 would remember of a mask, by its own output and layers; images have no use for it."""
+    _, ious, tokens, score = decoded
+    sam = model.sam.model
+    there = (score[number] > 0).float()
+    with torch.no_grad():
+        return there * sam.obj_ptr_proj(tokens[number, ious[number].argmax()]) + (1 - there) * sam.no_obj_ptr
 
 
 @pytest.mark.parametrize("key", GENERATED)
@@ -223,6 +272,12 @@ def test_generation(golden: GoldenCase, golden_model: Segmenter, key: str) -> No
         text = golden_model.region_question(cells, text)
     whole = golden_model.template.image_string(found.visual[0].grid.tokens) + text
     assert prompts.encode_prompt(golden_model.tokenizer, golden_model.template, whole) == entry["prompt_ids"]
+    ids = torch.tensor([entry["prompt_ids"] + entry["generated_ids"][:-1]])
+    labels = torch.full_like(ids, prompts.IGNORE)
+    with torch.no_grad():
+        tail = golden_model(found, Conversations(ids, labels, torch.ones_like(ids), [0], [cells])).hidden[0]
+    close(tail[-len(golden[f"gen/{key}/last_hidden_states_tail"]) :], golden[f"gen/{key}/last_hidden_states_tail"])
+    assert len(golden[f"gen/{key}/seg_embeds"]) == entry["n_masks"] and len(tail) == entry["n_hidden_rows"]
     if cells is not None:
         return generation_about_regions(golden_model, found, inside, cells, entry)
     prefix, suffix = prompts.SEGMENT_PROMPT.split("{}")
@@ -312,7 +367,7 @@ def test_a_perturbed_weight_is_seen(golden: GoldenCase, golden_folder, name: str
         for case in SEGMENTED:
             test_language_forward(golden, model, case)
             test_sam2_features(golden, model, case)
-            test_masks(golden, model, case)
+            test_masks(golden, model, case, "train_pre")
 
 
 def test_golden_folder_is_complete() -> None:

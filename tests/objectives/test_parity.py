@@ -87,6 +87,10 @@ def test_training_forward_and_gradients(golden: GoldenCase, trained_model: Segme
     sampled, truth = mask.sample(logits, points), mask.sample(target, points)
     close(2.0 * mask.cross_entropy(sampled, truth).mean(), golden["train/points/loss_mask"])
     close(0.5 * mask.dice(sampled, truth).mean(), golden["train/points/loss_dice"])
+    close(language, golden["train/points/llm_loss"])
+    # the official rows count their padding too, which stands behind all that is read
+    positions, there = trained_model.vlm.positions(batch.ids, batch.mask, [])[0], batch.mask.bool()
+    assert torch.equal(positions[there], golden["train/position_ids"][there])
 
     trained = {name: p for name, p in trained_model.named_parameters() if p.requires_grad}
     gradients = torch.autograd.grad(loss_mask + loss_dice + language, list(trained.values()), allow_unused=True)

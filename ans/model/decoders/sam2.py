@@ -1,15 +1,16 @@
-"""SAM2 (arXiv 2408.00714) on images, as Sa2VA uses it. The modules are the `sam2` package's own (facebookresearch/sam2).
+"""SAM2 (arXiv 2408.00714) or SAM2.1 on images, as Sa2VA uses it. The modules are the `sam2` package's own (facebookresearch/sam2).
 
 Its forward takes no language vector, so prompt encoder and mask decoder are called here; the sparse prompt is two padding points
 and, after them, the vector. The official Sa2VA file says nothing about SAM2, whose size is fixed in the official code (Hiera-L at
-1024 px). Ours may add a section `sam2_config`; where it is absent, the official sizes hold.
+1024 px). Ours may add a section `sam2_config`; where it is absent, the official sizes hold. SAM2.1 computes the same on images and
+has two tensors more, of its memory; `version` in the section tells them apart.
 """
 
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,7 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError("this mask decoder needs sam2: pip install --no-deps sam2==1.1.0", name="sam2") from error
 
 HF = "grounding_encoder.sam2_model."
+Version = Literal["2.0", "2.1"]
 _PARTS = ("image_encoder", "sam_prompt_encoder", "sam_mask_decoder", "memory_attention", "memory_encoder")
 
 
@@ -54,6 +56,7 @@ class MaskDecoder(decoder.MaskDecoder):
         unreached=re.compile(re.escape(HF) + r"sam_mask_decoder\.(iou_prediction_head|pred_obj_score_head)\."),
     )
 
+    version: Version = "2.0"
     image_size: int = 1024
     embed_dim: int = 144
     num_heads: int = 2
@@ -71,14 +74,19 @@ class MaskDecoder(decoder.MaskDecoder):
         if unknown := set(values) - {field.name for field in dataclasses.fields(cls)}:
             raise ValueError(f"{cls.section}.{sorted(unknown)[0]}: unknown key")
         sizes: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        if (version := sizes.get("version", "2.0")) not in get_args(Version):
+            raise ValueError(f"{cls.section}.version: {version!r} is unknown; there are {', '.join(get_args(Version))}")
         return cls(**sizes)
 
     @classmethod
-    def check_released(cls, names: Iterable[str]) -> None:
+    def check_released(cls, names: Iterable[str]) -> Mapping[str, Any]:
         names = set(names)
         super().check_released(names)
-        if f"{HF}obj_ptr_tpos_proj.weight" in names:
-            raise ValueError("is SAM2.1; Sa2VA is built on SAM2 (sam2_hiera_large.pt of 072824)")
+        return {"version": "2.1"} if f"{HF}obj_ptr_tpos_proj.weight" in names else {}
+
+    @property
+    def name(self) -> str:
+        return "SAM2" if self.version == "2.0" else f"SAM{self.version}"
 
     @property
     def width(self) -> int:
@@ -114,7 +122,7 @@ class Network(decoder.MaskNetwork):
             memory_attention=_memory_attention(sizes),
             memory_encoder=_memory_encoder(sizes),
             image_size=sizes.image_size,
-            **_FIXED,
+            **_FIXED | (_OF_21 if sizes.version == "2.1" else {}),
         )
 
     @property
@@ -181,6 +189,13 @@ _FIXED: dict[str, Any] = {
     "use_mlp_for_obj_ptr_proj": True,
 }
 """What is the same at every size: the package's `sam2_hiera_*.yaml` as Sa2VA overrides it."""
+_OF_21: dict[str, Any] = {
+    "no_obj_embed_spatial": True,
+    "add_tpos_enc_to_obj_ptrs": True,
+    "proj_tpos_enc_in_obj_ptrs": True,
+    "use_signed_tpos_enc_to_obj_ptrs": True,
+}
+"""What the package's `sam2.1_hiera_*.yaml` have beyond: positions of object pointers in time, and memories without an object."""
 
 
 def _image_encoder(sizes: MaskDecoder) -> ImageEncoder:

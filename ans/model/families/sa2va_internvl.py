@@ -188,6 +188,12 @@ class Family(family.Family):
         return InternVL(self, Qwen2ForCausalLM(self.language))
 
     @classmethod
+    def for_remote(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """With the parts' classes named: without them the official code builds parts of other sizes, or none."""
+        parts = {"vision_config": "InternVisionModel", "llm_config": cls.architecture}
+        return {**values, **{part: {**values[part], "architectures": [name]} for part, name in parts.items()}}
+
+    @classmethod
     def made_of(cls, values: Mapping[str, Any]) -> bool:
         return values.get("model_type") == "internvl_chat" and cls._has_language(values)
 
@@ -201,7 +207,7 @@ class Family(family.Family):
         language = {**values["llm_config"], "tie_word_embeddings": False}
         if tokens is not None:
             language["vocab_size"] = tokens
-        return {
+        base = {
             **values,
             "model_type": "sa2va_chat",
             "architectures": ["Sa2VAChatModel"],
@@ -209,6 +215,7 @@ class Family(family.Family):
             "tie_word_embeddings": False,
             "llm_config": language,
         }
+        return cls.for_remote(base)
 
 
 def _refuse_other_attention(language: Mapping[str, Any]) -> None:
