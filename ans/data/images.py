@@ -24,6 +24,9 @@ from PIL import Image, UnidentifiedImageError
 
 SEPARATOR = "::"
 
+PNG = b"\x89PNG\r\n\x1a\n"
+"""How a PNG begins."""
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 """What an image may be. Pillow goes by the content, whatever the name, and knows 40 more: for PostScript it starts Ghostscript."""
 
@@ -62,11 +65,14 @@ def frame(video: str, number: int) -> str:
 
 
 def below(root: str | Path, path: str) -> Path:
-    """`root`/`path`. Raises `ValueError` for a path that leaves the root, or with a control character (no tool shows those)."""
+    """`root`/`path`. Raises `ValueError` for a path that leaves the root, that has a control character (no tool shows those), or that is
+    longer than any file's."""
     if path.startswith("/") or ".." in path.split("/"):
         raise ValueError(f"{path}: leaves paths.root ({root}); refused")
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in path):
         raise ValueError(f"{path!r}: a path with a control character; refused")
+    if len(path) > 2000 or any(len(part.encode()) > 255 for part in path.split("/")):
+        raise ValueError(f"{path[:80]}...: a path longer than any file's")
     return Path(root, path)
 
 
@@ -91,12 +97,33 @@ def _form(name: str) -> str:
     return stem + suffix.lower()
 
 
-def identify(file: str | Path | IO[bytes]) -> Image.Image:
+def identify(file: bytes | Path) -> Image.Image:
     """Open an image, its pixels not yet read. Raises one of `BROKEN_IMAGE`, also for any format but `FORMATS`."""
+    data = file if isinstance(file, bytes) else file.read_bytes()
     try:
-        return Image.open(file, formats=FORMATS)
+        return Image.open(BytesIO(_sound_png(data) if data.startswith(PNG) else data), formats=FORMATS)
     except UnidentifiedImageError:
         raise ValueError(f"cannot identify image file as {', '.join(FORMATS[:-1])} or {FORMATS[-1]}") from None
+
+
+def _sound_png(data: bytes) -> bytes:
+    """A PNG without the parts that its checksums call damaged. Raises `ValueError` where those are the pixels or their colours: Pillow
+    compares the checksums of neither, so a mask with a changed byte would be another mask."""
+    kept, place, damaged = [PNG], len(PNG), False
+    while place < len(data):
+        length = int.from_bytes(data[place : place + 4])
+        chunk = data[place : place + length + 12]
+        sound = len(chunk) == length + 12 and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])
+        kind = chunk[4:8]
+        if not sound and (len(chunk) < length + 12 or kind[:1].isupper() or kind == b"tRNS"):
+            raise ValueError(f"damaged at byte {place}: its checksum is not that of what is there")
+        damaged |= not sound
+        if sound:
+            kept.append(chunk)
+        place += length + 12
+        if kind == b"IEND":
+            break
+    return b"".join(kept) if damaged else data
 
 
 def content(data: bytes) -> str:
@@ -187,7 +214,7 @@ def open_image(root: str | Path, locator: str) -> Image.Image:
 
 def decoded(data: bytes) -> Image.Image:
     """The image in a file's bytes, upright and RGB. Raises one of `BROKEN_IMAGE`."""
-    with identify(BytesIO(data)) as image:
+    with identify(data) as image:
         return _to_rgb(upright(image))
 
 
@@ -243,7 +270,7 @@ def _times(path: str, changed: int) -> list[int]:
 
 def image_size(root: str | Path, locator: str) -> tuple[int, int]:
     """(width, height) in pixels of what `open_image` returns for a JPEG or PNG, without decoding it. Raises as `open_image`."""
-    with _image_errors(root, locator), identify(BytesIO(read_bytes(root, locator))) as image:
+    with _image_errors(root, locator), identify(read_bytes(root, locator)) as image:
         width, height = image.size
         return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
 

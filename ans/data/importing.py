@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from ans.data import masks
-from ans.data.images import below, content, identify, open_image, spelled
+from ans.data.images import BROKEN_IMAGE, below, content, identify, open_image, spelled
 from ans.data.mask_files import read_mask
 from ans.data.matching import check_size
 from ans.data.records import Noted, Skipped
@@ -236,7 +236,7 @@ def _from_voc(source: Path, place: Path) -> Iterator[Found | Skipped]:
                 raise ValueError("numbers of objects are the values of one channel; this image has colours")
             check_size(key, numbers.shape[::-1], (width, height), name)
             classes = _voc_classes(source / "Annotations" / f"{path.stem}.xml")
-        except (ValueError, OSError, SyntaxError) as error:
+        except BROKEN_IMAGE as error:
             yield Skipped(key, str(error))
             continue
         for number in sorted({*np.unique(numbers).tolist()} - {0, VOID}):

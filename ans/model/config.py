@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PretrainedConfig
 
 from ans.model import decoders as decoder_files
@@ -19,6 +20,9 @@ from ans.model.family import Family
 from ans.model.keys import SEG_LAYERS, Keys
 from ans.model.plugs import modules
 from ans.model.prompts import Template
+
+WRONG = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError)
+"""What transformers raises on values that no model has."""
 
 
 def families() -> dict[str, type[Family]]:
@@ -67,8 +71,8 @@ class ModelConfig:
             return cls.from_dict(values)
         except KeyError as error:
             raise ValueError(f"{path}: key {error} is missing") from error
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}: {error}") from error
+        except (*WRONG, StrictDataclassError) as error:
+            raise ValueError(f"{path}: {' '.join(str(error).split()) or type(error).__name__}") from error
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
@@ -88,7 +92,7 @@ def read_values(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path}: no such file; a model folder in Hugging Face layout has a config.json")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: must hold a JSON object")

@@ -167,7 +167,10 @@ class Task(base.Task[Settings, Batch]):
         if not setting.model.family.regions:
             name = setting.model.family.name
             raise ValueError(f"train.loop1: {name} was not trained to describe regions; set train.loop1.enabled=false")
-        self.sources = [Regions(name, setting.open_index(name), of.max_samples) for name, of in settings.sources.items()]
+        self.sources = [
+            Regions(name, setting.open_index(name), setting.evaluated, of.max_samples) for name, of in settings.sources.items()
+        ]
+        self.left_out = sum(of.left_out for of in self.sources)
         counts, repeats = [of.count for of in self.sources], [of.repeats for of in settings.sources.values()]
         name = f"train.loop1.sources: {', '.join(settings.sources)}"
         self.bad = self.bad_images(sum(len(of.index) for of in self.sources))

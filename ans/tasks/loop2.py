@@ -80,7 +80,9 @@ class Task(base.Task[Settings, Batch]):
         if not setting.model.family.regions:
             name = setting.model.family.name
             raise ValueError(f"train.loop2: {name} was not trained to describe regions; set train.loop2.enabled=false")
-        self.source = Regions(settings.source, setting.open_index(settings.source), settings.max_samples, described=True)
+        index = setting.open_index(settings.source)
+        self.source = Regions(settings.source, index, setting.evaluated, settings.max_samples, described=True)
+        self.left_out = self.source.left_out
         name = f"train.loop2.source: {settings.source}"
         self.bad = self.bad_images(len(self.source.index))
         self.pool = Pool([self.source.count], [1.0], setting.train.seed, self.stream, name)

@@ -18,7 +18,7 @@ from ans.data.arrow import read_index, write_records
 from ans.data.images import FORMATS, open_image, read_frame, spelled
 from ans.data.mask_files import read_mask, suspicions
 from ans.data.records import Expression, ImageRecord, Region, Skipped
-from ans.data.samples import training_rows
+from ans.data.samples import Evaluated, training_rows
 from ans.data.sources import own, reason_seg
 from ans.data.sources.common import MAX_CHARACTERS, MAX_WORDS, clean, field, parse_json, read, tar_members
 from tests.data.test_own import MASK, publish
@@ -282,14 +282,15 @@ def test_a_copy_of_an_evaluated_photograph_is_not_trained_on(tmp_path: Path) -> 
     (base / "images/copy.jpg").write_bytes((base / "images/a.jpg").read_bytes())
     metadata = {"source": "kitchen", "folder": "own", "reader": "own", "root_listing": "x"}
     write_records(tmp_path / "own.arrow", read(own, tmp_path, "own", "kitchen"), metadata)
-    assert training_rows([read_index(tmp_path / "own.arrow")]) == ([], 1)
+    index = read_index(tmp_path / "own.arrow")
+    assert training_rows([index], Evaluated([index])) == ([], 1)
     (tmp_path / "coco").mkdir()
     (tmp_path / "coco/x.jpg").write_bytes((base / "images/a.jpg").read_bytes())
     region = Region(1, "train", "", 18, (3.0, 2.0, 6.0, 3.0), masks.from_array(MASK), (Expression(1, "it", "it"),))
     published = [ImageRecord(1, "coco/x.jpg", 20, 10, (region,)), ImageRecord(2, "coco/none.jpg", 20, 10, (region,))]
     write_records(tmp_path / "ref.arrow", published, metadata | {"source": "ref", "reader": "refcoco"})
     indexes = [read_index(tmp_path / f"{name}.arrow") for name in ("own", "ref")]
-    assert training_rows(indexes, tmp_path) == ([(1, 1)], 2)
+    assert training_rows(indexes, Evaluated(indexes, tmp_path)) == ([(1, 1)], 2)
 
 
 # ------------------------------------------------------------------------------------------------------------------ labelme

@@ -11,7 +11,6 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +135,7 @@ def _stored(shape: dict[str, Any], points: np.ndarray, height: int, width: int) 
     """A shape of type `mask`: a PNG in base64, and the first and last pixel, x and y, of where it lies."""
     try:
         data = base64.b64decode(field(shape, "mask", str), validate=True)
-        with identify(BytesIO(data)) as image:
+        with identify(data) as image:
             inside = np.asarray(image.convert("L")) > 0
     except BROKEN_IMAGE as error:
         raise ValueError("mask of a shape that cannot be read") from error

@@ -231,7 +231,7 @@ def _union(ref: dict[str, Any], task: Task, drawn: Drawn) -> Region | Skipped:
 
 def _category(ann_id: int, task: Task) -> str:
     number: Any = task.annotations[ann_id].get("category_id")
-    return task.categories.get(number, "")
+    return task.categories.get(number, "") if isinstance(number, int) else ""
 
 
 def _mask(ann_id: int, task: Task) -> str | ValueError:
