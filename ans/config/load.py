@@ -210,7 +210,10 @@ class Config:
         if name not in indexes:
             known = ", ".join(sorted(indexes))
             place = self._place(tuple(path.split(".")))
-            raise ConfigError(f"{place}: no index named {name!r}; there are {known}; a split is <index>_<part>, e.g. refcoco_val")
+            raise ConfigError(
+                f"{place}: no index named {name!r}; there are {known}; a split is <index>_<part>, e.g. refcoco_val, and your own data "
+                "has a name below `own`"
+            )
 
 
 def load(path: str | Path = "params.yaml") -> Config:
