@@ -4,6 +4,8 @@ Each family and each decoder says by itself whether a file is its own; nothing e
 """
 
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +22,9 @@ from ans.model.family import Family
 from ans.model.keys import SEG_LAYERS, Keys
 from ans.model.plugs import modules
 from ans.model.prompts import Template
+
+MOST, MOST_LAYERS = 2**31, 1000
+"""Largest whole numbers that a `config.json` may have, as a size and as a number of layers."""
 
 WRONG = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError)
 """What transformers raises on values that no model has."""
@@ -96,7 +101,24 @@ def read_values(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: must hold a JSON object")
+    _refuse_absurd(values, path, "")
     return values
+
+
+def _refuse_absurd(value: Any, path: Path, key: str) -> None:
+    """Raise `ValueError` for sizes that no model has, before somebody asks for the memory, or builds layer after layer."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _refuse_absurd(inner, path, f"{key}.{name}" if key else name)
+    elif isinstance(value, list):
+        for inner in value:
+            _refuse_absurd(inner, path, key)
+    elif type(value) in (int, float):
+        most = MOST_LAYERS if re.search(r"layers|depth|stages|blocks", key.rpartition(".")[2]) else MOST
+        if type(value) is int and not -most <= value <= most:
+            raise ValueError(f"{path}: {key} is {value}; no model has more than {most}")
+        if not math.isfinite(value):
+            raise ValueError(f"{path}: {key} is {value}")
 
 
 def family_made_of(values: Mapping[str, Any]) -> type[Family]:

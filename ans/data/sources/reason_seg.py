@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ans.data import masks
-from ans.data.images import BROKEN_IMAGE, identify, image_size
+from ans.data.images import BROKEN_IMAGE, identify, image_size, read_file
 from ans.data.matching import check_size
 from ans.data.records import QUERY_KINDS, Expression, ImageRecord, Noted, Region, Skipped
 from ans.data.sources.common import clean, field, is_junk, source_folder
@@ -162,7 +162,7 @@ def _points(points: list[Any]) -> np.ndarray:
 
 
 def _parse(path: Path) -> Any:
-    content = path.read_bytes()
+    content = read_file(path)
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
