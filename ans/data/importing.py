@@ -175,8 +175,8 @@ def _from_coco(path: Path, place: Path) -> Iterator[Found | Skipped]:
                 yield Noted(key, "outline of fewer than three points, left out beside sound ones")
             if note := masks.compare_stated(annotation.get("area"), annotation.get("bbox"), counts, height, width):
                 yield Noted(key, note)
-            category = categories.get(annotation.get("category_id"), {})
-            yield _found(name, (width, height), str(category.get("name", "")), counts)
+            category = {"name": ""} | categories.get(annotation.get("category_id"), {})
+            yield _found(name, (width, height), field(category, "name", str), counts)
         except (ValueError, TypeError, AttributeError, FileNotFoundError) as error:
             yield Skipped(key, str(error))
 

@@ -80,11 +80,11 @@ def decode(path: Path, root: Path, runs: Path, workers: int | None = None) -> tu
         key = hashlib.file_digest(file, "sha256").hexdigest()[:12]
     index = read_index(path)
     place = runs / f"decode-{index.source}-{key}"
-    paths = parts.write_parts(
-        _Rows(len(index)), partial(_decode, path, root), place, IMAGES_PER_PART, f"decode {index.source}", "image", workers
-    )
-    found = [Skipped(*item) for part in paths for item in json.loads(part.read_bytes())]
-    shutil.rmtree(place)
+    write = partial(_decode, path, root)
+    with parts.locked(place):
+        paths = parts.write_parts(_Rows(len(index)), write, place, IMAGES_PER_PART, f"decode {index.source}", "image", workers)
+        found = [Skipped(*item) for part in paths for item in json.loads(part.read_bytes())]
+        shutil.rmtree(place)
     return len(index), found
 
 
