@@ -2,12 +2,15 @@
 
 import json
 import os
+import platform
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+
+HOST = re.sub(r"\W+", "-", platform.node()) or "here"
 
 
 @contextmanager
@@ -25,9 +28,10 @@ def replacing(path: Path) -> Iterator[Path]:
 def temporary_name(path: Path) -> Path:
     """A name beside `path`, which ends as it does since a suffix may choose the format, for what this process writes in its place.
 
-    What processes that were killed have left in place of `path` is removed.
+    What processes of this machine that were killed have left in place of `path` is removed; those of others, which may write into the
+    same folder, are not known here.
     """
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary = path.with_name(f".{os.getpid()}-{HOST}.{path.name}")
     for left in (*_left_by_the_dead(str(path.parent)).get(path.name, ()), temporary):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
@@ -41,7 +45,7 @@ def _left_by_the_dead(folder: str) -> dict[str, list[Path]]:
     """Name -> temporary files and folders in its place whose process is gone. Looked up once per process: folders may be large."""
     found: dict[str, list[Path]] = {}
     for name in os.listdir(folder):
-        match = re.fullmatch(r"\.([0-9]{1,10})\.(.+)", name)
+        match = re.fullmatch(rf"\.([0-9]{{1,10}})-{HOST}\.(.+)", name)
         if match and not _lives(int(match[1])):
             found.setdefault(match[2], []).append(Path(folder, name))
     return found

@@ -58,6 +58,8 @@ class Fault:
     short        `number` bytes fewer than the file has are stated and sent
     long         `number` bytes more are stated than come
     excess       more comes than is stated, without an end
+    endless      no length is stated, and the file comes again and again
+    vast         a length of `number` bytes is stated
     other        a file of the same length whose last byte is another
     pointer      git's pointer to a large file
     no ranges    always the whole file
@@ -178,7 +180,8 @@ class _Handler(BaseHTTPRequestHandler):
             stop = min(int(wanted[2]) + 1, stop) if wanted[2] else stop
             values["Content-Range"] = f"bytes {start + number if kind == 'wrong range' else start}-{stop - 1}/{len(data)}"
         body = data[start:stop]
-        self._send_head(status, {**values, "Content-Length": str(len(body) + (number if kind == "long" else 0))})
+        length = str(number if kind == "vast" else len(body) + (number if kind == "long" else 0))
+        self._send_head(status, values if kind == "endless" else {**values, "Content-Length": length})
         if self.command != "HEAD":
             self._send_body(body, kind, number)
 
@@ -189,11 +192,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _send_body(self, body: bytes, kind: str, number: int) -> None:
-        self.close_connection = kind in ("cut", "reset", "stall", "long", "excess")
+        self.close_connection = kind in ("cut", "reset", "stall", "long", "excess", "endless", "vast")
         self.wfile.write(body[:number] if kind in ("cut", "reset", "stall") else body)
         if kind == "stall":
             self.server.owner.closing.wait()
-        while kind == "excess" and not self.server.owner.closing.is_set():
+        while kind in ("excess", "endless") and not self.server.owner.closing.is_set():
             self.wfile.write(body)
         if kind == "reset":  # closed at once, whatever the client has not read yet
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ans.config.schema import TrainSettings
+from ans.data.samples import Evaluated
 from ans.model.adapters import add_lora, select_trained
 from ans.model.segmenter import Features, Segmenter
 from ans.tasks import load as load_task
@@ -41,7 +42,10 @@ class TaskCase:
         """The task with other settings of its own, and of the training."""
         settings = self.config.tasks[name].model_copy(update=changes)
         common: TrainSettings = self.config.train.model_copy(update=dict(train or {}))
-        return load_task(name)(settings, Setting(common, self.model.config, self.model.tokenizer, self.root, self.indexes))
+        evaluated = Evaluated(map(self.indexes, self.config.training_indexes()), self.root)
+        return load_task(name)(
+            settings, Setting(common, self.model.config, self.model.tokenizer, self.root, self.indexes, evaluated)
+        )
 
     def features(self, batch: Batch) -> Features:
         """The features of a batch's images."""

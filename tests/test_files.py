@@ -7,8 +7,11 @@ import sys
 import time
 from pathlib import Path
 
-from ans.files import _left_by_the_dead
+from ans.files import HOST, _left_by_the_dead
 from tests.pipeline import REPOSITORY
+
+OTHER = ".1999999999-other.a.arrow"
+"""Of another machine, where that process may live."""
 
 WRITE = """
 import sys, time
@@ -32,20 +35,20 @@ def write(out: Path, seconds: float) -> "subprocess.Popen[str]":
 
 
 def test_the_next_run_removes_what_a_killed_one_left(tmp_path: Path) -> None:
-    for name in (".a.arrow", ".12.notes.txt", ".x.hf", "a.arrow.bak"):  # a user's own
+    for name in (".a.arrow", ".12.notes.txt", ".x.hf", "a.arrow.bak", OTHER):  # a user's own
         (tmp_path / name).write_text("")
     killed = write(tmp_path, 60)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     living = write(tmp_path, 60)
-    assert {f".{living.pid}.a.arrow", f".{living.pid}.hf"} <= set(os.listdir(tmp_path))
-    assert not {f".{killed.pid}.a.arrow", f".{killed.pid}.hf"} & set(os.listdir(tmp_path))
+    assert {f".{living.pid}-{HOST}.a.arrow", f".{living.pid}-{HOST}.hf"} <= set(os.listdir(tmp_path))
+    assert not {f".{killed.pid}-{HOST}.a.arrow", f".{killed.pid}-{HOST}.hf"} & set(os.listdir(tmp_path))
     write(tmp_path, 0).wait()
-    assert {f".{living.pid}.a.arrow", f".{living.pid}.hf"} <= set(os.listdir(tmp_path)), "its process lives"
+    assert {f".{living.pid}-{HOST}.a.arrow", f".{living.pid}-{HOST}.hf"} <= set(os.listdir(tmp_path)), "its process lives"
     living.kill()
     living.wait()
     write(tmp_path, 0).wait()
-    names = {".a.arrow", ".12.notes.txt", ".x.hf", "a.arrow.bak", "a.arrow", "hf"}
+    names = {OTHER, ".a.arrow", ".12.notes.txt", ".x.hf", "a.arrow.bak", "a.arrow", "hf"}
     assert set(os.listdir(tmp_path)) == names and (tmp_path / "hf/x").read_text() == "half"
 
 

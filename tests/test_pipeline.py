@@ -14,7 +14,7 @@ import yaml
 
 from ans.data.arrow import read_index
 from ans.data.images import open_image
-from ans.data.samples import training_rows
+from ans.data.samples import Evaluated, training_rows
 from ans.formats import shards
 from ans.formats.pth import read_pth
 from ans.model.adapters import add_lora, select_trained
@@ -160,7 +160,7 @@ def test_variants_cost_no_disk_under_dvc(work: Path, one_process, tmp_path: Path
 
 def test_evaluated_images_are_left_out(work: Path) -> None:
     indexes = [read_index(work / "data" / "index" / f"{name}.arrow") for name in pipeline.REFERRING]
-    kept, left_out = training_rows(indexes)
+    kept, left_out = training_rows(indexes, Evaluated(indexes))
     evaluated = {r.path for index in indexes for r in index.records() if {region.split for region in r.regions} - {"train"}}
     assert left_out > 0
     assert not evaluated & {indexes[number].record(row).path for number, row in kept}

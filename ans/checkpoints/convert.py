@@ -26,6 +26,9 @@ from ans.model.keys import COMPUTED, SEG_ROW
 OTHER_SCALES = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "lora_bias")
 """Settings of PEFT under which an adapter is merged otherwise than as alpha / rank * B A."""
 
+LARGEST = 1e6
+"""Of a weight: the square of much larger ones is no number in half precision, and of 1e20 in none."""
+
 _PRECISIONS = {"float32": "F32", "bf16": "BF16"}
 
 
@@ -214,6 +217,10 @@ def convert(settings: Convert, base: Path, out: Path) -> None:
         extremes = tensor.aminmax() if tensor.numel() else ()  # NaN goes through; no mask of the tensor's size in memory
         if not all(torch.isfinite(value) for value in extremes):
             raise ValueError(f"{settings.source}: {name} is not finite; the run that made it diverged, use an earlier checkpoint")
+        if any(abs(value) > LARGEST for value in extremes):
+            raise ValueError(
+                f"{settings.source}: {name} has values beyond {LARGEST:g}, which no trained model has; it is damaged or diverged"
+            )
         return tensor_bytes(tensor.to(DTYPES[target]))
 
     with shards.folder_at_once(out) as folder:

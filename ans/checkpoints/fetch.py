@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from tqdm import tqdm
@@ -38,6 +39,8 @@ TIMEOUT = 60.0
 PAUSE = 1.0
 """Seconds before the second attempt; doubled before each further one."""
 _CHUNK = 1 << 20
+UNSTATED = 1 << 28
+"""Most bytes of a file whose length the server does not state: lists and settings, no weights."""
 
 UNSUPPORTED = {
     "Sa2VA-Qwen3-VL-4B-SAM3": "its masks are those of SAM 3",
@@ -52,6 +55,17 @@ class FetchError(RuntimeError):
 
 class _Interrupted(Exception):
     """A download ended before its end."""
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows what a hub's address needs, to other hosts too since every byte is pinned; urllib would also follow to FTP, and from
+    https to http, where others see and change what is asked for."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        allowed = ("https://",) if req.full_url.startswith("https://") else ("https://", "http://")
+        if not newurl.lower().startswith(allowed):
+            raise FetchError(f"{req.full_url}: leads to {newurl!r:.200}; only {' and '.join(allowed)} are followed from there")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 # Not OSError: a full disk is no reason to try again.
@@ -265,19 +279,27 @@ def _receive(url: str, part: Path) -> tuple[bool, int]:
     """Append what is missing to `part`. Returns whether earlier bytes were kept, and the length. Raises one of `_LOST`."""
     start = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+    with urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT) as response:
         resumed = response.status == 206
         if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             raise _Interrupted(f"asked for bytes from {start}, got {response.headers.get('Content-Range')!r}")
         if not resumed:
             start = 0  # a server without ranges sends the whole file
         announced = response.headers.get("Content-Length")
-        total = start + int(announced) if announced is not None else None
+        total = start + int(announced) if announced is not None and announced.isdigit() else None
+        room = shutil.disk_usage(part.parent).free + start
+        if total is not None and total > room:
+            raise FetchError(f"{url}: has {total} bytes, {part.parent} has room for {room}")
         bar = tqdm(total=total, initial=start, desc=part.stem, unit="B", unit_scale=True, disable=None)
         with open(part, "ab" if resumed else "wb") as file, bar:
             while chunk := response.read(_CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
+                if total is None and file.tell() > UNSTATED:
+                    file.truncate(0)
+                    raise FetchError(
+                        f"{url}: no length is stated, and more than {UNSTATED} bytes come; not the file that was pinned"
+                    )
             length = file.tell()
     if total is not None and length != total:
         raise _Interrupted(f"ended at {length} of {total} bytes")

@@ -1,12 +1,15 @@
 """Captions of regions: `python -m ans describe IMAGE MASK ...`."""
 
 import argparse
+import logging
 from pathlib import Path
 
 import numpy as np
 
 from ans.cli import model
-from ans.data.images import BROKEN_IMAGE, identify
+from ans.data import mask_files
+
+log = logging.getLogger(__name__)
 
 HELP = "captions of regions"
 
@@ -25,19 +28,16 @@ def run(chosen: argparse.Namespace) -> None:
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """(height, width) bool: where the file's pixel is not 0 (in a palette image: not entry 0; in colours: not black).
+    """(height, width) bool: what own data has in such a file (`ans/data/mask_files.py`).
 
-    `size`: (width, height) of the image in pixels. Raises `FileNotFoundError`, or `ValueError` where the file is no image, has
-    another size, or marks nothing.
+    `size`: (width, height) of the image in pixels. Raises `FileNotFoundError`, or `ValueError` where the file is no mask, has another
+    size, or marks nothing.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such mask")
-    try:
-        with identify(path) as file:
-            values = np.asarray(file.convert("RGB") if file.mode in ("RGBA", "LA", "PA", "CMYK") else file)
-    except BROKEN_IMAGE as error:
-        raise ValueError(f"{path}: not a readable image: {error}") from error
-    mask = np.asarray(values.any(2) if values.ndim == 3 else values > 0)
+    mask, notes = mask_files.read_mask(path, str(path))
+    for note in notes:
+        log.info(f"note: {path}: {note}")
     if mask.shape != (size[1], size[0]):
         raise ValueError(
             f"{path}: is {mask.shape[1]} x {mask.shape[0]} pixels, the image {size[0]} x {size[1]}; they must be equal"

@@ -21,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> None:
     """Raises `SystemExit` with status 1 where a line cannot be used."""
     from ans.cli import model
-    from ans.data.validate import advice, contact_sheet, validate
+    from ans.data.validate import advice, contact_sheet, steps_of, validate
 
     if chosen.decode and chosen.folder.is_file():
         _decode(chosen.folder)
@@ -36,6 +36,8 @@ def run(chosen: argparse.Namespace) -> None:
         print(f"{split}: {counts['images']} images, {counts['objects']} objects, {counts['expressions']} expressions")
     for said in advice(found):
         print(f"note: {said}")
+    if said := steps_of(found):
+        print(said)
     print(
         f"{found.images} images, {found.objects} objects, {found.expressions} expressions; "
         f"{len(found.problems)} lines cannot be used"

@@ -124,9 +124,8 @@ class Config:
         return tuple(dict.fromkeys(index_of(split) for split in (*self.evaluate.splits, *self.evaluate.captions)))
 
     def evaluated_alone(self) -> tuple[str, ...]:
-        """The indexes that are evaluated and whose labels are not learnt: training does not leave out their images."""
-        learnt = {index for of in self.tasks.values() for index in of.labelled()}
-        return tuple(name for name in self.evaluation_indexes() if name not in learnt)
+        """The indexes that are evaluated and that training does not read: it does not leave out their images."""
+        return tuple(name for name in self.evaluation_indexes() if name not in self.training_indexes())
 
     def task(self, name: str) -> TaskSettings:
         """The settings of a task, on or off. Reading them imports it."""
@@ -211,7 +210,10 @@ class Config:
         if name not in indexes:
             known = ", ".join(sorted(indexes))
             place = self._place(tuple(path.split(".")))
-            raise ConfigError(f"{place}: no index named {name!r}; there are {known}; a split is <index>_<part>, e.g. refcoco_val")
+            raise ConfigError(
+                f"{place}: no index named {name!r}; there are {known}; a split is <index>_<part>, e.g. refcoco_val, and your own data "
+                "has a name below `own`"
+            )
 
 
 def load(path: str | Path = "params.yaml") -> Config:

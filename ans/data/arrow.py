@@ -93,6 +93,15 @@ class Index:
             counts.append(np.bincount(rows[wanted.to_numpy(zero_copy_only=False)], minlength=batch.num_rows))
         return np.concatenate(counts)
 
+    def photographs(self) -> Iterator[tuple[str, str, frozenset[str]]]:
+        """Path, `content` and the splits of the regions of every row; neither masks nor texts are read."""
+        for batch in batches_of(self._file):
+            splits: list[set[str]] = [set() for _ in range(batch.num_rows)]
+            rows = np.repeat(np.arange(batch.num_rows), sizes(batch)).tolist()
+            for row, split in zip(rows, batch["regions"].flatten().field("split").to_pylist(), strict=True):
+                splits[row].add(split)
+            yield from zip(batch["path"].to_pylist(), batch["content"].to_pylist(), map(frozenset, splits), strict=True)
+
     def splits(self) -> set[str]:
         """The splits that regions belong to."""
         columns = (batch["regions"].flatten().field("split") for batch in batches_of(self._file))

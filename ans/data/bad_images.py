@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from ans.data.mixing import Pool
@@ -12,11 +13,15 @@ T = TypeVar("T")
 
 
 class BadImages:
-    """Those that a process met among the `total` images of a task. More than `limit` (a share) of them end the training."""
+    """Those among the `total` images of a task. More than `limit` (a share) of them end the training.
+
+    With `path`, a file with a line for each, all processes of a run that see this file have one count; without, each has its own.
+    """
 
     def __init__(self, total: int, limit: float) -> None:
         self.total, self.limit = total, limit
         self.seen: set[str] = set()
+        self.path: Path | None = None
 
     def instead(self, pool: Pool, position: int, take: Callable[[int, int], T]) -> T:
         """What `take` makes of the sample at `position`; where that raises, of the one at the same place of the next epoch's order,
@@ -32,9 +37,16 @@ class BadImages:
             position += len(pool)
 
     def _count(self, error: ValueError | FileNotFoundError) -> None:
-        if str(error) in self.seen:
+        said = " ".join(str(error).split())
+        if said in self.seen:
             return
-        self.seen.add(str(error))
+        self.seen.add(said)
+        if self.path is not None:
+            with open(self.path, "a+", encoding="utf-8") as file:  # a short line is appended whole
+                file.write(f"{said}\n")
+                file.flush()
+                file.seek(0)
+                self.seen |= set(file.read().splitlines())
         if len(self.seen) > self.limit * self.total or len(self.seen) >= self.total:
             raise ValueError(
                 f"{error}; {len(self.seen)} of {self.total} images cannot be used, index.max_bad_fraction is {self.limit}"

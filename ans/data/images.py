@@ -7,6 +7,7 @@ video>.mp4::<number>`.
 
 import hashlib
 import os
+import stat
 import struct
 import tokenize
 import unicodedata
@@ -23,6 +24,12 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 SEPARATOR = "::"
+
+MAX_BYTES = 1 << 30
+"""Of an image's file, and of a JSON about one image."""
+
+PNG = b"\x89PNG\r\n\x1a\n"
+"""How a PNG begins."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 """What an image may be. Pillow goes by the content, whatever the name, and knows 40 more: for PostScript it starts Ghostscript."""
@@ -62,12 +69,20 @@ def frame(video: str, number: int) -> str:
 
 
 def below(root: str | Path, path: str) -> Path:
-    """`root`/`path`. Raises `ValueError` for a path that leaves the root, or with a control character (no tool shows those)."""
+    """`root`/`path`. Raises `ValueError` for a path that leaves the root, that has a control character (no tool shows those), or that is
+    longer than any file's."""
     if path.startswith("/") or ".." in path.split("/"):
         raise ValueError(f"{path}: leaves paths.root ({root}); refused")
-    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in path):
-        raise ValueError(f"{path!r}: a path with a control character; refused")
+    if not is_text(path):
+        raise ValueError(f"{ascii(path)}: a path with a control character, or with bytes that are no text; refused")
+    if len(path) > 2000 or any(len(part.encode()) > 255 for part in path.split("/")):
+        raise ValueError(f"{path[:80]}...: a path longer than any file's")
     return Path(root, path)
+
+
+def is_text(name: str) -> bool:
+    """Whether a name has characters alone: no control characters, no line breaks, no bytes that are no text."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
 
 
 def spelled(root: str | Path, path: str) -> str:
@@ -91,12 +106,44 @@ def _form(name: str) -> str:
     return stem + suffix.lower()
 
 
-def identify(file: str | Path | IO[bytes]) -> Image.Image:
+def identify(file: bytes | Path) -> Image.Image:
     """Open an image, its pixels not yet read. Raises one of `BROKEN_IMAGE`, also for any format but `FORMATS`."""
+    data = file if isinstance(file, bytes) else read_file(file)
     try:
-        return Image.open(file, formats=FORMATS)
+        return Image.open(BytesIO(_sound_png(data) if data.startswith(PNG) else data), formats=FORMATS)
     except UnidentifiedImageError:
         raise ValueError(f"cannot identify image file as {', '.join(FORMATS[:-1])} or {FORMATS[-1]}") from None
+
+
+def _sound_png(data: bytes) -> bytes:
+    """A PNG without the parts that its checksums call damaged. Raises `ValueError` where those are the pixels or their colours: Pillow
+    compares the checksums of neither, so a mask with a changed byte would be another mask."""
+    kept, place, damaged = [PNG], len(PNG), False
+    while place < len(data):
+        length = int.from_bytes(data[place : place + 4])
+        chunk = data[place : place + length + 12]
+        sound = len(chunk) == length + 12 and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])
+        kind = chunk[4:8]
+        if not sound and (len(chunk) < length + 12 or kind[:1].isupper() or kind == b"tRNS"):
+            raise ValueError(f"damaged at byte {place}: its checksum is not that of what is there")
+        damaged |= not sound
+        if sound:
+            kept.append(chunk)
+        place += length + 12
+        if kind == b"IEND":
+            break
+    return b"".join(kept) if damaged else data
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file. Raises `FileNotFoundError`, or `ValueError`, which the caller completes with the name, for what is no plain
+    file (a pipe never ends) and for one larger than any image."""
+    state = path.stat()
+    if not stat.S_ISREG(state.st_mode):
+        raise ValueError("not a plain file")
+    if state.st_size > MAX_BYTES:
+        raise ValueError(f"has {state.st_size} bytes, more than any image")
+    return path.read_bytes()
 
 
 def content(data: bytes) -> str:
@@ -120,8 +167,10 @@ def read_bytes(root: str | Path, locator: str) -> bytes:
     path, _, part = locator.partition(SEPARATOR)
     file_path = below(root, path)
     if not part:
-        return file_path.read_bytes()
+        return read_file(file_path)
     offset, size = (int(number) for number in part.split(":"))
+    if size > MAX_BYTES:
+        raise ValueError(f"{file_path}: has a member of {size} bytes, more than any image")
     with open(file_path, "rb") as file:
         file.seek(offset)
         content = file.read(size)
@@ -132,9 +181,11 @@ def read_bytes(root: str | Path, locator: str) -> bytes:
 
 def read_array(path: Path, name: str) -> np.ndarray:
     """The array `name` of an npz; nothing in it is unpickled. Raises `FileNotFoundError`, or `ValueError` naming the file."""
-    with _npz_errors(path), zipfile.ZipFile(path) as archive:
+    with _npz(path) as archive:
         if f"{name}.npy" not in archive.namelist():
             raise ValueError(f"it has no array {name!r}")
+        if archive.getinfo(f"{name}.npy").file_size > MAX_BYTES:
+            raise ValueError(f"array {name} unpacks to more than any image has")
         content = archive.read(f"{name}.npy")  # whole, since its checksum is tested at its end
         _header(BytesIO(content), len(content))
         return np.lib.format.read_array(BytesIO(content), allow_pickle=False)
@@ -143,7 +194,7 @@ def read_array(path: Path, name: str) -> np.ndarray:
 def array_shapes(path: Path, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """Name -> shape of those of `names` that an npz has; their values are not read. Raises as `read_array`."""
     shapes = {}
-    with _npz_errors(path), zipfile.ZipFile(path) as archive:
+    with _npz(path) as archive:
         for name in names:
             if f"{name}.npy" in archive.namelist():
                 with archive.open(f"{name}.npy") as file:
@@ -152,9 +203,12 @@ def array_shapes(path: Path, names: Sequence[str]) -> dict[str, tuple[int, ...]]
 
 
 @contextmanager
-def _npz_errors(path: Path) -> Iterator[None]:
+def _npz(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
-        yield
+        if path.exists() and not path.is_file():
+            raise ValueError("not a plain file")
+        with zipfile.ZipFile(path) as archive:
+            yield archive
     except FileNotFoundError:
         raise
     except BROKEN_NPZ as error:
@@ -187,7 +241,7 @@ def open_image(root: str | Path, locator: str) -> Image.Image:
 
 def decoded(data: bytes) -> Image.Image:
     """The image in a file's bytes, upright and RGB. Raises one of `BROKEN_IMAGE`."""
-    with identify(BytesIO(data)) as image:
+    with identify(data) as image:
         return _to_rgb(upright(image))
 
 
@@ -243,7 +297,7 @@ def _times(path: str, changed: int) -> list[int]:
 
 def image_size(root: str | Path, locator: str) -> tuple[int, int]:
     """(width, height) in pixels of what `open_image` returns for a JPEG or PNG, without decoding it. Raises as `open_image`."""
-    with _image_errors(root, locator), identify(BytesIO(read_bytes(root, locator))) as image:
+    with _image_errors(root, locator), identify(read_bytes(root, locator)) as image:
         width, height = image.size
         return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
 

@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from ans.data import masks
-from ans.data.images import below, content, identify, open_image, spelled
+from ans.data.images import BROKEN_IMAGE, below, content, identify, open_image, read_file, spelled
 from ans.data.mask_files import read_mask
 from ans.data.matching import check_size
 from ans.data.records import Noted, Skipped
@@ -151,7 +151,7 @@ def _name(place: Path, name: str) -> str:
 
 def _from_coco(path: Path, place: Path) -> Iterator[Found | Skipped]:
     try:
-        listing = parse_json(path.read_bytes())
+        listing = parse_json(read_file(path))
         images = by_id(field(listing, "images", list), "images")
         categories = by_id(field({"categories": []} | listing, "categories", list), "categories")
         annotations = by_id(field(listing, "annotations", list), "annotations")
@@ -175,8 +175,8 @@ def _from_coco(path: Path, place: Path) -> Iterator[Found | Skipped]:
                 yield Noted(key, "outline of fewer than three points, left out beside sound ones")
             if note := masks.compare_stated(annotation.get("area"), annotation.get("bbox"), counts, height, width):
                 yield Noted(key, note)
-            category = categories.get(annotation.get("category_id"), {})
-            yield _found(name, (width, height), str(category.get("name", "")), counts)
+            category = {"name": ""} | categories.get(annotation.get("category_id"), {})
+            yield _found(name, (width, height), field(category, "name", str), counts)
         except (ValueError, TypeError, AttributeError, FileNotFoundError) as error:
             yield Skipped(key, str(error))
 
@@ -191,7 +191,7 @@ def _from_labelme(source: Path, place: Path, listings: list[Path]) -> Iterator[F
     for path in listings:
         key = path.relative_to(source).as_posix()
         try:
-            listing = parse_json(path.read_bytes())
+            listing = parse_json(read_file(path))
             shapes = field(listing, "shapes", list)
             stated = field(listing, "imagePath", str)
             beside = posixpath.normpath(posixpath.join(posixpath.dirname(key), stated.replace("\\", "/")))
@@ -236,7 +236,7 @@ def _from_voc(source: Path, place: Path) -> Iterator[Found | Skipped]:
                 raise ValueError("numbers of objects are the values of one channel; this image has colours")
             check_size(key, numbers.shape[::-1], (width, height), name)
             classes = _voc_classes(source / "Annotations" / f"{path.stem}.xml")
-        except (ValueError, OSError, SyntaxError) as error:
+        except BROKEN_IMAGE as error:
             yield Skipped(key, str(error))
             continue
         for number in sorted({*np.unique(numbers).tolist()} - {0, VOID}):

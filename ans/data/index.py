@@ -92,13 +92,15 @@ class Parts:
         self.folder = runs / f"index-{settings['source']}-{key.hexdigest()[:12]}"
 
     def __enter__(self) -> Path:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = parts.locked(self.folder)
+        self._lock.__enter__()
         return self.folder
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         kept = kind is not None and (not issubclass(kind, Exception) or issubclass(kind, BrokenExecutor | OSError))
         if not kept:
             shutil.rmtree(self.folder)
+        self._lock.__exit__(None, None, None)
 
 
 def _write_part(schema: pa.Schema, read_one: Callable[[Any], Iterable[Any]], tasks: Sequence[Any], path: Path) -> None:

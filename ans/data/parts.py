@@ -3,15 +3,22 @@
 A part is the file of `size` tasks in a row. It gets its name when it is whole, so what lies there after a kill is done.
 """
 
+import fcntl
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from ans.files import replacing
 from ans.progress import Progress
+
+log = logging.getLogger(__name__)
+
+LOCK = "lock"
 
 Write = Callable[[Sequence[Any], Path], None]
 """Does some tasks and writes their file. Runs in another process: a function of a module, or a `partial` of one."""
@@ -28,6 +35,28 @@ class Tasks(Protocol):
 def processes() -> int:
     """How many may run at once: the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make `folder`, and keep other processes out of it: two that share `ANS_RUNS` may do the same work, and the first removes the
+    folder when it is done. The other waits for that. A lock of this process alone, which its workers do not inherit, so that a killed
+    one leaves none."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / LOCK, "w", encoding="utf-8") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                log.info(f"{folder}: another process does this; waiting for it")
+                fcntl.lockf(file, fcntl.LOCK_EX)
+            try:
+                there = os.path.samestat(os.fstat(file.fileno()), os.stat(folder / LOCK))
+            except FileNotFoundError:
+                there = False
+            if there:  # else the folder has gone in the meantime
+                yield
+                return
 
 
 def write_parts(

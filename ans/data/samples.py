@@ -1,6 +1,6 @@
 """Which images and regions of the indexes are for training."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,25 +12,69 @@ from ans.data.records import ImageRecord, Region
 TRAIN_SPLIT = "train"
 
 
-def training_rows(indexes: Sequence[Index], root: Path | None = None) -> tuple[list[tuple[int, int]], int]:
-    """(index, row) of every image with training regions, and how many such rows were left out because their image is in an
-    evaluated split (any split but `train`) of one of the indexes. The published sets share COCO's images; a photograph of your own
-    data is known by its content, and with `root` also among published ones (only files of the same size are opened)."""
-    own = {record.content for index in indexes if index.reader == "own" for record in index.records()}
-    sizes = {int(known.partition(":")[0]) for known in own if known}
-    evaluated: set[str] = set()
-    candidates: list[tuple[int, int, set[str]]] = []
+class Evaluated:
+    """The photographs of the evaluated splits of some indexes, any split but `train`. None of them is trained on, by no task.
+
+    A photograph is known by its path, and one of COCO by its name, since each RefCOCO set may have its own folder of them. Below `root`
+    it is also known by its content, under whatever path or in whatever tar: what has as many bytes as an evaluated one is opened.
+    """
+
+    def __init__(self, indexes: Iterable[Index] = (), root: Path | None = None) -> None:
+        self._root = root
+        self._names: set[str] = set()
+        self._contents: set[str] = set()
+        self._unopened: dict[int, list[str]] = {}  # size in bytes -> paths whose content is not known yet
+        for index in indexes:
+            for path, known, splits in index.photographs():
+                if splits - {"", TRAIN_SPLIT}:
+                    self._add(path, known)
+
+    def _add(self, path: str, known: str) -> None:
+        self._names.add(_photograph(path))
+        if known:
+            self._contents.add(known)
+            self._unopened.setdefault(_bytes_of(known), [])
+        elif self._root is not None and (size := byte_size(self._root, path)) is not None:
+            self._unopened.setdefault(size, []).append(path)
+
+    def holds(self, path: str, known: str) -> bool:
+        """Whether the photograph at `path`, with the `content` of its record or "", is one of them."""
+        if _photograph(path) in self._names or known in self._contents:
+            return True
+        if not self._unopened:
+            return False
+        size = _bytes_of(known) if known else byte_size(self._root, path) if self._root is not None else None
+        if size is None or size not in self._unopened:
+            return False
+        self._contents |= {self._content(other) for other in self._unopened[size]} - {""}
+        self._unopened[size] = []
+        return (known or self._content(path)) in self._contents
+
+    def _content(self, path: str) -> str:
+        if self._root is None:
+            return ""
+        try:
+            return content(read_bytes(self._root, path))
+        except (OSError, ValueError):  # is found where it is used
+            return ""
+
+
+def training_rows(indexes: Sequence[Index], evaluated: Evaluated) -> tuple[list[tuple[int, int]], int]:
+    """(index, row) of every image with regions that are taught, and how many such rows were left out because they are evaluated."""
+    kept, left_out = [], 0
     for number, index in enumerate(indexes):
-        for row, record in enumerate(index.records()):
-            known = {_photograph(record.path)} | ({record.content} if record.content else set())
-            if root and sizes and not record.content and byte_size(root, record.path) in sizes:
-                known.add(content(read_bytes(root, record.path)))
-            if {region.split for region in record.regions} - {TRAIN_SPLIT}:
-                evaluated |= known
-            if any(map(is_taught, record.regions)):
-                candidates.append((number, row, known))
-    kept = [(number, row) for number, row, known in candidates if not known & evaluated]
-    return kept, len(candidates) - len(kept)
+        taught = index.region_counts((TRAIN_SPLIT,), described=True) > 0
+        for row, (path, known, _) in enumerate(index.photographs()):
+            if taught[row]:
+                if evaluated.holds(path, known):
+                    left_out += 1
+                else:
+                    kept.append((number, row))
+    return kept, left_out
+
+
+def _bytes_of(known: str) -> int:
+    return int(known.partition(":")[0])
 
 
 def _photograph(path: str) -> str:
@@ -45,14 +89,18 @@ def is_taught(region: Region) -> bool:
 
 
 class Regions:
-    """Regions of one source. One sample is one region with a pixel, and of no evaluated split; if `described`, with a text.
-    `max_samples` keeps the first in the index's order."""
+    """Regions of one source. One sample is one region with a pixel, of no evaluated split and on no evaluated photograph; if
+    `described`, with a text. `max_samples` keeps the first in the index's order. `left_out`: images that are evaluated."""
 
     SPLITS = ("", TRAIN_SPLIT)
 
-    def __init__(self, name: str, index: Index, max_samples: int | None, described: bool = False) -> None:
+    def __init__(self, name: str, index: Index, evaluated: Evaluated, max_samples: int | None, described: bool = False) -> None:
         self.name, self.index, self.described = name, index, described
-        self.ends = np.cumsum(index.region_counts(self.SPLITS, described))
+        counts = index.region_counts(self.SPLITS, described)
+        held = [bool(n) and evaluated.holds(path, known) for n, (path, known, _) in zip(counts, index.photographs(), strict=True)]
+        self.left_out = sum(held)
+        counts[held] = 0
+        self.ends = np.cumsum(counts)
         self.count = min(int(self.ends[-1]) if len(self.ends) else 0, max_samples or int(1e18))
 
     def sample(self, i: int) -> tuple[ImageRecord, Region]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ans.config.schema import TrainSettings
 from ans.data import parts
 from ans.data.arrow import read_index
 from ans.data.images import open_image
@@ -79,11 +80,11 @@ def decode(path: Path, root: Path, runs: Path, workers: int | None = None) -> tu
         key = hashlib.file_digest(file, "sha256").hexdigest()[:12]
     index = read_index(path)
     place = runs / f"decode-{index.source}-{key}"
-    paths = parts.write_parts(
-        _Rows(len(index)), partial(_decode, path, root), place, IMAGES_PER_PART, f"decode {index.source}", "image", workers
-    )
-    found = [Skipped(*item) for part in paths for item in json.loads(part.read_bytes())]
-    shutil.rmtree(place)
+    write = partial(_decode, path, root)
+    with parts.locked(place):
+        paths = parts.write_parts(_Rows(len(index)), write, place, IMAGES_PER_PART, f"decode {index.source}", "image", workers)
+        found = [Skipped(*item) for part in paths for item in json.loads(part.read_bytes())]
+        shutil.rmtree(place)
     return len(index), found
 
 
@@ -117,6 +118,23 @@ def contact_sheet(found: Validated, root: Path) -> Image.Image:
             (x + 2, y + TILE), f"{region.region_id}: {text}"[:38].encode("latin-1", "replace").decode("latin-1"), fill="black"
         )
     return sheet
+
+
+PASSES = 10
+"""Over the images, by the preset `own`."""
+
+
+def steps_of(found: Validated) -> str:
+    """How many steps the preset `own` makes of what there is to learn from; "" where there is nothing."""
+    images = found.splits.get(TRAIN_SPLIT, Counter())["images"] if found.splits.get(TRAIN_SPLIT, Counter())["expressions"] else 0
+    if not images:
+        return ""
+    train = TrainSettings()
+    steps = train.epoch_steps(images, processes=1)
+    return (
+        f"to learn from: {images} images; a pass over them is {steps} steps of {train.effective_batch(1)} images on one GPU, and "
+        f"preset own makes {PASSES} passes, {PASSES * steps} steps (train.epochs)"
+    )
 
 
 def advice(found: Validated) -> list[str]:

@@ -4,12 +4,15 @@ Each family and each decoder says by itself whether a file is its own; nothing e
 """
 
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PretrainedConfig
 
 from ans.model import decoders as decoder_files
@@ -19,6 +22,12 @@ from ans.model.family import Family
 from ans.model.keys import SEG_LAYERS, Keys
 from ans.model.plugs import modules
 from ans.model.prompts import Template
+
+MOST, MOST_LAYERS = 2**31, 1000
+"""Largest whole numbers that a `config.json` may have, as a size and as a number of layers."""
+
+WRONG = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError)
+"""What transformers raises on values that no model has."""
 
 
 def families() -> dict[str, type[Family]]:
@@ -53,13 +62,17 @@ class ModelConfig:
         """Whether it was taught region prompts: the family's releases were, or `config.json` says it (`regions`)."""
         return self.values.get("regions", self.family.regions)
 
+    @property
+    def region_tokens(self) -> bool:
+        """Whether it has the tokens of a region prompt, taught or not."""
+        return self.template.region_start in self.family.new_tokens
+
     def ask_for_regions(self, where: str, otherwise: str = "") -> None:
         """Raise `ValueError` for a model that was not taught regions, naming what asks for them and what to do; `otherwise`: what to
         do else."""
         if not self.regions:
-            known = self.template.region_start in self.family.new_tokens
             way = "train it on captions of regions first (docs/real-runs.md, Regions on Qwen-VL)"
-            advice = f"; {way}" if known else ", and has no tokens for them"
+            advice = f"; {way}" if self.region_tokens else ", and has no tokens for them"
             raise ValueError(f"{where}: {self.family.name} was not trained to describe regions{advice}{otherwise}")
 
     @cached_property
@@ -81,8 +94,8 @@ class ModelConfig:
             return cls.from_dict(values)
         except KeyError as error:
             raise ValueError(f"{path}: key {error} is missing") from error
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}: {error}") from error
+        except (*WRONG, StrictDataclassError) as error:
+            raise ValueError(f"{path}: {' '.join(str(error).split()) or type(error).__name__}") from error
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
@@ -102,11 +115,28 @@ def read_values(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path}: no such file; a model folder in Hugging Face layout has a config.json")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: must hold a JSON object")
+    _refuse_absurd(values, path, "")
     return values
+
+
+def _refuse_absurd(value: Any, path: Path, key: str) -> None:
+    """Raise `ValueError` for sizes that no model has, before somebody asks for the memory, or builds layer after layer."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _refuse_absurd(inner, path, f"{key}.{name}" if key else name)
+    elif isinstance(value, list):
+        for inner in value:
+            _refuse_absurd(inner, path, key)
+    elif type(value) in (int, float):
+        most = MOST_LAYERS if re.search(r"layers|depth|stages|blocks", key.rpartition(".")[2]) else MOST
+        if type(value) is int and not -most <= value <= most:
+            raise ValueError(f"{path}: {key} is {value}; no model has more than {most}")
+        if not math.isfinite(value):
+            raise ValueError(f"{path}: {key} is {value}")
 
 
 def family_made_of(values: Mapping[str, Any]) -> type[Family]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ans.formats import shards
 from ans.formats.pth import DTYPES, tensor_bytes
 from ans.groups import SHARDS, Part
-from ans.model.config import ModelConfig
+from ans.model.config import WRONG, ModelConfig
 from ans.model.four_bit import hold_in_four_bits
 from ans.model.modules import SegmenterModules
 from ans.model.tokens import load_tokenizer, save_tokenizer
@@ -25,9 +25,12 @@ def load(
 ) -> M:
     """See `Segmenter.from_pretrained`."""
     tokenizer = load_tokenizer(folder, config.language)
-    with torch.device("meta"):  # no time or memory for random weights that the file replaces
-        vlm = config.family.build()
-    model = kind(config, tokenizer, vlm)
+    try:
+        with torch.device("meta"):  # no time or memory for random weights that the file replaces
+            vlm = config.family.build()
+        model = kind(config, tokenizer, vlm)
+    except (*WRONG, AssertionError, MemoryError) as error:
+        raise ValueError(f"{folder / 'config.json'}: no model can be built of it: {error or type(error).__name__}") from error
     files = read_tensors(folder)
     for name, same in config.tied.items():
         if same in files:
@@ -79,6 +82,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"{folder}: no *.safetensors file in this model folder")
     state: dict[str, Tensor] = {}
     for path in files:
+        shards.header(path)  # the library's own errors do not name the file
         with safe_open(path, framework="pt") as file:
             for key in file.keys():
                 if key in state:

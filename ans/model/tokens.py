@@ -17,13 +17,17 @@ def load_tokenizer(folder: Path, language: PretrainedConfig) -> PreTrainedTokeni
 
     `AutoTokenizer` would rebuild a `tokenizer.json` by the rules of the language model's own class, and split words otherwise.
     """
-    if (folder / "tokenizer.json").is_file():
-        return PreTrainedTokenizerFast.from_pretrained(folder)
-    if _class_named(folder).startswith("InternLM2"):
-        return internlm2_tokenizer(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder, config=language)
-    assert tokenizer is not None
-    return tokenizer
+    named = _class_named(folder)
+    try:
+        if (folder / "tokenizer.json").is_file():
+            return PreTrainedTokenizerFast.from_pretrained(folder)
+        if named.startswith("InternLM2"):
+            return internlm2_tokenizer(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=language)
+        assert tokenizer is not None
+        return tokenizer
+    except Exception as error:  # the files drive other libraries here, which raise whatever they like
+        raise ValueError(f"{folder}: its tokenizer.json, tokenizer_config.json or vocabulary cannot be used: {error}") from error
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -51,7 +55,15 @@ def for_older_versions(folder: Path) -> None:
 def _class_named(folder: Path) -> str:
     """The class that a folder says its tokenizer has."""
     path = folder / "tokenizer_config.json"
-    return json.loads(path.read_text(encoding="utf-8")).get("tokenizer_class") or "" if path.is_file() else ""
+    if not path.is_file():
+        return ""
+    try:
+        named = json.loads(path.read_text(encoding="utf-8")).get("tokenizer_class") or ""
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path}: not a tokenizer's settings: {error}") from error
+    if not isinstance(named, str):
+        raise ValueError(f"{path}: tokenizer_class is {named!r:.80}, expected a text")
+    return named
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int:

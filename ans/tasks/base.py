@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
@@ -16,6 +16,7 @@ from ans.config.tasks import TaskSettings
 from ans.data.arrow import Index
 from ans.data.bad_images import BadImages
 from ans.data.mixing import keyed_rng
+from ans.data.samples import Evaluated
 from ans.model import prompts
 from ans.model.config import ModelConfig
 from ans.model.segmenter import Features, Segmenter
@@ -34,13 +35,15 @@ class Panel:
 
 @dataclass(frozen=True)
 class Setting:
-    """What every task is given: the settings of the training, the model's sizes and words, and where the data lies."""
+    """What every task is given: the settings of the training, the model's sizes and words, where the data lies, and which photographs
+    are evaluated, so that no task learns from them."""
 
     train: TrainSettings
     model: ModelConfig
     tokenizer: PreTrainedTokenizerBase
     root: Path
     open_index: Callable[[str], Index]
+    evaluated: Evaluated = field(default_factory=Evaluated)
     max_bad_fraction: float = 0.0
 
     @property
@@ -147,6 +150,8 @@ class Task(ABC, Generic[S, B]):
     left_out = 0
     """Images left out because an evaluated split has them."""
 
+    _bad: BadImages | None = None
+
     def __init__(self, settings: S, setting: Setting) -> None:
         self.settings, self.setting = settings, setting
 
@@ -159,8 +164,14 @@ class Task(ABC, Generic[S, B]):
         """Samples of an epoch."""
 
     def bad_images(self, total: int) -> BadImages:
-        """A count of the images, of `total`, that cannot be opened. Kept per process: each sees its own share of the images."""
-        return BadImages(total, self.setting.max_bad_fraction)
+        """A count of the images, of `total`, that cannot be opened."""
+        self._bad = BadImages(total, self.setting.max_bad_fraction)
+        return self._bad
+
+    def count_bad_images_in(self, path: Path) -> None:
+        """Keep that count in a file, so that all processes and their workers have one."""
+        if self._bad is not None:
+            self._bad.path = path
 
     @abstractmethod
     def batch(self, positions: range) -> B:

@@ -75,10 +75,13 @@ class Task(base.Task[Settings, Batch]):
 
     def __init__(self, settings: Settings, setting: Setting) -> None:
         super().__init__(settings, setting)
-        if not setting.model.family.regions:
+        if not setting.model.region_tokens:
             name = setting.model.family.name
             raise ValueError(f"train.captioning: {name} has no tokens for regions; set train.captioning.enabled=false")
-        self.sources = [Regions(name, setting.open_index(name), None, described=True) for name in settings.sources]
+        self.sources = [
+            Regions(name, setting.open_index(name), setting.evaluated, None, described=True) for name in settings.sources
+        ]
+        self.left_out = sum(of.left_out for of in self.sources)
         name = f"train.captioning.sources: {', '.join(settings.sources)}"
         self.bad = self.bad_images(sum(len(of.index) for of in self.sources))
         self.pool = Pool([of.count for of in self.sources], [1.0] * len(self.sources), setting.train.seed, self.stream, name)

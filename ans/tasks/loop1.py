@@ -165,7 +165,10 @@ class Task(base.Task[Settings, Batch]):
     def __init__(self, settings: Settings, setting: Setting) -> None:
         super().__init__(settings, setting)
         setting.model.ask_for_regions("train.loop1", "; else set train.loop1.enabled=false")
-        self.sources = [Regions(name, setting.open_index(name), of.max_samples) for name, of in settings.sources.items()]
+        self.sources = [
+            Regions(name, setting.open_index(name), setting.evaluated, of.max_samples) for name, of in settings.sources.items()
+        ]
+        self.left_out = sum(of.left_out for of in self.sources)
         counts, repeats = [of.count for of in self.sources], [of.repeats for of in settings.sources.values()]
         name = f"train.loop1.sources: {', '.join(settings.sources)}"
         self.bad = self.bad_images(sum(len(of.index) for of in self.sources))

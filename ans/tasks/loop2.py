@@ -78,7 +78,9 @@ class Task(base.Task[Settings, Batch]):
     def __init__(self, settings: Settings, setting: Setting) -> None:
         super().__init__(settings, setting)
         setting.model.ask_for_regions("train.loop2", "; else set train.loop2.enabled=false")
-        self.source = Regions(settings.source, setting.open_index(settings.source), settings.max_samples, described=True)
+        index = setting.open_index(settings.source)
+        self.source = Regions(settings.source, index, setting.evaluated, settings.max_samples, described=True)
+        self.left_out = self.source.left_out
         name = f"train.loop2.source: {settings.source}"
         self.bad = self.bad_images(len(self.source.index))
         self.pool = Pool([self.source.count], [1.0], setting.train.seed, self.stream, name)

@@ -63,7 +63,7 @@ class Task(base.Task[Settings, Batch]):
     def __init__(self, settings: Settings, setting: Setting) -> None:
         super().__init__(settings, setting)
         self.indexes = [setting.open_index(name) for name in settings.sources]
-        rows, self.left_out = training_rows(self.indexes, setting.root)
+        rows, self.left_out = training_rows(self.indexes, setting.evaluated)
         self.rows = rows[: settings.max_images]
         if not self.rows:
             raise ValueError(

@@ -105,6 +105,8 @@ class Run:
         )  # fmt: skip
         base = setup.base_checksum(workspace, self.accelerator)
         self.state = setup.resume_folder(config, workspace, base, self.accelerator)
+        for name, task in self.tasks.items():
+            task.count_bad_images_in(self.state.bad_images(name))
         self.manifest = manifests.describe(config, self.model, self.trained, self.tasks, self.steps, base, processes)
         batch = settings.effective_batch(processes)
         self.progress = Progress(self.steps, "train", "step", quiet=not first, holds=(batch, "images"))
@@ -162,8 +164,8 @@ class Run:
             log.info("\n".join(["this run begins anew; unfinished runs that are like it:", *similar]))
         if unseen := self.config.evaluated_alone():
             log.info(
-                f"note: {', '.join(unseen)} will be evaluated, and training does not leave its images out; where they may be among "
-                "those learnt from, name it in train.referring.sources too"
+                f"note: {', '.join(unseen)} will be evaluated, and training does not leave its photographs out; where they "
+                "may be among those learnt from, name it in train.referring.sources too"
             )
 
     def refuse_other_settings(self) -> None:
@@ -208,5 +210,11 @@ class Run:
         write_json(out / "examples.json", self.examples.kept)
         self.curves.finish()
         self.sinks.finish()
+        for name in self.tasks:
+            if self.state.bad_images(name).is_file():
+                skipped = set(self.state.bad_images(name).read_text(encoding="utf-8").splitlines())
+                log.warning(
+                    f"{name}: {len(skipped)} images could not be used and were skipped:\n" + "\n".join(sorted(skipped)[:20])
+                )
         write_json(self.workspace.training / "history.json", self.validation.history if self.validation is not None else [])
         self.state.remove()

@@ -15,6 +15,7 @@ from ans.config.schema import TrainSettings
 from ans.config.sections import task_names
 from ans.data.arrow import Index, read_index
 from ans.data.readers import check_listing
+from ans.data.samples import Evaluated
 from ans.formats import shards
 from ans.model.adapters import add_lora, add_seg_row, group_of_parameter, select_trained
 from ans.model.feature_cache import FeatureCache
@@ -69,7 +70,8 @@ def load_tasks(config: Config, workspace: Workspace, model: Segmenter, first_pro
     date; the first process alone looks, since of a large set that takes long, and each would look at the same disk."""
     root = Path(config.paths.root)
     indexes = Indexes(workspace, root if first_process else None)
-    setting = Setting(config.train, model.config, model.tokenizer, root, indexes, config.index.max_bad_fraction)
+    evaluated = Evaluated(map(indexes, config.training_indexes()), root)
+    setting = Setting(config.train, model.config, model.tokenizer, root, indexes, evaluated, config.index.max_bad_fraction)
     tasks = {name: load_task(name)(settings, setting) for name, settings in config.tasks.items()}
     return dict(sorted(tasks.items(), key=lambda item: item[1].stream))
 

@@ -27,6 +27,7 @@ from ans.progress import duration
 
 STATE = "state.pt"
 DESCRIPTION = "run.json"
+BAD_IMAGES = "bad_images_"
 WRITER = "state"
 """Name of the thread that writes."""
 
@@ -77,7 +78,13 @@ class ResumeFolder:
             raise ResumeError(f"{self.folder}: this run is locked by another process; wait for it or stop it") from error
         for half_written in self.folder.glob(f".*.{STATE}"):  # by one that was killed
             half_written.unlink()
+        for counted in self.folder.glob(f"{BAD_IMAGES}*"):  # whoever starts it again may have mended them
+            counted.unlink()
         write_json(self.folder / DESCRIPTION, self.description)
+
+    def bad_images(self, task: str) -> Path:
+        """Where all processes write down the images that a task could not use."""
+        return self.folder / f"{BAD_IMAGES}{task}"
 
     def load(self) -> dict[str, Any] | None:
         """The last state, on the CPU, or None. Raises `ResumeError` when it was begun under other conditions."""

@@ -48,6 +48,15 @@ SANE = {
         "damaged": (40, 40),
         "unnamed": (0, 0),
     },
+    "damage": {
+        "damaged": (2000, 2000),
+        "kept": (100, 1000),
+        "said": (10, 500),
+        "refused": (1000, 1900),
+        "tracebacks": (0, 0),
+        "unnamed": (0, 0),
+        "changed": (0, 0),
+    },
     "loader": {"over_bare": (0.1, 10)},
     "convert": {
         "anon_over_largest_shard": (0, 100),

@@ -242,6 +242,10 @@ Q = PTH_LLM + "model.layers.0.self_attn.q_proj"
         (lambda s: s | {"mlp1.0.bias": torch.zeros(192)}, r"mlp1\.0\.bias is there under two names"),
         (lambda s: s | {"text_hidden_fcs.0.bias": torch.full((64,), torch.nan)}, r"text_hidden_fcs\.0\.bias is not finite"),
         (
+            lambda s: s | {"text_hidden_fcs.0.bias": torch.full((64,), -1e38)},
+            r"text_hidden_fcs\.0\.bias has values beyond 1e\+06",
+        ),
+        (
             lambda s: s | {f"{Q}.lora_A.default.weight": torch.zeros(3, 64)},
             r"LoRA of language_model\..* is \(3, 64\) and \(64, 4\)",
         ),
@@ -439,6 +443,10 @@ def test_a_checkpoint_is_whole_and_checked(tmp_path: Path) -> None:
     data = path.read_bytes()
     where = data.index(state["text_hidden_fcs.0.bias"].numpy().tobytes())
     path.write_bytes(data[:where] + bytes([data[where] ^ 1]) + data[where + 1 :])
+    with pytest.raises(ValueError, match=r"last\.pth: damaged, .*CRC"):
+        read_pth(path)
+    content["state_dict"]["text_hidden_fcs.0.bias"][0] += 1
+    torch.save(content, path)
     with pytest.raises(ValueError, match=r"last\.pth: its tensors do not have the sha256"):
         read_pth(path)
 

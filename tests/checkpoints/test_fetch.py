@@ -1,6 +1,7 @@
 """Every source of base weights, against a local server that misbehaves in the ways that servers do."""
 
 import json
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -264,6 +265,41 @@ def test_failures_are_bounded_and_named(
         fetch(weights_at(server), tmp_path / "base")
     assert len(server.asked(FILE)) == attempts
     assert not (tmp_path / "base").exists()
+
+
+def test_a_body_without_an_end_is_bounded(tmp_path: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "UNSTATED", 1 << 20)
+    server.fail(FILE, "endless")
+    with pytest.raises(FetchError, match="model-a.safetensors: no length is stated, and more than 1048576 bytes"):
+        fetch(weights_at(server), tmp_path / "base")
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*.part")) == 0
+    server.heal()
+    server.fail(FILE, "vast", 10**18)
+    with pytest.raises(FetchError, match="model-a.safetensors: has 1000000000000000000 bytes, .* has room for"):
+        fetch(weights_at(server), tmp_path / "base")
+
+
+@pytest.mark.parametrize(
+    "to", ("file:///etc/passwd", "ftp://127.0.0.1/x", "data:text/plain,x", "gopher://x", "/m/model-b.safetensors")
+)
+def test_redirects_lead_to_no_other_scheme(tmp_path: Path, server: FileServer, to: str) -> None:
+    server.fail(FILE, "status", 302, headers={"Location": to})
+    with pytest.raises(FetchError, match=r"model-a.safetensors: (leads to '|expected sha256|.*is not allowed)"):
+        fetch(weights_at(server), tmp_path / "base")
+    assert not (tmp_path / "base").exists()
+
+
+def test_redirects_to_another_host_are_followed_and_never_out_of_https(tmp_path: Path, server: FileServer) -> None:
+    """As the hub leads to its CDN: what comes from there is pinned all the same."""
+    with FileServer({"/other": CONTENT}) as other:
+        server.fail(FILE, "status", 302, headers={"Location": f"{other.url}/other"})
+        fetch(weights_at(server), tmp_path / "base")
+    assert files_of(tmp_path / "base") == MODEL
+    follow = module._Redirects().redirect_request
+    asked = urllib.request.Request("https://a.test/x")
+    assert follow(asked, None, 302, "", {}, "https://b.test/y").full_url == "https://b.test/y"
+    with pytest.raises(FetchError, match=r"https://a.test/x: leads to 'http://b.test/y'"):
+        follow(asked, None, 302, "", {}, "http://b.test/y")
 
 
 def test_the_next_call_goes_on_from_what_the_last_one_kept(tmp_path: Path, server: FileServer) -> None:

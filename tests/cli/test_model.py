@@ -87,19 +87,23 @@ def test_paint_colours_only_the_masks() -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "I;16"])
 def test_masks_of_every_kind_of_file(mode: str, tmp_path: Path) -> None:
-    """Not 0 is inside, whatever its value; in a palette that is the entry, also where its colour is black."""
+    """Not black is inside, whatever its value."""
     mask = np.zeros((6, 8), bool)
     mask[1:4, 2:5] = True
     values = mask.astype(np.uint8)
     if mode == "P":
         picture = Image.fromarray(values, "P")
-        picture.putpalette([0, 0, 0, 0, 0, 0])
+        picture.putpalette([0, 0, 0, 9, 0, 0])
     elif mode == "I;16":
         picture = Image.fromarray(values.astype(np.uint16))
     else:
         picture = Image.fromarray(255 * values).convert(mode)
     picture.save(tmp_path / "mask.png")
     assert np.array_equal(read_mask(tmp_path / "mask.png", (8, 6)), mask)
+    if mode == "RGB":
+        picture.save(tmp_path / "mask.jpg")
+        with pytest.raises(ValueError, match=r"mask\.jpg is a JPEG"):
+            read_mask(tmp_path / "mask.jpg", (8, 6))
 
 
 @pytest.mark.parametrize(

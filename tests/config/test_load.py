@@ -19,19 +19,19 @@ INTERNVL3 = tuple(f"sa2va-internvl3-{size}" for size in ("2b", "8b", "14b"))
 QWEN_VL = ("sa2va-qwen2_5-vl-3b", "sa2va-qwen2_5-vl-7b", "sa2va-qwen3-vl-2b", "sa2va-qwen3-vl-4b", "sa2va-qwen3-vl-8b")
 ORIGINAL = ("sa2va-1b-original", "sa2va-4b-original")
 SA2VA = tuple(f"sa2va-{size}" for size in ("1b", "4b", "8b", "26b", "4b-sft"))
-PRESETS = ("tiny", *SA2VA, *ORIGINAL, *INTERNVL3, *QWEN_VL, "lisa-tiny", "lisa-7b")
-LABELS_ALONE = (*QWEN_VL, "lisa-tiny", "lisa-7b", "sa2va-4b-sft")
+PRESETS = ("tiny", "own", *SA2VA, *ORIGINAL, *INTERNVL3, *QWEN_VL, "lisa-tiny", "lisa-7b")
+LABELS_ALONE = ("own", *QWEN_VL, "lisa-tiny", "lisa-7b", "sa2va-4b-sft")
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_committed_presets_are_valid(config: Config, preset: str) -> None:
-    chosen = config.changed({"preset": preset})
+    chosen = config.changed({"preset": preset, "own": {"mine": {"folder": "kitchen"}}})
     assert chosen.tasks and chosen.training_indexes() and chosen.variants["base"] == ()
     if preset.startswith("sa2va"):
         assert chosen.train.effective_batch(processes=8) == (256 if preset in ORIGINAL else 64)
         assert chosen.train.lora.scale() == 2.0
     assert set(chosen.tasks) == ({"referring"} if preset in LABELS_ALONE else {"referring", "loop1", "loop2"})
-    assert bool(chosen.evaluate.captions) == (preset not in LABELS_ALONE or preset == "sa2va-4b-sft")
+    assert bool(chosen.evaluate.captions) == (preset not in LABELS_ALONE or preset in ("own", "sa2va-4b-sft"))
 
 
 def test_there_are_no_other_presets(values: dict[str, Any]) -> None:
@@ -77,7 +77,7 @@ def test_there_are_no_other_presets(values: dict[str, Any]) -> None:
         (
             "preset",
             "huge",
-            "preset: no preset named 'huge'; there are lisa-7b, lisa-tiny, sa2va-1b, sa2va-1b-original, sa2va-26b, ",
+            "preset: no preset named 'huge'; there are lisa-7b, lisa-tiny, own, sa2va-1b, sa2va-1b-original, sa2va-26b, ",
         ),
         ("preset", ["tiny"], "preset: no preset named ['tiny']"),
         ("variants.full", ["lora", "nothing"], "variants.full.1: expected"),
@@ -286,6 +286,9 @@ def test_a_folder_that_dvc_would_look_for_elsewhere_is_refused(folder: str) -> N
         ("a: &x [1]\nb: 1", "line 1: an anchor"),
         ("a: 1\nb: *x", "line 2: an anchor or alias"),
         ("[" * 100_000, "nested more than 30 deep"),
+        ("a: 1\nb: {c: 1, c: 2}", 'not YAML: (?s:.*)duplicate key "c"'),
+        ("a: {b: 1}\n<<: {b: 2}", "unknown key"),
+        ("a: 1\na: 1", "duplicate key"),
         ("a: 2024-13-45", "not YAML: month"),
         ("a: " + "9" * 5000, "not YAML: "),
     ],

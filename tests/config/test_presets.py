@@ -1,14 +1,20 @@
 """What the presets of Sa2VA-4B train: the figures of the original runs, and the table that compares the presets."""
 
 import re
+import shlex
+import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from dvc.utils.hydra import apply_overrides
 
-from ans.config import Config
+from ans.config import Config, ConfigError, load
 from ans.config.load import BY_PRESET
 from ans.config.sections import task_names
+from ans.data.validate import PASSES, Validated, steps_of
+from tests.config.conftest import PARAMS
 
 PAGE = Path(__file__).parents[2] / "docs" / "real-runs.md"
 COMPARED = ("tiny", "sa2va-4b", "sa2va-4b-original", "sa2va-4b-sft")
@@ -143,3 +149,28 @@ def test_the_page_has_what_differs(config: Config) -> None:
     paths = {path for of in settings for path in of if not path.startswith("weights.")}
     different = {path for path in paths if len({repr(of.get(path)) for of in settings}) > 1}
     assert rows == {path: [shown(of[path]) for of in settings] for path in different}
+
+
+def test_own_data_takes_three_settings(tmp_path: Path, config: Config) -> None:
+    """As docs/your-data.md has them, by DVC's own writer; nothing published is read then. And what the validator says of steps is so."""
+    page = (PAGE.parent / "your-data.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^dvc exp run .*preset=own.*$", page, re.MULTILINE)
+    shutil.copy(PARAMS, tmp_path / "params.yaml")
+    words = shlex.split(command)
+    changes = [words[place + 1] for place, word in enumerate(words) if word == "-S"]
+    apply_overrides(tmp_path / "params.yaml", changes)
+    chosen = load(tmp_path / "params.yaml")
+    assert chosen.preset == "own" and chosen.own["mine"].folder == "my_kitchen" and chosen.paths.root == "/data"
+    assert chosen.training_indexes() == chosen.evaluation_indexes() == ("mine",) and chosen.evaluated_alone() == ()
+    looped = chosen.changed({"train.loop1.enabled": True, "train.epochs": "none", "train.steps": 50})
+    assert list(looped.tasks) == ["loop1", "referring"] and looped.training_indexes() == ("mine",)
+    assert chosen.train.epochs == PASSES
+    with pytest.raises(ConfigError, match=r"presets\.own\.evaluate\.splits: no index named 'mine'.* `own`"):
+        config.changed({"preset": "own"})
+
+
+def test_steps_follow_from_the_images() -> None:
+    splits = {"train": Counter(images=20, objects=30, expressions=40), "val": Counter(images=4, objects=4, expressions=4)}
+    said = steps_of(Validated([], [], 24, 34, 44, splits, []))
+    assert "20 images" in said and "3 steps of 8 images" in said and "10 passes, 30 steps" in said
+    assert steps_of(Validated([], [], 4, 4, 4, {"val": splits["val"]}, [])) == ""

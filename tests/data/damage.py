@@ -61,8 +61,11 @@ def _read_sa1b(root: Path) -> Iterator[ImageRecord | Skipped]:
         changes = {"paths": {"root": str(root)}, "index": {"max_bad_fraction": 1.0}, "subset_sa1b": {"images": images}}
         return config.Config(VALUES | {name: VALUES[name] | change for name, change in changes.items()})
 
-    images = index.build("sa1b", settings(1), workspace, workers=1)["images"]
-    subset_sa1b(settings(images), workspace, workers=1)
+    listed = index.build("sa1b", settings(1), workspace, workers=1)
+    images = listed["images"]
+    yield from (Skipped(one["examples"][0], reason) for reason, one in listed["skipped"].items())
+    report = subset_sa1b(settings(images), workspace, workers=1)
+    yield from (Skipped(one["examples"][0], reason) for reason, one in report["skipped"].items())
     yield from arrow.read_index(workspace.index("sa1b_subset")).records()
 
 

@@ -1,5 +1,8 @@
 """An image that cannot be opened costs a training one sample, not its end; many end it by name."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from ans.data.bad_images import BadImages
@@ -39,3 +42,20 @@ def test_too_many_end_it_by_name(caplog: pytest.LogCaptureFixture) -> None:
 def test_none_ends_without_a_sound_one() -> None:
     with pytest.raises(ValueError, match="1 of 1 images"):
         BadImages(1, 0.5).instead(Pool([1], [1.0], 5, 0, "some"), 0, lambda *_: take(0, 3))
+
+
+def test_processes_have_one_count(tmp_path: Path) -> None:
+    """Two that see one bad image each, where one in a hundred is allowed: by itself neither would end."""
+    two = [BadImages(100, 0.01) for _ in range(2)]
+    pools = [Pool([100], [1.0], 5, 0, "some"), Pool([100], [1.0], 5, 0, "some")]
+    for bad in two:
+        bad.path = tmp_path / "bad"
+
+    def only(mine: int) -> Callable[[int, int], int]:
+        return lambda _, sample: take(0, sample) if sample == mine else sample
+
+    places = [next(position for position in range(100) if pools[0].at(position)[1] == sample) for sample in (3, 7)]
+    two[0].instead(pools[0], places[0], only(3))
+    with pytest.raises(ValueError, match=r"7\.jpg: .*; 2 of 100 images cannot be used"):
+        two[1].instead(pools[1], places[1], only(7))
+    assert (tmp_path / "bad").read_text().splitlines() == [f"{n}.jpg: not a readable image" for n in (3, 7)]

@@ -14,7 +14,7 @@ from ans.data import index, masks
 from ans.data.arrow import read_index
 from ans.data.images import read_frame
 from ans.data.records import ImageRecord, Noted, Skipped
-from ans.data.samples import training_rows
+from ans.data.samples import Evaluated, Regions, training_rows
 from ans.data.sources import open_images, own, reason_seg, refcoco
 from ans.data.sources.common import read
 from ans.data.subset_sa1b import subset_sa1b
@@ -92,7 +92,9 @@ def test_one_photograph_under_two_paths_is_not_trained_on(tmp_path: Path) -> Non
     workspace = Workspace(tmp_path)
     report = index.build("kitchen", settings(CASES / "one_image_two_paths"), workspace)
     assert report["images"] == 2 and report["skipped"] == {}
-    assert training_rows([read_index(workspace.index("kitchen"))]) == ([], 2)
+    found = read_index(workspace.index("kitchen"))
+    assert training_rows([found], Evaluated([found])) == ([], 2)
+    assert Regions("kitchen", found, Evaluated([found]), None).count == 0, "nor without its text"
 
 
 def test_a_photograph_in_a_tar_and_extracted_is_one(tmp_path: Path) -> None:

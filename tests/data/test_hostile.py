@@ -2,9 +2,11 @@
 
 import io
 import json
+import os
 import struct
 import tarfile
 import unicodedata
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,11 @@ from PIL import Image
 
 from ans.data import masks
 from ans.data.arrow import read_index, write_records
-from ans.data.images import FORMATS, open_image, read_frame, spelled
+from ans.data.images import FORMATS, MAX_BYTES, open_image, read_array, read_bytes, read_frame, spelled
 from ans.data.mask_files import read_mask, suspicions
 from ans.data.records import Expression, ImageRecord, Region, Skipped
-from ans.data.samples import training_rows
-from ans.data.sources import own, reason_seg
+from ans.data.samples import Evaluated, training_rows
+from ans.data.sources import own, reason_seg, sa1b, sav
 from ans.data.sources.common import MAX_CHARACTERS, MAX_WORDS, clean, field, parse_json, read, tar_members
 from tests.data.test_own import MASK, publish
 
@@ -88,6 +90,108 @@ def test_a_videos_display_matrix_is_applied(tmp_path: Path, turned: bool) -> Non
         assert frame.shape == (32, 64) and frame[:14, :30].min() > 200
     with pytest.raises(ValueError, match="ends before frame 3"):
         read_frame(tmp_path / "a.mp4", 3)
+
+
+@pytest.mark.parametrize("kind", ("pipe", "device", "folder", "loop", "vast"))
+def test_what_is_no_plain_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    """A pipe, or a link to a device, would be read without an end."""
+    path = tmp_path / "a.jpg"
+    {"pipe": lambda: os.mkfifo(path), "device": lambda: path.symlink_to("/dev/zero"), "folder": path.mkdir,
+     "loop": lambda: path.symlink_to(path), "vast": lambda: path.open("wb").truncate(MAX_BYTES + 1)}[kind]()  # fmt: skip
+    for read_one in (lambda: open_image(tmp_path, "a.jpg"), lambda: read_mask(path, "a.jpg")):
+        with pytest.raises(
+            ValueError, match=r"a\.jpg: not a readable image: (not a plain file|.*Too many levels|has \d+ bytes, more)"
+        ):
+            read_one()
+    if kind not in ("vast", "loop"):
+        path.rename(tmp_path / "a.npz")
+        with pytest.raises(ValueError, match=r"a\.npz: not a readable npz"):
+            read_array(tmp_path / "a.npz", "frame1")
+
+
+def test_a_changed_byte_of_a_png_is_no_other_image(tmp_path: Path) -> None:
+    """Pillow compares no checksum of the pixels. Those of other parts cost nothing: there the image is the same."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name, image in {
+        "a.png": Image.fromarray(255 * MASK),
+        "b.png": Image.fromarray(np.dstack([MASK] * 3)).convert("P"),
+    }.items():
+        image.save(tmp_path / name, exif=exif)
+        whole, before = (tmp_path / name).read_bytes(), np.asarray(open_image(tmp_path, name))
+        found: Counter[str] = Counter()
+        for place in range(len(whole)):
+            for other in (0, 255, whole[place] ^ 1):
+                (tmp_path / name).write_bytes(whole[:place] + bytes([other]) + whole[place + 1 :])
+                try:
+                    after = np.asarray(open_image(tmp_path, name))
+                except ValueError as error:
+                    assert name in str(error)
+                    found["refused"] += 1
+                    continue
+                in_exif = whole.index(b"eXIf") - 4 <= place < whole.index(b"IDAT") - 4
+                assert (after.shape == before.shape and (after == before).all()) or in_exif, f"byte {place}"
+                found["in exif" if in_exif else "same"] += 1
+        assert found["refused"] > 100 and found["in exif"] > 10, "damaged EXIF costs no image"
+
+
+def member(name: str, data: bytes = b"", **values: Any) -> tuple[tarfile.TarInfo, bytes]:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    for key, value in values.items():
+        setattr(info, key, value)
+    return info, data
+
+
+def test_only_plain_members_of_a_tar_count(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "sa_000000.tar", "w") as tar:
+        for info, data in (
+            member("sa_1.jpg", b"picture"), member("sa_1.json", b"{}"), member("sa_2.jpg", type=tarfile.SYMTYPE, linkname="/etc/passwd"),
+            member("sa_3.jpg", type=tarfile.LNKTYPE, linkname="sa_1.jpg"), member("sa_4.jpg", type=tarfile.CHRTYPE),
+            member("sa_5.jpg", type=tarfile.FIFOTYPE), member("../../sa_6.jpg", b"x"), member("sa_7\n.jpg", b"x"),
+            member("sa_8\udcff.jpg", b"x"), member("sa_9.jpg", b"x"), member("sa_9.jpg", b"y"), member("sa_9.json", b"{}"),
+        ):  # fmt: skip
+            tar.addfile(info, io.BytesIO(data))
+    found = list(sa1b.read_one(tmp_path, tmp_path / "sa_000000.tar"))
+    entries = {item.name: item for item in found if isinstance(item, sa1b.Entry)}
+    assert set(entries) == {"sa_1", "sa_9"} and read_bytes(tmp_path, entries["sa_9"].image) == b"x"
+    assert {(item.key, item.reason.partition(",")[0]) for item in found if isinstance(item, Skipped)} == {
+        ("sa_6", "image without JSON"), ("'sa_7\\n'", "name with a control character"), ("'sa_8\\udcff'", "name with a control character"),
+        ("sa_9.jpg", "name that is there twice"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("size", (10**9, 10**18, 8**11 - 1))
+def test_a_tar_whose_sizes_lie_is_named(tmp_path: Path, size: int) -> None:
+    header = member("sa_1.jpg", size=size)[0].tobuf(tarfile.GNU_FORMAT)
+    (tmp_path / "a.tar").write_bytes(header + bytes(4096))
+    with pytest.raises(ValueError, match=r"a\.tar: not a readable tar"):
+        list(tar_members(tmp_path, tmp_path / "a.tar", (".jpg",)))
+
+
+def test_an_npz_that_unpacks_to_more_than_an_image_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez_compressed(tmp_path / "a.npz", frame1=np.zeros((500, 500, 3), np.uint8))
+    monkeypatch.setattr("ans.data.images.MAX_BYTES", 10**5)
+    with pytest.raises(ValueError, match=r"a\.npz: .*array frame1 unpacks to more than any image"):
+        read_array(tmp_path / "a.npz", "frame1")
+
+
+def test_a_set_with_names_that_are_no_text_is_indexed(tmp_path: Path) -> None:
+    """On disk they are bytes; Arrow and JSON hold text alone."""
+    place = tmp_path / "sav/x"
+    place.mkdir(parents=True)
+    arrays = {name: np.ones((4, 4, 3) if "frame" in name else (4, 4), np.uint8) for name in sav.ARRAYS}
+    for folder in (b"sav/x", b"sav/bad\xff", b"sav/a\nb"):
+        where = os.fsencode(tmp_path) + b"/" + folder
+        os.makedirs(where, exist_ok=True)
+        np.savez(place / "masklet_data_1.npz", **arrays)
+        if folder != b"sav/x":
+            os.replace(place / "masklet_data_1.npz", where + b"/masklet_data_1.npz")
+    np.savez(place / "masklet_data_1.npz", **arrays)
+    found = list(read(sav, tmp_path, "sav", "sav"))
+    records = [item for item in found if isinstance(item, ImageRecord)]
+    assert [record.path for record in records] == ["sav/x/masklet_data_1.npz::frame1"] and len(found) == 3
+    write_records(tmp_path / "a.arrow", records, {"source": "sav", "folder": "sav", "reader": "sav", "root_listing": "x"})
 
 
 # ------------------------------------------------------------------------------------------------------------------- masks
@@ -282,14 +386,15 @@ def test_a_copy_of_an_evaluated_photograph_is_not_trained_on(tmp_path: Path) -> 
     (base / "images/copy.jpg").write_bytes((base / "images/a.jpg").read_bytes())
     metadata = {"source": "kitchen", "folder": "own", "reader": "own", "root_listing": "x"}
     write_records(tmp_path / "own.arrow", read(own, tmp_path, "own", "kitchen"), metadata)
-    assert training_rows([read_index(tmp_path / "own.arrow")]) == ([], 1)
+    index = read_index(tmp_path / "own.arrow")
+    assert training_rows([index], Evaluated([index])) == ([], 1)
     (tmp_path / "coco").mkdir()
     (tmp_path / "coco/x.jpg").write_bytes((base / "images/a.jpg").read_bytes())
     region = Region(1, "train", "", 18, (3.0, 2.0, 6.0, 3.0), masks.from_array(MASK), (Expression(1, "it", "it"),))
     published = [ImageRecord(1, "coco/x.jpg", 20, 10, (region,)), ImageRecord(2, "coco/none.jpg", 20, 10, (region,))]
     write_records(tmp_path / "ref.arrow", published, metadata | {"source": "ref", "reader": "refcoco"})
     indexes = [read_index(tmp_path / f"{name}.arrow") for name in ("own", "ref")]
-    assert training_rows(indexes, tmp_path) == ([(1, 1)], 2)
+    assert training_rows(indexes, Evaluated(indexes, tmp_path)) == ([(1, 1)], 2)
 
 
 # ------------------------------------------------------------------------------------------------------------------ labelme

@@ -1,13 +1,16 @@
 import dataclasses
 import json
+import multiprocessing
 import pickle
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
+import time
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from PIL import Image
 
 from ans.config import Config, ConfigError, load
 from ans.config.schema import World
-from ans.data import arrow, index, masks, readers
+from ans.data import arrow, index, masks, parts, readers
 from ans.data.images import image_size, open_image, read_bytes
 from ans.data.records import Expression, ImageRecord, Region, Skipped
 from ans.data.selection import select
@@ -490,6 +493,7 @@ def test_a_failed_run_leaves_nothing(settings_of: Config, tmp_path: Path, runs: 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from typing import Any
 from ans.config import load
 from ans.data import index
 from ans.workspace import Workspace
@@ -609,3 +613,29 @@ def test_an_image_of_too_many_pixels_is_named(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ValueError, match="x.png: not a readable image: Image size"):
         open_image(tmp_path, "x.png")
+
+
+def _hold(folder: Path, seconds: float, begun: Any) -> None:
+    with parts.locked(folder):
+        begun.set()
+        time.sleep(seconds)
+        shutil.rmtree(folder)
+
+
+def test_two_that_share_a_folder_for_unfinished_work_take_turns(tmp_path: Path) -> None:
+    """Two clones with one ANS_RUNS: the first removes the folder when it is done, and the second begins after that."""
+    fork = multiprocessing.get_context("fork")
+    begun = fork.Event()
+    other = fork.Process(target=_hold, args=(tmp_path / "parts", 0.5, begun))
+    other.start()
+    assert begun.wait(10)
+    with parts.locked(tmp_path / "parts"):
+        assert not other.is_alive() or other.join(5) is None
+        assert (tmp_path / "parts" / parts.LOCK).is_file()
+        again = fork.Process(target=_hold, args=(tmp_path / "parts", 0, begun))
+        begun.clear()
+        again.start()
+        assert not begun.wait(0.3), "it waits"
+    assert begun.wait(10)
+    again.join(10)
+    assert not (tmp_path / "parts").exists()

@@ -123,8 +123,9 @@ def test_every_wrong_line_is_named(tmp_path: Path) -> None:
         [sys.executable, "-m", "ans", "validate", str(base)], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (1, "")
-    *lines, split, note, last = done.stdout.splitlines()
+    *lines, split, note, steps, last = done.stdout.splitlines()
     assert split == "train: 1 images, 1 objects, 1 expressions" and "nothing can be evaluated" in note
+    assert steps.startswith("to learn from: 1 images")
     assert last == f"1 images, 1 objects, 1 expressions; {len(WRONG)} lines cannot be used"
     for number, (line, reason) in enumerate(zip(lines, WRONG.values(), strict=True), start=1):
         assert re.search(rf"expressions.jsonl:{number}: .*{reason}", line), line

@@ -5,7 +5,9 @@ import dataclasses
 import json
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -383,3 +385,52 @@ def test_the_report_needs_neither_torch_nor_transformers() -> None:
     code = "import sys, stages.report; print(*({'torch', 'transformers'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (result.returncode, result.stdout.strip()) == (0, ""), result.stderr
+
+
+MARKUP = "\"'><img src=x onerror=alert(1)><script>alert(2)</script>\n</style>"
+KEYS_OF_FILES = ("image", "truth", "mask", "source", "state", "surgery", "precision", "preset", "task", "role")
+"""Of texts that are names of files, masks, or words of which there are few."""
+
+
+def spoiled(value: Any, key: str = "") -> Any:
+    """With markup in every text and in every name that the data may choose."""
+    if isinstance(value, dict):
+        names = key in ("skipped", "splits", "samples", "texts")
+        return {name + MARKUP * names: spoiled(of, name) for name, of in value.items()}
+    if isinstance(value, list):
+        return [spoiled(of, key) for of in value]
+    return value + MARKUP if isinstance(value, str) and key not in KEYS_OF_FILES else value
+
+
+class Elements(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+def test_no_text_of_the_data_becomes_markup(built: Path, tree: Path) -> None:
+    clean = Elements((built / "reports/report.html").read_text(encoding="utf-8")).found
+    for path in (
+        *tree.glob("reports/data/*.json"),
+        *tree.glob("models/checkpoint/*.json"),
+        *tree.glob("data/eval/*/protocol.json"),
+    ):
+        path.write_text(json.dumps(spoiled(json.loads(path.read_text()))))
+    for path in tree.glob("data/eval/*/*.parquet"):
+        table = pd.read_parquet(path)
+        for name in {"sent", "answer", "caption"} & set(table):
+            table[name] += MARKUP
+        if "references" in table:
+            table["references"] = [[text + MARKUP for text in texts] for texts in table["references"]]
+        table.to_parquet(path)
+    page = (run(tree) / "report.html").read_text(encoding="utf-8")
+    found = Elements(page).found
+    assert page.count("alert(1)") > 50, "the texts are there"
+    assert [tag for tag, _ in found].count("script") == 1
+    assert all(of.get("src", "data:").startswith("data:") for _, of in found if of.get("src") is not None)
+    assert not [of for _, of in found if any(name.startswith("on") for name in of)]
+    assert {tag for tag, _ in found} <= {tag for tag, _ in clean}

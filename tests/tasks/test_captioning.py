@@ -92,6 +92,6 @@ def test_it_teaches_no_mask_and_encodes_for_none(case: TaskCase) -> None:
 
 
 def test_a_model_without_tokens_for_regions_is_refused(case: TaskCase, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(case.model.config.family), "regions", False)
+    monkeypatch.setattr(type(case.model.config.family), "new_tokens", ("[SEG]",))
     with pytest.raises(ValueError, match=r"train\.captioning: .* has no tokens for regions"):
         case.task("captioning")

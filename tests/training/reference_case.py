@@ -24,6 +24,7 @@ from ans.checkpoints.base import shard
 from ans.config import Config
 from ans.config.sections import all_fields
 from ans.data.arrow import read_index
+from ans.data.samples import Evaluated
 from ans.formats.pth import read_pth
 from ans.model.adapters import add_lora, add_seg_row
 from ans.model.config import ModelConfig
@@ -198,7 +199,9 @@ class World:
         """Of every step the micro-batches that the data gives."""
         config, workspace = self.config(base, changes), Workspace(self.work)
         root = Path(config.paths.root)
-        given = Setting(config.train, model.config, model.tokenizer, root, lambda name: read_index(workspace.index(name)))
+        indexes = {name: read_index(workspace.index(name)) for name in config.training_indexes()}
+        evaluated = Evaluated(indexes.values(), root)
+        given = Setting(config.train, model.config, model.tokenizer, root, indexes.__getitem__, evaluated)
         tasks = {name: load_task(name)(of, given) for name, of in config.tasks.items()}
         batch, each = (setting(config, name) for name in ("batch", "accumulation"))
 

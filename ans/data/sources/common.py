@@ -119,6 +119,8 @@ def tar_members(root: Path, tar: Path, suffixes: tuple[str, ...]) -> Iterator[tu
     """
     below = tar.relative_to(root).as_posix()
     try:
+        if not tar.is_file():
+            raise ValueError("not a plain file")
         with tarfile.open(tar, "r:") as shard:
             for info in shard:
                 stem, suffix = os.path.splitext(os.path.basename(info.name))
@@ -130,5 +132,7 @@ def tar_members(root: Path, tar: Path, suffixes: tuple[str, ...]) -> Iterator[tu
                 raise ValueError(f"damaged at byte {shard.offset}")
             if tar.stat().st_size - shard.offset > END:  # as tools leave it that ask for a download's space beforehand
                 raise ValueError(f"nothing but its end from byte {shard.offset} on; is the download complete?")
-    except (tarfile.TarError, ValueError, EOFError) as error:
+    except FileNotFoundError:
+        raise
+    except (tarfile.TarError, ValueError, EOFError, OSError, OverflowError) as error:  # the latter two: a size that no file has
         raise ValueError(f"{tar}: not a readable tar: {error}") from error

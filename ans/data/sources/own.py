@@ -90,7 +90,8 @@ def fingerprint(root: Path, folder: str, name: str) -> list[str]:
     base = source_folder(root, folder, name)
     files = [path for path in (base / EXPRESSIONS, base / ANNOTATIONS) if path.is_file()]
     for kind in ("images", "masks"):
-        files += sorted(Path(place) / name for place, _, names in os.walk(base / kind) for name in names)
+        found = sorted(Path(place) / name for place, _, names in os.walk(base / kind) for name in names)
+        files += [path for path in found if path.is_file()]
     lines = []
     for path in files:
         with open(path, "rb") as file:

@@ -11,7 +11,6 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ans.data import masks
-from ans.data.images import BROKEN_IMAGE, identify, image_size
+from ans.data.images import BROKEN_IMAGE, identify, image_size, read_file
 from ans.data.matching import check_size
 from ans.data.records import QUERY_KINDS, Expression, ImageRecord, Noted, Region, Skipped
 from ans.data.sources.common import clean, field, is_junk, source_folder
@@ -136,7 +135,7 @@ def _stored(shape: dict[str, Any], points: np.ndarray, height: int, width: int) 
     """A shape of type `mask`: a PNG in base64, and the first and last pixel, x and y, of where it lies."""
     try:
         data = base64.b64decode(field(shape, "mask", str), validate=True)
-        with identify(BytesIO(data)) as image:
+        with identify(data) as image:
             inside = np.asarray(image.convert("L")) > 0
     except BROKEN_IMAGE as error:
         raise ValueError("mask of a shape that cannot be read") from error
@@ -163,7 +162,7 @@ def _points(points: list[Any]) -> np.ndarray:
 
 
 def _parse(path: Path) -> Any:
-    content = path.read_bytes()
+    content = read_file(path)
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError:

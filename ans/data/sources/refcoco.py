@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ans.data import masks
-from ans.data.images import spelled
+from ans.data.images import is_text, spelled
 from ans.data.records import Expression, ImageRecord, Noted, Region, Skipped
 from ans.data.sources.common import by_id, clean, field
 
@@ -139,8 +139,9 @@ def plan(root: Path, folder: str, name: str) -> list[Task]:
         missing = "" if image else "image not in instances.json"
         path = f"{images_at}/{image['file_name']}" if image else ""
         if image and image["file_name"] not in present:
-            path = spelled(root, path) if "/" not in image["file_name"] else path
-            missing = "" if os.path.basename(path) in present else f"image file not in {images_at}"
+            plain = "/" not in image["file_name"] and is_text(image["file_name"])
+            path = spelled(root, path) if plain else path
+            missing = "" if plain and os.path.basename(path) in present else f"image file not in {images_at}"
         tasks.append(Task(image or {}, path, refs, targets, categories, refs_path, missing))
     return tasks
 
@@ -231,7 +232,7 @@ def _union(ref: dict[str, Any], task: Task, drawn: Drawn) -> Region | Skipped:
 
 def _category(ann_id: int, task: Task) -> str:
     number: Any = task.annotations[ann_id].get("category_id")
-    return task.categories.get(number, "")
+    return task.categories.get(number, "") if isinstance(number, int) else ""
 
 
 def _mask(ann_id: int, task: Task) -> str | ValueError:

@@ -18,7 +18,7 @@ import orjson
 from ans.config.schema import SubsetSa1b
 from ans.data import masks
 from ans.data.arrow import ENTRY
-from ans.data.images import read_bytes
+from ans.data.images import is_text, read_bytes
 from ans.data.records import Skipped
 from ans.data.sources.common import field, is_junk, source_folder, tar_members
 
@@ -183,9 +183,15 @@ def _files(root: Path, folder: Path) -> Iterator[tuple[str, str, str]]:
 def _pair(files: Iterable[tuple[str, str, str]]) -> Iterator[Entry | Skipped]:
     waiting: dict[str, tuple[str, str]] = {}
     for stem, suffix, locator in files:
+        if not is_text(f"{stem}{locator}"):
+            yield Skipped(ascii(stem), "name with a control character, or with bytes that are no text")
+            continue
         other = waiting.pop(stem, None)
         if other is None:
             waiting[stem] = (suffix, locator)
+        elif suffix == other[0]:
+            waiting[stem] = other
+            yield Skipped(f"{stem}{suffix}", "name that is there twice, of which the first counts")
         elif suffix == ".jpg":
             yield Entry(stem, locator, other[1])
         else:

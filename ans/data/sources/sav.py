@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ans.data import masks
-from ans.data.images import array, array_shapes, read_array
+from ans.data.images import array, array_shapes, below, read_array
 from ans.data.records import ImageRecord, Region, Skipped
 from ans.data.sources.common import source_folder
 
@@ -56,6 +56,7 @@ def _folders(base: Path) -> Iterator[tuple[Path, list[str]]]:
 def _pair(root: Path, path: Path, number: int) -> ImageRecord | Skipped:
     locator = path.relative_to(root).as_posix()
     try:
+        below(root, locator)
         shapes = array_shapes(path, ARRAYS)
         if len(shapes) < len(ARRAYS):
             return Skipped(locator, f"npz without all of {', '.join(ARRAYS)}")

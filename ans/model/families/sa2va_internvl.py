@@ -100,6 +100,13 @@ KEYS = KeyTable(
 )
 
 
+def _side(size: Any, patch: Any) -> int:
+    """The side of a tile in pixels. Raises `ValueError` for what is no whole number of patches."""
+    if type(size) is not int or type(patch) is not int or patch < 1 or size < patch or size % patch:
+        raise ValueError(f"force_image_size: {size!r} is no whole number of patches of {patch!r} pixels")
+    return size
+
+
 @dataclass(frozen=True)
 class Family(family.Family):
     system = "Sa2VA"
@@ -153,7 +160,7 @@ class Family(family.Family):
                 **_SDPA,
             ),
             language=cls.read_language(language),
-            image_size=values["force_image_size"] or vision["image_size"],
+            image_size=_side(values["force_image_size"] or vision["image_size"], vision["patch_size"]),
             patch_size=vision["patch_size"],
             downsample_ratio=values["downsample_ratio"],
             min_tiles=values["min_dynamic_patch"] if dynamic else 1,

@@ -32,5 +32,5 @@ def _card(root: Path, example: Example) -> str:
         picture(overlay(example.mask, *image.size, PREDICTION), f"predicted mask, IoU {iou}", "predicted", iou),
     ]
     (first, before), (second, after) = example.texts.items()
-    words = f'<p class="words">{first}: {escape(cut(before))}<br>{second}: {marked_words(cut(before), cut(after))}</p>'
+    words = f'<p class="words">{escape(first)}: {escape(cut(before))}<br>{escape(second)}: {marked_words(cut(before), cut(after))}</p>'
     return f'<li class="card" style="{photo_style(image)}"><p>{escape(example.source)}</p>{words}{picture_row(pictures)}</li>'
