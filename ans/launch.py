@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,6 +28,9 @@ LAUNCHER = "ANS_LAUNCHER"
 
 STOPPED = 128 + signal.SIGTERM
 """Exit status of a module that was asked to stop and did."""
+
+ASKED_BY_SRUN = signal.SIGUSR1
+"""What srun hands on to every process of its tasks, to ask them to stop: at a SIGTERM of its own it kills them at once."""
 
 POLL = 0.1
 """Seconds between two looks at the processes."""
@@ -47,7 +50,7 @@ def launch(module: str, settings: Launch, *arguments: str) -> None:
         machines = ["srun", f"--nodes={settings.machines}", f"--ntasks={settings.machines}", "--ntasks-per-node=1"]
         this = ["--main-address", socket.gethostname()]  # the job's script runs on its first machine, which is machine 0
         command = [*machines, "--kill-on-bad-exit=1", sys.executable, "-m", "ans.launch", *this, module, *arguments]
-        together([(command, {})])
+        together([(command, {})], ask=lambda srun: srun.send_signal(ASKED_BY_SRUN))
     else:
         start(module, settings, 0, settings.main_address, arguments)
 
@@ -73,8 +76,15 @@ def environments(settings: Launch, machine: int, main_address: str) -> list[dict
     return [common | {"RANK": str(rank), "LOCAL_RANK": str(local)} for rank, local in ranks]
 
 
-def together(commands: Sequence[tuple[list[str], dict[str, str]]]) -> None:
-    """Run commands, each with what its environment has besides, until all have ended, stopped or failed together."""
+def _terminate(process: subprocess.Popen[bytes]) -> None:
+    _signal(process, signal.SIGTERM)
+
+
+def together(
+    commands: Sequence[tuple[list[str], dict[str, str]]], ask: Callable[[subprocess.Popen[bytes]], None] = _terminate
+) -> None:
+    """Run commands, each with what its environment has besides, until all have ended, stopped or failed together. `ask` asks one
+    to stop."""
     processes: list[subprocess.Popen[bytes]] = []
     failed: list[tuple[int, int]] = []
     stopped = False
@@ -83,9 +93,9 @@ def together(commands: Sequence[tuple[list[str], dict[str, str]]]) -> None:
         nonlocal stopped
         stopped = True
         for process in processes:
-            _signal(process, signal.SIGTERM)
+            ask(process)
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT, ASKED_BY_SRUN)}
     dvc = dvc_process()
     with tempfile.TemporaryDirectory(prefix="ans-failures-") as failures:
         here = {LAUNCHER: str(os.getpid())} | ({FAILURES: failures} if len(commands) > 1 else {})

@@ -193,6 +193,10 @@ def test_a_real_kill_and_a_real_sigterm(work: Path, tmp_path: Path) -> None:
     for group in sessions_of(killed):
         os.killpg(group, signal.SIGKILL)
     killed.wait()
+    (state,) = runs.glob("train-*/state.pt")
+    rows = (at.training / "plots" / "loss.tsv").read_text().splitlines()[1:]
+    assert [int(row.split()[0]) for row in rows] == list(range(1, len(rows) + 1)), "a row for each step"
+    assert len(rows) >= torch.load(state, weights_only=True)["step"]
     stopped = start(work, runs, values | {"launch": values["launch"] | {"save_state_seconds": 1000.0}})
     time.sleep(1)
     wait_for_line(stopped, "continued at step")
@@ -232,7 +236,8 @@ def test_asked_to_stop_it_saves_first(
 ) -> None:
     """With a data worker, by `kill` of the command's process, by Ctrl-C (its process group), and by a batch system (every process
     that there is). The state is newer than the signal: no other would have been written."""
-    values = pipeline.small_values(work.parent / "world", train__steps=3000, launch__save_state_seconds=1e6, launch__workers=1)
+    changes = {"train__steps": 3000, "launch__save_state_seconds": 1e6, "launch__workers": 1, "launch__log_with": ["dvclive"]}
+    values = pipeline.small_values(work.parent / "world", **changes)
     (work / ".dvc").mkdir(exist_ok=True)
     (work / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
     (work / "dvc.yaml").write_text(DVC)
@@ -250,9 +255,11 @@ def test_asked_to_stop_it_saves_first(
     assert state.stat().st_mtime > sent
     step = torch.load(state, weights_only=True)["step"]
     assert f"stopped at step {step} of 3000, saved; start the same command again" in said and "Traceback" not in said
-    rows = (work / "reports" / "train" / "plots" / "loss.tsv").read_text().splitlines()
-    assert len(rows) == 1 + step, "the curves on disk are as long"
+    for plots in ("plots", "live/plots/metrics"):
+        rows = (work / "reports" / "train" / plots / "loss.tsv").read_text().splitlines()
+        assert len(rows) == 1 + step, "the curves on disk are as long"
     shutil.rmtree(tmp_path / "runs")
+    shutil.rmtree(work / "reports")
 
 
 def test_two_processes_go_on_after_a_kill(work: Path, tmp_path: Path) -> None:
