@@ -34,7 +34,7 @@ class Launch(Section):
     )
     main_address: str = Field(description="address of machine 0, as the other machines see it; with slurm it is found")
     main_port: Annotated[int, Field(ge=1, le=65535)] = Field(
-        description="a free port of machine 0; only used with several machines"
+        description="a free port of machine 0, used with several machines; with slurm one is found"
     )
     workers: Number = Field(
         description="data-loading processes per training process; 0: the training process loads its data itself"

@@ -71,7 +71,9 @@ def values(work: Path, **changes: object) -> dict:
 def test_every_node_has_its_process(slurm: dict[str, str], tmp_path: Path) -> None:
     pipeline.write_params(tmp_path, values(tmp_path))
     (tmp_path / "seen.py").write_text(SEEN)
-    (tmp_path / "begin.py").write_text("from ans.config import load\nfrom ans.launch import launch\nlaunch('seen', load().launch, 'out')")
+    (tmp_path / "begin.py").write_text(
+        "from ans.config import load\nfrom ans.launch import launch\nlaunch('seen', load().launch, 'out')"
+    )
     job = Job(slurm, tmp_path, f"{sys.executable} begin.py")
     said = job.wait()
     assert job.state() == "COMPLETED", said

@@ -35,6 +35,8 @@ def answer_picture(image: Image.Image, row: Mapping[str, Any]) -> Image.Image:
 def _tinted(
     pixels: np.ndarray, counts: str, row: Mapping[str, Any], size: tuple[int, int], colour: tuple[int, int, int]
 ) -> np.ndarray:
-    mask = Image.fromarray(masks.decode(counts, row["height"], row["width"]).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+    mask = Image.fromarray(masks.decode(counts, row["height"], row["width"]).astype(np.uint8)).resize(
+        size, Image.Resampling.NEAREST
+    )
     inside = np.asarray(mask).astype(bool)[..., None]
     return np.where(inside, 0.45 * pixels + 0.55 * np.array(colour), pixels).astype(np.uint8)
