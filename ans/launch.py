@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,6 +28,9 @@ LAUNCHER = "ANS_LAUNCHER"
 
 STOPPED = 128 + signal.SIGTERM
 """Exit status of a module that was asked to stop and did."""
+
+ASKED_BY_SRUN = signal.SIGUSR1
+"""What srun hands on to every process of its tasks, to ask them to stop: at a SIGTERM of its own it kills them at once."""
 
 POLL = 0.1
 """Seconds between two looks at the processes."""
@@ -45,20 +48,21 @@ def launch(module: str, settings: Launch, *arguments: str) -> None:
     """
     if settings.scheduler == "slurm":
         machines = ["srun", f"--nodes={settings.machines}", f"--ntasks={settings.machines}", "--ntasks-per-node=1"]
-        this = ["--main-address", socket.gethostname()]  # the job's script runs on its first machine, which is machine 0
+        # the job's script runs on its first machine, which is machine 0
+        this = ["--main-address", socket.gethostname(), "--main-port", str(_free_port(""))]
         command = [*machines, "--kill-on-bad-exit=1", sys.executable, "-m", "ans.launch", *this, module, *arguments]
-        together([(command, {})])
+        together([(command, {})], ask=lambda srun: srun.send_signal(ASKED_BY_SRUN))
     else:
-        start(module, settings, 0, settings.main_address, arguments)
+        start(module, settings, 0, arguments)
 
 
-def start(module: str, settings: Launch, machine: int, main_address: str, arguments: Sequence[str]) -> None:
+def start(module: str, settings: Launch, machine: int, arguments: Sequence[str]) -> None:
     """Run the module in the processes of one machine; see `launch`."""
     command = [sys.executable, "-m", module, *arguments]
-    together([(command, places) for places in environments(settings, machine, main_address)])
+    together([(command, places) for places in environments(settings, machine)])
 
 
-def environments(settings: Launch, machine: int, main_address: str) -> list[dict[str, str]]:
+def environments(settings: Launch, machine: int) -> list[dict[str, str]]:
     """What each process of a machine is told by its environment: threads, its place, and where the first one is met, as PyTorch
     reads it. On one machine the processes meet at a free port, so two runs there do not meet."""
     # Threads are ours to share out, or 8 processes would each take all cores.
@@ -66,15 +70,24 @@ def environments(settings: Launch, machine: int, main_address: str) -> list[dict
     world = settings.processes * settings.machines
     if world == 1:
         return [common]
-    address, port = (main_address, settings.main_port) if settings.machines > 1 else ("127.0.0.1", _free_port())
+    address, port = (
+        (settings.main_address, settings.main_port) if settings.machines > 1 else ("127.0.0.1", _free_port("127.0.0.1"))
+    )
     common |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
     common |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(settings.processes)}
     ranks = [(machine * settings.processes + local, local) for local in range(settings.processes)]
     return [common | {"RANK": str(rank), "LOCAL_RANK": str(local)} for rank, local in ranks]
 
 
-def together(commands: Sequence[tuple[list[str], dict[str, str]]]) -> None:
-    """Run commands, each with what its environment has besides, until all have ended, stopped or failed together."""
+def _terminate(process: subprocess.Popen[bytes]) -> None:
+    _signal(process, signal.SIGTERM)
+
+
+def together(
+    commands: Sequence[tuple[list[str], dict[str, str]]], ask: Callable[[subprocess.Popen[bytes]], None] = _terminate
+) -> None:
+    """Run commands, each with what its environment has besides, until all have ended, stopped or failed together. `ask` asks one
+    to stop."""
     processes: list[subprocess.Popen[bytes]] = []
     failed: list[tuple[int, int]] = []
     stopped = False
@@ -83,9 +96,9 @@ def together(commands: Sequence[tuple[list[str], dict[str, str]]]) -> None:
         nonlocal stopped
         stopped = True
         for process in processes:
-            _signal(process, signal.SIGTERM)
+            ask(process)
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT, ASKED_BY_SRUN)}
     dvc = dvc_process()
     with tempfile.TemporaryDirectory(prefix="ans-failures-") as failures:
         here = {LAUNCHER: str(os.getpid())} | ({FAILURES: failures} if len(commands) > 1 else {})
@@ -140,9 +153,9 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
         os.killpg(process.pid, number)
 
 
-def _free_port() -> int:
+def _free_port(address: str) -> int:
     with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+        listener.bind((address, 0))
         return int(listener.getsockname()[1])
 
 
@@ -157,13 +170,16 @@ def main() -> None:
     place = os.environ.get("SLURM_NODEID")
     parser.add_argument("--machine", type=int, default=place, required=place is None, help="number of this machine, from 0")
     parser.add_argument("--main-address", help="address of machine 0; default: launch.main_address")
+    parser.add_argument("--main-port", type=int, help="a free port of machine 0; default: launch.main_port")
     parser.add_argument("module", help="ans.training or ans.evaluation")
     parser.add_argument("arguments", nargs="*", help="of the module: for ans.evaluation the variant")
     given = parser.parse_args()
     settings = load().launch
     if not 0 <= given.machine < settings.machines:
         raise ValueError(f"--machine {given.machine}: must be below launch.machines, {settings.machines}")
-    start(given.module, settings, given.machine, given.main_address or settings.main_address, given.arguments)
+    places = {"main_address": given.main_address, "main_port": given.main_port}
+    settings = settings.model_copy(update={name: place for name, place in places.items() if place is not None})
+    start(given.module, settings, given.machine, given.arguments)
 
 
 if __name__ == "__main__":

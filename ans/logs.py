@@ -19,6 +19,8 @@ class Console(logging.Handler):
 
 def show() -> None:
     """Show what the library says, from its notes on. Called once more, it changes nothing."""
+    # bitsandbytes, which peft imports wherever it is, warns there of a kernel for 4 bits on CPUs that it would have to download
+    logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
     logger = logging.getLogger("ans")
     if not any(isinstance(handler, Console) for handler in logger.handlers):
         logger.addHandler(Console())

@@ -61,6 +61,11 @@ class Workspace:
         """Curves and metrics of the training."""
         return self.reports / "train"
 
+    @property
+    def live(self) -> Path:
+        """DVCLive's files of the training that goes on; no result."""
+        return self.training / "live"
+
     def results(self, variant: str) -> Path:
         """Metrics of a variant, one file per split."""
         return self.reports / "eval" / variant

@@ -25,6 +25,7 @@ def small_values(root: Path, **changes: object) -> dict:
     """`params.yaml` with a data root outside the repository and a short run; `changes` are dotted keys with `__` for a dot."""
     values = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
     values["paths"]["root"] = str(root)
+    values["launch"]["log_with"] = []
     values["train"]["steps"] = 3
     values["train"]["min_seg_rate"] = 0.0
     values["subset_sa1b"]["images"] = 5

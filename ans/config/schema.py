@@ -34,13 +34,15 @@ class Launch(Section):
     )
     main_address: str = Field(description="address of machine 0, as the other machines see it; with slurm it is found")
     main_port: Annotated[int, Field(ge=1, le=65535)] = Field(
-        description="a free port of machine 0; only used with several machines"
+        description="a free port of machine 0, used with several machines; with slurm one is found"
     )
     workers: Number = Field(
         description="data-loading processes per training process; 0: the training process loads its data itself"
     )
     log_with: List[Literal["dvclive", "tensorboard", "trackio", "wandb"]] = Field(
-        (), description="where curves go besides reports/train, while the training runs; each is a package to install"
+        ("dvclive",),
+        description="where curves and pictures are shown while the training runs, besides reports/train/plots: dvclive, tensorboard, "
+        "trackio, wandb; the last three are packages to install",
     )
     save_state_seconds: Weight = Field(
         description="least seconds between saved states, more where saving would take over 2 % of the time; a killed training loses so much"

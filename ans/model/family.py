@@ -70,6 +70,15 @@ def by_image(features: Tensor, grids: Sequence[Grid]) -> list[Visual]:
     return [Visual(tokens, grid) for tokens, grid in zip(parts, grids, strict=True)]
 
 
+def refuse_windows(language: Mapping[str, Any], section: str) -> None:
+    """Raise `ValueError` naming the key, of `section` in `config.json`, by which some layers would attend to near tokens only: that
+    changes results, and is not built here."""
+    if language.get("use_sliding_window"):
+        raise ValueError(f"{section}.use_sliding_window: true is not supported; every released Sa2VA attends to all tokens")
+    if other := set(language.get("layer_types") or ()) - {"full_attention"}:
+        raise ValueError(f"{section}.layer_types: {min(other)!r} is not supported; every released Sa2VA attends to all tokens")
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What the language model reads of B rows. `embeds` (B, L, D); `mask` (B, K) of all that is attended to, that is of the cache,

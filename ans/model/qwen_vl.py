@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ans.model import family, preprocess
-from ans.model.family import LLAMA_LAYERS, Grid, Pixels, Visual
+from ans.model.family import LLAMA_LAYERS, Grid, Pixels, Visual, refuse_windows
 from ans.model.keys import KeyTable, Renaming
 from ans.model.prompts import TEMPLATES, Template
 
@@ -166,12 +166,12 @@ class QwenVL(family.Family):
 
 def _refuse_other_attention(text: Mapping[str, Any]) -> None:
     """Raise `ValueError` for settings that change the language model's results and that no release has."""
-    scaling = text.get("rope_scaling") or text.get("rope_parameters") or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind not in ("default", "mrope"):
-        raise ValueError(f"text_config.rope_scaling: {kind!r} is not supported; only default, which every released Sa2VA has")
-    if text.get("use_sliding_window"):
-        raise ValueError("text_config.use_sliding_window: true is not supported; every released Sa2VA attends to all tokens")
+    for key in ("rope_scaling", "rope_parameters"):
+        scaling = text.get(key) or {}
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        if kind not in ("default", "mrope"):
+            raise ValueError(f"text_config.{key}: {kind!r} is not supported; only default, which every released Sa2VA has")
+    refuse_windows(text, "text_config")
 
 
 class Language(PreTrainedModel):

@@ -31,7 +31,7 @@ def build(config: Config, workspace: Workspace = Workspace()) -> None:
     scores = score(results, settings.bootstrap, settings.seed)
 
     plot_panels(panels(training), figures / "loss.png")
-    plot_panels(conflict_panels(training.curves), figures / "conflict.png", columns=2)
+    plot_panels(conflict_panels(training.curves), figures / "conflict.png")
     plot_ciou(results, scores, figures / "ciou.png")
     draw_examples(training, root, figures / "examples.png")
     table = candidates(results, settings.seed)

@@ -12,28 +12,30 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from ans.data.images import open_image
-from ans.report.plots import COLOURS, save
+from ans.report.plots import COLOURS, WIDTH, save
 from ans.report.results import BASE, KEY, Results, decode, read_expression
 from ans.report.training import Training
 
 TRUTH, PREDICTION = COLOURS[2], COLOURS[5]
 LONGEST_SIDE = 320
 """Pixels; larger images are shown smaller, to keep the file fit for git."""
-TEXT_WIDTH = 1.25
+TEXT_WIDTH = 1.5
 """Width of the column with the expression, in widths of an image."""
+VARIANTS, OBJECTS = 3, 2
+"""Variants in a gallery, and objects in a row of examples, that have room in a figure; the page has all."""
 
 
 def draw_gallery(results: Results, chosen: pd.DataFrame, data: Path, root: Path, path: Path) -> None:
-    """One row per expression `chosen`: the image, the true mask, and the mask of each variant with its IoU.
+    """One row per expression `chosen`: the image, the true mask, and the masks of the base and of the first variants with their IoU.
 
     `data` holds the per-expression tables, `root` the images. Raises what `open_image` raises for an image that cannot be read.
     """
-    shown = [BASE, *(variant for variant in results.variants if variant != BASE)]
+    shown = [BASE, *(variant for variant in results.variants if variant != BASE)][:VARIANTS]
     columns = ["expression", "image", "truth", *shown]
     figure, axes = plt.subplots(
         len(chosen),
         len(columns),
-        figsize=(1.5 * len(columns), 1.62 * len(chosen) + 0.3),
+        figsize=(WIDTH, 1.15 * len(chosen) + 0.3),
         width_ratios=[TEXT_WIDTH, *[1.0] * (len(columns) - 1)],
         layout="constrained",
         squeeze=False,
@@ -45,10 +47,10 @@ def draw_gallery(results: Results, chosen: pd.DataFrame, data: Path, root: Path,
         found = {variant: read_expression(data, variant, expression.split, key) for variant in shown}
         base = found[BASE]
         image = np.asarray(small(open_image(root, expression.image_path), LONGEST_SIDE))
-        words = textwrap.wrap(f"“{expression.sent}”", 24, max_lines=6, placeholder=" …”")
+        words = textwrap.wrap(f"“{expression.sent}”", 23, max_lines=4, placeholder=" …”")
         note = f"{expression.kind},\n{compared(results)} - base: {expression.change:+.2f}\n{expression.split}"
-        line[0].text(0, 1, "\n".join(words), fontsize=9, va="top", transform=line[0].transAxes, parse_math=False)
-        line[0].text(0, 0, note, fontsize=8, va="bottom", color="#555555", transform=line[0].transAxes)
+        line[0].text(0, 1, "\n".join(words), fontsize=8, va="top", transform=line[0].transAxes, parse_math=False)
+        line[0].text(0, 0, note, fontsize=7, va="bottom", color="#555555", transform=line[0].transAxes)
         line[0].set_frame_on(False)
         line[0].set_box_aspect(image.shape[0] / image.shape[1] / TEXT_WIDTH)  # as high as the images beside it
         line[1].imshow(image)
@@ -56,7 +58,7 @@ def draw_gallery(results: Results, chosen: pd.DataFrame, data: Path, root: Path,
         for axis, variant in zip(line[3:], shown, strict=True):
             answer = found[variant]
             draw_mask(axis, image, decode(answer["counts"], answer["height"], answer["width"]), PREDICTION)
-            axis.set_xlabel(f"IoU {answer['iou']:.2f}" + ("" if answer["has_seg"] else ", no [SEG]"), fontsize=9, labelpad=2)
+            axis.set_xlabel(f"IoU {answer['iou']:.2f}" + ("" if answer["has_seg"] else ", no [SEG]"), fontsize=8, labelpad=2)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     save(figure, path, colours=160)
@@ -71,9 +73,9 @@ def draw_examples(training: Training, root: Path, path: Path) -> None:
         path.unlink(missing_ok=True)
         return
     kept = sorted({(example.task, example.step) for example in training.examples})
-    rows = [[example for example in training.examples if (example.task, example.step) == key] for key in kept]
+    rows = [[example for example in training.examples if (example.task, example.step) == key][:OBJECTS] for key in kept]
     most = max(map(len, rows))
-    figure, axes = plt.subplots(len(rows), 2 * most, figsize=(3 * most, 2.3 * len(rows)), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(len(rows), 2 * most, figsize=(WIDTH, 2.3 * len(rows)), layout="constrained", squeeze=False)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[], frame_on=False)
     for line, row in zip(axes, rows, strict=True):

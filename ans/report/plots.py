@@ -20,11 +20,12 @@ from matplotlib.figure import Figure  # noqa: E402
 
 GREY = "#8c8c8c"
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
-SPLITS_PER_ROW = 4
+WIDTH, DPI = 6.3, 110
+"""Inches and pixels per inch: 693 pixels, so that `dvc plots diff` shows two runs' pictures side by side."""
 STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "axes.titlesize": 11}
 
 
-def plot_panels(drawn: list[tuple[Panel, dict[str, pd.Series]]], path: Path, columns: int = 3) -> None:
+def plot_panels(drawn: list[tuple[Panel, dict[str, pd.Series]]], path: Path, columns: int = 2) -> None:
     """One panel each: every step in pale, a centred moving average in full with its last value.
 
     Without any panel no figure is left: one of an earlier run is removed.
@@ -34,7 +35,7 @@ def plot_panels(drawn: list[tuple[Panel, dict[str, pd.Series]]], path: Path, col
         return
     rows = math.ceil(len(drawn) / columns)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(rows, columns, figsize=(3.7 * columns, 2.6 * rows), layout="constrained", squeeze=False)
+        figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, 2.3 * rows), layout="constrained", squeeze=False)
         for axis, (panel, lines) in zip(axes.flat, drawn, strict=False):
             _draw_panel(axis, panel, lines)
         for axis in axes.flat[len(drawn) :]:
@@ -46,13 +47,13 @@ def plot_panels(drawn: list[tuple[Panel, dict[str, pd.Series]]], path: Path, col
 
 def plot_ciou(results: Results, scores: Scores, path: Path) -> None:
     """Grouped bars, one group per split and one bar per variant, with 95 % intervals and the cIoU in percent on each bar."""
-    rows = math.ceil(len(results.splits) / SPLITS_PER_ROW)
+    most = max(1, int(WIDTH / (0.42 * (len(results.variants) + 1))))  # for figures on bars to have room
+    rows = math.ceil(len(results.splits) / most)
     per_row = math.ceil(len(results.splits) / rows)
-    width = max(6.0, 0.42 * per_row * (len(results.variants) + 1))
     colours = variant_colours(results.variants)
     top = 100 * max(scores[variant, split].interval[1] for variant in results.variants for split in results.splits)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(rows, 1, figsize=(width, 0.7 + 2.8 * rows), layout="constrained", squeeze=False, sharey=True)
+        figure, axes = plt.subplots(rows, 1, figsize=(WIDTH, 0.7 + 2.2 * rows), layout="constrained", squeeze=False, sharey=True)
         for row, axis in enumerate(axes[:, 0]):
             splits = results.splits[row * per_row : (row + 1) * per_row]
             for i, variant in enumerate(results.variants):
@@ -64,7 +65,7 @@ def plot_ciou(results: Results, scores: Scores, path: Path) -> None:
             axis.tick_params(axis="x", length=0)
             axis.grid(axis="y", alpha=0.3)
         handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+        figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)), frameon=False)
         note = "bars: cIoU under free generation; lines: 95 % bootstrap intervals over images"
         figure.supxlabel(note, fontsize=9, color="#555555")
         save(figure, path)
@@ -79,7 +80,7 @@ def variant_colours(variants: tuple[str, ...]) -> dict[str, str]:
 def save(figure: Figure, path: Path, colours: int = 96) -> None:
     """Write a PNG in place of `path` and free the figure. A palette of so many colours takes a fifth of the bytes."""
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, facecolor="white")
+        figure.savefig(temporary, format="png", dpi=DPI, facecolor="white")
         with Image.open(temporary) as image:
             reduced = image.convert("RGB").quantize(colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
         reduced.save(temporary, format="png", optimize=True)

@@ -57,8 +57,9 @@ def train(config: Config, workspace: Workspace = Workspace(), guard_params: bool
         counts, stopping = count(micro_batches, run.tasks, run.accelerator, stop.received)
         if stopping:
             run.save(step, wait=True)
-            run.curves.write()
+            run.sinks.finish()
             run.progress.write(f"stopped at step {step} of {run.steps}, saved; start the same command again to go on there")
+            run.accelerator.wait_for_everyone()  # SLURM kills all tasks when the first one ends
             raise SystemExit(STOPPED)
         values = run.stepper.update(run.stepper.gradients(micro_batches, counts, step, run.examples), step)
         run.teacher.update(step)
@@ -115,14 +116,17 @@ class Run:
         self.hooks: dict[str, Hook] = {
             "curves": self.curves, "health": Health(self.tasks, settings.min_seg_rate), "examples": self.examples,
         }  # fmt: skip
+        sinks = Sinks(
+            config.launch.log_with if first else (), workspace.live, workspace.runs / "logs", self.state.folder.name,
+            self.manifest["train"], self.curves,
+        )  # fmt: skip
         self.validation: Validation | None = None
         if settings.validation is not None:
             self.hooks["validation"] = self.validation = Validation(
                 settings.validation, workspace.indexes, Path(config.paths.root), self.model, self.trained,
-                settings.validation.every or epoch, self.curves, self.progress, self.accelerator,
+                settings.validation.every or epoch, self.curves, sinks, self.progress, self.accelerator,
             )  # fmt: skip
-        sinks = config.launch.log_with if first else ()
-        self.hooks["sinks"] = self.sinks = Sinks(sinks, workspace.runs / "logs", self.state.folder.name, self.manifest["train"])
+        self.hooks["sinks"] = self.sinks = sinks
         if first:
             self.hooks["checkpoints"] = StepCheckpoints(
                 self.state.folder, settings.save_every, settings.keep, self.model.config.keys, self.trained, self.manifest

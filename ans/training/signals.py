@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the step in hand is finished and the state saved. Data workers hear neither."""
+"""SIGTERM, Ctrl-C and what srun hands on: the step in hand is finished and the state saved. Data workers hear none of them."""
 
 import multiprocessing
 import os
@@ -7,7 +7,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-STOP = (signal.SIGTERM, signal.SIGINT)
+from ans.launch import ASKED_BY_SRUN
+
+STOP = (signal.SIGTERM, signal.SIGINT, ASKED_BY_SRUN)
 
 
 class StopSignal:

@@ -131,8 +131,11 @@ def test_dynamic_scaling_is_accepted_and_others_are_refused() -> None:
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "llm_config.rope_scaling: 'linear'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "llm_config.rope_scaling: 'yarn'"),
         ({"use_sliding_window": True, "sliding_window": 16}, "llm_config.use_sliding_window: true"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "llm_config.layer_types: 'sliding_attention'"),
     ):
         with pytest.raises(ValueError, match=path):
             ModelConfig.from_dict(config | {"llm_config": config["llm_config"] | change})
+    with pytest.raises(ValueError, match="pad2square: true"):
+        ModelConfig.from_dict(config | {"pad2square": True})
     for change in ({"rope_scaling": None}, {"use_sliding_window": False, "sliding_window": 16}):
         ModelConfig.from_dict(config | {"llm_config": config["llm_config"] | change})

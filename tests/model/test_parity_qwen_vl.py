@@ -489,3 +489,16 @@ def test_a_perturbed_weight_is_seen(folders: dict[str, Path], name: str, part: s
             test_vision_features(one)
             test_language_forward(one)
             test_masks(one, "train_pre")
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_what_would_change_results_is_refused(name: str) -> None:
+    config = SETS[name].config
+    for change, message in (
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "text_config.rope_scaling: 'linear'"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "text_config.rope_parameters: 'yarn'"),
+        ({"use_sliding_window": True, "sliding_window": 16}, "text_config.use_sliding_window: true"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "text_config.layer_types: 'sliding_attention'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ModelConfig.from_dict(config | {"text_config": config["text_config"] | change})

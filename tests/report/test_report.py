@@ -249,7 +249,7 @@ def test_everything_is_written(built: Path) -> None:
     for name in PICTURES:
         assert f"(figures/{name}.png)" in text
         with Image.open(reports / "figures" / f"{name}.png") as picture:
-            assert min(picture.size) >= 250, name
+            assert min(picture.size) >= 200 and picture.width <= 700, name
             assert len(picture.convert("RGB").getcolors(picture.width * picture.height)) > 15, f"{name} is all but blank"
     assert not list(reports.rglob(".*")), "a temporary file was left"
 

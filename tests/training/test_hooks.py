@@ -78,6 +78,26 @@ def test_examples_are_kept_evenly_and_once() -> None:
     assert not Examples(0, 100, True).wanted("loop1")
 
 
+def rows_of(folder: Path, name: str) -> list[str]:
+    return (folder / "plots" / f"{name}.tsv").read_text().splitlines()
+
+
+def test_curves_grow_step_by_step(tmp_path: Path) -> None:
+    """Whatever ends a run at step n leaves n rows; what lies there of another run goes, what a state does not have too."""
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "loss.tsv").write_text("step\tloss\n1\t9\n2\t9\n")
+    curves = Curves(tmp_path)
+    for step in (1, 2, 3):
+        curves.after(step, {"loss": float(step)} | ({"rare": 0.5} if step == 3 else {}))
+        assert rows_of(tmp_path, "loss") == ["step\tloss", *(f"{n}\t{n}" for n in range(1, step + 1))]
+    assert rows_of(tmp_path, "rare") == ["step\trare", "3\t0.5"]
+    again = Curves(tmp_path)
+    again.load_state_dict({"rows": {"loss": [(1, 1.0), (2, 2.0)]}})
+    assert rows_of(tmp_path, "loss") == ["step\tloss", "1\t1", "2\t2"]
+    again.after(3, {"loss": 3.0, "rare": 0.25})
+    assert (rows_of(tmp_path, "loss")[-1], rows_of(tmp_path, "rare")) == ("3\t3", ["step\trare", "3\t0.25"])
+
+
 def test_metrics_are_the_mean_of_the_last_tenth(tmp_path: Path) -> None:
     curves = Curves(tmp_path)
     for step in range(20):

@@ -80,18 +80,20 @@ def test_slurm_starts_every_machine(work: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("socket.gethostname", lambda: "127.0.0.1")
     launch("seen", load().launch, str(work / "out"))
     assert [json.loads((work / f"out.{rank}").read_text())[1] for rank in (0, 1)] == [2, 2]
-    assert (work / "srun.txt").read_text().startswith("--nodes=2 --ntasks=2 --ntasks-per-node=1 --kill-on-bad-exit=1 ")
+    said = (work / "srun.txt").read_text()
+    assert said.startswith("--nodes=2 --ntasks=2 --ntasks-per-node=1 --kill-on-bad-exit=1 ")
+    assert int(said.split("--main-port ")[1].split()[0]) != settings().main_port, "two jobs on one machine do not meet"
 
 
 def test_places_of_the_processes() -> None:
     """4 machines of 2 processes: ranks go on from machine to machine; on one machine, runs choose ports of their own."""
-    many = settings(processes=2, machines=4, main_port=1234)
-    third = environments(many, 2, "node0")
+    many = settings(processes=2, machines=4, main_address="node0", main_port=1234)
+    third = environments(many, 2)
     assert [(of["RANK"], of["LOCAL_RANK"], of["WORLD_SIZE"]) for of in third] == [("4", "0", "8"), ("5", "1", "8")]
     assert {(of["MASTER_ADDR"], of["MASTER_PORT"]) for of in third} == {("node0", "1234")}
-    here = environments(settings(processes=2), 0, "node0")
+    here = environments(settings(processes=2), 0)
     assert {of["MASTER_ADDR"] for of in here} == {"127.0.0.1"} and len({of["MASTER_PORT"] for of in here}) == 1
-    assert "RANK" not in environments(settings(), 0, "node0")[0]
+    assert "RANK" not in environments(settings(), 0)[0]
 
 
 # ------------------------------------------------------------------------------------------------------------ ends

@@ -4,12 +4,14 @@ import gc
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -193,6 +195,10 @@ def test_a_real_kill_and_a_real_sigterm(work: Path, tmp_path: Path) -> None:
     for group in sessions_of(killed):
         os.killpg(group, signal.SIGKILL)
     killed.wait()
+    (state,) = runs.glob("train-*/state.pt")
+    rows = (at.training / "plots" / "loss.tsv").read_text().splitlines()[1:]
+    assert [int(row.split()[0]) for row in rows] == list(range(1, len(rows) + 1)), "a row for each step"
+    assert len(rows) >= torch.load(state, weights_only=True)["step"]
     stopped = start(work, runs, values | {"launch": values["launch"] | {"save_state_seconds": 1000.0}})
     time.sleep(1)
     wait_for_line(stopped, "continued at step")
@@ -232,7 +238,8 @@ def test_asked_to_stop_it_saves_first(
 ) -> None:
     """With a data worker, by `kill` of the command's process, by Ctrl-C (its process group), and by a batch system (every process
     that there is). The state is newer than the signal: no other would have been written."""
-    values = pipeline.small_values(work.parent / "world", train__steps=3000, launch__save_state_seconds=1e6, launch__workers=1)
+    changes = {"train__steps": 3000, "launch__save_state_seconds": 1e6, "launch__workers": 1, "launch__log_with": ["dvclive"]}
+    values = pipeline.small_values(work.parent / "world", **changes)
     (work / ".dvc").mkdir(exist_ok=True)
     (work / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
     (work / "dvc.yaml").write_text(DVC)
@@ -250,28 +257,78 @@ def test_asked_to_stop_it_saves_first(
     assert state.stat().st_mtime > sent
     step = torch.load(state, weights_only=True)["step"]
     assert f"stopped at step {step} of 3000, saved; start the same command again" in said and "Traceback" not in said
-    rows = (work / "reports" / "train" / "plots" / "loss.tsv").read_text().splitlines()
-    assert len(rows) == 1 + step, "the curves on disk are as long"
+    for plots in ("plots", "live/plots/metrics"):
+        rows = (work / "reports" / "train" / plots / "loss.tsv").read_text().splitlines()
+        assert len(rows) == 1 + step, "the curves on disk are as long"
     shutil.rmtree(tmp_path / "runs")
+    shutil.rmtree(work / "reports")
 
 
-def test_two_processes_go_on_after_a_kill(work: Path, tmp_path: Path) -> None:
-    """To the same bits."""
-    changes = {"train__steps": 6, "launch__processes": 2, "launch__save_state_seconds": 0.0, "train__batch": 2}
-    values = pipeline.small_values(work.parent / "world", **changes)
-    at = Workspace(work)
-    whole = start(work, tmp_path / "runs", values)
+@pytest.fixture(scope="module")
+def many(work: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, object], list[float]]:
+    """Three processes that nothing happens to: their settings, what they leave, and the losses."""
+    changes = {"train__steps": 6, "launch__processes": 3, "launch__save_state_seconds": 0.0, "train__batch": 2}
+    values = pipeline.small_values(work.parent / "world", train__lora__dropout=0.0, **changes)
+    whole = start(work, tmp_path_factory.mktemp("many"), values)
     assert whole.wait() == 0, whole.stdout.read()
-    expected = outcome(at)
-    killed = start(work, tmp_path / "runs", values)
-    wait_for_state(tmp_path / "runs", killed)
+    return values, outcome(Workspace(work)), losses(work)
+
+
+def losses(work: Path) -> list[float]:
+    lines = (work / "reports" / "train" / "plots" / "loss.tsv").read_text().splitlines()[1:]
+    return [float(line.split()[1]) for line in lines]
+
+
+def one_dies(process: subprocess.Popen) -> None:
+    """Any of a run's processes, killed: the run ends by itself, within a minute, and says which it was."""
+    ranks = [pid for pid in children_of(process.pid) if b"ans.training" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    place = random.randrange(3)
+    os.kill(sorted(ranks)[place], signal.SIGKILL)
+    killed = time.monotonic()
+    said = process.stdout.read()
+    assert process.wait() == 137 and time.monotonic() - killed < 60
+    assert re.search(r"error: process \d of this machine was ended by SIGKILL", said), said
+
+
+def test_three_processes_go_on_after_all_that_happens(work: Path, tmp_path: Path, many) -> None:
+    """At random moments one process is killed, and all are asked to stop; they end in the same bits."""
+    values, expected, _ = many
+    runs = tmp_path / "runs"
+    first = start(work, runs, values)
+    wait_for_state(runs, first)
+    time.sleep(random.uniform(0, 1))
+    one_dies(first)
+    second = start(work, runs, values)
+    wait_for_line(second, "continued at step")
+    time.sleep(random.uniform(0, 1))
+    second.send_signal(signal.SIGTERM)
+    said = second.stdout.read()
+    if second.wait() != 0:  # it may have come to its end before
+        assert second.returncode == 143 and "saved; start the same command again" in said
+        last = start(work, runs, values)
+        said = last.stdout.read()
+        assert last.wait() == 0 and "continued at step" in said, said
+    assert outcome(Workspace(work)) == expected
+
+
+@pytest.mark.parametrize(("processes", "batch"), [(2, 3), (1, 6)])
+def test_another_number_of_processes_goes_on_with_the_same_samples(
+    work: Path, tmp_path: Path, many, processes: int, batch: int
+) -> None:
+    """All three are killed; two, or one, go on with the same steps but for the order of sums."""
+    values, _, expected = many
+    runs = tmp_path / "runs"
+    killed = start(work, runs, values)
+    wait_for_state(runs, killed)
     for group in sessions_of(killed):
         os.killpg(group, signal.SIGKILL)
     killed.wait()
-    again = start(work, tmp_path / "runs", values)
-    said = again.stdout.read()
-    assert again.wait() == 0 and "continued at step" in said, said
-    assert outcome(at) == expected
+    fewer = json.loads(json.dumps(values))
+    fewer["launch"]["processes"], fewer["train"]["batch"] = processes, batch
+    last = start(work, runs, fewer)
+    said = last.stdout.read()
+    assert last.wait() == 0 and f"begun on 3 process(es), continued on {processes}" in said, said
+    assert losses(work) == pytest.approx(expected, rel=2e-3)
 
 
 def wait_for_line(process: subprocess.Popen, text: str) -> None:
@@ -283,9 +340,10 @@ def wait_for_line(process: subprocess.Popen, text: str) -> None:
 
 def sessions_of(process: subprocess.Popen) -> set[int]:
     """Process groups of a process and of all that it started."""
-    groups, todo = set(), [process.pid]
-    while todo:
-        pid = todo.pop()
-        groups.add(os.getpgid(pid))
-        todo += [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return groups
+    return {os.getpgid(pid) for pid in [process.pid, *children_of(process.pid)]}
+
+
+def children_of(pid: int) -> list[int]:
+    """All that a process started, and what they did."""
+    found = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return found + [below for child in found for below in children_of(child)]

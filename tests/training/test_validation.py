@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from ans.config import Config, ConfigError
 from ans.formats.pth import read_pth
@@ -111,9 +112,22 @@ def test_killed_and_continued(here: Workspace, work: Path, uninterrupted, monkey
 
 
 def test_with_the_loops_every_so_many_steps(here: Workspace, work: Path) -> None:
-    """The dual loop, without epochs: curves of the split, and the tensors of the better look are what is converted."""
+    """The dual loop, without epochs: curves of the split, pictures of the same answers each time, and the tensors of the better look
+    are what is converted."""
     settings = {"train__validation": VALIDATION | {"every": 2}, "train__steps": 5, "train__epochs": None, "train__gallery": 0}
-    loop.train(pipeline.small_config(work.parent / "world", **settings, launch__workers=0), here)
+    shown = {"launch__log_with": ["dvclive"], "launch__workers": 0}
+    loop.train(pipeline.small_config(work.parent / "world", **settings, **shown), here)
+    for number in (0, 1):  # of two images
+        pictures = sorted((here.live / "plots" / "images" / "answers" / str(number)).iterdir())
+        assert [path.name for path in pictures] == ["000002.png", "000004.png"]
+        sizes = set()
+        for path in pictures:
+            with Image.open(path) as picture:
+                sizes.add(picture.size)
+        ((width, height),) = sizes
+        assert height < width <= 700
+    live = here.live / "plots" / "metrics"
+    assert (live / "val_ciou.tsv").read_text().split()[2::2] == ["2", "4"] and (live / "loop2_caption.tsv").exists()
     history = json.loads((here.training / "history.json").read_text())
     assert [(row["number"], row["step"]) for row in history] == [(1, 2), (2, 4)]
     for name in ("ciou", "seg_rate"):

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from ans.model import family, preprocess
-from ans.model.family import LLAMA_LAYERS, Grid, Pixels, Visual, by_image
+from ans.model.family import LLAMA_LAYERS, Grid, Pixels, Visual, by_image, refuse_windows
 from ans.model.keys import Fusion, KeyTable, Renaming
 from ans.model.prompts import TEMPLATES, Template
 
@@ -150,6 +150,8 @@ class Family(family.Family):
         _refuse_other_attention(language)
         if values["select_layer"] != -1 or values["ps_version"] != "v2":
             raise ValueError("select_layer: only -1 is supported, with ps_version v2 (every released Sa2VA of InternVL2.5)")
+        if values.get("pad2square"):
+            raise ValueError("pad2square: true is not supported; every released Sa2VA cuts an image into tiles")
         if values["template"] not in TEMPLATES:
             raise ValueError(f"template: {values['template']!r} is unknown; there are {', '.join(TEMPLATES)}")
         return cls(
@@ -232,8 +234,7 @@ def _refuse_other_attention(language: Mapping[str, Any]) -> None:
     # InternVL3's dynamic scaling acts beyond max_position_embeddings only, which no prompt here reaches
     if kind not in ("default", "dynamic"):
         raise ValueError(f"llm_config.rope_scaling: {kind!r} is not supported; only none, and dynamic as in InternVL3")
-    if language.get("use_sliding_window"):
-        raise ValueError("llm_config.use_sliding_window: true is not supported; every released Sa2VA attends to all tokens")
+    refuse_windows(language, "llm_config")
 
 
 _SAME_IN_VISION = (

@@ -6,24 +6,30 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from PIL import Image
 from torch import nn
 
 from ans.config.schema import Validation as Settings
+from ans.data.matching import record_image
 from ans.evaluation.metrics import summarise
-from ans.evaluation.plan import make_plan
+from ans.evaluation.plan import Row, make_plan
 from ans.evaluation.predict import predict, row_tokens
 from ans.model.segmenter import Segmenter
 from ans.progress import Progress
 from ans.training.hooks import Hook
 from ans.training.hooks.curves import Curves
+from ans.training.hooks.pictures import answer_picture
+from ans.training.hooks.sinks import Sinks
 
 SHOWN = ("ciou", "miou", "box_giou", "p50", "seg_rate")
 """The metrics that are kept of every evaluation."""
+PICTURES = 4
+"""Images of which the first answer is shown, the same ones every time."""
 
 
 class Validation(Hook):
     """`history`: one row for every `every` steps. `best`: the row of the best one and its trained tensors (float32, by name),
-    None before the first. Its metrics are curves too, as `val_<name>`."""
+    None before the first. Its metrics are curves too, as `val_<name>`, and a few of its answers are shown by `sinks`."""
 
     def __init__(
         self,
@@ -34,17 +40,19 @@ class Validation(Hook):
         trained: Mapping[str, nn.Parameter],
         every: int,
         curves: Curves,
+        sinks: Sinks,
         progress: Progress,
         accelerator: Accelerator,
     ) -> None:
         self.settings, self.root, self.model, self.trained, self.every = settings, root, model, trained, every
-        self.curves, self.progress, self.accelerator = curves, progress, accelerator
+        self.curves, self.sinks, self.progress, self.accelerator = curves, sinks, progress, accelerator
         self.plan = make_plan(settings.questions, indexes, root)
         self.batches = self.plan.batches(
             lambda *size: row_tokens(model.config, *size) + settings.max_new_tokens, settings.tokens_per_batch
         )
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] | None = None
+        self.rows: list[Row] = []  # of the last evaluation
 
     @property
     def over(self) -> bool:
@@ -63,6 +71,8 @@ class Validation(Hook):
             self.best = {"row": row, "trained": {name: p.detach().clone() for name, p in self.trained.items()}}
         self.curves.after(step, metrics)
         values.update(metrics)
+        if self.sinks.names:
+            self.sinks.show(step, "answers", self.pictures())
         text = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
         self.progress.write(f"validation {row['number']}, step {step}: {text}")
 
@@ -76,8 +86,18 @@ class Validation(Hook):
                 rows += predict(self.model, self.root, items, self.settings.max_new_tokens)
         if self.accelerator.num_processes > 1:
             rows = gather_object(rows)
+        self.rows = rows
         summary = summarise(rows)
         return {f"val_{name}": float(summary[name]) for name in SHOWN}
+
+    def pictures(self) -> list[Image.Image]:
+        """The first answer about each of the first images, of the last evaluation."""
+        found = []
+        for planned in self.plan.images[:PICTURES]:
+            record = self.plan.item(planned).record
+            row = next(row for row in self.rows if row["image_path"] == record.path)
+            found.append(answer_picture(record_image(self.root, record), row))
+        return found
 
     def finish(self) -> None:
         """Let the metrics be those of the best evaluation."""
