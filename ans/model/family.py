@@ -168,6 +168,9 @@ class Family(Plug):
     regions: ClassVar[bool]
     """Whether it was taught region prompts."""
 
+    videos: ClassVar[bool] = False
+    """Whether a question may be about several frames of a video."""
+
     new_tokens: ClassVar[tuple[str, ...]]
     """Tokens that a new base adds to the released vocabulary, in the order that fixes their ids."""
 
