@@ -57,6 +57,12 @@ SANE = {
         "written_gb": (0.005, 0.05),
         "seconds": (0, 300),
     },
+    "video": {
+        "peak_long": (10**5, 10**9),
+        "peak_ratio": (0.5, 1.5),
+        "shared_over_single": (0.1, 0.7),
+        "masks_differ": (0, 0),
+    },
     "scale dual": {
         "seconds": (0, 300),
         "peak_gib": (0.1, 4),
