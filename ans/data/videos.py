@@ -24,6 +24,8 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """What the frames in a folder may be."""
 FOLDER_RATE = 24
 """Frames a second of a folder, which says nothing of it: as DAVIS and SA-V were taken."""
+NEAR = 16
+"""A frame that is at most so many further on is come to by decoding those before it."""
 _TICKS = 90_000
 
 
@@ -55,8 +57,7 @@ class Video(Sequence[Image.Image]):
 
 
 class VideoFile(Video):
-    """A video file. Frames that are asked for one after the other are decoded one after the other, any other is sought, and the last one
-    is kept."""
+    """A video file. Frames that are asked for in their order are decoded in one go, any other is sought, and the last one is kept."""
 
     def __init__(self, path: Path) -> None:
         import av
@@ -78,7 +79,7 @@ class VideoFile(Video):
         if number == self._number:
             return self._last
         with _named(self.path):
-            if number != self._number + 1 or self._container is None:
+            if not self._number < number <= self._number + NEAR or self._container is None:
                 self.close()
                 self._container = _open(self.path)
                 stream = self._container.streams.video[0]
