@@ -129,6 +129,7 @@ class World(Section):
     openimages_images: Count = Field(description="images in Open Images' layout")
     describe_images: Count = Field(description="images with described regions, in Describe Anything's layout")
     reasonseg_images: Count = Field(description="training images in ReasonSeg's layout; half as many each for val and test")
+    videos: Number = Field(0, description="films with expressions in each layout of videos, below videos/ (docs/video.md)")
     shift: Share = Field(
         description="0: images like those the tiny base was trained on; 1: textured backgrounds and noise, new to it"
     )

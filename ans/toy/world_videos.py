@@ -1,6 +1,6 @@
 """Small data sets of videos in every published layout: shapes that move, cross, come and go, and expressions of their motion.
 
-Not part of the world that stage `world` writes. In each film two objects look alike, stand still in the first six frames, and then cross:
+Part of the world where `world.videos` is not 0. In each film two objects look alike, stand still in the first six frames, and then cross:
 only their motion tells which of them is meant, so that a model that reads the first five frames cannot know.
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ans.config.schema import World
 from ans.data.videos import VideoWriter
 from ans.toy.scenes import COLOURS, SHAPES, Scene, Shape, render
 from ans.toy.world_loops import jpeg, rle
@@ -188,7 +189,8 @@ def write_ref_youtube_vos(root: Path, seed: int, counts: Sequence[int]) -> list[
 def write_ref_davis(root: Path, seed: int, counts: Sequence[int]) -> list[Film]:
     """`davis` with films in val, the first of which has a name that the texts misspell."""
     films, texts = [], {name: "" for name in ("annot1", "annot1_full_video", "annot2", "annot2_full_video")}
-    base, names_of_videos = root / "davis", [("motorbike", "motor-bike"), ("cows", "cows"), ("drift", "drift")][: len(counts)]
+    base = root / "davis"
+    names_of_videos = [("motorbike", "motor-bike"), *((f"film{i}", f"film{i}") for i in range(1, len(counts)))]
     for number, (name, written) in enumerate(names_of_videos):
         made, names = film(seed, 300 + number, counts[number]), named(counts[number])
         films.append(made)
@@ -283,3 +285,13 @@ PLACES = {
     "own_videos": ("own_videos", "val"),
 }
 """Where each is written: its folder, and the split that has masks."""
+
+
+LENGTHS = (8, 12, 20, 9)
+"""Frames of the films of a world, by turns."""
+
+
+def write(root: Path, world: World) -> None:
+    """`world.videos` films in each layout; see `PLACES`."""
+    for place in WRITERS.values():
+        place(root, world.seed, [LENGTHS[number % len(LENGTHS)] for number in range(world.videos)])

@@ -10,7 +10,9 @@ from PIL import Image
 
 from ans.data.clips import Clip, ClipFrames, read, readers
 from ans.data.records import Skipped
+from ans.toy.world import checksum, write_world
 from ans.toy.world_videos import OBJECTS, PLACES, STILL, VALUES, WRITERS, Film, film
+from tests.data.worlds import SMALLEST
 
 COUNTS = {
     "mevis": (20, 1, 3, 6),
@@ -174,7 +176,7 @@ def test_damage_of_palettes_and_lines_is_named(tmp_path: Path) -> None:
     assert reasons(tmp_path, "ref_youtube_vos") == ["a mask that is no palette image", "a mask of another size than its frame"]
     davis = damaged(tmp_path, "ref_davis")
     path = davis / "davis_text_annotations" / "Davis17_annot1.txt"
-    path.write_text(path.read_text() + "cows 1 no quotes\n")
+    path.write_text(path.read_text() + "film1 1 no quotes\n")
     with pytest.raises(ValueError, match=r'Davis17_annot1.txt:9: expected `video object "expression"`'):
         clips(tmp_path, "ref_davis")
 
@@ -226,3 +228,13 @@ def test_an_unknown_reader_or_folder_is_named(tmp_path: Path) -> None:
         list(read("youtube", tmp_path, "a", "b"))
     with pytest.raises(FileNotFoundError, match="a: not found"):
         list(read("mevis", tmp_path, "a", "b"))
+
+
+def test_a_world_has_videos_where_it_is_asked_for(tmp_path: Path) -> None:
+    write_world(tmp_path / "none", SMALLEST)
+    write_world(tmp_path / "two", SMALLEST.model_copy(update={"videos": 2}))
+    assert not (tmp_path / "none" / "videos").exists()
+    (tmp_path / "two" / "videos").rename(tmp_path / "videos")
+    assert checksum(tmp_path / "none") == checksum(tmp_path / "two"), "the rest is as it was"
+    for name, (folder, split) in PLACES.items():
+        assert len([one for one in read(name, tmp_path, f"videos/{folder}", split) if isinstance(one, Clip)]) == 2
