@@ -26,20 +26,23 @@ FOLDER = Path(os.environ.get("ANS_GOLDEN", ROOT / "sa2va"))
 class GoldenCase:
     """Lazily read parts of one golden folder. A part that is missing raises; it is never skipped."""
 
+    def __init__(self, folder: Path = FOLDER) -> None:
+        self.folder = folder
+
     @cached_property
     def meta(self) -> dict[str, Any]:
-        return json.loads((FOLDER / "meta.json").read_text(encoding="utf-8"))
+        return json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        return _complete(load_file(FOLDER / "goldens.safetensors"), self.meta, FOLDER)
+        return _complete(load_file(self.folder / "goldens.safetensors"), self.meta, self.folder)
 
     def __getitem__(self, key: str) -> Tensor:
         tensor = self.tensors[key]
         return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
     def image(self, case: str) -> Image.Image:
-        return Image.open(FOLDER / f"{case}.png").convert("RGB")
+        return Image.open(self.folder / f"{case}.png").convert("RGB")
 
     @property
     def cases(self) -> list[str]:
@@ -50,7 +53,7 @@ class GoldenCase:
         return [case for case in self.cases if f"{case}/seg_positions" in self.tensors]
 
     def state(self, name: str) -> dict[str, Tensor]:
-        return {key: tensor.float() for key, tensor in load_file(FOLDER / f"{name}.safetensors").items()}
+        return {key: tensor.float() for key, tensor in load_file(self.folder / f"{name}.safetensors").items()}
 
     def config(self) -> dict[str, Any]:
         """The official config.json, with SAM2's sizes, which the official code fixes, in our section."""
@@ -71,16 +74,16 @@ class GoldenCase:
             }
         }
 
-    def write_model(self, folder: Path) -> Path:
-        """A model folder as the official export leaves it: config, tokenizer, float32 weights."""
+    def write_model(self, folder: Path, state: dict[str, Tensor] | None = None) -> Path:
+        """A model folder as the official export leaves it: config, tokenizer, float32 weights, or else those of `state`."""
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps(self.config()), encoding="utf-8")
         self.write_tokenizer(folder)
-        save_file(self.state("hf_state"), folder / "model.safetensors")
+        save_file(state or self.state("hf_state"), folder / "model.safetensors")
         return folder
 
     def write_tokenizer(self, folder: Path) -> None:
-        (folder / "tokenizer.json").write_bytes((FOLDER / "tokenizer.json").read_bytes())
+        (folder / "tokenizer.json").write_bytes((self.folder / "tokenizer.json").read_bytes())
         eos, pad, bos = self.meta["tokens_eos_pad_bos"]
         named = {number: token for token, number in self.meta["tokens"].items()}
         special = {"eos_token": named.get(eos), "pad_token": named.get(pad), "bos_token": named.get(bos)}

@@ -14,10 +14,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from dvc.cli import parse_args
 from dvc.utils.hydra import apply_overrides
@@ -27,6 +29,8 @@ from ans.cli import COMMANDS as COMMANDS_OF_ANS
 from ans.cli import main, parser
 from ans.config import load
 from ans.config.sections import SECTIONS, all_fields, task_names
+from ans.data.videos import VideoWriter
+from ans.model.loading import read_tensors
 from tests import forked
 
 ROOT = Path(__file__).parent.parent
@@ -147,6 +151,7 @@ def test_modules_take_these_options(words: list[str], tmp_path: Path, monkeypatc
         (tmp_path / "models" / "variants" / "full").symlink_to(ROOT / "weights" / "tiny")
         Image.linear_gradient("L").resize((96, 64)).convert("RGB").save(tmp_path / "photo.jpg")
         Image.new("L", (96, 64), 255).save(tmp_path / "mask.png")
+        write_clip(tmp_path)
         for path in (tmp_path / word for word in arguments if word.startswith("data/world/")):
             path.parent.mkdir(parents=True)
             (tmp_path / "photo.jpg").rename(path)
@@ -160,6 +165,19 @@ def test_modules_take_these_options(words: list[str], tmp_path: Path, monkeypatc
     for option in arguments:
         if option.startswith("-"):
             assert option in usage(module), f"{module} knows no {option}"
+
+
+def write_clip(folder: Path) -> None:
+    """clip.mp4 and frames_folder, of two frames, and the tiny model's own decoder under the name of SAM2's checkpoint."""
+    (folder / "frames_folder").mkdir()
+    with VideoWriter(folder / "clip.mp4") as writer:
+        for number in range(2):
+            frame = Image.linear_gradient("L").resize((64, 48)).convert("RGB")
+            frame.save(folder / "frames_folder" / f"{number}.jpg")
+            writer.add(frame, Fraction(number, 24))
+    decoder = "grounding_encoder.sam2_model."
+    tensors = {name: tensor for name, tensor in read_tensors(ROOT / "weights" / "tiny").items() if name.startswith(decoder)}
+    torch.save({"model": {name.removeprefix(decoder): t for name, t in tensors.items()}}, folder / "sam2_hiera_large.pt")
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,9 @@ def shard(source: Path, out: Path) -> None:
     from ans.model.config import ModelConfig  # what fetches and checks files does not wait for torch
     from ans.model.tokens import for_older_versions
 
-    where, keys = shards.entries(source), ModelConfig.from_folder(source).keys
+    found, config = shards.entries(source), ModelConfig.from_folder(source)
+    names, keys = config.decoder.hf_names(found), config.keys
+    where = {names[name]: entry for name, entry in found.items()}
     try:
         groups = {name: keys.shard_of(name) for name in where}
     except KeyError as error:

@@ -1,52 +1,73 @@
 """Masks of what expressions name: `python -m ans segment IMAGE "expression" ... -o out.png`.
 
-For many images use `ans.Segmenter`, which takes batches of them; this command loads the model for one image.
+IMAGE may be a video, or a folder of its frames; then the result is a video too: `-o out.mp4`. For many images use `ans.Segmenter`, which
+takes batches of them; this command loads the model for one.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ans.cli import model
+from ans.cli import model, videos
+from ans.cli.videos import COLOURS
+from ans.data.videos import is_video, open_video
+
+if TYPE_CHECKING:
+    from ans.model.segmenter import Segmenter
 
 HELP = "masks of what expressions name"
-COLOURS = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0), (240, 228, 66))
-"""Of Okabe and Ito, told apart by all."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     model.arguments(parser)
     parser.add_argument("expressions", nargs="+", metavar="EXPRESSION", help='what to look for, e.g. "the left cup"')
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the image with all masks on it")
-    parser.add_argument("--masks", type=Path, help="also write each mask alone into this folder: 0.png, 1.png, ...")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the image, or the video, with all masks on it")
+    parser.add_argument(
+        "--masks",
+        type=Path,
+        help="also write each mask alone into this folder: 0.png, ...; of a video a palette PNG per frame, or, as .json, run lengths",
+    )
+    videos.arguments(parser)
 
 
 def run(chosen: argparse.Namespace) -> None:
-    image = model.read_image(chosen.image)
     for expression in chosen.expressions:
         if not expression.strip():
             raise ValueError("EXPRESSION: one is empty; say what to look for")
+    if is_video(chosen.image):
+        videos.check(chosen.output, chosen.masks)
+        open_video(chosen.image)  # what is wrong with it is said before the model is loaded
+        segmenter = model.load_model(chosen)
+        videos.segment(segmenter, chosen, paint)
+        _note_unknown_words(segmenter, chosen)
+        return
+    image = model.read_image(chosen.image)
     if chosen.output.suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"{chosen.output}: name it .png or .jpg, the picture's format is taken from that")
     segmenter = model.load_model(chosen)
     found = segmenter.segment([image], [chosen.expressions], chosen.max_new_tokens)[0]
     model.save(paint(image, [answer.mask for answer in found], chosen.expressions), chosen.output)
-    if unknown := segmenter.unknown_words(" ".join(chosen.expressions)):
-        print(
-            f"note: {chosen.model} has no word for {', '.join(unknown)}. The tiny model knows coloured shapes and nothing else; "
-            "name a model of a real preset with --model",
-            file=sys.stderr,
-        )
+    _note_unknown_words(segmenter, chosen)
     for number, (expression, answer) in enumerate(zip(chosen.expressions, found, strict=True)):
         share = f"{answer.mask.mean():.1%} of the image" if len(answer.masks) else "no mask: the answer has no [SEG]"
         print(f"{expression}: {share} ({answer.answer})")
         if chosen.masks is not None:
             model.save(Image.fromarray(answer.mask), chosen.masks / f"{number}.png")
     print(f"wrote {chosen.output}")
+
+
+def _note_unknown_words(segmenter: "Segmenter", chosen: argparse.Namespace) -> None:
+    if unknown := segmenter.unknown_words(" ".join(chosen.expressions)):
+        print(
+            f"note: {chosen.model} has no word for {', '.join(unknown)}. The tiny model knows coloured shapes and nothing else; "
+            "name a model of a real preset with --model",
+            file=sys.stderr,
+        )
 
 
 def paint(image: Image.Image, masks: Sequence[np.ndarray], expressions: Sequence[str]) -> Image.Image:

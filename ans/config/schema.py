@@ -18,6 +18,7 @@ SUBSET = "sa1b_subset"
 """The index of SA-1B's images that are used; the index `sa1b` only lists all of them."""
 
 READERS = Path(__file__).parents[1] / "data" / "sources"
+VIDEO_READERS = READERS.with_name("video_sources")
 
 
 class Paths(Section):
@@ -69,6 +70,31 @@ class Source(Section):
         return name
 
 
+class VideoSet(Section):
+    """A set of videos with expressions that is evaluated, and how."""
+
+    reader: str = Field(description="module of ans/data/video_sources that reads the set's layout")
+    folder: str = Field(description="folder below paths.root")
+    split: str = Field(description="part of the set, as its files call it")
+    # auto, and not null: for a setting that may be null, `none` means that
+    propagation: Literal["auto", "original_decoder", "official", "none"] = Field(
+        "auto",
+        description="how masks come from the frames that are read to the others; auto: the first way that the model can do",
+    )
+    choice: Literal["auto", "first", "uniform"] = Field(
+        "auto", description="which frames are read; auto: first with official, else uniform"
+    )
+    frames_read: Count = Field(5, description="frames that the language model reads")
+
+    @field_validator("reader")
+    @classmethod
+    def _there(cls, name: str) -> str:
+        readers = sorted(path.stem for path in VIDEO_READERS.glob("*.py") if path.stem != "__init__")
+        if name not in readers:
+            raise ValueError(f"no reader named {name!r}; there are {', '.join(readers)}")
+        return name
+
+
 class Own(Section):
     """A folder of your own data (docs/your-data.md)."""
 
@@ -105,6 +131,7 @@ class World(Section):
     openimages_images: Count = Field(description="images in Open Images' layout")
     describe_images: Count = Field(description="images with described regions, in Describe Anything's layout")
     reasonseg_images: Count = Field(description="training images in ReasonSeg's layout; half as many each for val and test")
+    videos: Number = Field(0, description="films with expressions in each layout of videos, below videos/ (docs/video.md)")
     shift: Share = Field(
         description="0: images like those the tiny base was trained on; 1: textured backgrounds and noise, new to it"
     )
@@ -378,6 +405,9 @@ class Evaluate(Section):
     max_new_tokens: Count = Field(256, description="longest answer or description, in tokens")
     max_samples: Count | None = Field(None, description="images per split; none: all")
     max_texts_per_image: Count | None = Field(None, description="expressions per image; none: all")
+    videos: dict[Name, VideoSet] = Field(
+        {}, description="sets of videos, by a name: {mevis: {reader: mevis, folder: mevis, split: valid_u}} (docs/video.md)"
+    )
 
     @field_validator("splits", "captions")
     @classmethod

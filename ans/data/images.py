@@ -18,10 +18,13 @@ from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
 
 SEPARATOR = "::"
 
@@ -268,7 +271,7 @@ def read_frame(path: Path, number: int) -> Image.Image:
     if not path.is_file():
         raise FileNotFoundError(path)
     try:
-        times = _times(str(path), path.stat().st_mtime_ns)
+        times = shown_at(str(path), path.stat().st_mtime_ns)
         if number < len(times):
             with av.open(str(path)) as container:
                 stream = container.streams.video[0]
@@ -277,16 +280,21 @@ def read_frame(path: Path, number: int) -> Image.Image:
                     if image.pts is None:
                         raise TypeError("a frame does not say when it is shown")
                     if image.pts >= times[number]:
-                        turns = round(image.rotation / 90) % 4  # what the display matrix says, against the clock
-                        upright = image.to_image()
-                        return upright.rotate(90 * turns, expand=True) if turns else upright
+                        return turned(image)
     except (av.FFmpegError, IndexError, TypeError) as error:
         raise ValueError(f"{path}: not a readable video: {error}") from error
     raise ValueError(f"{path}: ends before frame {number}")
 
 
+def turned(image: "VideoFrame") -> Image.Image:
+    """A decoded frame as the video's display matrix wants it shown, RGB."""
+    turns = round(image.rotation / 90) % 4  # against the clock
+    upright = image.to_image()
+    return upright.rotate(90 * turns, expand=True) if turns else upright
+
+
 @lru_cache(maxsize=64)
-def _times(path: str, changed: int) -> list[int]:
+def shown_at(path: str, changed: int) -> list[int]:
     """When each frame is shown, in the order in which they are: a rate would say it only of videos of a constant one."""
     import av
 

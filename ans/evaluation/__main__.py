@@ -5,6 +5,14 @@ import sys
 from ans.config import load
 from ans.errors import run
 from ans.evaluation.evaluate import evaluate
+from ans.evaluation.videos import evaluate_videos
+
+
+def main() -> None:
+    config = load()
+    evaluate(config, sys.argv[1])
+    evaluate_videos(config, sys.argv[1])
+
 
 if __name__ == "__main__":
-    run(lambda: evaluate(load(), sys.argv[1]))
+    run(main)

@@ -8,7 +8,7 @@ once, then one mask for every prompt vector.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,25 @@ class Masks:
     candidates: Tensor
     ious: Tensor
     object_score: Tensor | None
+
+
+Propagation = Literal["official", "original_decoder"]
+"""How a memory carries masks from the prompted frames of a video to the others: with the fine-tuned decoder throughout (Sa2VA), or with
+the decoder as it was before fine-tuning, which is given the fine-tuned one's masks (Sa2VA-i)."""
+
+
+class Tracker(ABC):
+    """N objects of one video. First some frames are prompted, in their order, then all others follow, from the first to the last; what
+    is kept does not grow with the video. No method has a gradient."""
+
+    @abstractmethod
+    def prompt(self, frame: int, levels: Levels, vectors: Tensor, size: tuple[int, int]) -> Tensor:
+        """Logits (N, S/4, S/4) of the objects that `vectors` (N, D) name on frame number `frame`, whose encoder maps are `levels`, of one
+        image of `size` (height, width)."""
+
+    @abstractmethod
+    def follow(self, frame: int, levels: Levels) -> Tensor:
+        """Logits (N, S/4, S/4) on a frame that was not prompted, from what is remembered."""
 
 
 class MaskNetwork(nn.Module, ABC):
@@ -57,6 +76,26 @@ class MaskNetwork(nn.Module, ABC):
     @abstractmethod
     def decode(self, features: Levels, image_index: Tensor, prompts: Tensor) -> Masks:
         """Masks for `prompts` (N, D), the n-th of them on image `image_index[n]` of the projected features."""
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Make the modules that some model folders have and others have not; `names` are those of the folder's tensors, inside this
+        network."""
+
+    def load_original(self, state: Mapping[str, Tensor]) -> None:
+        """Take the mask decoder as it was before fine-tuning from a model folder's tensors, or from the released weights.
+
+        Raises `ValueError` for a decoder that has no use for one, and for tensors that do not fit.
+        """
+        raise ValueError("only a mask decoder with a memory has use for its weights before fine-tuning; this one has none")
+
+    @property
+    def propagations(self) -> tuple[Propagation, ...]:
+        """How its memory can carry masks through a video, the preferred way first; none without a memory."""
+        return ()
+
+    def tracker(self, propagation: Propagation) -> Tracker:
+        """A new memory, for one of `propagations`."""
+        raise NotImplementedError
 
 
 class MaskDecoder(Plug):
@@ -121,6 +160,11 @@ class MaskDecoder(Plug):
     def tied(self) -> dict[str, str]:
         """HF name of each tensor that may be in no file -> that of the tensor that it equals."""
         return {}
+
+    @classmethod
+    def hf_names(cls, names: Iterable[str]) -> dict[str, str]:
+        """Name of each tensor in a model folder -> its HF name here, where other projects' folders name them otherwise."""
+        return {name: name for name in names}
 
     @classmethod
     def check_released(cls, names: Iterable[str]) -> Mapping[str, Any]:

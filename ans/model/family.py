@@ -177,6 +177,9 @@ class Family(Plug):
     regions: ClassVar[bool]
     """Whether its releases were taught region prompts."""
 
+    videos: ClassVar[bool] = False
+    """Whether a question may be about several frames of a video."""
+
     new_tokens: ClassVar[tuple[str, ...]]
     """Tokens that a new base adds to the released vocabulary, in the order that fixes their ids."""
 

@@ -7,10 +7,11 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ans.formats import shards
-from ans.formats.pth import DTYPES, tensor_bytes
+from ans.formats.pth import DTYPES, read_pth, tensor_bytes
 from ans.groups import SHARDS, Part
 from ans.model.config import WRONG, ModelConfig
 from ans.model.four_bit import hold_in_four_bits
@@ -31,7 +32,9 @@ def load(
         model = kind(config, tokenizer, vlm)
     except (*WRONG, AssertionError, MemoryError) as error:
         raise ValueError(f"{folder / 'config.json'}: no model can be built of it: {error or type(error).__name__}") from error
-    files = read_tensors(folder)
+    found = read_tensors(folder)
+    names = config.decoder.hf_names(found)
+    files = {names[name]: tensor for name, tensor in found.items()}
     for name, same in config.tied.items():
         if same in files:
             files.setdefault(name, files[same])
@@ -39,6 +42,7 @@ def load(
         name: tensor.to(dtype if name.startswith("vlm.") else torch.float32)
         for name, tensor in config.keys.from_hf(files, "model").items()
     }
+    model.sam.expect([name.removeprefix("sam.") for name in state if name.startswith("sam.")])
     _check(folder, model, state)
     model.load_state_dict(state, strict=True, assign=True)
     vlm.restore_buffers()
@@ -48,6 +52,18 @@ def load(
     language: Any = vlm.language_model  # `nn.Module` declares that only tensors and modules are set on it
     language.is_loaded_in_4bit = "language" in four_bit  # what PEFT asks
     return model.to(device).eval()
+
+
+def load_original_decoder(model: SegmenterModules, path: Path) -> None:
+    """See `Segmenter.load_original_decoder`."""
+    if path.is_dir():
+        found = read_tensors(path)
+    else:
+        found = load_file(path) if path.suffix == ".safetensors" else read_pth(path).state
+    try:
+        model.sam.load_original(found)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def save(model: SegmenterModules, folder: Path) -> None:

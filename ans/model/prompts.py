@@ -18,6 +18,9 @@ _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 _DATA = re.compile(f"{_OPEN}([^{_CLOSE}]*){_CLOSE}")
 
 SEGMENT_PROMPT = " Please segment {} in this image."
+VIDEO_PROMPT = "Please segment {}."
+VIDEO_QUESTION_PROMPT = " {} Please respond with a segmentation mask."
+"""What the official evaluation of videos asks: by an expression, and by one that is a question already."""
 DESCRIBE_PROMPT = "Please give me a short description of the region in the picture marked by region1."
 DESCRIBE_PROMPTS = (
     DESCRIBE_PROMPT,
@@ -81,6 +84,10 @@ class Template:
     def segment_question(self, text: str) -> str:
         """What evaluation asks, to find what `text` names."""
         return (self.sentence if self.sentence and self.asks_itself(text) else self.segment).format(text)
+
+    def video_question(self, text: str) -> str:
+        """What evaluation asks of a video's frames, to find what `text` names."""
+        return (VIDEO_QUESTION_PROMPT if "?" in text else VIDEO_PROMPT).format(text)
 
     def training_questions(self, text: str) -> tuple[str, ...]:
         """The wordings of training, with `{}` for the expression."""

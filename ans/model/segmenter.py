@@ -3,6 +3,7 @@
 model = Segmenter.from_pretrained("models/variants/full")
 model.segment([image], [["the left cup", "the man in red"]])   # per image, per expression: answer and masks
 model.describe([image], [masks])                               # per image, per region: a caption
+model.segment_video(frames, ["the ball that rolls away"])      # an iterator: per frame, per expression: answer and masks
 model.save_pretrained("folder")
 
 An image is PIL's, an array (h, w, 3) or a tensor (3, h, w); masks are (n, h, w), arrays or tensors.
@@ -17,15 +18,16 @@ import torch
 from ans.groups import Part
 from ans.model import loading
 from ans.model.config import ModelConfig
-from ans.model.inference import Question, Read, Segmentation, SegmenterInference
+from ans.model.inference import Question, Read, Segmentation
 from ans.model.modules import Conversations, Features, Forward
+from ans.model.video import SegmenterVideo
 
 __all__ = ["Conversations", "Features", "Forward", "Question", "Read", "Segmentation", "Segmenter"]
 
 
-class Segmenter(SegmenterInference):
+class Segmenter(SegmenterVideo):
     """A vision-language part and a mask part joined by `[SEG]`; see the module's docstring. Its modules and the forward of training
-    are in `ans/model/modules.py`, its answers in `ans/model/inference.py`."""
+    are in `ans/model/modules.py`, its answers in `ans/model/inference.py`, those about videos in `ans/model/video.py`."""
 
     @classmethod
     def from_pretrained(
@@ -44,6 +46,14 @@ class Segmenter(SegmenterInference):
         """
         folder = Path(folder)
         return loading.load(cls, folder, config or ModelConfig.from_folder(folder), torch.device(device), dtype, four_bit)
+
+    def load_original_decoder(self, path: str | Path) -> None:
+        """Put the mask decoder as it was before fine-tuning beside the fine-tuned one, for `segment_video`: from SAM2's own checkpoint
+        (`sam2_hiera_large.pt`), a `.safetensors`, or a model folder whose decoder was not fine-tuned. `save_pretrained` writes both.
+
+        Raises `FileNotFoundError`, or `ValueError` naming the file, and for a mask decoder that has no memory.
+        """
+        loading.load_original_decoder(self, Path(path))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that `from_pretrained`, with the same `dtype`, reads back to the same bits: weights in shards by module

@@ -12,6 +12,7 @@ from ans.report.plots import plot_ciou, plot_panels
 from ans.report.results import ResultsError, read_results
 from ans.report.tables import score, write_csv, write_markdown, write_means
 from ans.report.training import conflict_panels, panels, read_training
+from ans.report.videos import read_videos
 from ans.workspace import Workspace
 
 
@@ -42,7 +43,8 @@ def build(config: Config, workspace: Workspace = Workspace()) -> None:
     write_csv(results, scores, reports / "summary.csv")
     write_means(results, scores, reports / "variants.csv", reports / "summary.json")
     write_markdown(results, scores, reports / "summary.md")
-    page = Page(results, scores, training, indexes, protocols, data, root, settings.examples, settings.seed)
+    videos = read_videos(reports, data, tuple(config.variants), tuple(config.evaluate.videos))
+    page = Page(results, scores, training, indexes, protocols, data, root, settings.examples, settings.seed, videos)
     write_page(page, reports / "report.html")
 
 

@@ -33,7 +33,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ans.config.schema import World
-from ans.toy import world_loops, world_more
+from ans.toy import world_loops, world_more, world_videos
 from ans.toy.scenes import (
     ATTRIBUTES,
     CATEGORIES,
@@ -193,6 +193,9 @@ def write_world(root: Path, world: World) -> dict[str, int]:
     counts = world_loops.write(root, world)
     scenes = [scene for scene in _scenes(world) if "refcoco" in set_splits(*scene)]
     world_more.write(root, world, scenes, _instances(listings["refcoco"]), listings["refcoco"].refs)
+    if world.videos:
+        world_videos.write(root / "videos", world)
+        counts["videos"] = world.videos
     counts["files"] = sum(path.is_file() for path in root.rglob("*"))
     for name, listing in listings.items():
         counts |= {f"{name}_images": len(listing.images), f"{name}_refs": len(listing.refs)}

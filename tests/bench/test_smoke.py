@@ -67,6 +67,12 @@ SANE = {
         "seconds": (0, 300),
     },
     "masks": {"encode_over_native": (0.1, 10), "decode_over_native": (0.1, 10), "differ": (0, 1e-4)},
+    "video": {
+        "peak_long": (10**5, 10**9),
+        "peak_ratio": (0.5, 1.5),
+        "shared_over_single": (0.1, 0.7),
+        "masks_differ": (0, 0),
+    },
     "scale dual": {
         "seconds": (0, 300),
         "peak_gib": (0.1, 4),

@@ -1,16 +1,21 @@
 """`python -m ans`: the same answers as the `Segmenter` gives, and every mistake named."""
 
+import json
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco
 
 from ans.cli import main
 from ans.cli.describe import read_mask
 from ans.cli.segment import paint
+from ans.cli.videos import palette
+from ans.data.videos import VideoWriter, open_video
 from ans.errors import run
 from ans.model.segmenter import Segmenter
 
@@ -31,6 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.fromarray(np.zeros_like(disc)).save(folder / "empty.png")
     Image.fromarray(disc[:50]).save(folder / "small.png")
     (folder / "text.png").write_text("no image")
+    (folder / "nothing").mkdir()
     return folder
 
 
@@ -57,6 +63,53 @@ def test_segment_writes_what_the_segmenter_finds(folder: Path, model: Segmenter,
     assert said[-1] == f"wrote {out}"
     assert np.array_equal(np.asarray(Image.open(out)), np.asarray(paint(image, [answer.mask for answer in found], WORDS)))
     assert sorted(path.name for path in out.parent.iterdir()) == ["out.png"], "a temporary file was left"
+
+
+@pytest.fixture(scope="module")
+def clip(folder: Path) -> Path:
+    """A folder of six frames in which the disc moves; also clip.mp4, at times of no rate."""
+    path = folder / "clip"
+    path.mkdir()
+    with VideoWriter(folder / "clip.mp4") as writer:
+        for number in range(6):
+            rows, columns = np.mgrid[:60, :80]
+            pixels = np.full((60, 80, 3), 128, np.uint8)
+            pixels[(rows - 30) ** 2 + (columns - 15 - 10 * number) ** 2 < 12**2] = (230, 20, 20)
+            Image.fromarray(pixels).save(path / f"{5 * number:05d}.png")
+            writer.add(Image.fromarray(pixels), Fraction(number**2, 10))
+    return path
+
+
+def test_a_video_is_segmented_frame_by_frame(folder: Path, clip: Path, model: Segmenter, capsys) -> None:
+    out, masks, listed = folder / "out.mp4", folder / "palettes", folder / "masks.json"
+    common = [*WORDS, "-o", str(out), "--model", TINY, "--propagation", "none", "--frames-read", "3"]
+    main(["segment", str(clip), *common, "--masks", str(masks)])
+    said = capsys.readouterr().out.splitlines()
+    found = list(model.segment_video(open_video(clip), WORDS, propagation="none", frames_read=3, max_new_tokens=128))
+    assert sorted(path.name for path in masks.iterdir()) == [f"{5 * number:05d}.png" for number in range(6)]
+    for number, answers in enumerate(found):
+        values = np.asarray(Image.open(masks / f"{5 * number:05d}.png"))
+        assert np.array_equal(values, np.asarray(palette([answer.mask for answer in answers])))
+        assert np.array_equal(values == 1, answers[0].mask)
+    seen = sum(answers[0].mask.any() for answers in found)
+    assert seen and said[0].startswith(f"red circle: in {seen} of 6 frames") and said[-1] == f"wrote {out}"
+    assert len(open_video(out)) == 6
+    main(["segment", str(folder / "clip.mp4"), *common, "--masks", str(listed)])
+    content = json.loads(listed.read_text())
+    clip_found = model.segment_video(
+        open_video(folder / "clip.mp4"), WORDS, propagation="none", frames_read=3, max_new_tokens=128
+    )
+    for number, answers in enumerate(clip_found):
+        for one, answer in zip(content["expressions"], answers, strict=True):
+            assert np.array_equal(coco.decode(one["masks"][number]), answer.mask)
+    assert (content["frames"], [one["expression"] for one in content["expressions"]]) == (6, WORDS)
+    assert open_video(out).times == [Fraction(number**2, 10) for number in range(6)]
+
+
+def test_where_masks_overlap_the_first_is_shown() -> None:
+    first, second = np.zeros((2, 4), bool), np.zeros((2, 4), bool)
+    first[:, :2], second[:, 1:3] = True, True
+    assert np.array_equal(np.asarray(palette([first, second])), [[1, 1, 2, 0]] * 2)
 
 
 def test_words_that_the_model_lacks_are_said(folder: Path, capsys) -> None:
@@ -115,6 +168,10 @@ def test_masks_of_every_kind_of_file(mode: str, tmp_path: Path) -> None:
         (["segment", "image.png", "a cup", "-o", "picture"], "picture: name it .png or .jpg"),
         (["segment", "image.png", "a cup", "-o", "o.png", "--model", "nowhere"], "nowhere: no model there"),
         (["segment", "image.png", "a cup", "-o", "o.png", "--max-new-tokens", "0"], "--max-new-tokens: must be at least 1"),
+        (["segment", "gone.mp4", "a cup", "-o", "o.mp4"], "gone.mp4: no such video"),
+        (["segment", "nothing", "a cup", "-o", "o.mp4"], "nothing: holds no frame"),
+        (["segment", "nothing", "a cup", "-o", "o.png"], "o.png: the result of a video is one; name it .mp4"),
+        (["segment", "nothing", "a cup", "-o", "o.mp4", "--masks", "o.png"], "--masks o.png: name a .json"),
         (["describe", "image.png", "gone.png"], "gone.png: no such mask"),
         (["describe", "image.png", "text.png"], "text.png: not a readable image"),
         (["describe", "image.png", "empty.png"], "empty.png: every pixel is 0"),

@@ -6,6 +6,7 @@ and, after them, the vector. The official Sa2VA file says nothing about SAM2, wh
 has two tensors more, of its memory; `version` in the section tells them apart.
 """
 
+import copy
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
@@ -18,8 +19,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ans.model import decoder, preprocess
-from ans.model.decoder import Levels, Masks, resized, wide
+from ans.model.decoder import Levels, Masks, Propagation, resized, wide
 from ans.model.keys import KeyTable, Renaming
+from ans.model.memory import ConsistentTracker, OfficialTracker, Sam2Tracker
 
 try:
     from sam2.modeling.backbones.hieradet import Hiera
@@ -37,6 +39,8 @@ except ModuleNotFoundError as error:
 
 HF = "grounding_encoder.sam2_model."
 Version = Literal["2.0", "2.1"]
+ORIGINAL = "sam_mask_decoder_original"
+"""The mask decoder as SAM2 was released, beside the fine-tuned one `sam_mask_decoder`, where a folder has both."""
 _PARTS = ("image_encoder", "sam_prompt_encoder", "sam_mask_decoder", "memory_attention", "memory_encoder")
 
 
@@ -79,6 +83,15 @@ class MaskDecoder(decoder.MaskDecoder):
         return cls(**sizes)
 
     @classmethod
+    def hf_names(cls, names: Iterable[str]) -> dict[str, str]:
+        """Sa2VA-i (kumuji/Sa2VA-i) calls the fine-tuned decoder `sam_mask_decoder_modified` and the original one `sam_mask_decoder`."""
+        names = list(names)
+        tuned, here = f"{HF}sam_mask_decoder_modified.", f"{HF}sam_mask_decoder."
+        if not any(name.startswith(tuned) for name in names):
+            return super().hf_names(names)
+        return {name: name.replace(here, f"{HF}{ORIGINAL}.").replace(tuned, here) for name in names}
+
+    @classmethod
     def check_released(cls, names: Iterable[str]) -> Mapping[str, Any]:
         names = set(names)
         super().check_released(names)
@@ -113,7 +126,8 @@ class MaskDecoder(decoder.MaskDecoder):
 
 
 class Network(decoder.MaskNetwork):
-    """SAM2's image path. `levels` below are the FPN's three maps at strides 4, 8 and 16: (B, D, S/4, S/4), ..."""
+    """SAM2's image path; its memory is in `ans/model/memory.py`. `levels` below are the FPN's three maps at strides 4, 8 and 16:
+    (B, D, S/4, S/4), ..."""
 
     def __init__(self, sizes: MaskDecoder) -> None:
         super().__init__()
@@ -158,6 +172,34 @@ class Network(decoder.MaskNetwork):
         best = ious.argmax(-1)
         return Masks(candidates[torch.arange(len(best), device=best.device), best], candidates, ious, object_score)
 
+    def expect(self, names: Iterable[str]) -> None:
+        if any(name.startswith(f"model.{ORIGINAL}.") for name in names):
+            setattr(self.model, ORIGINAL, copy.deepcopy(self.model.sam_mask_decoder))
+
+    def load_original(self, state: Mapping[str, Tensor]) -> None:
+        here, both = "sam_mask_decoder.", f"{HF}{ORIGINAL}."
+        names = MaskDecoder.hf_names(state)
+        prefix = both if any(name.startswith(both) for name in names.values()) else f"{HF}{here}"
+        found = {names[name].removeprefix(prefix): tensor for name, tensor in state.items() if names[name].startswith(prefix)}
+        found = found or {name.removeprefix(here): tensor for name, tensor in state.items() if name.startswith(here)}
+        original = copy.deepcopy(self.model.sam_mask_decoder)
+        expected = {name: tensor.shape for name, tensor in original.state_dict().items()}
+        if {name: tensor.shape for name, tensor in found.items()} != expected:
+            raise ValueError(
+                f"holds no SAM2 mask decoder of this size ({len(found)} of {len(expected)} tensors, or other shapes)"
+            )
+        original.load_state_dict({name: tensor.float() for name, tensor in found.items()})
+        setattr(self.model, ORIGINAL, original)
+
+    @property
+    def propagations(self) -> tuple[Propagation, ...]:
+        return ("original_decoder", "official") if hasattr(self.model, ORIGINAL) else ("official",)
+
+    def tracker(self, propagation: Propagation) -> Sam2Tracker:
+        if propagation == "official":
+            return OfficialTracker(self)
+        return ConsistentTracker(self, getattr(self.model, ORIGINAL))
+
     def padding_prompt(self, count: int) -> tuple[Tensor, Tensor]:
         """Sparse (N, 2, D) and dense (N, D, S/16, S/16) embeddings of "no point": SAM2 pads once, its encoder once more."""
         device = self.model.no_mem_embed.device
@@ -166,7 +208,7 @@ class Network(decoder.MaskNetwork):
         return sparse, dense
 
 
-# Images never use the memory modules; they are built because the released weights hold them and every load is strict.
+# Images never use the memory modules; videos do, and the released weights hold them.
 _ROTARY: dict[str, Any] = {"rope_theta": 10000.0, "num_heads": 1, "downsample_rate": 1, "dropout": 0.1}
 _FIXED: dict[str, Any] = {
     "sigmoid_scale_for_mem_enc": 20.0,

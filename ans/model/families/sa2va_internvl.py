@@ -115,6 +115,7 @@ class Family(family.Family):
     tables = (f"{_EMBEDDING}weight", f"{_OUTPUT}weight")
     lora_targets = LLAMA_LAYERS
     regions = True
+    videos = True
     new_tokens = ("[SEG]", "<p>", "</p>", "<vp>", "</vp>")
     remote = {
         "AutoConfig": "configuration_sa2va_chat.Sa2VAChatConfig",

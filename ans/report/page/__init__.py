@@ -9,13 +9,26 @@ from pathlib import Path
 from ans.files import replacing
 from ans.report.gallery import compared
 from ans.report.page.parts import Page
-from ans.report.page.sections import captions, conflict, curves, data, environment, examples, failures, gallery, results, trained
+from ans.report.page.sections import (
+    captions,
+    conflict,
+    curves,
+    data,
+    environment,
+    examples,
+    failures,
+    gallery,
+    results,
+    trained,
+    videos,
+)
 from ans.report.results import BASE
 from ans.report.tables import MEAN
 
 HERE = Path(__file__).parent
 SECTIONS = {
     "results": results,
+    "videos": videos,
     "training": trained,
     "curves": curves,
     "conflict": conflict,

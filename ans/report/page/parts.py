@@ -16,6 +16,7 @@ from ans.report.pictures import photo
 from ans.report.results import KEY, Results
 from ans.report.tables import Score, Scores
 from ans.report.training import Training
+from ans.report.videos import Videos
 
 LONGEST_TEXT = 400
 """Characters of a caption that are shown."""
@@ -38,6 +39,7 @@ class Page:
     root: Path
     examples: int
     seed: int
+    videos: Videos | None = None
 
     @cached_property
     def reasons(self) -> dict[str, pd.Series]:

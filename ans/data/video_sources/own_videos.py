@@ -1,0 +1,102 @@
+"""Your own videos: clips, masks per frame, and a line of JSON per expression. docs/video.md explains it.
+
+clips/<clip>.mp4, or clips/<clip>/<frame>.jpg or .png
+masks/<clip>/<object>/<frame>.png      not zero is the object; of an mp4 a frame is its number in five digits; none: not seen
+expressions.jsonl                      {"clip": "street", "object": "car", "text": "the car that turns"}
+                                       {"clip": "street", "object": ["car", "bus"], "text": ["what stops"], "split": "val"}
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ans.data import masks
+from ans.data.clips import Clip, ClipExpression, sized_frames
+from ans.data.images import below, frame
+from ans.data.mask_files import read_mask
+from ans.data.records import Skipped
+from ans.data.sources.common import clean, field, parse_json
+from ans.data.videos import FrameFolder, VideoFile
+
+EXPRESSIONS = "expressions.jsonl"
+KEYS = {"clip", "object", "text", "split"}
+
+
+def read(root: Path, folder: str, split: str) -> Iterator[Clip | Skipped]:
+    """The clips with an expression of `split`; a line that cannot be used is a `Skipped` named by its number."""
+    base = root / folder
+    if not (base / EXPRESSIONS).is_file() or not (base / "clips").is_dir():
+        raise FileNotFoundError(f"{base}: {EXPRESSIONS} and clips/ not both there")
+    lines: dict[str, list[tuple[int, tuple[str, ...], tuple[str, ...]]]] = {}
+    for number, content in enumerate((base / EXPRESSIONS).read_bytes().splitlines(), start=1):
+        if not content.strip():
+            continue
+        try:
+            clip, objects, texts, own = _line(content)
+            for name in (clip, *objects):
+                below(base, name)
+                if "/" in name:
+                    raise ValueError(f"{name!r:.80}: the name of a clip or an object has no /")
+            if own == split:
+                lines.setdefault(clip, []).append((number, objects, texts))
+        except ValueError as error:
+            yield Skipped(f"{EXPRESSIONS}:{number}", str(error))
+    for clip, said in lines.items():
+        try:
+            yield _clip(root, folder, clip, said, split)
+        except (ValueError, FileNotFoundError) as error:
+            yield Skipped(clip, str(error).replace(f"{base}/", ""))
+
+
+def _line(content: bytes) -> tuple[str, tuple[str, ...], tuple[str, ...], str]:
+    said: Any = parse_json(content)
+    clip = field(said, "clip", str)
+    if unknown := set(said) - KEYS:
+        raise ValueError(f"unknown key {min(unknown)!r}; there are {', '.join(sorted(KEYS))}")
+    objects, texts = (said[key] if isinstance(said.get(key), list) else [said.get(key)] for key in ("object", "text"))
+    if not all(isinstance(value, str) and value for value in (*objects, *texts)) or not texts:
+        raise ValueError("object and text are each a text or a list of texts")
+    return clip, tuple(objects), tuple(clean(text) for text in texts), said.get("split", "train")
+
+
+def _clip(root: Path, folder: str, name: str, said: list[tuple[int, tuple[str, ...], tuple[str, ...]]], split: str) -> Clip:
+    place = f"{folder}/clips/{name}"
+    if (root / place).is_dir():
+        pictures = FrameFolder(root / place).names
+        names = tuple(Path(one).stem for one in pictures)
+        frames, height, width = sized_frames(root, place, pictures, "")
+    elif (root / f"{place}.mp4").is_file():
+        video = VideoFile(root / f"{place}.mp4")
+        width, height = video[0].size
+        names = tuple(f"{number:05d}" for number in range(len(video)))
+        frames = tuple(frame(f"{place}.mp4", number) for number in range(len(video)))
+    else:
+        raise ValueError("neither a folder of frames nor an mp4 in clips/")
+    rows: dict[str, tuple[str, ...]] = {}
+    for object_ in dict.fromkeys(key for _, objects, _ in said for key in objects):
+        rows[object_] = _masks(root / folder / "masks" / name / object_, names, height, width)
+    found = [
+        ClipExpression(f"{number}-{i}" if i else str(number), text, objects)
+        for number, objects, texts in said
+        for i, text in enumerate(texts)
+    ]
+    return Clip(name, split, frames, names, height, width, rows, tuple(found))
+
+
+def _masks(place: Path, names: tuple[str, ...], height: int, width: int) -> tuple[str, ...]:
+    there = {path.stem: path for path in place.glob("*.png")} if place.is_dir() else {}
+    if not there:
+        raise ValueError(f"masks/{place.parent.name}/{place.name}: no PNG")
+    if strange := sorted(there.keys() - set(names)):
+        raise ValueError(f"masks/{place.parent.name}/{place.name}/{strange[0]}.png: the clip has no such frame")
+    found = []
+    for name in names:
+        counts = ""
+        if name in there:
+            called = f"masks/{place.parent.name}/{place.name}/{name}.png"
+            mask, _ = read_mask(there[name], called)
+            if mask.shape != (height, width):
+                raise ValueError(f"{called}: {mask.shape[1]} x {mask.shape[0]} pixels, the frame {width} x {height}")
+            counts = masks.from_array(mask) if mask.any() else ""
+        found.append(counts)
+    return tuple(found)

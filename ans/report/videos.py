@@ -1,0 +1,52 @@
+"""What evaluation left of sets of videos, read back."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ans.evaluation.video_metrics import Score, difference
+from ans.report.results import BASE, ResultsError
+
+
+@dataclass(frozen=True)
+class Videos:
+    """`metrics[variant, set]` is the flat JSON; `rows[variant, set]` has one entry per expression, the same ones for every variant."""
+
+    variants: tuple[str, ...]
+    sets: tuple[str, ...]
+    metrics: dict[tuple[str, str], dict[str, Any]]
+    rows: dict[tuple[str, str], list[dict[str, Any]]]
+
+    def scored(self, name: str) -> bool:
+        """Whether the true masks of a set are published."""
+        return "jf" in self.metrics[self.variants[0], name]
+
+    def difference(self, variant: str, name: str, resamples: int, seed: int) -> tuple[float, float, float]:
+        """J&F, x 100, of a variant less that of the base, with its interval over clips."""
+        rows = [row for row in self.rows[variant, name] if row["kind"] != "absent"]
+        base = [row for row in self.rows[BASE, name] if row["kind"] != "absent"]
+        own, theirs = ([Score(row["j"], row["f"]) for row in one] for one in (rows, base))
+        change, low, high = difference([row["clip"] for row in rows], own, theirs, resamples, seed)
+        return 100 * change, 100 * low, 100 * high
+
+
+def read_videos(reports: Path, data: Path, variants: Sequence[str], sets: Sequence[str]) -> Videos:
+    """Read `reports/eval/<variant>/<set>_video.json` and `data/eval/<variant>/<set>_video.jsonl` for all that are named.
+
+    Raises `ResultsError` naming the file that is missing, or was made from other expressions than the rest.
+    """
+    metrics, rows = {}, {}
+    for name in sets:
+        for variant in variants:
+            paths = reports / "eval" / variant / f"{name}_video.json", data / "eval" / variant / f"{name}_video.jsonl"
+            for path in paths:
+                if not path.is_file():
+                    raise ResultsError(f"{path}: not there; `evaluate.videos` names this set, so evaluate {variant} first")
+            metrics[variant, name] = json.loads(paths[0].read_text(encoding="utf-8"))
+            rows[variant, name] = [json.loads(line) for line in paths[1].read_text(encoding="utf-8").splitlines()]
+            asked, first = ([(row["clip"], row["id"]) for row in rows[key, name]] for key in (variant, variants[0]))
+            if asked != first:
+                raise ResultsError(f"{paths[1]}: other expressions than those of {variants[0]}; evaluate both on the same data")
+    return Videos(tuple(variants), tuple(sets), metrics, rows)
