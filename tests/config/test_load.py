@@ -137,7 +137,7 @@ UNUSABLE: dict[str, tuple[Any, ...]] = {
     "train.referring.objects_per_conversation": (0,),
     "train.captioning.regions_per_conversation": (0,),
     "train.captioning.description_prompts": (0, 5),
-    "train.captioning.sources": ([], ["nothing"]),
+    "train.captioning.sources": ([],),
     "train.loop1.sources": ({"nothing": {"repeats": 1.0}}, {"sav": {"repeats": -1.0}}),
     "train.loop1.bridge": ("soft",),
     "train.loop1.tau": (0, -1),
