@@ -1,5 +1,7 @@
 """What is wrong with a folder of your own data, line by line: `python -m ans validate FOLDER` (see docs/your-data.md).
 
+A folder with clips/ in it is one of videos (docs/video.md).
+
 `python -m ans validate --decode data/index/refcoco.arrow` opens every image of an index, as training does; of your own data, validating
 and indexing do so in any case.
 """
@@ -27,6 +29,9 @@ def run(chosen: argparse.Namespace) -> None:
         _decode(chosen.folder)
         return
     folder = chosen.folder.resolve()
+    if (folder / "clips").is_dir():
+        _videos(folder)
+        return
     found = validate(folder)
     for problem in found.problems:
         print(f"{folder / problem.key}: {problem.reason}")
@@ -46,6 +51,25 @@ def run(chosen: argparse.Namespace) -> None:
         model.save(contact_sheet(found, folder.parent), chosen.sheet)
         print(f"wrote {chosen.sheet}")
     if found.problems:
+        raise SystemExit(1)
+
+
+def _videos(folder: Path) -> None:
+    from ans.data.clips import Clip, read
+    from ans.data.video_sources.own_videos import read_lines
+
+    lines, skipped = read_lines(folder)
+    problems = {item.key: item.reason for item in skipped}
+    for split in sorted({line.split for line in lines}):
+        found = list(read("own_videos", folder.parent, folder.name, split))
+        clips = [one for one in found if isinstance(one, Clip)]
+        problems |= {one.key: one.reason for one in found if not isinstance(one, Clip)}
+        frames, expressions = sum(len(clip.frames) for clip in clips), sum(len(clip.expressions) for clip in clips)
+        print(f"{split}: {len(clips)} clips, {frames} frames, {expressions} expressions")
+    for key, reason in problems.items():
+        print(f"{folder / key}: {reason}")
+    print(f"{len(problems)} lines and clips cannot be used")
+    if problems:
         raise SystemExit(1)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ans.cli import main
 from ans.data.clips import Clip, ClipFrames, read, readers
 from ans.data.records import Skipped
 from ans.toy.world import checksum, write_world
@@ -197,6 +198,20 @@ def test_damage_of_own_videos_is_named(tmp_path: Path) -> None:
     assert said["clip0"] == "masks/clip0/object0/00099.png: the clip has no such frame"
     assert said["clip1"] == "masks/clip1/object9: no PNG" and said["gone"].startswith("neither a folder of frames nor an mp4")
     assert said["expressions.jsonl:14"].startswith("unknown key 'objekt'")
+
+
+def test_own_videos_are_validated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = damaged(tmp_path, "own_videos")
+    main(["validate", str(base)])
+    assert capsys.readouterr().out.splitlines() == ["val: 2 clips, 11 frames, 10 expressions", "0 lines and clips cannot be used"]
+    with open(base / "expressions.jsonl", "a") as file:
+        file.write('{"clip": "gone", "object": "a", "text": "a"}\n{\n')
+    with pytest.raises(SystemExit):
+        main(["validate", str(base)])
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == ["train: 0 clips, 0 frames, 0 expressions", "val: 2 clips, 11 frames, 10 expressions"]
+    assert said[2].startswith(f"{base}/expressions.jsonl:12: ") and said[3].startswith(f"{base}/gone: neither a folder")
+    assert said[4] == "2 lines and clips cannot be used"
 
 
 def test_sav_of_other_lengths_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ans.checkpoints.base import shard
-from ans.model.memory import Memory
+from ans.model.decoders.sam2 import ORIGINAL
+from ans.model.memory import ConsistentTracker, Memory
 from ans.model.segmenter import Segmenter
 from ans.model.video import choose_frames
 from tests.golden_case import ROOT, GoldenCase
@@ -175,3 +176,33 @@ def test_a_model_without_videos_or_memory_says_so() -> None:
         lisa.segment_video(frames_of("short"), TEXTS)
     with pytest.raises(ValueError, match="only a mask decoder with a memory"):
         lisa.load_original_decoder(GOLDEN.folder / "sam2_original_decoder.safetensors")
+
+
+@pytest.mark.parametrize("bias", [-10.0, 0.0, 10.0])
+@torch.no_grad()
+def test_mask_prompts_are_sam2s_own(models: dict[str, Segmenter], bias: float) -> None:
+    """Against `_use_mask_as_output` of the sam2 package: also for an object that the score denies, and for a mask without a pixel."""
+    model = models["sa2va_i"]
+    sam = model.sam.model
+    original = getattr(sam, ORIGINAL)
+    head = original.pred_obj_score_head.layers[-1].bias
+    kept, tuned = head.clone(), sam.sam_mask_decoder
+    given = torch.zeros(2, 56, 72, dtype=torch.bool)
+    given[0, 10:40, 20:50] = True
+    levels = model.sam.encode(model.config.decoder.pixels(frames_of("track")[0])[None])
+    try:
+        head += bias
+        tracker = ConsistentTracker(model.sam, original)
+        low_res = tracker.prompt_masks(0, levels, given)
+        sam.sam_mask_decoder = original
+        side = sam.image_size
+        inside = torch.nn.functional.interpolate(given[:, None].float(), (side, side), mode="bilinear", antialias=True) >= 0.5
+        fine = [
+            part(level).expand(2, -1, -1, -1) for part, level in zip((original.conv_s0, original.conv_s1), levels, strict=False)
+        ]
+        _, _, _, expected, _, pointer, _ = sam._use_mask_as_output(levels[2].expand(2, -1, -1, -1), fine, inside.float())
+    finally:
+        head.copy_(kept)
+        sam.sam_mask_decoder = tuned
+    torch.testing.assert_close(low_res, expected[:, 0])
+    torch.testing.assert_close(tracker.memory.prompted.pointers[0], pointer)

@@ -7,6 +7,7 @@ expressions.jsonl                      {"clip": "street", "object": "car", "text
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +23,51 @@ EXPRESSIONS = "expressions.jsonl"
 KEYS = {"clip", "object", "text", "split"}
 
 
+@dataclass(frozen=True)
+class Line:
+    """One of expressions.jsonl; `number` counts from 1."""
+
+    number: int
+    clip: str
+    objects: tuple[str, ...]
+    texts: tuple[str, ...]
+    split: str
+
+
 def read(root: Path, folder: str, split: str) -> Iterator[Clip | Skipped]:
     """The clips with an expression of `split`; a line that cannot be used is a `Skipped` named by its number."""
     base = root / folder
-    if not (base / EXPRESSIONS).is_file() or not (base / "clips").is_dir():
-        raise FileNotFoundError(f"{base}: {EXPRESSIONS} and clips/ not both there")
-    lines: dict[str, list[tuple[int, tuple[str, ...], tuple[str, ...]]]] = {}
-    for number, content in enumerate((base / EXPRESSIONS).read_bytes().splitlines(), start=1):
-        if not content.strip():
-            continue
-        try:
-            clip, objects, texts, own = _line(content)
-            for name in (clip, *objects):
-                below(base, name)
-                if "/" in name:
-                    raise ValueError(f"{name!r:.80}: the name of a clip or an object has no /")
-            if own == split:
-                lines.setdefault(clip, []).append((number, objects, texts))
-        except ValueError as error:
-            yield Skipped(f"{EXPRESSIONS}:{number}", str(error))
-    for clip, said in lines.items():
+    lines, skipped = read_lines(base)
+    yield from skipped
+    by_clip: dict[str, list[Line]] = {}
+    for line in lines:
+        if line.split == split:
+            by_clip.setdefault(line.clip, []).append(line)
+    for clip, said in by_clip.items():
         try:
             yield _clip(root, folder, clip, said, split)
         except (ValueError, FileNotFoundError) as error:
             yield Skipped(clip, str(error).replace(f"{base}/", ""))
+
+
+def read_lines(base: Path) -> tuple[list[Line], list[Skipped]]:
+    """The lines of a folder, and those that cannot be used. Raises `FileNotFoundError` without clips or lines."""
+    if not (base / EXPRESSIONS).is_file() or not (base / "clips").is_dir():
+        raise FileNotFoundError(f"{base}: {EXPRESSIONS} and clips/ not both there")
+    lines, skipped = [], []
+    for number, content in enumerate((base / EXPRESSIONS).read_bytes().splitlines(), start=1):
+        if not content.strip():
+            continue
+        try:
+            line = Line(number, *_line(content))
+            for name in (line.clip, *line.objects):
+                below(base, name)
+                if "/" in name:
+                    raise ValueError(f"{name!r:.80}: the name of a clip or an object has no /")
+            lines.append(line)
+        except ValueError as error:
+            skipped.append(Skipped(f"{EXPRESSIONS}:{number}", str(error)))
+    return lines, skipped
 
 
 def _line(content: bytes) -> tuple[str, tuple[str, ...], tuple[str, ...], str]:
@@ -56,10 +78,11 @@ def _line(content: bytes) -> tuple[str, tuple[str, ...], tuple[str, ...], str]:
     objects, texts = (said[key] if isinstance(said.get(key), list) else [said.get(key)] for key in ("object", "text"))
     if not all(isinstance(value, str) and value for value in (*objects, *texts)) or not texts:
         raise ValueError("object and text are each a text or a list of texts")
-    return clip, tuple(objects), tuple(clean(text) for text in texts), said.get("split", "train")
+    split = field({"split": "train"} | said, "split", str)
+    return clip, tuple(objects), tuple(clean(text) for text in texts), split
 
 
-def _clip(root: Path, folder: str, name: str, said: list[tuple[int, tuple[str, ...], tuple[str, ...]]], split: str) -> Clip:
+def _clip(root: Path, folder: str, name: str, said: list[Line], split: str) -> Clip:
     place = f"{folder}/clips/{name}"
     if (root / place).is_dir():
         pictures = FrameFolder(root / place).names
@@ -73,12 +96,12 @@ def _clip(root: Path, folder: str, name: str, said: list[tuple[int, tuple[str, .
     else:
         raise ValueError("neither a folder of frames nor an mp4 in clips/")
     rows: dict[str, tuple[str, ...]] = {}
-    for object_ in dict.fromkeys(key for _, objects, _ in said for key in objects):
+    for object_ in dict.fromkeys(key for line in said for key in line.objects):
         rows[object_] = _masks(root / folder / "masks" / name / object_, names, height, width)
     found = [
-        ClipExpression(f"{number}-{i}" if i else str(number), text, objects)
-        for number, objects, texts in said
-        for i, text in enumerate(texts)
+        ClipExpression(f"{line.number}-{i}" if i else str(line.number), text, line.objects)
+        for line in said
+        for i, text in enumerate(line.texts)
     ]
     return Clip(name, split, frames, names, height, width, rows, tuple(found))
 
