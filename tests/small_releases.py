@@ -94,7 +94,7 @@ def internlm2(folder: Path) -> None:
     vlm = read.family.build()
     drawn(vlm)
     vlm.language_model.lm_head.weight.data[400:] = 0  # it says no special token in a description, which is put into a question
-    folder.mkdir()
+    folder.mkdir(parents=True)
     state = read.keys.to_hf({f"vlm.{name}": tensor.contiguous() for name, tensor in vlm.state_dict().items()}, "model")
     save_file(state, folder / "model.safetensors")
     del values["sam2_config"]
