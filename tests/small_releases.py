@@ -15,6 +15,7 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
+from ans.checkpoints.assemble import assemble
 from ans.model.config import ModelConfig
 from ans.model.loading import read_tensors
 from tests import golden_case
@@ -93,7 +94,7 @@ def internlm2(folder: Path) -> None:
     vlm = read.family.build()
     drawn(vlm)
     vlm.language_model.lm_head.weight.data[400:] = 0  # it says no special token in a description, which is put into a question
-    folder.mkdir()
+    folder.mkdir(parents=True)
     state = read.keys.to_hf({f"vlm.{name}": tensor.contiguous() for name, tensor in vlm.state_dict().items()}, "model")
     save_file(state, folder / "model.safetensors")
     del values["sam2_config"]
@@ -130,3 +131,18 @@ def add_sam2_section(folder: Path) -> None:
     """Let a release say that SAM2 is of the tiny base's size."""
     tiny = ModelConfig.from_folder(TINY)
     edit(folder / "config.json", lambda values: values.update({tiny.decoder.section: tiny.values[tiny.decoder.section]}))
+
+
+TWINS = ("sa2va_internvl3", "sa2va_internlm2", "sa2va_qwen25vl", "sa2va_qwen3vl")
+"""A model of each family beside that of the tiny base."""
+
+
+def twin(name: str, folder: Path) -> Path:
+    """One of `TWINS`, with random weights; a model folder below `folder`."""
+    if name != "sa2va_internlm2":  # of which there are golden numbers for parts alone
+        return GoldenSet(name).write_model(folder / "model")
+    torch.manual_seed(3)
+    internlm2(folder / "released")
+    add_sam2_section(folder / "released")
+    assemble(folder / "released", sam2(folder / "sam2.pt"), folder / "base")
+    return folder / "base"

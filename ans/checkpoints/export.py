@@ -131,8 +131,8 @@ REMOTE = """
 ## Which version of transformers reads what
 
 - Tokenizer and weights: 4.57.0 and later, without remote code.
-- The official code, which `config.json` names (`auto_map`): 4.57.0, for which it was written; later versions do not run it. It is
-  not in this folder, and `auto_map` cannot name a commit. Choose one that you have read, and pin it:
+- The official code, which `config.json` names (`auto_map`): 4.57.0, for which it was written; not every later version runs it.
+  It is not in this folder, and `auto_map` cannot name a commit. Choose one that you have read, and pin it:
 
 ```python
 from transformers import AutoModel

@@ -43,8 +43,10 @@ UNSTATED = 1 << 28
 """Most bytes of a file whose length the server does not state: lists and settings, no weights."""
 
 UNSUPPORTED = {
-    "Sa2VA-Qwen3-VL-4B-SAM3": "its masks are those of SAM 3",
-    "Sa2VA-LLaVA-1.5-7B": "it is built on LLaVA-1.5",
+    "Sa2VA-Qwen3-VL-4B-SAM3": "its masks are those of SAM 3's tracker, whose names in the release are not known here: the published "
+    "code (bytedance/Sa2VA, 9832e1a) does not hold it, and its weights are gated",
+    "Sa2VA-LLaVA-1.5-7B": "LLaVA-1.5 under Sa2VA's names is in no published code known here (bytedance/Sa2VA, 9832e1a); LISA's preset "
+    "lisa-7b is built on it",
 }
 """Official releases that cannot be loaded, and why. All others on InternVL and Qwen-VL can."""
 

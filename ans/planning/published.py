@@ -1,4 +1,7 @@
-"""Where the published data sets are found and how large they are, as their publishers say it."""
+"""Where the published data sets are found and how large they are, as their publishers say it.
+
+Of these, the size of COCO's archive was looked up (13.5 GB, 13,510,573,713 bytes); the rest was written down and not looked up again.
+"""
 
 from dataclasses import dataclass
 
@@ -12,7 +15,7 @@ class Published:
     coco: bool = False
 
 
-COCO = Published("http://images.cocodataset.org/zips/train2014.zip", "13 GB")
+COCO = Published("http://images.cocodataset.org/zips/train2014.zip", "13.5 GB")
 """The images of the RefCOCO sets, train2014."""
 
 

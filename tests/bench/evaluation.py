@@ -1,4 +1,4 @@
-"""Evaluation against evaluation one by one: `python -m tests.bench.evaluation [--quick]`.
+"""Evaluation against evaluation one by one: `python -m tests.bench.evaluation [--quick] [--model NAME]`.
 
 Tiny weights on the synthetic world's val images, one run, the same threads, and `predict`, which is all that evaluation does for
 a question, on both sides. One by one: a call of its own for each expression, so that its image is encoded each time. Batched: as
@@ -11,6 +11,9 @@ n_masks_differ, worst_logit: masks of the two that are not the same, and the lar
 n_masks: how many were compared.
 peak_bytes, peak_over_quarter: peak of anonymous memory above the loaded model, evaluating all images; the same over that of
 evaluating a quarter of them.
+
+`--model`: a model with random weights of another family, one of `TWINS` in tests/small_releases.py. What it answers has no meaning, so
+masks are not compared (tests/evaluation/test_families.py does).
 """
 
 import argparse
@@ -38,6 +41,7 @@ from ans.objectives.batches import pad_right
 from ans.report.results import decode
 from ans.toy.world import write_world
 from ans.workspace import Workspace
+from tests import small_releases
 from tests.bench import add_scales
 
 EXPRESSIONS = 7
@@ -146,11 +150,11 @@ def _anonymous() -> int:
         return next(1024 * int(line.split()[1]) for line in file if line.startswith("RssAnon"))
 
 
-def measure(images: int, repeats: int) -> dict[str, float | int]:
+def measure(images: int, repeats: int, twin: str | None = None) -> dict[str, float | int]:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         config, plan = make_data(root, images)
-        model = Segmenter.from_pretrained(WEIGHTS)
+        model = Segmenter.from_pretrained(small_releases.twin(twin, root / "twin") if twin else WEIGHTS)
         budget = config.evaluate.tokens_per_batch
         seven, one = (batches(plan, model, budget, number) for number in (EXPRESSIONS, 1))
         items, firsts = ([item for batch in several for item in batch] for several in (seven, one))
@@ -178,7 +182,7 @@ def measure(images: int, repeats: int) -> dict[str, float | int]:
         prefix = opening + seconds(lambda: [model.read([image]) for image in pixels], repeats) / len(items) - encode
         rest = single - encode - prefix
         ideal = EXPRESSIONS * single / (encode + prefix + EXPRESSIONS * rest)
-        differ, worst = differences(model, root, rows[0], batched(seven))
+        differ, worst = (0, 0.0) if twin else differences(model, root, rows[0], batched(seven))
     print(f"{len(items)} images with {EXPRESSIONS} expressions, {len(firsts)} with 1; {torch.get_num_threads()} threads; ms each")
     for name, value in (
         ("E  open and encode", encode),
@@ -206,4 +210,6 @@ def measure(images: int, repeats: int) -> dict[str, float | int]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_scales(parser, quick="fewer images: under 50 s on 2 cores")
-    print(json.dumps(measure(*{"full": (80, 3), "quick": (24, 1), "smoke": (4, 1)}[parser.parse_args().scale])))
+    parser.add_argument("--model", choices=small_releases.TWINS, help="another family's, with random weights")
+    arguments = parser.parse_args()
+    print(json.dumps(measure(*{"full": (80, 3), "quick": (24, 1), "smoke": (4, 1)}[arguments.scale], arguments.model)))

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import site
 import subprocess
 import sys
@@ -25,11 +24,10 @@ from ans.config.schema import Convert
 from ans.model.adapters import add_lora, select_trained
 from ans.model.config import ModelConfig
 from ans.model.family import Inputs
-from ans.model.loading import read_tensors
 from ans.model.segmenter import Segmenter
 from ans.model.tokens import load_tokenizer, save_tokenizer
-from tests import golden_case, small_releases
-from tests.golden_case import GoldenCase, GoldenSet
+from tests import small_releases
+from tests.golden_case import GoldenSet
 
 PINNED = ("transformers==4.57.0", "huggingface-hub==0.36.0", "tokenizers==0.22.1")
 """The version, and the last of what it depends on in versions that it accepts; all else is that of this environment."""
@@ -139,7 +137,7 @@ def official_python(folder: Path) -> str:
 def ours(folder: Path) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """What the model is given, (L, V) logits, and (L, D) states that `[SEG]` is read from."""
     model = Segmenter.from_pretrained(folder)
-    language, generator = model.config.language, torch.Generator().manual_seed(7)
+    generator = torch.Generator().manual_seed(7)
     text = torch.randint(0, 90, (1, 24), generator=generator)
     if "llm_config" in model.config.values:
         mask, none = torch.ones_like(text), torch.zeros_like(text, dtype=torch.bool)

@@ -1,6 +1,5 @@
 """Models of sizes that no release has, against transformers' own: what is a number in a release must be read, not known."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
