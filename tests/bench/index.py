@@ -6,6 +6,7 @@ sa1b_over_tuned     the same, over that loop with every column gathered by hand
 two_core_speedup    wall time of one process over that of two; means nothing while something else computes
 peak_over_tenth     peak of anonymous memory over 10,000 images to that over 1,000, each beyond what the process had before
 open_ms, sample_ms  an index of a million rows: to open it, and to read a random record
+decode_over_bare    images per second of `validate --decode` on one core, over a loop that opens the same JPEGs (1024 x 768) with Pillow
 damaged, unnamed    damaged files that were read, and those of which neither a reader's error nor a skipped record tells
 
 JSONs are as SA-1B's: 1500 x 2250 pixels, a hundred masks. They lie below `ANS_BENCH` (default: a temporary folder).
@@ -26,10 +27,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import orjson
 import pyarrow as pa
+from PIL import Image
 from pycocotools import mask as coco
 
 from ans import config
-from ans.data import arrow, index, parts
+from ans.data import arrow, index, parts, validate
 from ans.data.records import Expression, ImageRecord, Region
 from ans.data.subset_sa1b import subset_sa1b
 from ans.workspace import Workspace
@@ -230,6 +232,29 @@ def access(folder: Path, images: int) -> dict[str, float]:
     return {"open_ms": 1000 * statistics.median(opened), "sample_ms": 1000 * statistics.mean(sampled)}
 
 
+def decoding(root: Path, images: int, turns: int) -> dict[str, float]:
+    """Of each record the image is opened as training does; of the bare loop, read and converted to RGB."""
+    root.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(DISTINCT):
+        noise = Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
+        noise.resize((1024, 768), Image.Resampling.BICUBIC).save(root / f"{number}.jpg", quality=90)
+    paths = [f"{number % DISTINCT}.jpg" for number in range(images)]
+    metadata = {"source": "x", "reader": "x", "folder": "x", "root_listing": "x"}
+    arrow.write_records(root / "x.arrow", (ImageRecord(i, path, 1024, 768) for i, path in enumerate(paths)), metadata)
+
+    def bare() -> None:
+        for path in paths:
+            with open(root / path, "rb") as file, Image.open(file) as image:
+                image.convert("RGB")
+
+    seconds: dict[str, list[float]] = {"bare": [], "ours": []}
+    for _ in range(turns):
+        seconds["bare"].append(cpu_seconds(bare))
+        seconds["ours"].append(cpu_seconds(lambda: validate.decode(root / "x.arrow", root, root / "runs", workers=1)))
+    return {"decode_over_bare": min(seconds["bare"]) / min(seconds["ours"])}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_scales(parser, quick="fewer images, turns and damaged files; below 50 s on two cores")
@@ -247,6 +272,7 @@ def main() -> None:
         publish(root, many)
         results["peak_over_tenth"] = peak_apart(root, many) / peak_apart(root, many // 10)
         results |= access(root, rows)
+        results |= decoding(Path(folder) / "decode", images // 5, turns)
         results |= damage.trial_run(Path(folder) / "damage", trials)
     print(f"{parts.processes()} cores, {images} images of {MASKS} masks")
     for name, value in results.items():

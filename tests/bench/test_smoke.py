@@ -45,6 +45,7 @@ SANE = {
         "peak_over_tenth": (0.2, 10),
         "open_ms": (0, 1000),
         "sample_ms": (0, 1000),
+        "decode_over_bare": (0.05, 2),
         "damaged": (40, 40),
         "unnamed": (0, 0),
     },

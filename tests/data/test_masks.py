@@ -362,3 +362,20 @@ def test_polygons_are_drawn_as_defined(points: list[tuple[int, int]], height: in
     with warnings.catch_warnings(action="error"):  # of one point, too, nothing is divided by its length
         drawn = masks.polygon(np.array(points), height, width)
     assert (drawn == outlined(points, height, width)).all()
+
+
+@pytest.mark.parametrize("beyond", (2**62, 2**63, 2**64, 2**65, 2**70))
+def test_a_number_beyond_64_bits_is_no_smaller_one(beyond: int) -> None:
+    """What numbers of 64 bits cut off: the run would have its own length again."""
+    mask = np.zeros((4, 5), np.uint8)
+    mask[1:3, 1:3] = 1
+    counts = masks.from_array(mask)
+    assert masks.run_lengths(counts)[0] == ord(counts[0]) - 48 == 5
+    number, text = 5 + beyond, ""
+    while number:
+        text += chr(48 + (number & 31 | 32 * (number > 31)))
+        number >>= 5
+    text += "" if ord(text[-1]) - 48 < 16 else "0"  # the sign
+    for read in (lambda: masks.decode(text + counts[1:], 4, 5), lambda: masks.check_counts([text + counts[1:]], 4, 5)):
+        with pytest.raises(ValueError, match="RLE"):
+            read()

@@ -1,7 +1,11 @@
 """`save_pretrained` and `from_pretrained` are each other's inverse; what cannot be saved is refused."""
 
 import json
+import re
+import shutil
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,3 +90,44 @@ def test_a_folder_is_loaded_strictly(tmp_path: Path, change, message: str) -> No
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=f"the tensors do not fit the model: {message}"):
         Segmenter.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("llm_config", "num_hidden_layers", 5000, "llm_config.num_hidden_layers is 5000; no model has more than 1000"),
+        ("llm_config", "hidden_size", 10**12, "llm_config.hidden_size is 1000000000000; no model has more"),
+        ("llm_config", "hidden_size", -4, "no model can be built of it"),
+        ("llm_config", "intermediate_size", True, "'intermediate_size' expected int"),
+        ("llm_config", "rms_norm_eps", float("inf"), "llm_config.rms_norm_eps is inf"),
+        ("vision_config", "patch_size", 0, "force_image_size: 96 is no whole number of patches"),
+        ("sam2_config", "stages", [1, 5000, 1, 1], "sam2_config.stages is 5000"),
+        (None, "force_image_size", "x", "force_image_size: 'x'"),
+        (None, "template", [], "config.json: "),
+    ],
+)
+def test_absurd_sizes_are_refused_at_once(tmp_path: Path, section: str | None, key: str, value: Any, message: str) -> None:
+    """Not after hours of building layers (of a billion, here a few thousand), nor when the memory is full."""
+    folder = tmp_path / "model"
+    shutil.copytree(REPOSITORY / "weights/tiny", folder)
+    values = json.loads((folder / "config.json").read_text())
+    (values[section] if section else values)[key] = value
+    (folder / "config.json").write_text(json.dumps(values))
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=rf"config\.json: .*{re.escape(message)}|{re.escape(message)}"):
+        Segmenter.from_pretrained(folder)
+    assert time.monotonic() - began < 20
+
+
+def test_files_of_a_model_that_are_damaged_are_named(tmp_path: Path) -> None:
+    for name, damaged in {
+        "model.safetensors": lambda data: data[:-5],
+        "tokenizer.json": lambda data: data[: len(data) // 2],
+        "tokenizer_config.json": lambda data: b"[" * 10**5,
+        "config.json": lambda data: b"[" * 10**5,
+    }.items():
+        folder = tmp_path / name
+        shutil.copytree(REPOSITORY / "weights/tiny", folder)
+        (folder / name).write_bytes(damaged((folder / name).read_bytes()))
+        with pytest.raises(ValueError, match=re.escape(name)):
+            Segmenter.from_pretrained(folder)
