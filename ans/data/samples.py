@@ -101,7 +101,8 @@ class Regions:
         self.left_out = sum(held)
         counts[held] = 0
         self.ends = np.cumsum(counts)
-        self.count = min(int(self.ends[-1]) if len(self.ends) else 0, max_samples or int(1e18))
+        there = int(self.ends[-1]) if len(self.ends) else 0
+        self.count = there if max_samples is None else min(there, max_samples)
 
     def sample(self, i: int) -> tuple[ImageRecord, Region]:
         row = int(np.searchsorted(self.ends, i, side="right"))

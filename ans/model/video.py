@@ -177,11 +177,11 @@ class SegmenterVideo(SegmenterInference):
         return self.inputs(padded, mask, positions, [[level.flatten(0, 1) for level in one.levels] for one in visual])
 
     def _why_not(self, propagation: str) -> str:
-        title = self.config.decoder.title
+        title = self.config.decoder.name
         if propagation not in get_args(Propagation):
             return f"there is no {propagation!r}"
         if not self.sam.propagations:
-            return f"{title} has no memory of other frames"
+            return f"{title} has no memory of other frames that is supported"
         return f"the model has no {title} decoder as it was before fine-tuning (see `load_original_decoder`)"
 
 

@@ -116,6 +116,7 @@ def test_sam21_is_the_packages_own(name: str) -> None:
 def test_the_two_versions_differ_in_memory_alone() -> None:
     """Two tensors more, the same numbers on an image."""
     old, new = network(SIZES["tiny"]), network(replace(SIZES["tiny"], version="2.1"))
+    assert old.propagations == ("official",) and new.propagations == (), "SAM2.1's memory is another"
     added = new.state_dict().keys() - old.state_dict().keys()
     assert added == {"model.no_obj_embed_spatial", "model.obj_ptr_tpos_proj.weight", "model.obj_ptr_tpos_proj.bias"}
     new.load_state_dict(old.state_dict(), strict=False)

@@ -193,6 +193,8 @@ class Network(decoder.MaskNetwork):
 
     @property
     def propagations(self) -> tuple[Propagation, ...]:
+        if self.model.no_obj_embed_spatial is not None:  # SAM2.1, whose memory has more to it than ans/model/memory.py keeps
+            return ()
         return ("original_decoder", "official") if hasattr(self.model, ORIGINAL) else ("official",)
 
     def tracker(self, propagation: Propagation) -> Sam2Tracker:
