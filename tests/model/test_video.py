@@ -170,7 +170,9 @@ def test_what_is_refused(models: dict[str, Segmenter], tmp_path) -> None:
 
 def test_a_model_without_videos_or_memory_says_so() -> None:
     lisa = Segmenter.from_pretrained("weights/lisa-tiny")
-    with pytest.raises(ValueError, match="propagation: SAM has no memory of other frames that is supported; this model can do none"):
+    with pytest.raises(
+        ValueError, match="propagation: SAM has no memory of other frames that is supported; this model can do none"
+    ):
         lisa.segment_video(frames_of("short"), TEXTS, propagation="official")
     with pytest.raises(ValueError, match="LISA on LLaVA reads one image in a question"):
         lisa.segment_video(frames_of("short"), TEXTS)
