@@ -29,7 +29,7 @@ def message(work: Path, stage: str, *arguments: str) -> str:
 
 
 BY_COMMAND = {
-    "unknown preset": ({"preset": "huge"}, "preset: no preset named 'huge'; there are lisa-7b, lisa-tiny, sa2va-1b,"),
+    "unknown preset": ({"preset": "huge"}, "preset: no preset named 'huge'; there are lisa-7b, lisa-tiny, own, sa2va-1b,"),
     "unknown key": ({"train__stepz": 3}, "train.stepz: unknown key"),
     "no group": ({"train__groups": []}, "train.groups: "),
     "numbers that blow up": ({"train__lr": 1e30, "train__warmup": 0.0}, "lower train.lr"),

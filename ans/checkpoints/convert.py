@@ -1,10 +1,8 @@
 """Training checkpoints to the official Hugging Face layout, tensor by tensor, LoRA merged in float32.
 
-`python -m ans.checkpoints.convert SOURCE BASE OUT [--rank R --alpha A] [--groups ...]` converts a `.pth` by itself, for instance
-to make a base of it.
+`python -m ans convert SOURCE BASE OUT` converts a `.pth` by itself, for instance to make a base of it.
 """
 
-import argparse
 import json
 import math
 from collections.abc import Iterable, Iterator
@@ -275,27 +273,3 @@ def _write_configs(folder: Path, model: ModelConfig, code: str | None) -> None:
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     if not (folder / "generation_config.json").exists():
         (folder / "generation_config.json").write_text('{\n  "_from_model_config": true\n}\n', encoding="utf-8")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("source")
-    parser.add_argument("base", type=Path, help="a model folder in shards, as stage `weights` leaves it")
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--under", help="a base .pth to put on BASE first")
-    parser.add_argument("--groups", nargs="+", help="what SOURCE holds, where it does not say so itself")
-    parser.add_argument("--rank", type=int)
-    parser.add_argument("--alpha", type=float)
-    parser.add_argument("--precision", choices=sorted(_PRECISIONS), default="float32")
-    parser.add_argument("--code", help="hub repository whose code reads the folder; by default a release of the model's family")
-    args = parser.parse_args()
-    if (args.rank is None) != (args.alpha is None):
-        parser.error("--rank and --alpha come together")
-    lora = None if args.rank is None else LoraSize(rank=args.rank, alpha=args.alpha)
-    groups = tuple(args.groups) if args.groups else None
-    settings = Convert(source=args.source, under=args.under, groups=groups, lora=lora, precision=args.precision, code=args.code)
-    convert(settings, args.base, args.out)
-
-
-if __name__ == "__main__":
-    main()

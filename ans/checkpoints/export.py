@@ -1,11 +1,10 @@
 """A variant as something to hand on: a folder ready for the hub, or a small adapter.
 
-`python -m ans.checkpoints.export VARIANT OUT` links the variant's shards, config and tokenizer to OUT and writes a model card
+`python -m ans export VARIANT OUT` links the variant's shards, config and tokenizer to OUT and writes a model card
 from the run. With `--adapter CHECKPOINT` (the `.pth` that was trained) OUT holds a plain PEFT adapter of the language model and
 one safetensors file of the variant's other groups instead.
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -191,20 +190,3 @@ def _record(variant: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; {variant} must be a folder that stage `filter` made")
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("variant", type=Path, help="models/variants/<name>")
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--adapter", type=Path, metavar="CHECKPOINT", help="export the difference to the base, from this .pth")
-    parser.add_argument("--base-model", help="the hub's name of the base, for the card")
-    args = parser.parse_args()
-    if args.adapter:
-        export_adapter(args.variant, args.adapter, args.out)
-    else:
-        export_hub(args.variant, args.out, base_model=args.base_model)
-
-
-if __name__ == "__main__":
-    main()

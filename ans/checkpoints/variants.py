@@ -36,7 +36,7 @@ def make_variant(base: Path, trained: Path, wanted: Sequence[str], out: Path, wh
     if groups and mixed:
         raise ValueError(
             f"{trained}: was put on convert.under, which differs from {base} in {', '.join(mixed)}, so this variant would mix two "
-            "bases; convert that file (python -m ans.checkpoints.convert), then name its folder in weights.location"
+            "bases; convert that file (python -m ans convert), then name its folder in weights.location"
         )
     before = entries(base)
     sums = {True: read_sums(trained), False: read_sums(base)}

@@ -1,4 +1,4 @@
-"""The configuration in force: `python -m ans config [--params FILE] [KEY]`.
+"""The configuration in force: `python -m ans config [--preset NAME] [--params FILE] [KEY]`.
 
 Every setting with its documentation, its type and range, and where its value comes from: params.yaml, the chosen preset, or the
 default. KEY names a section or a setting: train, train.lr, variants.
@@ -14,6 +14,7 @@ HELP = "the settings in force, what they mean, and where each value comes from"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("key", nargs="?", metavar="KEY", help="a section or a setting, e.g. train.lr (default: all)")
+    parser.add_argument("--preset", metavar="NAME", help="as if this preset were chosen (default: the one that is)")
     parser.add_argument("--params", type=Path, default=Workspace().params, metavar="FILE", help="(default: %(default)s)")
 
 
@@ -21,4 +22,5 @@ def run(chosen: argparse.Namespace) -> None:
     from ans.cli.document import document
     from ans.config import load
 
-    print(document(load(chosen.params), chosen.key), end="")
+    config = load(chosen.params)
+    print(document(config.changed({"preset": chosen.preset}) if chosen.preset else config, chosen.key), end="")

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 T = TypeVar("T")
 
@@ -33,6 +33,13 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?$")]
 """Names of sets and variants become names of files and of DVC's stages."""
 
-List = Annotated[tuple[T, ...], Field(strict=False)]
-NonEmpty = Annotated[tuple[T, ...], Field(strict=False, min_length=1)]
-"""Lists in YAML."""
+
+def _unique(values: tuple[T, ...]) -> tuple[T, ...]:
+    if twice := next((value for n, value in enumerate(values) if value in values[:n]), None):
+        raise ValueError(f"names {twice} twice")
+    return values
+
+
+List = Annotated[tuple[T, ...], Field(strict=False), AfterValidator(_unique)]
+NonEmpty = Annotated[tuple[T, ...], Field(strict=False, min_length=1), AfterValidator(_unique)]
+"""Lists in YAML; nothing stands in them twice."""

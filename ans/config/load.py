@@ -201,18 +201,23 @@ class Config:
             raise ConfigError(f"own.{min(twice)}: the name of a published set; choose another")
         for key in ("splits", "captions"):
             for split in getattr(self.evaluate, key):
-                self._require_index(f"evaluate.{key}", index_of(split))
+                self._require_split(f"evaluate.{key}", split)
         if self.train.validation:
-            self._require_index("train.validation.split", index_of(self.train.validation.split))
+            self._require_split("train.validation.split", self.train.validation.split)
+
+    def _require_split(self, path: str, split: str) -> None:
+        if "_" not in split:
+            place = self._place(tuple(path.split(".")))
+            raise ConfigError(f"{place}: {split!r} is no split; a split is <index>_<part>, e.g. refcoco_val")
+        self._require_index(path, index_of(split))
 
     def _require_index(self, path: str, name: str) -> None:
         indexes = {*self.sources, *self.own, *([SUBSET] if "sa1b" in self.sources else [])} - {"sa1b"}
         if name not in indexes:
             known = ", ".join(sorted(indexes))
-            place = self._place(tuple(path.split(".")))
             raise ConfigError(
-                f"{place}: no index named {name!r}; there are {known}; a split is <index>_<part>, e.g. refcoco_val, and your own data "
-                "has a name below `own`"
+                f"{self._place(tuple(path.split('.')))}: no index named {name!r}; there are {known}, and your own data has a name "
+                "below `own`"
             )
 
 

@@ -46,7 +46,8 @@ class Launch(Section):
         "trackio, wandb; the last three are packages to install",
     )
     save_state_seconds: Weight = Field(
-        description="least seconds between saved states, more where saving would take over 2 % of the time; a killed training loses so much"
+        description="seconds between saved states (longer if saving would take over 2 % of the time); a killed training loses at most "
+        "the work since the last one"
     )
     feature_cache_gb: Weight = Field(
         description="GB on disk for the frozen encoders' features, shared by epochs and variants; 0: no cache"
@@ -154,7 +155,9 @@ class SubsetSa1b(Section):
     order: Literal["name", "seed"] = Field("name", description="name: the first in name order; seed: a random sample")
     seed: Seed = Field(0, description="random seed of the sample")
     min_area_share: Share = Field(0.0, description="leave out masks that cover a smaller share of the image")
-    max_area_share: Share = Field(1.0, description="leave out masks that cover a larger share of the image")
+    max_area_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="leave out masks that cover a larger share of the image"
+    )
     min_predicted_iou: Annotated[float, Field(ge=0, le=2)] = Field(
         0.0, description="leave out masks with a lower predicted_iou (SA-1B's own rating)"
     )
@@ -261,7 +264,8 @@ class Questions:
 
 
 class Validation(Section):
-    """Evaluation of a split while training goes on; the best tensors are kept, and training stops where none better come."""
+    """Evaluation of a split while training goes on; the best tensors are kept, and training stops after `patience` evaluations
+    without a better one."""
 
     split: str = Field(description="split that is evaluated, <index>_<part>: one for tuning, since the best step is chosen by it")
     every: Count | None = Field(None, description="steps between two evaluations; none: an epoch")
@@ -283,7 +287,9 @@ class TrainSettings(Section):
 
     seed: Seed = Field(42, description="random seed of sample order, LoRA's initial values, dropout and noise")
     steps: Count = Field(1500, description="optimizer steps")
-    epochs: Count | None = Field(None, description="passes over the labelled images, in place of steps; none: steps count")
+    epochs: Count | None = Field(
+        None, description="passes over the samples of the only primary task, in place of steps; none: steps count"
+    )
     precision: Precision = Field(
         "bf16", description="type of the computation: float32 or bf16; trained tensors are float32 in any case"
     )
@@ -297,7 +303,7 @@ class TrainSettings(Section):
     accumulation: Count = Field(
         4, description="micro-batches per optimizer step; effective batch = batch x accumulation x processes"
     )
-    lr: Positive = Field(1e-5, description="peak learning rate")
+    lr: Positive = Field(1e-5, description="peak learning rate of all groups but the mask decoder")
     lr_sam2_scale: Weight = Field(1.0, description="learning rate of the mask decoder, as a multiple of lr")
     optimizer: Literal["adamw", "paged_adamw"] = Field(
         "adamw", description="adamw, or paged_adamw (moves its state to CPU memory when the GPU is full; needs bitsandbytes)"
@@ -306,7 +312,7 @@ class TrainSettings(Section):
         "cosine", description="learning rate after the warm-up: constant, cosine or linear"
     )
     warmup: Share = Field(0.05, description="share of the steps over which the learning rate rises to its peak")
-    weight_decay: Weight = Field(0.05, description="AdamW's weight decay")
+    weight_decay: Weight = Field(0.05, description="AdamW's weight decay: share of a value, times lr, that is taken off per step")
     clip: Positive = Field(1.0, description="largest gradient norm; a longer gradient is scaled down to it")
     loss: LossWeights = Field(
         LossWeights(),
@@ -315,9 +321,9 @@ class TrainSettings(Section):
     )
     mask_points: Number = Field(12544, description="pixels of a mask that its loss samples, mostly uncertain ones; 0: all pixels")
     max_tiles: Count = Field(12, description="most tiles per image in task referring; the loops use one")
-    caption_len: Count = Field(256, description="longest caption of the loops, in tokens")
+    caption_len: Count = Field(256, description="longest caption, generated or learnt, in tokens")
     checkpoint_activations: bool = Field(True, description="true: recompute the language model's activations, to save memory")
-    beta: Weight = Field(0.5, description="weight of the auxiliary gradient (loop 2's)")
+    beta: Weight = Field(0.5, description="weight of the auxiliary gradient (loop 2's); 0: it has no effect")
     surgery: Surgery = Field(
         "orthogonal",
         description="what the auxiliary gradient loses: orthogonal (its part along the primary one), pcgrad (the same, where the two "
@@ -338,8 +344,6 @@ class TrainSettings(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "TrainSettings":
-        if len(set(self.groups)) < len(self.groups):
-            raise ValueError("groups: names a group twice")
         if {"seg_row", "embed_head"} <= set(self.groups):
             raise ValueError("groups: names seg_row and embed_head, which contains it; choose one")
         if not self.trained:
@@ -408,13 +412,6 @@ class Evaluate(Section):
     videos: dict[Name, VideoSet] = Field(
         {}, description="sets of videos, by a name: {mevis: {reader: mevis, folder: mevis, split: valid_u}} (docs/video.md)"
     )
-
-    @field_validator("splits", "captions")
-    @classmethod
-    def _once(cls, splits: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(splits)) < len(splits):
-            raise ValueError("names a split twice")
-        return splits
 
     @property
     def questions(self) -> Questions:

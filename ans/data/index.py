@@ -72,7 +72,14 @@ def build(
         if schema is ENTRY:  # a task is a shard of thousands of images
             paths = parts.write_parts(tasks, write, place, 1, f"index {name}", "shard", workers)
             return assemble(
-                workspace.index(name), name, paths, schema, metadata, config.index.max_bad_fraction, source.max_images
+                workspace.index(name),
+                name,
+                paths,
+                schema,
+                metadata,
+                config.index.max_bad_fraction,
+                source.max_images,
+                per_image=True,
             )
         paths = parts.write_parts(tasks[: source.max_images], write, place, part, f"index {name}", "image", workers)
         return assemble(workspace.index(name), name, paths, schema, metadata, config.index.max_bad_fraction, source.max_samples)
@@ -137,10 +144,17 @@ def absent(path: Path, name: str, schema: pa.Schema, metadata: dict[str, str]) -
 
 
 def assemble(
-    path: Path, name: str, paths: list[Path], schema: pa.Schema, metadata: dict[str, str], limit: float, cap: int | None
+    path: Path,
+    name: str,
+    paths: list[Path],
+    schema: pa.Schema,
+    metadata: dict[str, str],
+    limit: float,
+    cap: int | None,
+    per_image: bool = False,
 ) -> dict[str, Any]:
-    """Write parts into the index at `path` and return its report. `limit`: the share of records that may be bad. `cap`: at most so many
-    regions, or rows where there are no regions."""
+    """Write parts into the index at `path` and return its report. `limit`: the share of records that may be bad, which are images where
+    `per_image` and else regions. `cap`: at most so many regions, or rows where there are no regions."""
     skipped, counts = Skips(), Counts()
     for part in paths:
         skipped.add(json.loads(last_of(open_index(part, schema))[b"skipped"]))
@@ -150,8 +164,7 @@ def assemble(
         for batch in batches:
             counts.add(batch)
             yield batch
-        # what counts as one record is what the reader skips one by one: an image of SA-1B, an object of the other sets
-        skipped.check(counts.images if metadata["reader"] == "sa1b" else counts.regions, name, limit)
+        skipped.check(counts.images if per_image else counts.regions, name, limit)
 
     twice = _names_twice(paths) if schema is ENTRY else {}
     if twice:

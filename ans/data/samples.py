@@ -60,7 +60,7 @@ class Evaluated:
 
 
 def training_rows(indexes: Sequence[Index], evaluated: Evaluated) -> tuple[list[tuple[int, int]], int]:
-    """(index, row) of every image with regions that are taught, and how many such rows were left out because they are evaluated."""
+    """(index, row) of every image with regions for supervised training, without those that are evaluated; how many these were."""
     kept, left_out = [], 0
     for number, index in enumerate(indexes):
         taught = index.region_counts((TRAIN_SPLIT,), described=True) > 0

@@ -55,7 +55,7 @@ def subset_sa1b(
         entries = _Entries(table.take(rows).combine_chunks())
         paths = parts.write_parts(entries, write, place, part, "subset of sa1b", "image", workers)
         limit, cap = config.index.max_bad_fraction, config.sources["sa1b"].max_samples
-        return assemble(workspace.index(SUBSET), SUBSET, paths, RECORD, metadata, limit, cap)
+        return assemble(workspace.index(SUBSET), SUBSET, paths, RECORD, metadata, limit, cap, per_image=True)
 
 
 class _Entries:

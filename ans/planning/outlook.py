@@ -1,4 +1,4 @@
-"""What a run will do and need, told before it begins, without a GPU and as far as it goes without data."""
+"""What a run will do and need, computed before it starts; needs no GPU, and no data for most of it."""
 
 import re
 import shutil
@@ -243,13 +243,13 @@ def _data(config: Config, workspace: Workspace) -> list[str]:
         return []  # stage `world` makes it
     found = []
     if world:
-        found.append("paths.root: the folder of the data sets; now it is the synthetic world, which is no use to this preset")
+        found.append("paths.root: the folder of the data sets; now it is the synthetic world, which this preset cannot use")
     elif not root.is_dir():
         found.append(f"paths.root: there is no folder {root}")
     coco = False
     for name in dict.fromkeys(map(_source, _wanted(config))):
         source = config.source(name)
-        if source is None:  # an index that nothing makes was told by the settings
+        if source is None:  # an unknown index; reported with the settings
             continue
         if world or not (root / source.folder).is_dir():
             of = PUBLISHED.get(source.reader)

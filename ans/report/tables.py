@@ -163,8 +163,8 @@ def markdown(results: Results, scores: Scores, pictures: Collection[str]) -> str
     lines += [
         "## Other metrics",
         "",
-        "Mean over the splits, in percent; per split in [summary.csv](summary.csv). The last column is no result: it is the cIoU "
-        "had every answer been a given one with `[SEG]`, and shows what saying it costs.",
+        "Mean over the splits, in percent; per split in [summary.csv](summary.csv). The last column is an upper "
+        "bound, not a result: the cIoU where the answer is given, with its `[SEG]`, instead of generated.",
         "",
         *_table(["variant", *MEANS_SHOWN.values()], means),
         "",

@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
+from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -102,6 +103,16 @@ class Batch(Protocol):
         """What losses are divided by, under the names of `Task.counted`."""
         ...
 
+
+Wordings = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=len(prompts.DESCRIBE_PROMPTS),
+        description=f"wordings of the description question in use, 1 to {len(prompts.DESCRIBE_PROMPTS)}",
+    ),
+]
+"""A setting of the tasks that describe."""
 
 S = TypeVar("S", bound=TaskSettings)
 B = TypeVar("B", bound=Batch)

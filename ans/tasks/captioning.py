@@ -6,7 +6,6 @@ same captions, learnt as labels.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -23,7 +22,7 @@ from ans.model.segmenter import Conversations, Features, Segmenter
 from ans.model.visual_prompt import region_cells
 from ans.objectives.batches import Images, ImagesOf, Targets, draw_questions, labels_of, pad_right
 from ans.tasks import base
-from ans.tasks.base import Example, Losses, Now, Setting
+from ans.tasks.base import Example, Losses, Now, Setting, Wordings
 
 SURE = 10.0
 """Logit of a mask that is given, where examples show predicted ones."""
@@ -35,9 +34,7 @@ class Settings(TaskSettings):
     enabled: bool = Field(False, description="true: train this task")
     sources: NonEmpty[str] = Field(("describe",), description="indexes whose captions, or training expressions, are learnt")
     regions_per_conversation: Count = Field(5, description="most regions of an image in one conversation")
-    description_prompts: Annotated[int, Field(ge=1, le=len(prompts.DESCRIBE_PROMPTS))] = Field(
-        1, description="wordings of the description question in use, 1 to 4"
-    )
+    description_prompts: Wordings = 1
 
     def indexes(self) -> tuple[str, ...]:
         return self.sources

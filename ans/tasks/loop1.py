@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from ans.objectives.batches import Images, ImagesOf, Targets, draw_questions, pa
 from ans.objectives.gumbel import straight_through
 from ans.objectives.losses import hard_iou, mask_terms, seg_rate
 from ans.tasks import base
-from ans.tasks.base import Degenerate, Example, Losses, Now, Panel, Setting
+from ans.tasks.base import Degenerate, Example, Losses, Now, Panel, Setting, Wordings
 
 
 class MaskSource(Section):
@@ -63,9 +63,7 @@ class Settings(TaskSettings):
     noise: Weight = Field(
         1.0, description="scale of the Gumbel noise; 1: tokens are sampled, 0: the most probable ones are taken"
     )
-    description_prompts: Annotated[int, Field(ge=1, le=len(prompts.DESCRIBE_PROMPTS))] = Field(
-        1, description="wordings of the description question in use, 1 to 4"
-    )
+    description_prompts: Wordings = 1
     denoising: Weight = Field(0.5, description="weight of the language loss at corrupted tokens (the original method: 0)")
     confidence: bool = Field(False, description="true: weight each mask loss by the teacher's confidence in its caption")
     distillation: Weight = Field(0.0, description="weight of the distance to the mask that the teacher predicts")

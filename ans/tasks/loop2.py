@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,7 @@ from ans.model.segmenter import Conversations, Features, Segmenter
 from ans.objectives.batches import Images, ImagesOf, Targets, draw_questions, pad_right
 from ans.objectives.losses import mask_terms, seg_rate
 from ans.tasks import base
-from ans.tasks.base import Example, Losses, Now, Panel, Setting
+from ans.tasks.base import Example, Losses, Now, Panel, Setting, Wordings
 
 
 class Settings(TaskSettings):
@@ -27,9 +26,7 @@ class Settings(TaskSettings):
 
     source: str = Field("describe", description="index whose captions are used")
     max_samples: Count | None = Field(None, description="the first so many regions; none: all")
-    description_prompts: Annotated[int, Field(ge=1, le=len(prompts.DESCRIBE_PROMPTS))] = Field(
-        1, description="wordings of the description question in use, 1 to 4"
-    )
+    description_prompts: Wordings = 1
     soft_region: bool = Field(
         False, description="true: the caption's loss reaches the mask decoder, by straight-through region weights"
     )

@@ -58,7 +58,7 @@ class Task(base.Task[Settings, Batch]):
     role = "primary"
     stream = 0
     counted = ("objects", "tokens")
-    title, prefix = "RefCOCO", "ref"
+    title, prefix = "referring", "ref"
 
     def __init__(self, settings: Settings, setting: Setting) -> None:
         super().__init__(settings, setting)

@@ -23,7 +23,7 @@ class Teacher:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """average <- rate * average + (1 - rate) * student."""
-        if not self.trained:  # without loop 1 nobody is taught
+        if not self.trained:  # no task uses a teacher
             return
         averages, students = list(self.average.values()), [p.detach() for p in self.trained.values()]
         torch._foreach_lerp_(averages, students, 1 - self.rate(step))
@@ -33,7 +33,7 @@ class Teacher:
         """Within, `model` is the teacher, in eval mode and without gradients; afterwards the student, untouched.
 
         Autocast keeps the low-precision copy of a parameter until its outermost context ends, whatever the parameter's data is by
-        then; so one's copies are dropped before the other speaks.
+        then; so the cache is cleared at both switches.
         """
         students = {name: parameter.data for name, parameter in self.trained.items()}
         try:

@@ -165,7 +165,7 @@ class Run:
             return
         log.info(manifests.text(self.manifest) + (f"\ncontinued at step {first_step}" if first_step else ""))
         if not first_step and (similar := self.state.similar()):
-            log.info("\n".join(["this run begins anew; unfinished runs that are like it:", *similar]))
+            log.info("\n".join(["starting a new run; unfinished runs with similar settings:", *similar]))
         if unseen := self.config.evaluated_alone():
             log.info(
                 f"note: {', '.join(unseen)} will be evaluated, and training does not leave its photographs out; where they "

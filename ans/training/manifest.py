@@ -93,7 +93,7 @@ def panels(tasks: Mapping[str, AnyTask]) -> list[dict[str, Any]]:
         Panel("language loss on the answer", of_each("language")),
         *own,
         Panel("training IoU", of_each("train_iou"), share=True),
-        Panel("would say [SEG]", of_each("seg_rate"), share=True),
+        Panel("share of answers with [SEG]", of_each("seg_rate"), share=True),
         Panel("gradient norm", {"grad_norm": "step, before clipping"}, log=True),
         Panel("learning rate", {"lr": "rate"}),
         Panel("validation split", {f"val_{name}": name for name in SHOWN}),

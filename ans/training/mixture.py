@@ -28,7 +28,7 @@ class Mixture(Dataset[MicroBatch]):
         self.auxiliary = [name for name, task in tasks.items() if task.role == "auxiliary"]
         if not self.primary:
             only = f"{', '.join(self.auxiliary)} only {'helps' if len(self.auxiliary) == 1 else 'help'} other tasks"
-            raise ValueError(f"train: {only}; turn on one that is learnt by itself, e.g. train.referring.enabled=true")
+            raise ValueError(f"train: {only}; turn on a primary task too: set train.<task>.enabled=true")
 
     def __len__(self) -> int:
         return self.steps * self.accumulation

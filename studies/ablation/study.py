@@ -226,7 +226,7 @@ def table() -> None:
     for kind in ("test", "tuning"):
         lines += _section(f"After the protocol ({kind} splits)", kind, "both loops", dict.fromkeys(AFTER, "both_orthogonal"))
     hard = {arm: "study_hard_long" if arm.endswith("_long") else "study_hard" for arm in STUDY}
-    lines += _section("How captions are read anew (tuning splits, loop 1 alone)", "tuning", "hard captions", hard)
+    lines += _section("How captions are re-scored (tuning splits, loop 1 alone)", "tuning", "hard captions", hard)
     TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -1,8 +1,6 @@
 """What is handed on: an adapter that PEFT itself loads to the merged weights, and a hub folder that says what it is."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from ans.checkpoints.convert import convert
 from ans.checkpoints.export import ADAPTER, OTHERS, export_adapter, export_hub
 from ans.checkpoints.save import save_trained
 from ans.checkpoints.variants import make_variant
+from ans.cli import main
 from ans.config.schema import Convert
 from ans.formats import shards
 from ans.model.adapters import add_lora, select_trained
@@ -125,7 +124,6 @@ def test_a_folder_that_filter_did_not_make(run: Path, tmp_path: Path) -> None:
 
 
 def test_command_line(run: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "ans.checkpoints.export", str(run / "variants" / "full")]
-    subprocess.run([*command, str(tmp_path / "hub")], check=True)
-    subprocess.run([*command, str(tmp_path / "adapter"), "--adapter", str(run / "checkpoint")], check=True)
+    main(["export", str(run / "variants" / "full"), str(tmp_path / "hub")])
+    main(["export", str(run / "variants" / "full"), str(tmp_path / "adapter"), "--adapter", str(run / "checkpoint")])
     assert (tmp_path / "hub" / "README.md").is_file() and (tmp_path / "adapter" / ADAPTER).is_file()

@@ -23,6 +23,13 @@ def config() -> Config:
     return load(PARAMS)
 
 
+def test_another_preset_is_shown_without_choosing_it(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["config", "--params", str(PARAMS), "--preset", "sa2va-4b", "train.lora.rank"])
+    assert "128" in capsys.readouterr().out
+    main(["config", "--params", str(PARAMS), "train.lora.rank"])
+    assert "128" not in capsys.readouterr().out
+
+
 def test_it_shows_every_setting_in_force(config: Config) -> None:
     """Read as YAML, it is the configuration; put in the place of params.yaml's sections, it is the same one."""
     shown = YAML(typ="safe").load(document(config))
@@ -43,8 +50,13 @@ def test_it_shows_every_setting_in_force(config: Config) -> None:
 
 
 def test_a_setting_has_its_documentation_and_origin(config: Config) -> None:
-    assert document(config, "train.lr").split() == "lr: 0.0006 # peak learning rate [number > 0; preset tiny]".split()
-    assert document(config, "train.beta").endswith("# weight of the auxiliary gradient (loop 2's) [number >= 0; default]\n")
+    assert (
+        document(config, "train.lr").split()
+        == "lr: 0.0006 # peak learning rate of all groups but the mask decoder [number > 0; preset tiny]".split()
+    )
+    assert document(config, "train.beta").endswith(
+        "# weight of the auxiliary gradient (loop 2's); 0: it has no effect [number >= 0; default]\n"
+    )
     assert document(config, "train.schedule").endswith("[constant | cosine | linear; default]\n")
     assert document(config.changed({"train.lr": 1e-5}), "train.lr").startswith("lr: 1e-05 ")
     assert "[text; params.yaml]" in document(config, "preset")

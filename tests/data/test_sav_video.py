@@ -114,10 +114,14 @@ def test_folders_of_other_names_are_skipped_with_a_reason(root: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "change", "reason"),
     (
-        ("masklet_size_abs", lambda v: [v[0] + 1, *v[1:]], "masks that have not the masklet_size_abs that the file states"),
-        ("masklet_visibility_changes", lambda v: [v[0] + 1, *v[1:]], "have not the masklet_visibility_changes"),
+        ("masklet_size_abs", lambda v: [v[0] + 1, *v[1:]], "masklet_size_abs in the file does not match the masks"),
+        (
+            "masklet_visibility_changes",
+            lambda v: [v[0] + 1, *v[1:]],
+            "masklet_visibility_changes in the file does not match the masks",
+        ),
         ("masklet_visibility_changes", lambda v: v[1:], "masklet_visibility_changes is not one number per object"),
-        ("masklet", lambda v: [v[0][1:], *v[1:]], "masklet that has not one mask per object"),
+        ("masklet", lambda v: [v[0][1:], *v[1:]], "a row of masklet does not have one mask per object"),
         ("masklet", lambda v: [[{**v[0][0], "size": [3, 4]}, *v[0][1:]], *v[1:]], "RLE of another size than the video"),
         ("masklet", lambda v: [[{**v[0][0], "counts": "zz"}, *v[0][1:]], *v[1:]], "RLE counts that cannot be decoded"),
         ("masklet", lambda v: [[{**v[0][0], "counts": "01"}, *v[0][1:]], *v[1:]], "RLE that does not fill the image"),

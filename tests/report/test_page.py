@@ -28,6 +28,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for variant in VARIANTS:  # as if some of its expressions were of nothing
         path = tree / "reports" / "eval" / variant / "refcocog_test.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"giou": 0.5, "n_acc": 0.125, "t_acc": 0.375}))
+    manifest = tree / "models" / "checkpoint" / "manifest.json"
+    best = {"number": 2, "step": 30, "loss": 0.5, "val_ciou": 0.6}  # as of a training with a validation
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"best": best}))
     return run(tree) / "report.html"
 
 
@@ -63,6 +66,7 @@ def test_the_page_is_whole_and_asks_for_nothing(page: Path) -> None:
     assert reader.open == [] and len(text) < MEGABYTES * 1e6
     ids = [attributes["id"] for _, attributes in reader.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
+    assert "step 30, the best of the validation (evaluation 2)" in reader.words
     assert text.count("<td>12.5</td><td>37.5</td>") == len(VARIANTS) and "Long and short" in reader.words
     for tag, attributes in reader.tags:
         for name in ("src", "href"):

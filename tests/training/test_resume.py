@@ -89,10 +89,10 @@ def test_a_run_that_is_like_another_says_so(
     (begun,) = here.runs.iterdir()
     caplog.set_level("INFO")
     loop.train(config(work, train__lr=1e-5), here)
-    assert f"begins anew; unfinished runs that are like it:\n{begun}, saved" in caplog.text
+    assert f"starting a new run; unfinished runs with similar settings:\n{begun}, saved" in caplog.text
     assert "ago: train.lr was 0.0006, is 1e-05" in caplog.text
     loop.train(config(work, train__lr=1e-5, train__seed=1, train__beta=0.1, train__steps=3, train__clip=2.0), here)
-    assert caplog.text.count("begins anew") == 1, "four differences are another run"
+    assert caplog.text.count("starting a new run") == 1, "four differences are another run"
 
 
 def test_other_micro_batches_go_on_with_the_same_samples(

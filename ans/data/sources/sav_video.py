@@ -128,8 +128,8 @@ def _frame(root: Path, video: Path, number: int) -> str:
 def read_masklets(annotation: Path) -> Masklets:
     """A `<video>_manual.json`, a `<video>_auto.json` or a folder of PNGs.
 
-    Raises `ValueError` naming what is not as published: also a JSON whose masks have not the areas and not the visibility changes
-    that it states.
+    Raises `ValueError` naming what is not as published: also a JSON whose stated areas or visibility
+    changes do not match its masks.
     """
     if annotation.is_dir():
         return _from_pngs(annotation)
@@ -158,7 +158,7 @@ def _row(row: Any, objects: int) -> list[dict[str, Any] | None]:
     if row is None:
         return [None] * objects
     if not isinstance(row, list) or len(row) != objects or not all(rle is None or isinstance(rle, dict) for rle in row):
-        raise ValueError("masklet that has not one mask per object")
+        raise ValueError("a row of masklet does not have one mask per object")
     return row
 
 
@@ -183,7 +183,7 @@ def _compare(masklets: Masklets, content: dict[str, Any]) -> None:
         if not all(type(value) in (int, float) and abs(value) < math.inf for value in stated) or len(stated) != len(found):
             raise ValueError(f"{key} is not one number per object")
         if not np.allclose(stated, found, rtol=1e-6, atol=1e-6):
-            raise ValueError(f"masks that have not the {key} that the file states")
+            raise ValueError(f"{key} in the file does not match the masks")
 
 
 def _from_pngs(place: Path) -> Masklets:

@@ -97,7 +97,7 @@ def lead(page: Page) -> str:
     how, preset = " + ".join(task["title"] for task in manifest["tasks"].values()), manifest["preset"]
     text = f"Preset {preset}, {manifest['steps']} steps, {how}."
     if best := manifest.get("best"):
-        text = f"Preset {preset}, {how}: epoch {best['epoch']} (step {best['step']}), the best by validation."
+        text = f"Preset {preset}, {how}: step {best['step']}, the best of the validation (evaluation {best['number']})."
     if variant != BASE:
         score = page.scores[variant, MEAN]
         change, low, high = (100 * value for value in score.difference)

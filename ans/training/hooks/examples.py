@@ -26,13 +26,13 @@ class Examples(Hook):
         self.step = 0
 
     def wanted(self, task: str) -> bool:
-        """Whether an example of the task is wanted at the step in hand."""
+        """Whether an example of the task is wanted at the current step."""
         left = self.left.setdefault(task, list(self.chosen))
         # a step that was chosen or one since the last kept one was: not every step has a batch of every task
         return self.first_process and bool(left) and self.step >= left[0]
 
     def keep(self, task: str, example: Example) -> None:
-        """Keep an example of the step in hand; no further one of this task is wanted then, until the next chosen step."""
+        """Keep an example of the current step; after that, none of this task is wanted until the next chosen step."""
         self.left[task] = [step for step in self.left[task] if step > self.step]
         for number in range(min(PER_STEP, len(example.where))):
             path, source = example.where[number]

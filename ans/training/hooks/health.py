@@ -27,7 +27,7 @@ class Health(Hook):
             curve = f"{task.prefix}_seg_rate"
             if means.get(curve, 1.0) < self.min_seg_rate:
                 raise Degenerate(
-                    f"step {step}: the model would say [SEG] in only {means[curve]:.0%} of the answers ({curve}, last "
+                    f"step {step}: [SEG] has a probability of 0.1 or more in only {means[curve]:.0%} of the answers ({curve}, last "
                     f"{CHECKED_STEPS} steps), less than train.min_seg_rate ({self.min_seg_rate:.0%}). Lower train.lr or raise "
                     "train.loss.language"
                 )

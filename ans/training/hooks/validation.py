@@ -1,4 +1,5 @@
-"""Evaluation of a split while training goes on: the best tensors are kept, and training stops where none better come."""
+"""Evaluation of a split while training goes on: the best tensors are kept, and training stops after `patience`
+evaluations without a better one."""
 
 from collections.abc import Mapping
 from pathlib import Path

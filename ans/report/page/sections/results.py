@@ -37,7 +37,7 @@ def section(page: Page) -> str:
         caption = f"difference to {BASE}, points; coloured where the interval excludes 0"
         parts.append(html_table(caption, ["split", "n", *others], rows(difference_cell, others), total=True))
     means = [[variant, *(mean_over_splits(results, variant, key) for key in MEANS_SHOWN)] for variant in results.variants]
-    caption = "other metrics, mean over splits, %; “[SEG] given” is no result but what saying it costs"
+    caption = "other metrics, mean over splits, %; cIoU with a given [SEG] is an upper bound, not a result"
     parts.append(html_table(caption, ["variant", *MEANS_SHOWN.values()], means))
     header, special = special_table(results)
     if special:
