@@ -42,7 +42,7 @@ BY_CALL = {
         {"train__loop1__sources": {"nothing": {}}}, "train.loop1: no index named 'nothing'; there are describe, grefcoco,",
     ),
     "loop 2 alone": (
-        {"train__loop1__enabled": False, "train__referring__enabled": False}, "train: loop2 only helps other tasks; turn on one",
+        {"train__loop1__enabled": False, "train__referring__enabled": False}, "train: loop2 only helps other tasks; turn on a primary task",
     ),
     "another world": ({"paths__root": "/nowhere"}, "/nowhere"),
 }  # fmt: skip
