@@ -85,7 +85,7 @@ def test_it_works_where_it_is_installed(wheel: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    said = "ans.__file__, __version__, Segmenter.__name__, load_config.__name__, open_video.__name__"
+    said = "ans.__file__, __version__, Place.__name__, Segmenter.__name__, load_config.__name__, open_video.__name__"
     code = f"import ans; from ans import {', '.join(NAMES)}; print({said})"
     place, *rest = call(binaries / "python", "-c", code).split()
     assert Path(place).is_relative_to(tmp_path / "venv") and rest == [ans.__version__, "Place", "Segmenter", "load", "open_video"]

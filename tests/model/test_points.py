@@ -61,16 +61,18 @@ def centre(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SegmenterModules, "upscale", lambda *given: centred(upscale(*given)))
 
 
-def compare(mask: np.ndarray, logits: Tensor) -> None:
-    """A mask that was centred, with the logits (1, h, w) that it has to come from."""
+def compare(mask: np.ndarray, logits: Tensor, low_res: Tensor, theirs: Tensor) -> None:
+    """A mask that was centred, with the logits (1, h, w) that it has to come from; and before that both at the decoder's size, where
+    a small change of the place shows."""
+    torch.testing.assert_close(low_res, theirs, rtol=0, atol=1e-5 * float(theirs.std()))
     expected = centred(logits)[0].numpy()
     sure = np.abs(expected) > 1e-3 * expected.std()
     assert sure.mean() > 0.98 and 0.4 < mask.mean() < 0.6 and np.array_equal(mask[sure], expected[sure] > 0)
 
 
-def sam2s_own(sam: Network, pixels: Tensor, place: Place) -> tuple[Tensor, Tensor]:
-    """Logits (S, S) that the package finds, and the predicted IoUs of its candidates. Coordinates as `SAM2ImagePredictor` has them:
-    scaled on each axis by itself, a box as two points in front."""
+def sam2s_own(sam: Network, pixels: Tensor, place: Place) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (S, S) and (S/4, S/4) that the package finds, and the predicted IoUs of its candidates. Coordinates as
+    `SAM2ImagePredictor` has them: scaled on each axis by itself, a box as two points in front."""
     model = sam.model
     coordinates = [*np.reshape([] if place.box is None else place.box, (-1, 2)), *place.points]
     scaled = torch.tensor(np.array(coordinates) / (WIDTH, HEIGHT) * model.image_size, dtype=torch.float32)[None]
@@ -80,9 +82,11 @@ def sam2s_own(sam: Network, pixels: Tensor, place: Place) -> tuple[Tensor, Tenso
     *fine, coarse = (level.permute(1, 2, 0).view(1, -1, *size) for level, size in zip(features, sizes, strict=True))
     coarse = coarse + model.no_mem_embed.view(1, -1, 1, 1)
     several = model._use_multimask(True, given)
-    _, _, ious, _, whole, _, score = model._forward_sam_heads(coarse, given, high_res_features=fine, multimask_output=several)
+    _, _, ious, low_res, whole, _, score = model._forward_sam_heads(
+        coarse, given, high_res_features=fine, multimask_output=several
+    )
     assert score > 0, "else the package says that there is nothing"
-    return whole[0, 0], ious[0]
+    return whole[0, 0], low_res[0, 0], ious[0]
 
 
 def test_masks_are_sam2s(sa2va: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,17 +94,18 @@ def test_masks_are_sam2s(sa2va: Segmenter, monkeypatch: pytest.MonkeyPatch) -> N
     images = [picture(WIDTH, HEIGHT), picture(WIDTH, HEIGHT, 1)]
     rows = [PLACES, [BOX, POINT, POINT]]
     centre(monkeypatch)
-    found = sa2va.segment_at(images, rows)
+    read = sa2va.read(images)
+    found = sa2va.segment_at(read, rows)
     chosen = set()
-    for image, row, masks in zip(images, rows, found, strict=True):
+    for number, (image, row, masks) in enumerate(zip(images, rows, found, strict=True)):
         assert masks.shape == (len(row), HEIGHT, WIDTH) and masks.dtype == bool
         for place, mask in zip(row, masks, strict=True):
             with torch.no_grad():
-                logits, ious = sam2s_own(sa2va.sam, sa2va.config.decoder.pixels(image), place)
+                logits, low_res, ious = sam2s_own(sa2va.sam, sa2va.config.decoder.pixels(image), place)
             assert len(ious) == (3 if place is POINT else 1), "several candidates for a single point alone"
             chosen.add(int(ious.argmax()))
             expected = torch.nn.functional.interpolate(logits[None, None], (HEIGHT, WIDTH), mode="bilinear")[0]
-            compare(mask, expected)
+            compare(mask, expected, sa2va._decode_at(read, [(number, place)])[0], low_res)
     assert chosen != {0}, "else the predicted IoU decides nothing"
 
 
@@ -110,7 +115,8 @@ def test_masks_are_sams(lisa: Segmenter, monkeypatch: pytest.MonkeyPatch) -> Non
     sam = lisa.sam.sam
     processor = SamProcessor(SamImageProcessorPil(size={"longest_edge": 64}, pad_size={"height": 64, "width": 64}))
     image = picture(WIDTH, HEIGHT)
-    for place, mask in zip(PLACES, lisa.segment_at([image], [PLACES])[0], strict=True):
+    read = lisa.read([image])
+    for place, mask in zip(PLACES, lisa.segment_at(read, [PLACES])[0], strict=True):
         given = processor(
             image,
             input_points=[[list(map(list, place.points))]] if place.points else None,
@@ -129,7 +135,7 @@ def test_masks_are_sams(lisa: Segmenter, monkeypatch: pytest.MonkeyPatch) -> Non
             binarize=False,
             pad_size={"height": 64, "width": 64},
         )
-        compare(mask, logits[:, 0])
+        compare(mask, logits[:, 0], lisa._decode_at(read, [(0, place)])[0], out.pred_masks[0, 0, best])
 
 
 def test_an_image_is_encoded_once(sa2va: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
