@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ans.config import load as load_config
     from ans.data.videos import open_video
+    from ans.model.places import Place
     from ans.model.segmenter import Segmenter
     from ans.version import __version__
 
-__all__ = ["Segmenter", "__version__", "load_config", "open_video"]
+__all__ = ["Place", "Segmenter", "__version__", "load_config", "open_video"]
 
 PLACES = {
+    "Place": ("ans.model.places", "Place"),
     "Segmenter": ("ans.model.segmenter", "Segmenter"),
     "load_config": ("ans.config", "load"),
     "open_video": ("ans.data.videos", "open_video"),

@@ -13,7 +13,7 @@ import pytest
 import ans
 
 ROOT = Path(__file__).parent.parent
-NAMES = ("Segmenter", "load_config", "open_video", "__version__")
+NAMES = ("Place", "Segmenter", "load_config", "open_video", "__version__")
 
 
 def python(code: str, *options: str, cwd: Path = ROOT) -> str:
@@ -85,9 +85,9 @@ def test_it_works_where_it_is_installed(wheel: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    said = "ans.__file__, __version__, Segmenter.__name__, load_config.__name__, open_video.__name__"
+    said = "ans.__file__, __version__, Place.__name__, Segmenter.__name__, load_config.__name__, open_video.__name__"
     code = f"import ans; from ans import {', '.join(NAMES)}; print({said})"
     place, *rest = call(binaries / "python", "-c", code).split()
-    assert Path(place).is_relative_to(tmp_path / "venv") and rest == [ans.__version__, "Segmenter", "load", "open_video"]
+    assert Path(place).is_relative_to(tmp_path / "venv") and rest == [ans.__version__, "Place", "Segmenter", "load", "open_video"]
     assert re.search(r"^    config ", call(binaries / "ans", "--help"), re.MULTILINE)
     assert call(binaries / "ans", "config", "train.loop1.tau", "--params", ROOT / "params.yaml").startswith("tau: 0.7 ")

@@ -1,4 +1,8 @@
-"""Captions of regions: `python -m ans describe IMAGE MASK ...`."""
+"""Captions of regions: `python -m ans describe IMAGE MASK ...`.
+
+A region may also be pointed at, with --point X,Y or --box X0,Y0,X1,Y1 in pixels from the upper left corner: then it is what the mask
+decoder finds there.
+"""
 
 import argparse
 import logging
@@ -6,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ans.cli import model
+from ans.cli import model, places
 from ans.data import mask_files
 
 log = logging.getLogger(__name__)
@@ -16,15 +20,22 @@ HELP = "captions of regions"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     model.arguments(parser)
-    parser.add_argument("masks", type=Path, nargs="+", metavar="MASK", help="an image of IMAGE's size, not 0 inside the region")
+    masks = parser.add_argument(
+        "masks", type=Path, nargs="+", default=[], metavar="MASK", help="an image of IMAGE's size, not 0 inside the region"
+    )
+    masks.required = False  # where there is a place
+    places.arguments(parser)
 
 
 def run(chosen: argparse.Namespace) -> None:
+    if not chosen.masks and not chosen.places:
+        raise ValueError("MASK: there is none; name one, or point at a region with --point or --box")
     image = model.read_image(chosen.image)
-    masks = np.stack([read_mask(path, image.size) for path in chosen.masks])
-    segmenter = model.load_model(chosen)
-    for path, caption in zip(chosen.masks, segmenter.describe([image], [masks], chosen.max_new_tokens)[0], strict=True):
-        print(f"{path}: {caption}")
+    regions = [*(read_mask(path, image.size) for path in chosen.masks), *chosen.places]
+    places.check(chosen.places, image.size)
+    captions = model.load_model(chosen).describe([image], [regions], chosen.max_new_tokens)[0]
+    for name, caption in zip([*chosen.masks, *chosen.places], captions, strict=True):
+        print(f"{name}: {caption}")
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:

@@ -32,6 +32,12 @@ class Masks:
     ious: Tensor
     object_score: Tensor | None
 
+    @classmethod
+    def best(cls, candidates: Tensor, ious: Tensor, object_score: Tensor | None) -> Self:
+        """Of each prompt the candidate whose predicted IoU is highest."""
+        best = ious.argmax(-1)
+        return cls(candidates[torch.arange(len(best), device=best.device), best], candidates, ious, object_score)
+
 
 Propagation = Literal["official", "original_decoder"]
 """How a memory carries masks from the prompted frames of a video to the others: with the fine-tuned decoder throughout (Sa2VA), or with
@@ -76,6 +82,15 @@ class MaskNetwork(nn.Module, ABC):
     @abstractmethod
     def decode(self, features: Levels, image_index: Tensor, prompts: Tensor) -> Masks:
         """Masks for `prompts` (N, D), the n-th of them on image `image_index[n]` of the projected features."""
+
+    def decode_at(self, features: Levels, image_index: Tensor, points: Tensor, labels: Tensor, boxes: Tensor | None) -> Masks:
+        """Masks of what is at `points` (N, P, 2), with `labels` (N, P) 1 on the object and 0 beside it, and in `boxes` (N, 4); P is 0
+        where there are boxes alone. Coordinates are shares of the network's square, (x, y) from its upper left corner. A single point
+        may mean an object or a part of it: of several candidates the one with the highest predicted IoU is chosen.
+
+        Raises `ValueError` for a decoder that takes none.
+        """
+        raise ValueError("this model's mask decoder takes no points and no boxes; name the object in words")
 
     def expect(self, names: Iterable[str]) -> None:
         """Make the modules that some model folders have and others have not; `names` are those of the folder's tensors, inside this
@@ -178,6 +193,11 @@ class MaskDecoder(Plug):
                 module = part.rstrip(".").rpartition(".")[2]
                 raise ValueError(f"holds no tensor of {module}; it is not a {cls.title} checkpoint as released")
         return {}
+
+
+def ambiguous(points: Tensor, boxes: Tensor | None) -> bool:
+    """Whether SAM and SAM2 are to be asked for several candidates, as both packages recommend: for a single point."""
+    return boxes is None and points.shape[1] == 1
 
 
 def wide(logits: Tensor) -> Tensor:

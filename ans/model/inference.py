@@ -1,4 +1,5 @@
-"""Answers about images: free generation, masks of what is asked for, captions of regions, in batches.
+"""Answers about images: free generation, masks of what is asked for, masks of what is pointed at,
+captions of regions, in batches.
 
 What all questions about an image share is computed once: its features, its tokens, and the language model's keys and values up to
 the image's end.
@@ -17,6 +18,7 @@ from ans.model.decoder import Levels
 from ans.model.family import Inputs, Visual
 from ans.model.generate import Generated, Prefix, forced, greedy, pad_left, prefill
 from ans.model.modules import Features, SegmenterModules, region_tokens
+from ans.model.places import Place
 from ans.model.preprocess import ImageLike
 from ans.model.visual_prompt import region_cells
 
@@ -66,7 +68,8 @@ class SegmenterInference(SegmenterModules):
         images: Sequence[ImageLike] | Features | Read,
         encode: Callable[[Sequence[ImageLike]], Features] | None = None,
     ) -> Read:
-        """Everything that answers about these images share, made once: `segment`, `segment_given` and `describe` take it too.
+        """Everything that answers about these images share, made once: `segment`, `segment_given`, `segment_at` and `describe` take
+        it too.
 
         Images are encoded `IMAGES_AT_ONCE` at a time, by `encode`: something that does as `encode_images`, which is the default.
         Raises `ValueError` when there is none.
@@ -126,19 +129,37 @@ class SegmenterInference(SegmenterModules):
         return [[Segmentation(answer, next(masks)) for _ in row] for row in expressions]
 
     @torch.no_grad()
+    def segment_at(self, images: Sequence[ImageLike] | Features | Read, places: Sequence[Sequence[Place]]) -> list[np.ndarray]:
+        """Segment what is at every place of every image: per image masks (n, h, w) bool at its size. The mask decoder does this alone,
+        as SAM and SAM2 do; a single point is answered by the candidate with the highest predicted IoU.
+
+        Raises `ValueError` for a place outside its image, when the two lists differ in length, and for a mask decoder that takes none.
+        """
+        read = self.read(images)
+        _same_length("places", places, read)
+        asked = [(i, place) for i, row in enumerate(places) for place in row]
+        for i, place in asked:
+            place.check(*read.sizes[i])
+        masks = iter(self._masks_at(read, asked))
+        return [_stacked(list(islice(masks, len(row))), size) for row, size in zip(places, read.sizes, strict=True)]
+
+    @torch.no_grad()
     def describe(
         self,
         images: Sequence[ImageLike] | Features | Read,
-        masks: Sequence[np.ndarray | Tensor],
+        masks: Sequence[np.ndarray | Tensor | Sequence[np.ndarray | Place]],
         max_new_tokens: int = 512,
     ) -> list[list[str]]:
-        """Caption every region of every image. `masks`: per image (n, h, w), non-zero inside; each region is asked alone.
+        """Caption every region of every image. `masks`: per image (n, h, w), non-zero inside, or a list in which a region may also be
+        a `Place`, for the mask that `segment_at` finds there; each region is asked alone.
 
-        Raises `ValueError` for an empty mask, when the two lists differ in length, or for a model that knows no regions.
+        Raises `ValueError` for an empty mask, when the two lists differ in length, for a model that knows no regions, and as
+        `segment_at` does.
         """
         self.config.ask_for_regions("describe")
         read = self.read(images)
         _same_length("masks", masks, read)
+        masks = self._found(read, masks)
         questions = []
         for i, regions in enumerate(masks):
             inside = regions.cpu() if isinstance(regions, Tensor) else torch.from_numpy(np.asarray(regions))
@@ -224,13 +245,54 @@ class SegmenterInference(SegmenterModules):
                 chunk = owners[start : start + MASKS_AT_ONCE]
                 index = torch.tensor(chunk, device=self.device)
                 low_res = self.sam.decode(read.levels, index, prompt[start : start + MASKS_AT_ONCE]).low_res
-                runs = [(i, len(list(same))) for i, same in groupby(chunk)]
-                for (i, _), logits in zip(runs, low_res.split([count for _, count in runs]), strict=True):
-                    masks += list((self.upscale(logits, read.sizes[i]) > 0).cpu().numpy())
+                masks += self._at_size(read, chunk, low_res)
         taken: Iterator[np.ndarray] = iter(masks)
         return [
-            np.array(list(islice(taken, len(found))), dtype=bool).reshape(len(found), *read.sizes[question.image])
+            _stacked(list(islice(taken, len(found))), read.sizes[question.image])
             for question, found in zip(questions, states, strict=True)
+        ]
+
+    def _at_size(self, read: Read, owners: Sequence[int], low_res: Tensor) -> list[np.ndarray]:
+        """Each of the logits (N, S/4, S/4) as a mask (h, w) bool of image `owners[n]`; those of one image lie together."""
+        masks: list[np.ndarray] = []
+        runs = [(i, len(list(same))) for i, same in groupby(owners)]
+        for (i, _), logits in zip(runs, low_res.split([count for _, count in runs]), strict=True):
+            masks += list((self.upscale(logits, read.sizes[i]) > 0).cpu().numpy())
+        return masks
+
+    def _masks_at(self, read: Read, asked: Sequence[tuple[int, Place]]) -> list[np.ndarray]:
+        """The mask (h, w) bool at each place, which is on the image of the number beside it. Only places of one form share a batch:
+        padding would be read, and would change the masks."""
+        masks: dict[int, np.ndarray] = {}
+        order = sorted(range(len(asked)), key=lambda number: asked[number][1].form)
+        for _, same in groupby(order, key=lambda number: asked[number][1].form):
+            while chunk := list(islice(same, MASKS_AT_ONCE)):
+                low_res = self._decode_at(read, [asked[number] for number in chunk])
+                masks |= zip(chunk, self._at_size(read, [asked[number][0] for number in chunk], low_res), strict=True)
+        return [masks[number] for number in range(len(asked))]
+
+    def _decode_at(self, read: Read, asked: Sequence[tuple[int, Place]]) -> Tensor:
+        """Logits (N, S/4, S/4) at places of one form."""
+        sizes = [read.sizes[i] for i, _ in asked]
+        shares = [
+            place.shares(*size, self.config.decoder.image_share(*size)) for (_, place), size in zip(asked, sizes, strict=True)
+        ]
+        points, boxes = (torch.from_numpy(np.stack(part)).float().to(self.device) for part in zip(*shares, strict=True))
+        labels = torch.tensor([list(place.on_object) for _, place in asked], dtype=torch.int32, device=self.device)
+        index = torch.tensor([i for i, _ in asked], device=self.device)
+        return self.sam.decode_at(read.levels, index, points, labels, boxes[:, 0] if boxes.shape[1] else None).low_res
+
+    def _found(
+        self, read: Read, regions: Sequence[np.ndarray | Tensor | Sequence[np.ndarray | Place]]
+    ) -> list[np.ndarray | Tensor]:
+        """The regions with the masks of places in the places' stead."""
+        places = [[one for one in row if isinstance(one, Place)] for row in regions]
+        found = [iter(masks) for masks in self.segment_at(read, places)]
+        return [
+            row
+            if isinstance(row, np.ndarray | Tensor)
+            else np.array([_marked(next(at), one) if isinstance(one, Place) else one for one in row])
+            for row, at in zip(regions, found, strict=True)
         ]
 
     def _ended(self, ids: list[int]) -> bool:
@@ -243,6 +305,16 @@ class SegmenterInference(SegmenterModules):
 def _same_length(name: str, values: Sequence[object], read: Read) -> None:
     if len(values) != len(read.sizes):
         raise ValueError(f"{name}: {len(values)} lists for {len(read.sizes)} images")
+
+
+def _stacked(masks: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    return np.array(masks, dtype=bool).reshape(len(masks), *size)
+
+
+def _marked(mask: np.ndarray, place: Place) -> np.ndarray:
+    if not mask.any():
+        raise ValueError(f"{place}: the mask decoder finds nothing there, so there is no region to describe")
+    return mask
 
 
 def _chunks(values: Sequence[ImageLike], size: int) -> list[Sequence[ImageLike]]:

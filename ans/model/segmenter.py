@@ -2,6 +2,7 @@
 
 model = Segmenter.from_pretrained("models/variants/full")
 model.segment([image], [["the left cup", "the man in red"]])   # per image, per expression: answer and masks
+model.segment_at([image], [[Place(points=[(90, 40)])]])        # per image: masks of what is pointed at
 model.describe([image], [masks])                               # per image, per region: a caption
 model.segment_video(frames, ["the ball that rolls away"])      # an iterator: per frame, per expression: answer and masks
 model.save_pretrained("folder")
@@ -20,9 +21,10 @@ from ans.model import loading
 from ans.model.config import ModelConfig
 from ans.model.inference import Question, Read, Segmentation
 from ans.model.modules import Conversations, Features, Forward
+from ans.model.places import Place
 from ans.model.video import SegmenterVideo
 
-__all__ = ["Conversations", "Features", "Forward", "Question", "Read", "Segmentation", "Segmenter"]
+__all__ = ["Conversations", "Features", "Forward", "Place", "Question", "Read", "Segmentation", "Segmenter"]
 
 
 class Segmenter(SegmenterVideo):

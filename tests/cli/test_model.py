@@ -17,6 +17,7 @@ from ans.cli.segment import paint
 from ans.cli.videos import palette
 from ans.data.videos import VideoWriter, open_video
 from ans.errors import run
+from ans.model.places import Place
 from ans.model.segmenter import Segmenter
 
 TINY = "weights/tiny"
@@ -127,6 +128,42 @@ def test_describe_says_what_the_segmenter_says(folder: Path, model: Segmenter, c
     assert caption and capsys.readouterr().out.splitlines() == [f"{mask}: {caption}"] * 2
 
 
+def test_what_is_pointed_at(folder: Path, model: Segmenter, capsys) -> None:
+    """Words behind an option, a point and a box, one mask each; the same places described, beside a mask."""
+    path, out, masks = folder / "image.png", folder / "pointed.png", folder / "pointed"
+    point, box, disc = Place(points=[(80, 45)]), Place(box=(10, 30, 40, 60)), np.asarray(Image.open(folder / "disc.png"))
+    pointing = ["--point", "80,45", "--box", "10,30,40,60", "--model", TINY]
+    main(["segment", str(path), "-o", str(out), WORDS[0], *pointing, "--masks", str(masks)])
+    said = capsys.readouterr().out.splitlines()
+    read = model.read([Image.open(path).convert("RGB")])
+    words, (at_point, in_box) = model.segment(read, [WORDS[:1]], 128)[0][0], model.segment_at(read, [[point, box]])[0]
+    assert not np.array_equal(at_point, in_box)
+    for number, mask in enumerate((words.mask, at_point, in_box)):
+        assert np.array_equal(np.asarray(Image.open(masks / f"{number}.png")), mask)
+    assert [line.partition(":")[0] for line in said[:3]] == [WORDS[0], "point 80,45", "box 10,30,40,60"]
+    main(["segment", str(path), "-o", str(out), "--box", "10,30,40,60", "--model", TINY])
+    assert capsys.readouterr().out == f"box 10,30,40,60: {in_box.mean():.1%} of the image\nwrote {out}\n"
+    main(["describe", str(path), str(folder / "disc.png"), *pointing])
+    captions = model.describe(read, [[disc, point, box]], 128)[0]
+    names = [str(folder / "disc.png"), "point 80,45", "box 10,30,40,60"]
+    assert capsys.readouterr().out.splitlines() == [f"{name}: {one}" for name, one in zip(names, captions, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--point", "80"], "argument --point: '80': expected 2 numbers"),
+        (["--point", "80,left"], "argument --point: '80,left': expected 2 numbers"),
+        (["--box", "1,2,3"], "argument --box: '1,2,3': expected 4 numbers"),
+        (["--box", "9,2,3,4"], "argument --box: box 9,2,3,4: has no area"),
+    ],
+)
+def test_what_is_no_place(option: list[str], message: str, capsys) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["describe", "image.png", *option])
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
 def test_paint_colours_only_the_masks() -> None:
     image = Image.new("RGB", (40, 30), (100, 100, 100))
     mask = np.zeros((30, 40), bool)
@@ -172,6 +209,11 @@ def test_masks_of_every_kind_of_file(mode: str, tmp_path: Path) -> None:
         (["segment", "nothing", "a cup", "-o", "o.mp4"], "nothing: holds no frame"),
         (["segment", "nothing", "a cup", "-o", "o.png"], "o.png: the result of a video is one; name it .mp4"),
         (["segment", "nothing", "a cup", "-o", "o.mp4", "--masks", "o.png"], "--masks o.png: name a .json"),
+        (["segment", "image.png", "-o", "o.png"], "EXPRESSION: there is none; say what to look for, or point at it"),
+        (["segment", "image.png", "-o", "o.png", "--point", "120,3"], "point 120,3: outside the image, which is 120 x 90"),
+        (["segment", "nothing", "-o", "o.mp4", "--point", "1,3"], "--point, --box: nothing is a video"),
+        (["describe", "image.png"], "MASK: there is none; name one, or point at a region"),
+        (["describe", "image.png", "--box", "1,2,3,91"], "box 1,2,3,91: outside the image, which is 120 x 90"),
         (["describe", "image.png", "gone.png"], "gone.png: no such mask"),
         (["describe", "image.png", "text.png"], "text.png: not a readable image"),
         (["describe", "image.png", "empty.png"], "empty.png: every pixel is 0"),

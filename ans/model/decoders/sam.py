@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import SamConfig, SamMaskDecoderConfig, SamModel
 
 from ans.model import decoder, preprocess
-from ans.model.decoder import Levels, Masks, resized, wide
+from ans.model.decoder import Levels, Masks, ambiguous, resized, wide
 from ans.model.keys import KeyTable
 
 HF = "sam."
@@ -118,9 +118,21 @@ class Network(decoder.MaskNetwork):
         return levels
 
     def decode(self, features: Levels, image_index: Tensor, prompts: Tensor) -> Masks:
+        sparse = prompts[:, None, None].to(features[0].dtype)  # one prompt of one token for each copy of its image
+        candidates, ious = self._candidates(features, image_index, sparse, several=False)
+        return Masks(candidates[:, 0], candidates, ious, None)
+
+    def decode_at(self, features: Levels, image_index: Tensor, points: Tensor, labels: Tensor, boxes: Tensor | None) -> Masks:
+        side = self.sam.prompt_encoder.input_image_size
+        given = (side * points[:, None], labels[:, None]) if points.shape[1] else (None, None)
+        sparse, _ = self.sam.prompt_encoder(*given, None if boxes is None else side * boxes[:, None], None)
+        candidates, ious = self._candidates(features, image_index, sparse.to(features[0].dtype), ambiguous(points, boxes))
+        return Masks.best(candidates, ious, None)
+
+    def _candidates(self, features: Levels, image_index: Tensor, sparse: Tensor, several: bool) -> tuple[Tensor, Tensor]:
+        """Logits (N, K, S/4, S/4) and predicted IoUs (N, K) for prompts `sparse` (N, 1, n, D); K is 3, or 1."""
         maps = features[0][image_index]
-        sparse = prompts[:, None, None].to(maps.dtype)  # one prompt of one token for each copy of its image
         dense = self.sam.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1).expand_as(maps)
         places = self.sam.get_image_wide_positional_embeddings().expand_as(maps)
-        masks, ious = self.sam.mask_decoder(maps, places, sparse, dense, multimask_output=False)
-        return Masks(masks[:, 0, 0], masks[:, 0], ious[:, 0], None)
+        masks, ious = self.sam.mask_decoder(maps, places, sparse, dense, multimask_output=several)
+        return masks[:, 0], ious[:, 0]

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ans.model import decoder, preprocess
-from ans.model.decoder import Levels, Masks, Propagation, resized, wide
+from ans.model.decoder import Levels, Masks, Propagation, ambiguous, resized, wide
 from ans.model.keys import KeyTable, Renaming
 from ans.model.memory import ConsistentTracker, OfficialTracker, Sam2Tracker
 
@@ -159,18 +159,31 @@ class Network(decoder.MaskNetwork):
 
     def decode(self, features: Levels, image_index: Tensor, prompts: Tensor) -> Masks:
         sparse, dense = self.padding_prompt(len(prompts))
+        sparse = torch.cat([sparse, prompts[:, None].to(sparse.dtype)], dim=1)
+        return self._best(features, image_index, sparse, dense, several=True)
+
+    def decode_at(self, features: Levels, image_index: Tensor, points: Tensor, labels: Tensor, boxes: Tensor | None) -> Masks:
+        several = ambiguous(points, boxes)
+        if boxes is not None:  # to SAM2 a box is two points more, which come first
+            points = torch.cat([boxes.reshape(-1, 2, 2), points], dim=1)
+            labels = torch.cat([labels.new_tensor([[2, 3]]).expand(len(boxes), 2), labels], dim=1)
+        given = self.model.image_size * points, labels
+        sparse, dense = self.model.sam_prompt_encoder(points=given, boxes=None, masks=None)
+        return self._best(features, image_index, sparse, dense, several)
+
+    def _best(self, features: Levels, image_index: Tensor, sparse: Tensor, dense: Tensor, several: bool) -> Masks:
+        """Masks for prompts `sparse` (N, n, D) and `dense` (N, D, S/16, S/16): the best of three candidates, or the only one."""
         fine, middle, coarse = features
         candidates, ious, _, object_score = self.model.sam_mask_decoder(
             image_embeddings=coarse[image_index],
             image_pe=self.model.sam_prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=torch.cat([sparse, prompts[:, None].to(sparse.dtype)], dim=1),
+            sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
-            multimask_output=True,
+            multimask_output=several,
             repeat_image=False,
             high_res_features=[fine[image_index], middle[image_index]],
         )
-        best = ious.argmax(-1)
-        return Masks(candidates[torch.arange(len(best), device=best.device), best], candidates, ious, object_score)
+        return Masks.best(candidates, ious, object_score)
 
     def expect(self, names: Iterable[str]) -> None:
         if any(name.startswith(f"model.{ORIGINAL}.") for name in names):
