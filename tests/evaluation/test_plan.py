@@ -90,7 +90,7 @@ def test_caps_and_their_names(indexes: Path) -> None:
     ("key", "value", "message"),
     [
         ("max_samples", 0, r"evaluate.max_samples: must be at least 1, found 0"),
-        ("captions", ["a_val", "a_val"], r"evaluate.captions: names a split twice"),
+        ("captions", ["a_val", "a_val"], r"evaluate.captions: names a_val twice"),
         ("splits", [], r"evaluate.splits: "),
     ],
 )

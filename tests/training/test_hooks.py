@@ -30,7 +30,7 @@ def test_a_sound_run_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_no_more_seg() -> None:
-    said = rf"step {CHECKED_STEPS}: .*\[SEG\] in only 10% .*loop1_seg_rate.*train\.min_seg_rate \(50%\)"
+    said = rf"step {CHECKED_STEPS}: \[SEG\] has a probability of 0.1 or more in only 10% .*loop1_seg_rate.*train\.min_seg_rate \(50%\)"
     with pytest.raises(Degenerate, match=said):
         checked({"loop1_seg_rate": 0.1})
     checked({"loop1_seg_rate": 0.1}, CHECKED_STEPS - 1)  # too few steps to tell
