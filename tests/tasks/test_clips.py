@@ -291,6 +291,7 @@ def test_evaluated_clips_are_left_out_and_what_is_read_is_told(case: TaskCase, f
 
     free, held = made(), made(evaluate__videos={"blind": blind})
     assert free.left_out == 0 and held.left_out == 1
+    assert any(one.objects == () for clip in free.clips[0] for one in clips.taught(clip)), "one of nothing is learnt"
     assert [clip.name for clip in free.clips[1]] == ["v0", "v1"] and [clip.name for clip in held.clips[1]] == ["v1"]
     whole = [clip for clip in read("mevis", films, "mevis", "valid_u") if isinstance(clip, Clip)]
     assert free.checksums()["motion (clips)"] == held.checksums()["motion (clips)"] == checksum(whole)
