@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 PACKAGES = ("ans", "stages")
 
-LISTED = ("ans.model.decoders", "ans.model.families")
+LISTED = ("ans.data.video_sources", "ans.model.decoders", "ans.model.families")
 """Packages whose modules are found by listing the folder: who imports the package uses them all."""
 
 

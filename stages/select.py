@@ -1,6 +1,11 @@
-"""Stage `select`: the indexes that the parameters name -> data/selected/train.json and data/selected/evaluate.json."""
+"""Stage `select`: the indexes that the parameters name -> data/selected/train.json and data/selected/evaluate.json.
+
+Sets of videos have no index. Those that training learns from, and those of which it leaves the clips out, are read here."""
+
+from pathlib import Path
 
 from ans.config import load
+from ans.data.clips import checksum, read
 from ans.data.selection import select
 from ans.stage import run_stage
 from ans.workspace import Workspace
@@ -9,7 +14,10 @@ from ans.workspace import Workspace
 def main() -> None:
     config, workspace = load(), Workspace()
     validation, evaluate = config.train.validation, config.evaluate
-    select(config.training_indexes(), workspace, "train", [validation.split] if validation else [])
+    root, clips = Path(config.paths.root), {}
+    for use, sets in (("clips", config.training_clips()), ("clips left out", config.clips_left_out())):
+        clips |= {f"{use}: {name}": checksum(read(of.reader, root, of.folder, of.split)) for name, of in sets.items()}
+    select(config.training_indexes(), workspace, "train", [validation.split] if validation else [], clips)
     select(config.evaluation_indexes(), workspace, "evaluate", [*evaluate.splits, *evaluate.captions])
 
 

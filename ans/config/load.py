@@ -29,6 +29,8 @@ from ans.config.schema import (
     Source,
     SubsetSa1b,
     TrainSettings,
+    VideoFolder,
+    VideoSet,
     Weights,
     World,
 )
@@ -118,6 +120,14 @@ class Config:
         if self.train.validation:
             names.append(index_of(self.train.validation.split))
         return tuple(dict.fromkeys(names))
+
+    def training_clips(self) -> dict[str, VideoFolder]:
+        """The sets of videos that training reads, by name."""
+        return {name: clips for of in self.tasks.values() for name, clips in of.clips().items()}
+
+    def clips_left_out(self) -> dict[str, VideoSet]:
+        """The evaluated sets of videos, none of whose clips training learns from; none where it learns from no clips."""
+        return self.evaluate.videos if self.training_clips() else {}
 
     def evaluation_indexes(self) -> tuple[str, ...]:
         """The indexes that evaluation reads."""

@@ -71,12 +71,25 @@ class Source(Section):
         return name
 
 
-class VideoSet(Section):
-    """A set of videos with expressions that is evaluated, and how."""
+class VideoFolder(Section):
+    """A set of videos with expressions."""
 
     reader: str = Field(description="module of ans/data/video_sources that reads the set's layout")
     folder: str = Field(description="folder below paths.root")
     split: str = Field(description="part of the set, as its files call it")
+
+    @field_validator("reader")
+    @classmethod
+    def _there(cls, name: str) -> str:
+        readers = sorted(path.stem for path in VIDEO_READERS.glob("*.py") if path.stem != "__init__")
+        if name not in readers:
+            raise ValueError(f"no reader named {name!r}; there are {', '.join(readers)}")
+        return name
+
+
+class VideoSet(VideoFolder):
+    """A set of videos with expressions that is evaluated, and how."""
+
     # auto, and not null: for a setting that may be null, `none` means that
     propagation: Literal["auto", "original_decoder", "official", "none"] = Field(
         "auto",
@@ -86,14 +99,6 @@ class VideoSet(Section):
         "auto", description="which frames are read; auto: first with official, else uniform"
     )
     frames_read: Count = Field(5, description="frames that the language model reads")
-
-    @field_validator("reader")
-    @classmethod
-    def _there(cls, name: str) -> str:
-        readers = sorted(path.stem for path in VIDEO_READERS.glob("*.py") if path.stem != "__init__")
-        if name not in readers:
-            raise ValueError(f"no reader named {name!r}; there are {', '.join(readers)}")
-        return name
 
 
 class Own(Section):

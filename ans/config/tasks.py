@@ -1,10 +1,12 @@
 """What the settings of every task have: `train.<task>` in `params.yaml`."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 
 from pydantic import Field
 
 from ans.config.fields import Section
+from ans.config.schema import VideoFolder
 
 
 class TaskSettings(Section):
@@ -19,3 +21,7 @@ class TaskSettings(Section):
     def labelled(self) -> tuple[str, ...]:
         """Those of them whose evaluated images it leaves out."""
         return ()
+
+    def clips(self) -> Mapping[str, VideoFolder]:
+        """The sets of videos that the task reads, by name."""
+        return {}

@@ -3,11 +3,13 @@
 A clip's masks are run lengths, frame by frame; its frames are locators of `ans/data/images.py`, opened one by one.
 """
 
+import hashlib
 import importlib
+import json
 import pkgutil
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, overload
 
@@ -51,6 +53,11 @@ class Clip:
     masks: Mapping[str, tuple[str, ...]]
     expressions: tuple[ClipExpression, ...]
     foreground: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files below the root that hold the frames: the pictures, or one video."""
+        return tuple(dict.fromkeys(locator.partition(SEPARATOR)[0] for locator in self.frames))
 
     def target(self, expression: ClipExpression, frame: int) -> np.ndarray:
         """(h, w) bool: what is meant in one frame. Raises `ValueError` where that is not published."""
@@ -102,6 +109,11 @@ def read(reader: str, root: str | Path, folder: str, split: str) -> Iterator[Cli
     if not Path(root, folder).is_dir():
         raise FileNotFoundError(f"{Path(root, folder)}: not found; it is looked for below {root}")
     yield from importlib.import_module(f"ans.data.video_sources.{reader}").read(Path(root), folder, split)
+
+
+def checksum(clips: Iterable[Clip | Skipped]) -> str:
+    """sha256 over all that a data set says: frames, expressions and masks. Of the pictures only names and sizes take part."""
+    return hashlib.sha256(json.dumps([asdict(clip) for clip in clips], sort_keys=True).encode()).hexdigest()
 
 
 # --------------------------------------------------------------------------------------------------- what the readers share

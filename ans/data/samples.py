@@ -27,9 +27,10 @@ class Evaluated:
         for index in indexes:
             for path, known, splits in index.photographs():
                 if splits - {"", TRAIN_SPLIT}:
-                    self._add(path, known)
+                    self.add(path, known)
 
-    def _add(self, path: str, known: str) -> None:
+    def add(self, path: str, known: str = "") -> None:
+        """One more photograph, with the `content` of its record where that is known."""
         self._names.add(_photograph(path))
         if known:
             self._contents.add(known)

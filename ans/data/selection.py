@@ -1,15 +1,21 @@
 """Which indexes the parameters name. DVC's dependencies cannot depend on parameters: this file of them can be one instead."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from ans.data.arrow import is_absent, read_index
 from ans.files import write_json
 from ans.workspace import Workspace
 
 
-def select(names: Iterable[str], workspace: Workspace, stage: str, splits: Iterable[str] = ()) -> None:
-    """Write down, for `stage`, index name -> sha256 of the index's file.
+def select(
+    names: Iterable[str],
+    workspace: Workspace,
+    stage: str,
+    splits: Iterable[str] = (),
+    others: Mapping[str, str] | None = None,
+) -> None:
+    """Write down, for `stage`, index name -> sha256 of the index's file, and `others`, checksums of what is read without an index.
 
     Raises `FileNotFoundError` naming a missing index, or all whose data was not there to be indexed, and `ValueError` naming one
     of `splits` (`<index>_<part>`) of which its index has no region: now, not after hours of training.
@@ -36,4 +42,4 @@ def select(names: Iterable[str], workspace: Workspace, stage: str, splits: Itera
         if part not in there:
             known = ", ".join(f"{name}_{other}" for other in sorted(there)) or "none"
             raise ValueError(f"split {split}: {name} has no region of it; its splits are {known}")
-    write_json(workspace.selected(stage), sums)
+    write_json(workspace.selected(stage), sums | dict(others or {}))

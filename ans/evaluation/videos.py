@@ -1,6 +1,5 @@
 """Evaluate one variant on sets of videos: J&F of every expression, and the archives that the benchmarks' servers take."""
 
-import hashlib
 import json
 import logging
 import zipfile
@@ -17,7 +16,7 @@ from PIL import Image
 from ans.config import Config
 from ans.config.schema import VideoSet
 from ans.data import masks
-from ans.data.clips import Clip, ClipFrames, read
+from ans.data.clips import Clip, ClipFrames, checksum, read
 from ans.evaluation.kept import Kept
 from ans.evaluation.protocol import fingerprint, weights_checksum
 from ans.evaluation.video_metrics import REVOS_KINDS, Score, Scorer, interval, summarise, summarise_revos
@@ -63,7 +62,7 @@ def evaluate_videos(config: Config, variant: str, workspace: Workspace = Workspa
         "four_bit": list(settings.four_bit),
         "device": accelerator.device.type,
         "max_new_tokens": settings.max_new_tokens,
-        "sets": {name: of.model_dump() | {"sha256": questions(found[name])} for name, of in settings.videos.items()},
+        "sets": {name: of.model_dump() | {"sha256": checksum(found[name])} for name, of in settings.videos.items()},
     }
     kept = Kept(workspace.runs / f"evaluate-videos-{variant}-{fingerprint(protocol)}")
     todo = [i for i in range(accelerator.process_index, len(clips), accelerator.num_processes) if not kept.has(i)]
@@ -95,11 +94,6 @@ def evaluate_videos(config: Config, variant: str, workspace: Workspace = Workspa
         write_json(results / f"{name}_video.json", summary(rows) | {"skipped": len(skipped[name])})
     write_json(predictions / "protocol_videos.json", protocol)
     kept.remove()
-
-
-def questions(clips: Iterable[Any]) -> str:
-    """sha256 over everything that is asked, and over the true masks."""
-    return hashlib.sha256(json.dumps([asdict(clip) for clip in clips], sort_keys=True).encode()).hexdigest()
 
 
 def rows_of(model: Segmenter, root: Path, clip: Clip, settings: VideoSet, max_new_tokens: int) -> list[Row]:

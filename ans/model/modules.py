@@ -40,7 +40,8 @@ class Features:
 class Conversations:
     """A right-padded batch for the training forward. `ids`, `labels`, `mask`: (B, L). `image_index` (B,): the image of each row.
     `regions`: per row None, or (n, rows, columns) grid cells of its region prompts: bool, or float with zero outside, and then the
-    cells' tokens are multiplied by it. `embeds` (N, D), if given, take the places that `embeds_at` (B, L) marks, in order."""
+    cells' tokens are multiplied by it. `embeds` (N, D), if given, take the places that `embeds_at` (B, L) marks, in order. `frames`, if
+    given: of each row all images that it shows, in order, the first of which is that of `image_index`; such rows have no regions."""
 
     ids: Tensor
     labels: Tensor
@@ -49,6 +50,12 @@ class Conversations:
     regions: list[Tensor | None]
     embeds: Tensor | None = None
     embeds_at: Tensor | None = None
+    frames: list[list[int]] | None = None
+
+    @property
+    def shown(self) -> list[list[int]]:
+        """The images of each row, in order."""
+        return [[i] for i in self.image_index] if self.frames is None else self.frames
 
 
 @dataclass(frozen=True)
@@ -140,8 +147,10 @@ class SegmenterModules(nn.Module):
     def forward(self, features: Features, batch: Conversations) -> Forward:
         """Teacher-forced forward of a batch of conversations over images that `encode_images` has seen."""
         visual = self.image_tokens(features)
-        rows = [with_regions(visual[i], cells) for i, cells in zip(batch.image_index, batch.regions, strict=True)]
-        positions = self.vlm.positions(batch.ids, batch.mask, [visual[i].grid for i in batch.image_index])
+        rows = [
+            with_regions([visual[i] for i in images], cells) for images, cells in zip(batch.shown, batch.regions, strict=True)
+        ]
+        positions = self.vlm.positions(batch.ids, batch.mask, [visual[i].grid for images in batch.shown for i in images])
         inputs = self.inputs(batch.ids, batch.mask, positions, rows)
         if batch.embeds is not None:
             assert batch.embeds_at is not None
@@ -179,12 +188,13 @@ class SegmenterModules(nn.Module):
         return self.config.decoder.upscale(low_res, size)
 
 
-def with_regions(visual: Visual, cells: Tensor | None) -> list[Tensor]:
-    """All image tokens (n, D) of one row, followed by those of its regions; each level by itself."""
-    whole = [level.flatten(0, 1) for level in visual.levels]
-    if cells is None:
-        return whole
-    return [torch.cat(pair) for pair in zip(whole, region_tokens(visual, cells), strict=True)]
+def with_regions(images: Sequence[Visual], cells: Tensor | None) -> list[Tensor]:
+    """All image tokens (n, D) of one row's images, followed by those of its regions in the one image; each level by itself."""
+    wholes = [[level.flatten(0, 1) for level in one.levels] for one in images]
+    if cells is not None:
+        (one,) = images
+        wholes.append(region_tokens(one, cells))
+    return [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*wholes, strict=True)]
 
 
 def region_tokens(visual: Visual, cells: Tensor) -> list[Tensor]:

@@ -39,7 +39,10 @@ class ImagesOf:
 
     def add(self, record: ImageRecord, second: bool = False) -> Grid:
         """Open an image that is segmented, or its second frame, and return the grid of its image tokens."""
-        image = record_image(self.root, record, second)
+        return self.add_image(record_image(self.root, record, second))
+
+    def add_image(self, image: Image.Image) -> Grid:
+        """Add an open image that is segmented, and return the grid of its image tokens."""
         self.sam.append(self.model.decoder.pixels(image))
         return self._add(image)
 
@@ -83,8 +86,12 @@ class TargetsOf:
 
     def add(self, record: ImageRecord, region: Region, rng: np.random.Generator, second: bool = False) -> None:
         """Add the region's mask in the record's image, or in its second frame."""
-        self.soft.append(self.model.decoder.soft_target(torch.from_numpy(region_mask(record, region, second))))
-        self.share.append(self.model.decoder.image_share(record.height, record.width))
+        self.add_mask(region_mask(record, region, second), rng)
+
+    def add_mask(self, mask: np.ndarray, rng: np.random.Generator) -> None:
+        """Add a mask (h, w), bool or 0 and 1, at its image's size."""
+        self.soft.append(self.model.decoder.soft_target(torch.from_numpy(mask)))
+        self.share.append(self.model.decoder.image_share(*mask.shape))
         self.uniform.append(rng.random((self.points, 2), dtype=np.float32))
 
     def pack(self) -> Targets:

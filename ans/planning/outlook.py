@@ -158,7 +158,7 @@ def _count_samples(found: Outlook, config: Config, workspace: Workspace, model: 
     try:
         tasks: dict[str, AnyTask] = setup.load_tasks(config, workspace, model, first_process=False)
         found.steps, _ = setup.steps_of(config.train, tasks, found.processes)
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         found.missing.append(str(error))
         return
     found.samples = {source: count for task in tasks.values() for source, count in task.sizes().items()}
@@ -170,6 +170,10 @@ def micro_of(model: ModelConfig, config: Config, task: TaskSettings) -> Micro:
     """What a micro-batch of a task puts through the language model. Labelled images come with all their objects; a loop reads
     its one tile twice, once with the caption as an answer and once as an expression."""
     train = config.train
+    if task.clips():
+        objects = getattr(task, "expressions", 1)
+        tokens = getattr(task, "frames", 1) * model.family.grid(*IMAGE, max_tiles=1).tokens + objects * TURN
+        return Micro(train.batch * tokens, train.batch * objects * ANSWER)
     if task.labelled():
         objects = getattr(task, "objects_per_image", 1)
         tokens = model.family.grid(*IMAGE, max_tiles=train.max_tiles).tokens + objects * TURN

@@ -37,7 +37,7 @@ class Panel:
 @dataclass(frozen=True)
 class Setting:
     """What every task is given: the settings of the training, the model's sizes and words, where the data lies, and which photographs
-    are evaluated, so that no task learns from them."""
+    are evaluated, so that no task learns from them. `evaluated_clips`: the frames or video files of the clips that are evaluated."""
 
     train: TrainSettings
     model: ModelConfig
@@ -45,6 +45,7 @@ class Setting:
     root: Path
     open_index: Callable[[str], Index]
     evaluated: Evaluated = field(default_factory=Evaluated)
+    evaluated_clips: Evaluated = field(default_factory=Evaluated)
     max_bad_fraction: float = 0.0
 
     @property
@@ -169,6 +170,10 @@ class Task(ABC, Generic[S, B]):
     @abstractmethod
     def sizes(self) -> dict[str, int]:
         """Samples of each source, for the manifest."""
+
+    def checksums(self) -> dict[str, str]:
+        """Of what the task has read besides indexes, by name: they are part of what decides the run's result."""
+        return {}
 
     @abstractmethod
     def __len__(self) -> int:

@@ -105,7 +105,7 @@ class Run:
             self.accelerator,
         )  # fmt: skip
         base = setup.base_checksum(workspace, self.accelerator)
-        self.state = setup.resume_folder(config, workspace, base, self.accelerator)
+        self.state = setup.resume_folder(config, workspace, base, self.tasks, self.accelerator)
         for name, task in self.tasks.items():
             task.count_bad_images_in(self.state.bad_images(name))
         self.manifest = manifests.describe(config, self.model, self.trained, self.tasks, self.steps, base, processes)

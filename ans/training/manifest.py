@@ -40,6 +40,7 @@ def describe(
             entry = groups[keys.shard_of(keys.to_hf_name(name.replace(".base_layer.", "."), "model"))]
         entry["tensors"] += 1
         entry["parameters"] += numbers(parameter)
+    read = {source: checksum for task in tasks.values() for source, checksum in task.checksums().items()}
     return {
         "preset": config.preset,
         "groups": {name: entry for name, entry in groups.items() if entry["tensors"]},
@@ -59,6 +60,7 @@ def describe(
         },
         "panels": panels(tasks),
         "base_sha256": base,
+        **({"read_sha256": read} if read else {}),
         "versions": {"torch": str(torch.__version__), "python": sys.version.split()[0]},
     }
 

@@ -14,6 +14,7 @@ from ans.config import Config
 from ans.config.schema import TrainSettings
 from ans.config.sections import task_names
 from ans.data.arrow import Index, read_index
+from ans.data.clips import Clip, read
 from ans.data.readers import check_listing
 from ans.data.samples import Evaluated
 from ans.formats import shards
@@ -70,8 +71,12 @@ def load_tasks(config: Config, workspace: Workspace, model: Segmenter, first_pro
     date; the first process alone looks, since of a large set that takes long, and each would look at the same disk."""
     root = Path(config.paths.root)
     indexes = Indexes(workspace, root if first_process else None)
-    evaluated = Evaluated(map(indexes, config.training_indexes()), root)
-    setting = Setting(config.train, model.config, model.tokenizer, root, indexes, evaluated, config.index.max_bad_fraction)
+    evaluated, clips = Evaluated(map(indexes, config.training_indexes()), root), Evaluated((), root)
+    for of in config.clips_left_out().values():
+        for clip in read(of.reader, root, of.folder, of.split):
+            for file in clip.files if isinstance(clip, Clip) else ():
+                clips.add(file)
+    setting = Setting(config.train, model.config, model.tokenizer, root, indexes, evaluated, clips, config.index.max_bad_fraction)
     tasks = {name: load_task(name)(settings, setting) for name, settings in config.tasks.items()}
     return dict(sorted(tasks.items(), key=lambda item: item[1].stream))
 
@@ -124,11 +129,14 @@ def image_encoder(config: Config, model: Segmenter, workspace: Workspace, proces
     return lambda images: encode(images.pixels, images.sam, images.sizes)
 
 
-def resume_folder(config: Config, workspace: Workspace, base: str, accelerator: Accelerator) -> ResumeFolder:
+def resume_folder(
+    config: Config, workspace: Workspace, base: str, tasks: Mapping[str, AnyTask], accelerator: Accelerator
+) -> ResumeFolder:
     """The run's folder, the same on every process: only the first reads the inputs for the fingerprint."""
     description: list[dict[str, Any]] = [{}]
     if accelerator.is_main_process:
-        description = [describe(config, base, map(workspace.index, config.training_indexes()), accelerator.num_processes)]
+        inputs = map(workspace.index, config.training_indexes())
+        description = [describe(config, base, inputs, checksums(tasks), accelerator.num_processes)]
     if accelerator.num_processes > 1:
         torch.distributed.broadcast_object_list(description)
     conditions = {
@@ -140,6 +148,11 @@ def resume_folder(config: Config, workspace: Workspace, base: str, accelerator: 
     if accelerator.is_main_process:
         folder.lock()
     return folder
+
+
+def checksums(tasks: Mapping[str, AnyTask]) -> dict[str, str]:
+    """Of what the tasks have read besides indexes."""
+    return {name: checksum for task in tasks.values() for name, checksum in task.checksums().items()}
 
 
 def base_checksum(workspace: Workspace, accelerator: Accelerator) -> str:

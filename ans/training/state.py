@@ -39,14 +39,15 @@ class ResumeError(ValueError):
     """A run was begun under other conditions than it would be continued. The message names them and the choice."""
 
 
-def describe(config: Config, base: str, inputs: Iterable[Path], processes: int) -> dict[str, Any]:
-    """All that decides a run's result, by name: settings, the base weights' checksum, and those of the input files. Of batch and
-    accumulation only their product with `processes` does: the same samples make the same step, however they are shared out."""
+def describe(config: Config, base: str, inputs: Iterable[Path], others: Mapping[str, str], processes: int) -> dict[str, Any]:
+    """All that decides a run's result, by name: settings, the base weights' checksum, those of the input files, and `others`. Of batch
+    and accumulation only their product with `processes` does: the same samples make the same step, however they are shared out."""
     train = config.train.model_dump(exclude={"batch", "accumulation"})
     tasks = {name: of.model_dump() for name, of in config.tasks.items()}
     values: dict[str, Any] = {"preset": config.preset, "the effective batch": config.train.effective_batch(processes)}
     values |= _flat({"train": train | tasks})
     values |= {f"the contents of {path.name}": sha256(path) for path in sorted(inputs)}
+    values |= {f"the contents of {name}": checksum for name, checksum in others.items()}
     return json.loads(json.dumps(values | {"the base weights": base}))
 
 

@@ -135,6 +135,8 @@ UNUSABLE: dict[str, tuple[Any, ...]] = {
     "train.referring.sources": (["nothing"], ["refcoco", "sa1b"], [], ["refcoco", "refcoco"]),
     "train.referring.objects_per_image": (0,),
     "train.referring.objects_per_conversation": (0,),
+    "train.clips.frames": (0,),
+    "train.clips.expressions": (0,),
     "train.captioning.regions_per_conversation": (0,),
     "train.captioning.description_prompts": (0, 5),
     "train.captioning.sources": ([], ["describe", "describe"]),

@@ -162,6 +162,10 @@ ELSEWHERE = {
         f"train.captioning.{name}": "its conversation, loss and gradient: tests/tasks/test_captioning.py"
         for name in ("enabled", "sources", "regions_per_conversation", "description_prompts")
     },
+    **{
+        f"train.clips.{name}": "its samples, loss and gradient: tests/tasks/test_clips.py"
+        for name in ("enabled", "sources", "frames", "expressions")
+    },
     "train.min_seg_rate": "stops a run: test_hooks.py",
     "train.gallery": "changes nothing: test_not_a_setting_of_the_result",
     "train.save_every": "all runs here save every step",

@@ -1,0 +1,210 @@
+"""Supervised referring segmentation in videos (Sa2VA's recipe): a few frames and expressions -> masks in these frames.
+
+The language model reads the frames and answers each expression by one `[SEG]`, whose vector prompts the mask decoder in every one of them.
+No memory takes part: it stays as SAM2 trained it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ans.config.fields import Count, Name, Weight
+from ans.config.schema import VideoFolder
+from ans.config.tasks import TaskSettings
+from ans.data.clips import Clip, ClipExpression, ClipFrames, checksum, read
+from ans.data.mixing import Pool
+from ans.model import prompts
+from ans.model.segmenter import Conversations, Features, Segmenter
+from ans.objectives.batches import Images, ImagesOf, Targets, labels_of, pad_right
+from ans.objectives.losses import mask_terms, seg_rate
+from ans.tasks import base
+from ans.tasks.base import Losses, Now, Setting
+
+KEPT_AS_WRITTEN = ("ref_sav",)
+"""Readers of sets whose texts are whole descriptions: they keep their capitals and full stops."""
+
+
+class ClipSource(VideoFolder):
+    """A set of videos that is learnt from, and how often."""
+
+    repeats: Weight = Field(1.0, description="how many times each clip comes per epoch")
+
+
+class Settings(TaskSettings):
+    """Expressions and their masks in several frames of a video."""
+
+    enabled: bool = Field(False, description="true: train this task")
+    sources: dict[Name, ClipSource] = Field(
+        {}, description="sets of videos, by a name: {mevis: {reader: mevis, folder: mevis, split: train, repeats: 4}}"
+    )
+    frames: Count = Field(5, description="frames of a clip in one sample")
+    expressions: Count = Field(5, description="expressions of a clip in one sample, one after the other in one conversation")
+
+    def indexes(self) -> tuple[str, ...]:
+        return ()
+
+    def clips(self) -> Mapping[str, VideoFolder]:
+        return self.sources
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A conversation about each of R clips. `ids`, `labels`, `mask`: (R, L), padded on the right. `frames`: of each clip the images that
+    it shows, in order, where a frame that was drawn twice is one image. `targets`: clip by clip, expression by expression, frame by
+    frame."""
+
+    images: Images
+    ids: Tensor
+    labels: Tensor
+    mask: Tensor
+    frames: list[list[int]]
+    targets: Targets
+
+    @property
+    def counts(self) -> dict[str, int]:
+        masks = len(self.targets.soft)
+        return {"masks": masks, "objects": masks // len(self.frames[0]), "tokens": labels_of(self.labels)}
+
+
+class Task(base.Task[Settings, Batch]):
+    role = "primary"
+    stream = 5
+    counted = ("masks", "objects", "tokens")
+    title, prefix = "clips", "clips"
+
+    def __init__(self, settings: Settings, setting: Setting) -> None:
+        super().__init__(settings, setting)
+        if not setting.model.family.videos:
+            name = setting.model.family.name
+            raise ValueError(f"train.clips: {name} reads one image in a question; set train.clips.enabled=false")
+        if not settings.sources:
+            raise ValueError("train.clips.sources: names no set of videos; name one, or set train.clips.enabled=false")
+        self.clips: list[list[Clip]] = []
+        for name, of in settings.sources.items():
+            found = [clip for clip in read(of.reader, setting.root, of.folder, of.split) if isinstance(clip, Clip)]
+            usable = [clip for clip in found if taught(clip)]
+            if not usable:
+                raise ValueError(
+                    f"train.clips.sources.{name}: split {of.split!r} of {setting.root / of.folder} has no clip whose masks are known"
+                )
+            held = [any(self._is_evaluated(file) for file in clip.files) for clip in usable]
+            self.left_out += sum(held)
+            self.clips.append([clip for clip, out in zip(usable, held, strict=True) if not out])
+        self.readers = [of.reader for of in settings.sources.values()]
+        counts, repeats = [len(clips) for clips in self.clips], [of.repeats for of in settings.sources.values()]
+        self.bad = self.bad_images(sum(counts))
+        self.pool = Pool(counts, repeats, setting.train.seed, self.stream, f"train.clips.sources: {', '.join(settings.sources)}")
+
+    def __len__(self) -> int:
+        return len(self.pool)
+
+    def sizes(self) -> dict[str, int]:
+        return {f"{name} (clips)": len(clips) for name, clips in zip(self.settings.sources, self.clips, strict=True)}
+
+    def checksums(self) -> dict[str, str]:
+        return {f"{name} (clips)": checksum(clips) for name, clips in zip(self.settings.sources, self.clips, strict=True)}
+
+    def batch(self, positions: range) -> Batch:
+        setting = self.setting
+        images, targets = ImagesOf(setting.root, setting.model, max_tiles=1), setting.targets()
+        encoded, shown = [], []
+        for position in positions:
+            rng = self.rng(position)
+            clip, numbers, lower, frames = self.bad.instead(
+                self.pool, position, lambda source, sample, rng=rng: self._open(source, sample, rng, images)
+            )
+            known = taught(clip)
+            picked = [known[i] for i in rng.integers(len(known), size=self.settings.expressions)]
+            for one in picked:
+                for number in numbers:
+                    targets.add_mask(clip.target(one, number), rng)
+            asked = [question(setting.template, one.text, lower, rng) for one in picked]
+            answers = [prompts.SEG_ANSWERS[rng.integers(len(prompts.SEG_ANSWERS))] for _ in picked]
+            tokens = [images.pixels[i].grid.tokens for i in frames]
+            encoded.append(
+                prompts.encode_conversation(
+                    setting.tokenizer, setting.template, conversation(setting.template, tokens, asked, answers)
+                )
+            )
+            shown.append(frames)
+        return Batch(images.pack(), *pad_right(encoded), shown, targets.pack())
+
+    def losses(self, model: Segmenter, features: Features, batch: Batch, counts: Mapping[str, int], now: Now) -> Losses:
+        train = self.setting.train
+        ids, labels, attention = (x.to(model.device) for x in (batch.ids, batch.labels, batch.mask))
+        first = [frames[0] for frames in batch.frames]
+        out = model(features, Conversations(ids, labels, attention, first, [None] * len(ids), frames=batch.frames))
+        objects = len(out.seg_embeds) // len(ids)
+        logits = in_all_frames(model, features, out.seg_embeds, [frames for frames in batch.frames for _ in range(objects)])
+        loss, values = mask_terms(logits, batch.targets, train.loss, train.mask_points, counts["masks"])
+        language = out.language_loss / counts["tokens"]
+        values |= {"language": language.detach(), "seg_rate": seg_rate(model, out, counts["objects"])}
+        return Losses(loss + train.loss.language * language, {f"{self.prefix}_{name}": value for name, value in values.items()})
+
+    # ------------------------------------------------------------------------------------------------------------ inside
+
+    def _is_evaluated(self, file: str) -> bool:
+        return self.setting.evaluated_clips.holds(file, "") or self.setting.evaluated.holds(file, "")
+
+    def _open(
+        self, source: int, sample: int, rng: np.random.Generator, images: ImagesOf
+    ) -> tuple[Clip, list[int], bool, list[int]]:
+        """The clip of a sample, the numbers of its frames that are drawn, whether its texts are lower-cased, and the images that the
+        frames became. Raises `ValueError` or `FileNotFoundError` for a frame that cannot be used; then no image was added."""
+        clip = self.clips[source][sample]
+        numbers = draw_frames(len(clip.frames), self.settings.frames, rng)
+        frames, opened = ClipFrames(self.setting.root, clip), {}
+        for number in numbers:
+            if number not in opened:
+                opened[number] = frames[number]
+                if opened[number].size != (clip.width, clip.height):
+                    width, height = opened[number].size
+                    raise ValueError(
+                        f"{clip.frames[number]}: {width} x {height} pixels, the clip's are {clip.width} x {clip.height}"
+                    )
+        places = {number: len(images.pixels) + place for place, number in enumerate(opened)}
+        for image in opened.values():
+            images.add_image(image)
+        return clip, numbers, self.readers[source] not in KEPT_AS_WRITTEN, [places[number] for number in numbers]
+
+
+def taught(clip: Clip) -> list[ClipExpression]:
+    """The expressions of a clip that are learnt: all whose masks are known. One of nothing is too: its masks are empty, as those of an
+    object are where it is not seen."""
+    return [one for one in clip.expressions if one.objects is not None]
+
+
+def draw_frames(count: int, frames: int, rng: np.random.Generator) -> list[int]:
+    """Numbers, ascending, of `frames` frames of `count`: each at most once where there are more than `frames` + 1, else at random."""
+    return sorted(rng.choice(count, frames, replace=count <= frames + 1).tolist())
+
+
+def question(template: prompts.Template, text: str, lower: bool, rng: np.random.Generator) -> str:
+    """What is asked about an expression: itself where it has a question mark, else one of the questions about images. `lower`: in lower
+    case, and without any full stop."""
+    if "?" in text:
+        return prompts.quoted(text)
+    said = text.replace(".", "").strip().lower() if lower else text
+    return template.questions[rng.integers(len(template.questions))].format(prompts.quoted(said))
+
+
+def conversation(
+    template: prompts.Template, frames: Sequence[int], questions: Sequence[str], answers: Sequence[str]
+) -> list[prompts.Turn]:
+    """A turn per question; before the first come the frames, of so many image tokens each, and one line break as in the evaluation."""
+    shown = "".join(map(template.image_string, frames))
+    return [
+        prompts.Turn(asked if number else shown + asked, answer, separated=True)
+        for number, (asked, answer) in enumerate(zip(questions, answers, strict=True))
+    ]
+
+
+def in_all_frames(model: Segmenter, features: Features, vectors: Tensor, frames: Sequence[Sequence[int]]) -> Tensor:
+    """Mask logits (M, S/4, S/4) of vectors (N, W): the n-th in each of the images `frames[n]`, vector by vector."""
+    index = torch.tensor([image for images in frames for image in images], device=vectors.device)
+    each = torch.tensor([len(images) for images in frames], device=vectors.device)
+    return model.masks(features, index, vectors.repeat_interleave(each, dim=0)).low_res
