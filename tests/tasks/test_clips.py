@@ -21,7 +21,8 @@ from ans.tasks import clips
 from ans.tasks.clips import ClipSource, conversation, draw_frames, in_all_frames, question
 from ans.toy.world_videos import write_mevis, write_ref_youtube_vos
 from ans.training.loop import train
-from ans.training.setup import load_tasks
+from ans.training.setup import checksums, load_tasks
+from ans.training.state import describe
 from stages import select
 from tests import pipeline
 from tests.golden_case import ROOT, GoldenCase
@@ -296,6 +297,10 @@ def test_evaluated_clips_are_left_out_and_what_is_read_is_told(case: TaskCase, f
     whole = [clip for clip in read("mevis", films, "mevis", "valid_u") if isinstance(clip, Clip)]
     assert free.checksums()["motion (clips)"] == held.checksums()["motion (clips)"] == checksum(whole)
     assert free.checksums()["objects (clips)"] != held.checksums()["objects (clips)"]
+    told = [describe(pipeline.small_config(films), "", [], checksums({"clips": task}), 1) for task in (free, held)]
+    assert {key for key in told[0] if told[0][key] != told[1][key]} == {"the contents of objects (clips)"}, (
+        "else it is another run"
+    )
 
 
 def test_dvc_is_told_what_is_read(small_world: Path, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
