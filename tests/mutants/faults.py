@@ -630,8 +630,8 @@ FAULTS: list[Fault] = [
     Fault(
         "tasks are not told what is evaluated",
         SETUP,
-        "evaluated = Evaluated(map(indexes, config.training_indexes()), root)",
-        "evaluated = Evaluated()",
+        "evaluated, clips = Evaluated(map(indexes, config.training_indexes()), root), Evaluated((), root)",
+        "evaluated, clips = Evaluated(), Evaluated((), root)",
         ("tests/tasks/test_evaluated.py::test_no_task_learns_from_evaluated_photographs",),
     ),
     Fault(
