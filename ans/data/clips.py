@@ -11,7 +11,7 @@ import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,7 +20,7 @@ from ans.data import masks, video_sources
 from ans.data.images import BROKEN_IMAGE, SEPARATOR, below, identify, image_size, open_image
 from ans.data.records import Skipped
 from ans.data.sources.common import clean, field, parse_json
-from ans.data.videos import VideoFile
+from ans.data.videos import Frames, VideoFile
 
 
 def readers() -> tuple[str, ...]:
@@ -77,25 +77,20 @@ class Clip:
         return mask
 
 
-class ClipFrames(Sequence[Image.Image]):
-    """The pictures of a clip, each opened when it is asked for."""
+class ClipFrames(Frames):
+    """The pictures of a clip."""
 
     def __init__(self, root: Path, clip: Clip) -> None:
         self.root, self.locators = root, clip.frames
         path, _, number = clip.frames[0].partition(SEPARATOR)
+        self.path = root / path
         self._video = VideoFile(below(root, path)) if number else None
 
     def __len__(self) -> int:
         return len(self.locators)
 
-    @overload
-    def __getitem__(self, index: int) -> Image.Image: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Image.Image]: ...
-    def __getitem__(self, index: int | slice) -> Image.Image | list[Image.Image]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        locator = self.locators[index]
+    def frame(self, number: int) -> Image.Image:
+        locator = self.locators[number]
         return open_image(self.root, locator) if self._video is None else self._video[int(locator.partition(SEPARATOR)[2])]
 
 

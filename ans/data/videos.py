@@ -4,6 +4,7 @@ A frame is known by its number, from 0, in the order in which frames are shown; 
 many videos (of phones above all) are not those of one rate.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -29,14 +30,10 @@ NEAR = 16
 _TICKS = 90_000
 
 
-class Video(Sequence[Image.Image]):
-    """The frames of one video, RGB and upright. `times`: when each is shown, in seconds from the first."""
+class Frames(Sequence[Image.Image], ABC):
+    """Pictures in order, RGB and upright, each opened when it is asked for and not kept. `path`: what errors name."""
 
     path: Path
-    times: Sequence[Fraction]
-
-    def __len__(self) -> int:
-        return len(self.times)
 
     @overload
     def __getitem__(self, index: int) -> Image.Image: ...
@@ -51,9 +48,18 @@ class Video(Sequence[Image.Image]):
             raise IndexError(f"{self.path}: has {len(self)} frames, there is no number {index}")
         return self.frame(number)
 
+    @abstractmethod
     def frame(self, number: int) -> Image.Image:
-        """Frame `number`, which is one of this video's."""
-        raise NotImplementedError
+        """Frame `number`, which is there."""
+
+
+class Video(Frames):
+    """The frames of one video. `times`: when each is shown, in seconds from the first."""
+
+    times: Sequence[Fraction]
+
+    def __len__(self) -> int:
+        return len(self.times)
 
 
 class VideoFile(Video):

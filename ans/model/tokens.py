@@ -19,15 +19,21 @@ def load_tokenizer(folder: Path, language: PretrainedConfig) -> PreTrainedTokeni
     """
     named = _class_named(folder)
     try:
-        if (folder / "tokenizer.json").is_file():
-            return PreTrainedTokenizerFast.from_pretrained(folder)
-        if named.startswith("InternLM2"):
-            return internlm2_tokenizer(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder, config=language)
-        assert tokenizer is not None
+        tokenizer = _read(folder, named, language)
+        tokenizer.encode("\ue000", add_special_tokens=False)  # a private character: an unknown token that is missing shows now
         return tokenizer
     except Exception as error:  # the files drive other libraries here, which raise whatever they like
         raise ValueError(f"{folder}: its tokenizer.json, tokenizer_config.json or vocabulary cannot be used: {error}") from error
+
+
+def _read(folder: Path, named: str, language: PretrainedConfig) -> PreTrainedTokenizerBase:
+    if (folder / "tokenizer.json").is_file():
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    if named.startswith("InternLM2"):
+        return internlm2_tokenizer(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, config=language)
+    assert tokenizer is not None
+    return tokenizer
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

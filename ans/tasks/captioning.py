@@ -20,11 +20,11 @@ from ans.data.samples import Regions
 from ans.model import prompts
 from ans.model.segmenter import Conversations, Features, Segmenter
 from ans.model.visual_prompt import region_cells
-from ans.objectives.batches import Images, ImagesOf, Targets, draw_questions, labels_of, pad_right
+from ans.objectives.batches import Images, ImagesOf, draw_questions, labels_of, pad_right
 from ans.tasks import base
-from ans.tasks.base import Example, Losses, Now, Setting, Wordings
+from ans.tasks.base import Example, Losses, Now, Panel, Setting, Wordings
 
-SURE = 10.0
+GIVEN = 10.0
 """Logit of a mask that is given, where examples show predicted ones."""
 
 
@@ -43,8 +43,8 @@ class Settings(TaskSettings):
 @dataclass(frozen=True)
 class Batch:
     """Conversations about regions, one for each image. `ids`, `labels`, `mask`: (R, L), padded on the right. `cells`: of each
-    conversation its regions, (n, rows, columns) on its image's grid. `questions`, `captions`, `where` (locator of the image, and
-    source) and `targets`: of all regions, in order."""
+    conversation its regions, (n, rows, columns) on its image's grid. Of all regions, in order: `questions`, `captions`, `truth`, the
+    masks (N, S/4, S/4) as examples show them, and `where`, locator of the image, and source."""
 
     images: Images
     ids: Tensor
@@ -53,7 +53,7 @@ class Batch:
     cells: list[Tensor]
     questions: list[str]
     captions: list[str]
-    targets: Targets
+    truth: Tensor
     where: list[tuple[str, str]]
 
     @property
@@ -69,6 +69,8 @@ class Task(base.Task[Settings, Batch]):
     examples = (
         "A region, which is given, the data's caption, and the model's own of the region alone (words that differ are marked)."
     )
+
+    panels = (Panel("tokens of the data's captions", {"captioning_right": "predicted right"}, share=True),)
 
     def __init__(self, settings: Settings, setting: Setting) -> None:
         super().__init__(settings, setting)
@@ -91,29 +93,30 @@ class Task(base.Task[Settings, Batch]):
 
     def batch(self, positions: range) -> Batch:
         setting, settings = self.setting, self.settings
-        images, targets = ImagesOf(setting.root, setting.model, max_tiles=1), setting.targets()
-        encoded, cells, asked, learnt, where = [], [], [], [], []
+        images = ImagesOf(setting.root, setting.model, max_tiles=1)
+        encoded, cells, asked, learnt, where, truth = [], [], [], [], [], []
         for position in positions:
             source, record, region = self.bad.instead(
                 self.pool, position, lambda source, sample: self._open(source, sample, images)
             )
             rng = self.rng(position)
             others = [other for other in source.usable(record) if other != region]
-            picked = [others[i] for i in rng.permutation(len(others))[: settings.regions_per_conversation - 1]]
+            more = rng.permutation(len(others))[: settings.regions_per_conversation - 1]
+            regions = [region, *(others[i] for i in more)]
             questions, captions = [], []
-            for one in (picked := [region, *picked]):
+            for one in regions:
                 questions.append(draw_questions(rng, settings.description_prompts)[0])
                 captions.append(one.expressions[rng.integers(len(one.expressions))].sent)
-                targets.add(record, one, rng)
                 where.append((record.path, source.name))
             grid = images.pixels[-1].grid
-            masks = torch.stack([torch.from_numpy(region_mask(record, one)) for one in picked])
-            cells.append(region_cells(masks, grid.region))
+            masks = [torch.from_numpy(region_mask(record, one)) for one in regions]
+            cells.append(region_cells(torch.stack(masks), grid.region))
+            truth += [setting.model.decoder.soft_target(mask) for mask in masks]
             turns = conversation(setting.template, grid.tokens, cells[-1], questions, captions)
             encoded.append(prompts.encode_conversation(setting.tokenizer, setting.template, turns, setting.train.caption_len))
             asked += questions
             learnt += captions
-        return Batch(images.pack(), *pad_right(encoded), cells, asked, learnt, targets.pack(), where)
+        return Batch(images.pack(), *pad_right(encoded), cells, asked, learnt, torch.stack(truth), where)
 
     def _open(self, number: int, sample: int, images: ImagesOf) -> tuple[Regions, ImageRecord, Region]:
         source = self.sources[number]
@@ -136,8 +139,8 @@ class Task(base.Task[Settings, Batch]):
         with torch.no_grad(), model.evaluating():
             free, *_ = model.caption_ids(features, index, alone, batch.questions, self.setting.train.caption_len)
         texts = {"data": batch.captions, "model": [str(model.tokenizer.decode(ids)) for ids in free]}
-        soft = batch.targets.soft
-        return Example(batch.where, texts, SURE * (2 * (soft > 0.5).float() - 1), soft)
+        given = GIVEN * (2 * (batch.truth > 0.5).float() - 1)
+        return Example(batch.where, texts, given, batch.truth)
 
 
 def conversation(
