@@ -123,11 +123,14 @@ def test_files_of_a_model_that_are_damaged_are_named(tmp_path: Path) -> None:
     for name, damaged in {
         "model.safetensors": lambda data: data[:-5],
         "tokenizer.json": lambda data: data[: len(data) // 2],
+        "tokenizer.json without its unknown token": lambda data: data.replace(b'"<unk>":', b'"<unc>":'),
         "tokenizer_config.json": lambda data: b"[" * 10**5,
         "config.json": lambda data: b"[" * 10**5,
     }.items():
-        folder = tmp_path / name
+        folder, path = tmp_path / name, tmp_path / name / name.partition(" ")[0]
         shutil.copytree(REPOSITORY / "weights/tiny", folder)
-        (folder / name).write_bytes(damaged((folder / name).read_bytes()))
-        with pytest.raises(ValueError, match=re.escape(name)):
+        whole = path.read_bytes()
+        path.write_bytes(damaged(whole))
+        assert path.read_bytes() != whole
+        with pytest.raises(ValueError, match=re.escape(path.name)):
             Segmenter.from_pretrained(folder)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from ans.data.matching import region_mask
 from ans.model import prompts
 from ans.model.segmenter import Conversations, Segmenter
 from ans.model.visual_prompt import region_cells
@@ -69,10 +70,14 @@ def test_every_region_of_a_conversation_is_asked_for(case: TaskCase) -> None:
     assert losses.example.texts["data"] == batch.captions and len(losses.example.texts["model"]) == 8
     records = [case.indexes("refcoco").record(n) for n in range(len(case.indexes("refcoco")))]
     known = {
-        (record.path, expression.sent)
+        (record.path, expression.sent): (record, region)
         for record in records for region in record.regions if region.split == "train" for expression in region.expressions
     }  # fmt: skip
-    assert all((path, caption) in known for (path, _), caption in zip(batch.where, batch.captions, strict=True))
+    for (path, _), caption, truth, given in zip(
+        batch.where, batch.captions, losses.example.truth, losses.example.logits, strict=True
+    ):
+        mask = torch.from_numpy(region_mask(*known[path, caption]))
+        assert torch.equal(truth, case.model.config.decoder.soft_target(mask)) and torch.equal(given > 0, truth > 0.5)
     assert len(set(zip(batch.where, batch.captions, strict=True))) == 8, "no region twice in a conversation"
 
 
