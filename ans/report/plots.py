@@ -1,6 +1,7 @@
 """Figures from numbers: training curves and the cIoU of the variants. Colours are those of Okabe and Ito, told apart by all."""
 
 import math
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -92,7 +93,7 @@ def _draw_panel(axis: Axes, panel: Panel, lines: dict[str, pd.Series]) -> None:
         mean = smooth(curve)
         axis.plot(curve.index, curve, color=colour, alpha=0.25, linewidth=0.8)
         axis.plot(mean.index, mean, color=colour, linewidth=1.8, label=f"{label} {mean.iloc[-1]:.3g}")
-    axis.set_title(panel.title, loc="left")
+    axis.set_title(textwrap.fill(panel.title, 34), loc="left")
     if panel.log:
         axis.set_yscale("log")
     elif panel.share:
