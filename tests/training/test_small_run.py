@@ -263,3 +263,30 @@ def test_a_frozen_tensor_that_changes_is_an_error(work: Path, tmp_path: Path, mo
     with pytest.raises(RuntimeError, match="a frozen tensor changed during training"):
         loop.train(pipeline.Config(values(work, train__validation="none", train__steps=1, train__save_every=0)), at)
     assert not (at.checkpoint / "last.pth").exists()
+
+
+def test_each_step_of_each_process_draws_its_own(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What dropout draws from."""
+    connect, seed, seeds = loop.connect, torch.manual_seed, list[int]()
+
+    class Process:
+        """An accelerator that is not the first."""
+
+        def __init__(self, real: Any, index: int) -> None:
+            self.real, self.process_index = real, index
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.real, name)
+
+    def seeded(number: int) -> Any:
+        seeds.append(number)
+        return seed(number)
+
+    for index in (0, 1):
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "connect", lambda precision, index=index: Process(connect(precision), index))
+            patch.setattr(loop.torch, "manual_seed", seeded)
+            at = pipeline.beside(work, tmp_path / str(index))
+            loop.train(pipeline.Config(values(work, train__validation="none", train__steps=2, train__save_every=0)), at)
+    expected = [hash((pipeline.Config(values(work)).train.seed, step, index)) for index in (0, 1) for step in (0, 1)]
+    assert [number for number in seeds if number in expected] == expected
