@@ -23,6 +23,9 @@ COLOURS = {
 CATEGORIES = {"circle": 1, "square": 4, "triangle": 11, "star": 27}
 """Published class name -> category id; with gaps, as in COCO."""
 
+NEW_COLOURS = {"red": (205, 50, 150), "green": (45, 165, 200), "orange": (180, 180, 40)}
+"""What three colours are in a world with new colours: the tiny base takes them for purple, blue and yellow."""
+
 SHAPES = tuple(CATEGORIES)
 RADII = {"small": (0.11, 0.135), "large": (0.19, 0.215)}
 """Range of the radius, in fractions of the image's short side."""
@@ -173,7 +176,7 @@ def _inside_side(side: str, a: tuple[float, float]) -> float:
 # ----------------------------------------------------------------------------------------------------------------- scenes
 
 
-def make_scene(seed: int, split: str, index: int, shift: float) -> tuple[Scene, np.random.Generator]:
+def make_scene(seed: int, split: str, index: int, shift: float, new_colours: bool = False) -> tuple[Scene, np.random.Generator]:
     """The scene `index` of `split`, and its generator for what follows. Of testA and testB the first object is of their kind."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     width, height = IMAGE_SIZES[rng.integers(len(IMAGE_SIZES))]
@@ -181,7 +184,7 @@ def make_scene(seed: int, split: str, index: int, shift: float) -> tuple[Scene, 
     grey = rng.uniform(140, 215)
     background = _rgb(grey + rng.uniform(-8, 8, 3))
     while True:
-        shapes = [_style(shape, width, height, shift, rng) for shape in _choose_objects(first, rng)]
+        shapes = [_style(shape, width, height, shift, new_colours, rng) for shape in _choose_objects(first, rng)]
         placed = _place(shapes, width, height, rng)
         if len(placed) >= 2:
             return Scene(width, height, tuple(placed), background), rng
@@ -214,7 +217,9 @@ def _choose_objects(first: tuple[str, ...], rng: np.random.Generator) -> list[Sh
     return objects
 
 
-def _style(shape: Shape, width: int, height: int, shift: float, rng: np.random.Generator) -> Shape:
+def _style(shape: Shape, width: int, height: int, shift: float, new_colours: bool, rng: np.random.Generator) -> Shape:
+    known = np.asarray(COLOURS[shape.colour])
+    other = np.asarray(NEW_COLOURS.get(shape.colour, known)) - known if new_colours else 0
     return Shape(
         *(getattr(shape, name) for name in ATTRIBUTES),
         radius=float(rng.uniform(*RADII[shape.size])) * min(width, height),
@@ -222,7 +227,7 @@ def _style(shape: Shape, width: int, height: int, shift: float, rng: np.random.G
         stretch=1.0 + shift * float(rng.uniform(-0.15, 0.15)),
         pinch=0.45 + shift * float(rng.uniform(-0.07, 0.07)),
         stripe_angle=float(rng.integers(4)) * np.pi / 4,
-        tint=_rgb(rng.uniform(-12, 12, 3)),
+        tint=_rgb(rng.uniform(-12, 12, 3) + other),
     )
 
 
