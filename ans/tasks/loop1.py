@@ -49,10 +49,10 @@ class Settings(TaskSettings):
         {"sav": MaskSource(), "sa1b_subset": MaskSource(), "openimages": MaskSource()},
         description="indexes whose masks are used, with repeats and max_samples of each",
     )
-    bridge: Literal["gumbel", "detached", "hard", "discrete"] = Field(
+    bridge: Literal["gumbel", "detached", "hard", "discrete", "given"] = Field(
         "gumbel",
         description="caption that the student segments by: gumbel (its own, with a gradient), detached (the same without), "
-        "hard (the teacher's), discrete (its own, greedy)",
+        "hard (the teacher's), discrete (its own, greedy), given (the data's own, for studies)",
     )
     rescored: Literal["all", "corrupted"] = Field(
         "corrupted", description="caption tokens that the student predicts again: corrupted, or all (the original method)"
@@ -99,7 +99,8 @@ class Batch:
     `describe_index`, `segment_index` (R,): their images. `cells`, (rows, columns) each: grid cells of the objects on the former.
     `questions` hold `{}` for the expression. `corruption` (R, T, 2) in [0, 1): where and by what the caption is corrupted. `noise`
     (R, T, k): Gumbel noise. `answer_tokens`: labels of the answers. `where`: locator of the segmented image, and source, of each
-    object. `known`: locator of the described image, and true caption, of each object whose truth is known, else None.
+    object. `known`: locator of the described image, and true caption, of each object whose truth is known, else None. `given`: the
+    data's own text of each object, with the bridge of that name.
     """
 
     images: Images
@@ -115,6 +116,7 @@ class Batch:
     targets: Targets
     where: list[tuple[str, str]]
     known: list[tuple[str, str] | None]
+    given: list[str]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -172,7 +174,8 @@ class Task(base.Task[Settings, Batch]):
         super().__init__(settings, setting)
         setting.model.ask_for_regions("train.loop1", "; else set train.loop1.enabled=false")
         self.sources = [
-            Regions(name, setting.open_index(name), setting.evaluated, of.max_samples) for name, of in settings.sources.items()
+            Regions(name, setting.open_index(name), setting.evaluated, of.max_samples, described=settings.bridge == "given")
+            for name, of in settings.sources.items()
         ]
         self.left_out = sum(of.left_out for of in self.sources)
         counts, repeats = [of.count for of in self.sources], [of.repeats for of in settings.sources.values()]
@@ -193,7 +196,7 @@ class Task(base.Task[Settings, Batch]):
         train, settings, model = self.setting.train, self.settings, self.setting.model
         images, targets = ImagesOf(self.setting.root, model, max_tiles=1), self.setting.targets()
         described: dict[int, Image.Image] = {}
-        segment, cells, questions, corruption, noise, where, known = [], [], [], [], [], [], []
+        segment, cells, questions, corruption, noise, where, known, given = [], [], [], [], [], [], [], []
         for place, position in enumerate(positions):
             source, record, region, first = self.bad.instead(
                 self.pool, position, lambda source, sample: self._open(source, sample, images)
@@ -211,6 +214,8 @@ class Task(base.Task[Settings, Batch]):
                 cells.append(region_cells(torch.from_numpy(mask)[None], grid)[0])
                 truth = self.facts.true_caption(record.path, mask) if self.facts else None
                 known.append((record.path, truth) if truth else None)
+                if settings.bridge == "given":
+                    given.append(one.expressions[0].sent)
                 targets.add(record, one, rng, second=two_views)
                 questions.append(draw_questions(rng, settings.description_prompts))
                 corruption.append(rng.random((train.caption_len, 2), dtype=np.float32))
@@ -223,7 +228,7 @@ class Task(base.Task[Settings, Batch]):
         return Batch(
             images.pack(), index, segment, cells, to_describe, to_segment, answers,
             self.setting.answer_tokens(answers), torch.from_numpy(np.stack(corruption)), torch.from_numpy(np.stack(noise)),
-            targets.pack(), where, known,
+            targets.pack(), where, known, given,
         )  # fmt: skip
 
     def _open(self, number: int, sample: int, images: ImagesOf) -> tuple[Regions, ImageRecord, Region, Image.Image | None]:
@@ -292,6 +297,8 @@ class Task(base.Task[Settings, Batch]):
         if bridge == "detached":
             return replace(caption, embeds=None)
         values = {name: value for name, value in caption.values.items() if name == "denoising"}  # nothing else was passed on
+        if bridge == "given":
+            teacher = [model.tokenizer.encode(text, add_special_tokens=False) for text in batch.given]
         if bridge == "discrete":
             with model.evaluating():
                 teacher = describe(model, features, batch)[0]
