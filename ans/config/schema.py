@@ -141,7 +141,10 @@ class World(Section):
     captioned_images: Number = Field(
         0, description="for studies: images of masks with true captions, and again with wrong ones, below captioned/"
     )
-    new_colours: bool = Field(False, description="true: red, green and orange objects have colours that are new to the tiny base")
+    new_colours: bool = Field(
+        False,
+        description="true: red, green and orange are drawn in colours that are new to the tiny base, and colour alone tells an image's objects apart",
+    )
     shift: Share = Field(
         description="0: images like those the tiny base was trained on; 1: textured backgrounds and noise, new to it"
     )
