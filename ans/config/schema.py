@@ -143,7 +143,7 @@ class World(Section):
     )
     new_colours: bool = Field(
         False,
-        description="true: red, green and orange are drawn in colours that are new to the tiny base, and colour alone tells an image's objects apart",
+        description="true: red, green and orange are drawn in colours new to the tiny base, and colour alone tells objects apart",
     )
     shift: Share = Field(
         description="0: images like those the tiny base was trained on; 1: textured backgrounds and noise, new to it"
