@@ -24,6 +24,7 @@ from ans.data.matching import region_mask
 from ans.data.mixing import Pool
 from ans.data.records import ImageRecord, Region
 from ans.data.samples import Regions
+from ans.facts import read_facts
 from ans.model import prompts
 from ans.model.segmenter import Conversations, Features, Forward, Segmenter
 from ans.model.visual_prompt import region_cells
@@ -48,10 +49,10 @@ class Settings(TaskSettings):
         {"sav": MaskSource(), "sa1b_subset": MaskSource(), "openimages": MaskSource()},
         description="indexes whose masks are used, with repeats and max_samples of each",
     )
-    bridge: Literal["gumbel", "detached", "hard", "discrete"] = Field(
+    bridge: Literal["gumbel", "detached", "hard", "discrete", "given"] = Field(
         "gumbel",
         description="caption that the student segments by: gumbel (its own, with a gradient), detached (the same without), "
-        "hard (the teacher's), discrete (its own, greedy)",
+        "hard (the teacher's), discrete (its own, greedy), given (the data's own, for studies)",
     )
     rescored: Literal["all", "corrupted"] = Field(
         "corrupted", description="caption tokens that the student predicts again: corrupted, or all (the original method)"
@@ -98,7 +99,8 @@ class Batch:
     `describe_index`, `segment_index` (R,): their images. `cells`, (rows, columns) each: grid cells of the objects on the former.
     `questions` hold `{}` for the expression. `corruption` (R, T, 2) in [0, 1): where and by what the caption is corrupted. `noise`
     (R, T, k): Gumbel noise. `answer_tokens`: labels of the answers. `where`: locator of the segmented image, and source, of each
-    object.
+    object. `known`: locator of the described image, and true caption, of each object whose truth is known, else None. `given`: the
+    data's own text of each object, with the bridge of that name.
     """
 
     images: Images
@@ -113,10 +115,13 @@ class Batch:
     noise: Tensor
     targets: Targets
     where: list[tuple[str, str]]
+    known: list[tuple[str, str] | None]
+    given: list[str]
 
     @property
     def counts(self) -> dict[str, int]:
-        return {"objects": len(self.describe_index), "tokens": self.answer_tokens}
+        known = sum(truth is not None for truth in self.known)
+        return {"objects": len(self.describe_index), "tokens": self.answer_tokens, "known": known}
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ class Caption:
 class Task(base.Task[Settings, Batch]):
     role = "primary"
     stream = 1
-    counted = ("objects", "tokens")
+    counted = ("objects", "tokens", "known")
     title, prefix = "loop 1", "loop1"
     teacher = True
     examples = (
@@ -148,6 +153,11 @@ class Task(base.Task[Settings, Batch]):
         Panel(
             "the teacher's captions: share that",
             {"loop1_teacher_ended": "end", "loop1_teacher_different": "differ", "loop1_teacher_empty": "are empty"},
+            share=True,
+        ),
+        Panel(
+            "the teacher's captions: are they true?",
+            {"loop1_teacher_facts": "facts right", "loop1_teacher_other": "fit another object better"},
             share=True,
         ),
         Panel("the teacher's captions: confidence", {"loop1_teacher_confidence": "mean probability of a token"}, share=True),
@@ -164,13 +174,15 @@ class Task(base.Task[Settings, Batch]):
         super().__init__(settings, setting)
         setting.model.ask_for_regions("train.loop1", "; else set train.loop1.enabled=false")
         self.sources = [
-            Regions(name, setting.open_index(name), setting.evaluated, of.max_samples) for name, of in settings.sources.items()
+            Regions(name, setting.open_index(name), setting.evaluated, of.max_samples, described=settings.bridge == "given")
+            for name, of in settings.sources.items()
         ]
         self.left_out = sum(of.left_out for of in self.sources)
         counts, repeats = [of.count for of in self.sources], [of.repeats for of in settings.sources.values()]
         name = f"train.loop1.sources: {', '.join(settings.sources)}"
         self.bad = self.bad_images(sum(len(of.index) for of in self.sources))
         self.pool = Pool(counts, repeats, setting.train.seed, self.stream, name)
+        self.facts = read_facts(setting.root)
 
     def __len__(self) -> int:
         return len(self.pool)
@@ -184,7 +196,7 @@ class Task(base.Task[Settings, Batch]):
         train, settings, model = self.setting.train, self.settings, self.setting.model
         images, targets = ImagesOf(self.setting.root, model, max_tiles=1), self.setting.targets()
         described: dict[int, Image.Image] = {}
-        segment, cells, questions, corruption, noise, where = [], [], [], [], [], []
+        segment, cells, questions, corruption, noise, where, known, given = [], [], [], [], [], [], [], []
         for place, position in enumerate(positions):
             source, record, region, first = self.bad.instead(
                 self.pool, position, lambda source, sample: self._open(source, sample, images)
@@ -198,7 +210,12 @@ class Task(base.Task[Settings, Batch]):
             grid = model.family.grid(record.height, record.width, max_tiles=1).region
             for one in [region, *picked]:
                 segment.append(place)
-                cells.append(region_cells(torch.from_numpy(region_mask(record, one))[None], grid)[0])
+                mask = region_mask(record, one)
+                cells.append(region_cells(torch.from_numpy(mask)[None], grid)[0])
+                truth = self.facts.true_caption(record.path, mask) if self.facts else None
+                known.append((record.path, truth) if truth else None)
+                if settings.bridge == "given":
+                    given.append(one.expressions[0].sent)
                 targets.add(record, one, rng, second=two_views)
                 questions.append(draw_questions(rng, settings.description_prompts))
                 corruption.append(rng.random((train.caption_len, 2), dtype=np.float32))
@@ -211,7 +228,7 @@ class Task(base.Task[Settings, Batch]):
         return Batch(
             images.pack(), index, segment, cells, to_describe, to_segment, answers,
             self.setting.answer_tokens(answers), torch.from_numpy(np.stack(corruption)), torch.from_numpy(np.stack(noise)),
-            targets.pack(), where,
+            targets.pack(), where, known, given,
         )  # fmt: skip
 
     def _open(self, number: int, sample: int, images: ImagesOf) -> tuple[Regions, ImageRecord, Region, Image.Image | None]:
@@ -259,6 +276,8 @@ class Task(base.Task[Settings, Batch]):
         values |= student.values | {"language": language.detach(), "seg_rate": seg_rate(model, out, objects)}
         values["teacher_confidence"] = weights.sum() / objects
         values |= _teacher_values(teacher, ended, objects, logits.device)
+        if counts["known"]:
+            values |= self._truth(model, batch, teacher, counts["known"], logits.device)
         example = None
         if now.examples:
             texts = {"teacher": teacher, "student": student.ids}
@@ -278,6 +297,8 @@ class Task(base.Task[Settings, Batch]):
         if bridge == "detached":
             return replace(caption, embeds=None)
         values = {name: value for name, value in caption.values.items() if name == "denoising"}  # nothing else was passed on
+        if bridge == "given":
+            teacher = [model.tokenizer.encode(text, add_special_tokens=False) for text in batch.given]
         if bridge == "discrete":
             with model.evaluating():
                 teacher = describe(model, features, batch)[0]
@@ -334,6 +355,21 @@ class Task(base.Task[Settings, Batch]):
         log_probability = torch.stack([part.sum() for part in picked.split(lengths)])
         greedy = torch.where(free, logits.argmax(-1), out.labels)
         return Caption(words, embeds, extra, values, [part.tolist() for part in greedy.split(lengths)], log_probability)
+
+    def _truth(
+        self, model: Segmenter, batch: Batch, captions: list[list[int]], known: int, device: torch.device
+    ) -> dict[str, Tensor]:
+        """Mean share of the facts that captions have right, and share of captions that fit another object better, over the objects
+        whose truth is known."""
+        right = other = 0.0
+        for truth, ids in zip(batch.known, captions, strict=True):
+            if truth is not None and self.facts:
+                verdict = self.facts.judge(*truth, str(model.tokenizer.decode(ids)))
+                right, other = right + verdict.right / verdict.facts, other + verdict.other
+        return {
+            name: torch.tensor(value / known, device=device)
+            for name, value in (("teacher_facts", right), ("teacher_other", other))
+        }
 
     def finish(self, values: dict[str, float]) -> dict[str, float]:
         if "loop1_caption_gradient2" in values:  # squares add up over micro-batches, norms do not

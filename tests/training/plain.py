@@ -108,6 +108,7 @@ class Totals:
     second_objects: int = 0
     second_tokens: int = 0
     caption_tokens: int = 0
+    known: int = 0
 
 
 # ---------------------------------------------------------------------------------------------------------------- the steps
@@ -118,17 +119,18 @@ def fine_tune(
     settings: Settings,
     steps: Sequence[Sequence[Micro]],
     seed_step: Callable[[int], object],
+    facts: Mapping[str, Any],
     alone: bool = False,
 ) -> Iterator[State]:
     """Train `model` as `settings` say on the samples of each step, and yield the state after each.
 
-    `seed_step(step)` seeds torch's generator, which only dropout draws from. `alone`: the model reads every conversation by
-    itself, so that there is no padding at all.
+    `seed_step(step)` seeds torch's generator, which only dropout draws from. `facts`: what the world's `facts.json` holds.
+    `alone`: the model reads every conversation by itself, so that there is no padding at all.
     """
     trained = select(model, settings)
     teacher = {name: p.detach().clone() for name, p in trained.items()} if settings.loop1 else {}
     moments = {name: (torch.zeros_like(p).double(), torch.zeros_like(p).double()) for name, p in trained.items()}
-    task = Task(model, settings, trained, teacher, alone)
+    task = Task(model, settings, trained, teacher, facts, alone)
     model.train()
     for step, micros in enumerate(steps):
         seed_step(step)
@@ -390,7 +392,8 @@ def count(model: Segmenter, micros: Sequence[Micro]) -> Totals:
             second_objects += len(micro.second.captions)
             second_tokens += sum(len(answer_ids(model, answer)) for answer in micro.second.answers)
             caption_tokens += sum(map(len, micro.second.captions))
-    return Totals(objects, tokens, second_objects, second_tokens, caption_tokens)
+    known = sum(truth is not None for micro in micros for truth in getattr(micro.first, "known", []))
+    return Totals(objects, tokens, second_objects, second_tokens, caption_tokens, known)
 
 
 # ------------------------------------------------------------------------------------------------------------ the losses
@@ -505,6 +508,7 @@ class Task:
     settings: Settings
     trained: dict[str, nn.Parameter]
     teacher: Tensors
+    facts: Mapping[str, Any]
     alone: bool
 
     def encode(self, images: Any) -> Features:
@@ -534,6 +538,25 @@ class Task:
         values["seg_rate"] = seg_rate(self.model, readings, totals.objects)
         return loss + self.settings.language * values["language"], prefixed("ref", values)
 
+    def truth(self, batch: Any, captions: list[list[int]], known: int) -> Values:
+        """Of the captions of scenes whose objects are known: shares of true facts, and captions that fit another object better."""
+        facts = wrong = 0.0
+        for about, ids in zip(batch.known, captions, strict=True):
+            if about is None:
+                continue
+            locator, truth = about
+            said = self.model.tokenizer.decode(ids).split()
+            agree = {
+                one["caption"]: sum(
+                    [word for word in words if word in said] == [word for word in words if word in one["caption"].split()]
+                    for words in self.facts["facts"].values()
+                )
+                for one in self.facts["objects"][locator]
+            }
+            facts += agree[truth] / len(self.facts["facts"])
+            wrong += max(agree.values()) > agree[truth]
+        return {"teacher_facts": torch.tensor(facts / known), "teacher_other": torch.tensor(wrong / known)}
+
     def loop1(self, features: Features, batch: Any, totals: Totals, tau: float) -> tuple[Tensor, Values, Tensor | None]:
         """Mask -> caption -> mask. The last of the result: the embeddings that are passed on, where the bridge is `gumbel`."""
         model, settings, objects = self.model, self.settings, totals.objects
@@ -547,6 +570,8 @@ class Task:
             "teacher_empty": torch.tensor(sum(not ids for ids in captions) / objects),
             "teacher_different": torch.tensor(sum(captions.count(ids) == 1 for ids in captions) / objects),
         }
+        if totals.known:
+            values |= self.truth(batch, captions, totals.known)
         extra: Tensor | float = 0.0
         passed_on, expression, policy = None, Expression(captions, None), None
         if settings.denoising or settings.bridge in ("gumbel", "detached"):
