@@ -105,9 +105,9 @@ class Stepper:
 
         Raises `FloatingPointError` naming the values that are NaN, or for a gradient that is not finite; the tensors are spoilt then.
         """
-        settings, values, gradient = self.settings, gradients.values, gradients.primary
+        settings, values, gradient = self.settings, dict(gradients.values), gradients.primary
         if gradients.auxiliary is not None:
-            values = values | conflict(gradient, gradients.auxiliary, self.groups)
+            values |= conflict(gradient, gradients.auxiliary, self.groups)
             gradient = combine(gradient, gradients.auxiliary, settings.surgery, settings.beta)
         gradient, values["grad_norm"] = clip(gradient, settings.clip)
         factor = lr_factor(step, self.steps, settings.warmup, settings.schedule)
