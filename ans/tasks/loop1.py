@@ -126,16 +126,23 @@ class Batch:
 
 @dataclass(frozen=True)
 class Caption:
-    """Captions as the segmentation prompt takes them. `ids`: per object (n,) tokens; `embeds`: their embeddings, all in one
-    (N, D), or None for the table's own. `extra`: further loss, `values`: for the curves. For a reward: `greedy`, what would have
-    been said without noise, and the log-probability (R,) of what was."""
+    """Captions as the segmentation prompt takes them. `ids`: per object (n,) tokens; `embeds`: what is read in their place, all in one
+    (N, D), or None for the table's own, and then `chosen` (N,) are its tokens, which only the device knows yet. `extra`: further loss,
+    `values`: for the curves. For a reward: `greedy` (N,), what would have been said without noise, and the log-probability (R,) of what
+    was."""
 
     ids: list[list[int]]
     embeds: Tensor | None
     extra: Tensor | float
     values: dict[str, Tensor]
-    greedy: list[list[int]] | None = None
+    chosen: Tensor | None = None
+    greedy: Tensor | None = None
     log_probability: Tensor | None = None
+
+    def words(self, tokens: Tensor | None) -> list[list[int]]:
+        """The tokens (N,) of each caption, fetched from the device; None: those of `ids`."""
+        lengths = [len(ids) for ids in self.ids]
+        return self.ids if tokens is None else [part.tolist() for part in tokens.cpu().split(lengths)]
 
 
 class Task(base.Task[Settings, Batch]):
@@ -270,7 +277,8 @@ class Task(base.Task[Settings, Batch]):
                 soft = batch.targets.soft.to(logits.device)
                 advantage = hard_iou(logits, soft) - hard_iou(reference, soft)
             else:
-                advantage = _likeness(model, student.ids, teacher) - _likeness(model, student.greedy, teacher)
+                words, greedy = student.words(student.chosen), student.words(student.greedy)
+                advantage = _likeness(model, words, teacher) - _likeness(model, greedy, teacher)
             reward = (advantage * student.log_probability).sum() / objects
             loss, values["advantage"] = loss - settings.reward * reward, advantage.sum() / objects
         values |= student.values | {"language": language.detach(), "seg_rate": seg_rate(model, out, objects)}
@@ -280,7 +288,7 @@ class Task(base.Task[Settings, Batch]):
             values |= self._truth(model, batch, teacher, counts["known"], logits.device)
         example = None
         if now.examples:
-            texts = {"teacher": teacher, "student": student.ids}
+            texts = {"teacher": teacher, "student": student.words(student.chosen)}
             decoded = {name: [str(model.tokenizer.decode(ids)) for ids in captions] for name, captions in texts.items()}
             example = Example(batch.where, decoded, logits.detach(), batch.targets.soft)
         return Losses(loss, {f"loop1_{name}": value for name, value in values.items()}, example)
@@ -295,7 +303,8 @@ class Task(base.Task[Settings, Batch]):
         if bridge == "gumbel":
             return caption
         if bridge == "detached":
-            return replace(caption, embeds=None)
+            assert caption.chosen is not None
+            return replace(caption, embeds=F.embedding(caption.chosen, _table(model)))
         values = {name: value for name, value in caption.values.items() if name == "denoising"}  # nothing else was passed on
         if bridge == "given":
             teacher = [model.tokenizer.encode(text, add_special_tokens=False) for text in batch.given]
@@ -320,16 +329,17 @@ class Task(base.Task[Settings, Batch]):
             text = model.template.image_string(features.visual[place].grid.tokens) + model.region_question(cells[None], question)
             prompt = prompts.encode_prompt(model.tokenizer, model.template, text)
             encoded.append((prompt + ids, [prompts.IGNORE] * len(prompt) + true))
-        ids, labels, attention = (x.to(model.device) for x in pad_right(encoded))
-        out = model(features, Conversations(ids, labels, attention, batch.describe_index, [cells[None] for cells in batch.cells]))
+        regions: list[Tensor | None] = [cells[None] for cells in batch.cells]
+        out = model(features, Conversations(*pad_right(encoded), batch.describe_index, regions))
         logits = out.logits.index_fill(1, _no_text(model, out.logits), float("-inf"))  # an expression has no special tokens
         noise = torch.cat([row[: len(ids)] for row, ids in zip(batch.noise, teacher, strict=True)]).to(model.device)
         noise = settings.noise * noise[:, : logits.shape[-1]]
-        table = cast(Tensor, model.vlm.language_model.get_input_embeddings().weight)
+        table = _table(model)
         embeds, chosen, kept = straight_through(logits, table, noise, tau)
         lengths = [len(ids) for ids in teacher]
         different = [a != b for one, two in zip(corrupted_ids, teacher, strict=True) for a, b in zip(one, two, strict=True)]
-        corrupted = torch.tensor(different, dtype=torch.bool, device=model.device)
+        places = torch.tensor(different, dtype=torch.bool)
+        corrupted = places.to(model.device)
         if settings.rescored == "corrupted":
             embeds = torch.where(corrupted[:, None], embeds, F.embedding(out.labels, table))
             chosen = torch.where(corrupted, chosen, out.labels)
@@ -343,18 +353,18 @@ class Task(base.Task[Settings, Batch]):
         }
         extra: Tensor | float = 0.0
         if settings.denoising:
-            entropy = F.cross_entropy(out.logits[corrupted].float(), out.labels[corrupted], reduction="none")
-            places = torch.stack([part.sum() for part in corrupted.split(lengths)])  # of each object, whose mean is taken
-            denoising = (entropy / places.repeat_interleave(places)).sum() / objects
+            at = places.nonzero()[:, 0].to(model.device)
+            entropy = F.cross_entropy(out.logits[at].float(), out.labels[at], reduction="none")
+            each = torch.stack([part.sum() for part in places.split(lengths)])  # of each object, whose mean is taken
+            denoising = (entropy / each.repeat_interleave(each).to(model.device)).sum() / objects
             extra, values["denoising"] = settings.denoising * denoising, denoising.detach()
-        words = [part.tolist() for part in chosen.split(lengths)]
         if not settings.reward:
-            return Caption(words, embeds, extra, values)
+            return Caption(teacher, embeds, extra, values, chosen)
         free = corrupted if settings.rescored == "corrupted" else torch.ones_like(corrupted)  # the other tokens are no choice
         picked = logits.float().log_softmax(-1).gather(1, chosen[:, None])[:, 0].where(free, 0.0)
         log_probability = torch.stack([part.sum() for part in picked.split(lengths)])
         greedy = torch.where(free, logits.argmax(-1), out.labels)
-        return Caption(words, embeds, extra, values, [part.tolist() for part in greedy.split(lengths)], log_probability)
+        return Caption(teacher, embeds, extra, values, chosen, greedy, log_probability)
 
     def _truth(
         self, model: Segmenter, batch: Batch, captions: list[list[int]], known: int, device: torch.device
@@ -416,7 +426,7 @@ def segment(
         target = model.tokenizer.encode(answer + model.template.suffix, add_special_tokens=False)
         encoded.append((before + caption + after + target, [prompts.IGNORE] * len(before + caption + after) + target))
         marks.append((len(before), len(caption)))
-    ids, labels, attention = (x.to(model.device) for x in pad_right(encoded))
+    ids, labels, attention = pad_right(encoded)
     at = None
     if embeds is not None:
         at = torch.zeros_like(ids, dtype=torch.bool)
@@ -431,6 +441,11 @@ def _likeness(model: Segmenter, captions: list[list[int]], references: list[list
     pairs = zip(captions, references, strict=True)
     decode = model.tokenizer.decode
     return torch.tensor([likeness(str(decode(one)), str(decode(other))) for one, other in pairs], device=model.device)
+
+
+def _table(model: Segmenter) -> Tensor:
+    """The embeddings of all tokens, (V, D)."""
+    return cast(Tensor, model.vlm.language_model.get_input_embeddings().weight)
 
 
 def _no_text(model: Segmenter, logits: Tensor) -> Tensor:

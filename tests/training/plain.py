@@ -292,7 +292,8 @@ def adamw(
 
 @dataclass(frozen=True)
 class Conversation:
-    """`labels` are as many as `ids`, IGNORE where nothing is learnt. `region` (1, G, G): cells of the region prompt. `words`
+    """`labels` are as many as `ids`, IGNORE where nothing is learnt. `region` (1, G, G): cells of the region prompt, and
+    `weights` what their tokens are multiplied by. `words`
     (n, D), if given, take the places of the n tokens from `start` on."""
 
     ids: list[int]
@@ -301,6 +302,7 @@ class Conversation:
     region: Tensor | None = None
     words: Tensor | None = None
     start: int = 0
+    weights: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -337,6 +339,7 @@ def read(model: Segmenter, features: Features, rows: Sequence[Conversation], alo
             [row.region for row in rows],
             torch.cat(words) if words else None,
             places if words else None,
+            None if rows[0].weights is None else [row.weights for row in rows],
         ),
     )
     readings = []
@@ -725,11 +728,11 @@ class Task:
         for n, caption in enumerate(batch.captions):
             share = cell_means(logits[n].sigmoid(), *features.visual[n].grid.region)
             cells = share > 0.5
-            region = (cells * (1 + share - share.detach()) if settings.soft_region else cells)[None]
+            weights = (1 + share - share.detach())[None] if settings.soft_region else None
             non_empty += bool(cells.any())
             question = image_text(model, features, n) + model.region_question(cells[None], batch.describe_questions[n])
             prompt = prompts.encode_prompt(model.tokenizer, model.template, question)
-            rows.append(Conversation(prompt + caption, ignored(prompt) + caption, n, region))
+            rows.append(Conversation(prompt + caption, ignored(prompt) + caption, n, cells[None], weights=weights))
         told = read(model, features, rows, self.alone)
 
         supervision, values = mask_losses(logits, batch.targets, settings, objects)
