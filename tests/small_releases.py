@@ -137,12 +137,13 @@ TWINS = ("sa2va_internvl3", "sa2va_internlm2", "sa2va_qwen25vl", "sa2va_qwen3vl"
 """A model of each family beside that of the tiny base."""
 
 
-def twin(name: str, folder: Path) -> Path:
-    """One of `TWINS`, with random weights; a model folder below `folder`."""
+def twin(name: str, folder: Path, **changes: Any) -> Path:
+    """One of `TWINS`, with random weights; a model folder below `folder`. `changes`: other values in `config.json`."""
     if name != "sa2va_internlm2":  # of which there are golden numbers for parts alone
-        return GoldenSet(name).write_model(folder / "model")
+        return GoldenSet(name).write_model(folder / "model", **changes)
     torch.manual_seed(3)
     internlm2(folder / "released")
     add_sam2_section(folder / "released")
     assemble(folder / "released", sam2(folder / "sam2.pt"), folder / "base")
+    edit(folder / "base" / "config.json", lambda values: values.update(changes))
     return folder / "base"

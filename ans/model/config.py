@@ -59,7 +59,8 @@ class ModelConfig:
 
     @property
     def regions(self) -> bool:
-        """Whether it was taught region prompts: the family's releases were, or `config.json` says it (`regions`)."""
+        """Whether it was taught region prompts: the family's releases were, or `config.json` says it (`regions`), as that of an
+        export does which captions were trained into."""
         return self.values.get("regions", self.family.regions)
 
     @property
@@ -71,7 +72,7 @@ class ModelConfig:
         """Raise `ValueError` for a model that was not taught regions, naming what asks for them and what to do; `otherwise`: what to
         do else."""
         if not self.regions:
-            way = "train it on captions of regions first (docs/real-runs.md, Regions on Qwen-VL)"
+            way = "train it on captions first, train.captioning.enabled=true (docs/real-runs.md, Regions on Qwen-VL)"
             advice = f"; {way}" if self.region_tokens else ", and has no tokens for them"
             raise ValueError(f"{where}: {self.family.name} was not trained to describe regions{advice}{otherwise}")
 

@@ -56,6 +56,7 @@ KEYS = {
     "referring_sources": f"{REFERRING}.sources",
     "max_train_samples": f"{REFERRING}.max_images",
     **{name: f"{REFERRING}.{name}" for name in ("objects_per_image", "objects_per_conversation")},
+    "captioning": "train.captioning.enabled",
     "loop1": f"{LOOP1}.enabled",
     "loop1_sources": f"{LOOP1}.sources",
     "masks_per_image": f"{LOOP1}.objects_per_image",
