@@ -15,6 +15,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PretrainedConfig
 
+from ans.formats import shards
 from ans.model import decoders as decoder_files
 from ans.model import families as family_files
 from ans.model.decoder import MaskDecoder
@@ -88,9 +89,13 @@ class ModelConfig:
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "ModelConfig":
-        """Read `folder/config.json`. Raises `FileNotFoundError`, or `ValueError` naming the file and the key."""
+        """Read `folder/config.json`. Official files say nothing about the mask decoder; where it is not the usual one, the names of the
+        tensors say so. Raises `FileNotFoundError`, or `ValueError` naming the file and the key."""
         path = Path(folder) / "config.json"
         values = read_values(path)
+        if not any(kind.section in values for kind in decoders().values()):
+            names = shards.entries(Path(folder)) if any(Path(folder).glob("*.safetensors")) else ()
+            values |= {kind.section: {} for kind in decoders().values() if kind.marked_by(names)}
         try:
             return cls.from_dict(values)
         except KeyError as error:
