@@ -58,7 +58,8 @@ class Square(decoder.MaskDecoder):
     def read(cls, values: Mapping[str, Any]) -> Self:
         if unknown := set(values) - {field.name for field in dataclasses.fields(cls)}:
             raise ValueError(f"{cls.section}.{sorted(unknown)[0]}: unknown key")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        sizes: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        return cls(**sizes)
 
     @property
     def stride(self) -> int:

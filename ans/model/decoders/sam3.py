@@ -121,7 +121,7 @@ class MaskDecoder(sam2.Square):
 
     @property
     def stride(self) -> int:
-        return self.encoder.backbone_config.patch_size
+        return _trunk(self.encoder).patch_size
 
     def build(self) -> "Network":
         return Network(self, ImageEncoder(self.encoder), **sam2.OF_21, sam_mask_decoder_extra_args=_SINGLE)
@@ -135,22 +135,34 @@ _SINGLE = {
 """How the released tracker chooses where one mask is asked for."""
 
 
+def _trunk(config: Sam3VisionConfig) -> Any:  # transformers declares parts of a configuration as all that they may be made from
+    return config.backbone_config
+
+
 class ImageEncoder(nn.Module):
     """SAM 3's vision transformer with the tracker's feature pyramid, of which the coarsest level is unused, and with the detector's."""
 
     def __init__(self, config: Sam3VisionConfig) -> None:
         super().__init__()
-        self.trunk = Sam3ViTModel(config.backbone_config)
-        self.neck, self.detector_neck = Sam3VisionNeck(config), Sam3VisionNeck(config)
-        self.neck.d_model = config.fpn_hidden_size  # where the `sam2` package looks for it
+        self.patch = _trunk(config).patch_size
+        self.trunk = Sam3ViTModel(_trunk(config))
+        self.neck, self.detector_neck = Neck(config), Neck(config)
         embeddings = self.trunk.embeddings
         embeddings.class_position = nn.Parameter(torch.zeros_like(embeddings.position_embeddings[:, :1]))
 
     def forward(self, pixels: Tensor) -> dict[str, list[Tensor]]:
         """The maps of three levels, named as the `sam2` package does it."""
-        side = pixels.shape[-1] // self.trunk.config.patch_size
+        side = pixels.shape[-1] // self.patch
         cells = self.trunk(pixels).last_hidden_state.mT.unflatten(2, (side, side))
         return {"backbone_fpn": [layer(cells) for layer in self.neck.fpn_layers[:3]]}
+
+
+class Neck(Sam3VisionNeck):
+    """With its width where the `sam2` package looks for it."""
+
+    def __init__(self, config: Sam3VisionConfig) -> None:
+        super().__init__(config)
+        self.d_model: int = config.fpn_hidden_size
 
 
 class Network(sam2.Network):
