@@ -1,80 +1,26 @@
 """Sa2VA on LLaVA-1.5, by the official layout, against transformers' own LLaVA and against the same SAM2 elsewhere."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
-from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from ans.checkpoints.convert import config_for_remote
 from ans.model import prompts
 from ans.model.adapters import add_lora, select_trained
-from ans.model.config import ModelConfig
 from ans.model.loading import read_tensors
 from ans.model.preprocess import CLIP_MEAN, CLIP_STD
 from ans.model.segmenter import Conversations, Segmenter
-from tests import lisa_case
-from tests.small_releases import TINY
+from tests import small_releases
 
 NAME = "Sa2VA on LLaVA"
 
 
-def config() -> dict[str, object]:
-    """`config.json` as the official tool leaves it, and the tiny base's SAM2, whose size official files leave out."""
-    words = lisa_case.tokenizer()
-    words.add_tokens(["<p>", "</p>", "<vp>", "</vp>"], special_tokens=True)
-    values = {key: value for key, value in lisa_case.config().items() if key != "sam_config"}
-    values["text_config"] = {**values["text_config"], "vocab_size": len(words), "tie_word_embeddings": False}
-    sam2 = json.loads((TINY / "config.json").read_text(encoding="utf-8"))["sam2_config"]
-    return values | {
-        "model_type": "sa2va_chat", "template": "vicuna", "architectures": ["Sa2VAChatModelLlava"], "tie_word_embeddings": False,
-        "sam2_config": sam2,
-    }  # fmt: skip
-
-
-def reference() -> LlavaForConditionalGeneration:
-    torch.manual_seed(3)
-    own = ("model_type", "template", "architectures", "sam2_config")
-    llava = LlavaForConditionalGeneration(LlavaConfig(**{key: value for key, value in config().items() if key not in own}))
-    for parameter in llava.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    return llava.eval()
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """transformers' tensors under the official names, the tiny base's SAM2, and a random `text_hidden_fcs`."""
-    out = tmp_path_factory.mktemp("llava")
-    reference().save_pretrained(out / "llava")
-    state = {}
-    for name, tensor in load_file(out / "llava" / "model.safetensors").items():  # as LLaVA has been released since 2023
-        for there, here in (
-            ("vision_tower.vision_model.", "model.model.vision_tower.vision_model."),
-            ("vision_tower.", "model.model.vision_tower.vision_model."),
-            ("multi_modal_projector.", "model.model.multi_modal_projector."), ("language_model.model.", "model.model.language_model."),
-            ("language_model.lm_head.", "model.lm_head."),
-        ):  # fmt: skip
-            if name.startswith(there):
-                state[here + name.removeprefix(there)] = tensor
-                break
-        else:
-            raise AssertionError(name)
-    tiny = {name: tensor for name, tensor in read_tensors(TINY).items() if name.startswith("grounding_encoder.")}
-    width = ModelConfig.from_folder(TINY).decoder.width
-    shapes = {"0.weight": (32, 32), "0.bias": (32,), "2.weight": (width, 32), "2.bias": (width,)}
-    state |= tiny | {f"text_hidden_fcs.{name}": torch.randn(shape) * 0.3 for name, shape in shapes.items()}
-    made = out / "hf"
-    made.mkdir()
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, made / "model.safetensors")
-    (made / "config.json").write_text(json.dumps(config()), encoding="utf-8")
-    words = lisa_case.tokenizer()
-    words.add_tokens(["<p>", "</p>", "<vp>", "</vp>"], special_tokens=True)
-    words.save_pretrained(made)
-    return made
+    return small_releases.llava(tmp_path_factory.mktemp("llava"))
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +56,7 @@ def test_prompt(model: Segmenter) -> None:
 
 
 def test_logits_and_states_are_llavas(model: Segmenter) -> None:
-    theirs, images = reference(), [picture(60, 150), picture(90, 40)]
+    theirs, images = small_releases.llava_reference(), [picture(60, 150), picture(90, 40)]
     image = model.template.image_string(9)
     encoded = [
         prompts.encode_conversation(model.tokenizer, model.template, [prompts.Turn(image + " What is left?", answer)])
@@ -133,7 +79,7 @@ def test_greedy_answers_are_llavas(model: Segmenter) -> None:
     image, text = picture(60, 150), "the red circle"
     whole = model.template.image_string(9) + model.template.segment_question(text)
     ids = torch.tensor([prompts.encode_prompt(model.tokenizer, model.template, whole)])
-    said = reference().generate(
+    said = small_releases.llava_reference().generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=model.config.family.pixels(image).values, max_new_tokens=6,
         do_sample=False, pad_token_id=0,
     )[0, ids.shape[1] :]  # fmt: skip

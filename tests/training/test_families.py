@@ -28,7 +28,7 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
     for name in small_releases.TWINS:
         twin = small_releases.twin(name, folder / name, **LIMITS, regions=True)
         model = Segmenter.from_pretrained(twin)
-        model.vlm.language_model.lm_head.weight.data[model.seg_token] = 0  # the reference takes captions without it
+        small_releases.silence(model)
         model.save_pretrained(twin)
         shard(twin, made.world.base(name))
     return made
@@ -36,18 +36,25 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
 
 def settings(laboratory: Laboratory, name: str) -> Changes:
     """What all runs of a family have: every group that it has tensors of."""
-    qwen = "qwen" in name
-    return BASE | {"groups": [group for group in GROUPS if not (qwen and group == "proj")], "lora_rank": 4}
+    # of LLaVA the trained decoder gets random vectors, by which many of its gradients are rounding errors, of which AdamW makes steps
+    left_out = "proj" if "qwen" in name else "sam2_decoder" if name == "sa2va_llava" else None
+    return BASE | {"groups": [group for group in GROUPS if group != left_out], "lora_rank": 4}
 
 
 @pytest.mark.parametrize("name", small_releases.TWINS)
-@pytest.mark.parametrize("bridge", ["gumbel", "detached", "hard", "discrete"])
-def test_both_loops(laboratory: Laboratory, tmp_path: Path, name: str, bridge: str) -> None:
+def test_both_loops(laboratory: Laboratory, tmp_path: Path, name: str) -> None:
     """A step on expressions and one on loop 1, loop 2 beside both, its gradient projected, with a teacher that follows."""
-    changes = settings(laboratory, name) | {"bridge": bridge}
+    changes = settings(laboratory, name)
+    check(laboratory, name, changes, laboratory.world.run(name, changes, tmp_path), name)
+    first, second = laboratory.reference(name, changes)[1]
+    assert {"ref_mask", "loop2_caption"} <= first.values.keys() and {"loop1_mask", "loop2_caption"} <= second.values.keys()
+
+
+@pytest.mark.parametrize("name", small_releases.TWINS)
+@pytest.mark.parametrize("bridge", ["detached", "hard", "discrete"])
+def test_bridges_without_a_gradient(laboratory: Laboratory, tmp_path: Path, name: str, bridge: str) -> None:
+    changes = settings(laboratory, name) | {"bridge": bridge, "referring": False, "loop2": False, "steps": 1}
     check(laboratory, name, changes, laboratory.world.run(name, changes, tmp_path), f"{name}, {bridge}")
-    states = laboratory.reference(name, changes)[1]
-    assert {"ref_mask", "loop2_caption"} <= states[0].values.keys() and {"loop1_mask", "loop2_caption"} <= states[1].values.keys()
 
 
 @pytest.mark.parametrize("name", small_releases.TWINS)
