@@ -116,12 +116,11 @@ class Task(base.Task[Settings, Batch]):
         train, index = self.setting.train, list(range(len(batch.captions)))
         grids = [one.grid for one in features.visual]
         images = [model.template.image_string(grid.tokens) for grid in grids]
-        encoded = [
-            prompts.encode_conversation(
-                model.tokenizer, model.template, [prompts.Turn(image + question.format(prompts.quoted(text)), answer)]
-            )
-            for image, question, text, answer in zip(images, batch.questions, batch.texts, batch.answers, strict=True)
-        ]
+        encoded = []
+        for image, question, text, answer in zip(images, batch.questions, batch.texts, batch.answers, strict=True):
+            prompt = prompts.encode_prompt(model.tokenizer, model.template, image + question.format(prompts.quoted(text)))
+            said = prompts.encode(model.tokenizer, answer + model.template.suffix, start=False)
+            encoded.append((prompt + said, [prompts.IGNORE] * len(prompt) + said))
         ids, labels, attention = pad_right(encoded)
         segmented = model(features, Conversations(ids, labels, attention, index, [None] * len(ids)))
         logits = model.masks(features, segmented.seg_image, segmented.seg_embeds).low_res

@@ -157,10 +157,6 @@ def test_an_index_that_points_out_of_its_folder_is_refused(tmp_path: Path) -> No
         (pinned("url", "http://127.0.0.1:9/m", sha256={"../a": "0" * 64}), r"weights\.sha256: '\.\./a' is not a plain file name"),
         (pinned("url", "http://127.0.0.1:9/m", sha256={"a": "00"}), r"weights\.sha256\.a: expected 64"),
         (pinned("path", "/no/such/folder"), r"weights\.location: no folder '/no/such/folder'"),
-        (
-            pinned("hub", "ByteDance/Sa2VA-Qwen3-VL-4B-SAM3", COMMIT),
-            r"weights\.location: ByteDance/Sa2VA-Qwen3-VL-4B-SAM3 is not supported: .* SAM 3",
-        ),
         (pinned("embedded", "../elsewhere"), r"weights\.location: .* outside the repository"),
     ],
 )

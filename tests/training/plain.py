@@ -29,7 +29,7 @@ Values = dict[str, Tensor]
 TRAINED = {
     "lora": r".*language_model\..*\.lora_[AB]\.",
     "seg_row": r".*language_model\..*\.seg_row$",
-    "embed_head": r".*language_model\.(model\.embed_tokens|lm_head)\.",
+    "embed_head": r".*language_model\.(model\.(embed_tokens|tok_embeddings)|lm_head)\.",
     "proj": r"vlm\.(mlp1|multi_modal_projector)\.",
     "fcs": r"text_hidden_fcs\.",
     # without the heads that no loss reaches: they would only decay
@@ -343,12 +343,13 @@ def read(model: Segmenter, features: Features, rows: Sequence[Conversation], alo
         ),
     )
     readings = []
+    # which state of `[SEG]` is read, a family says; the golden numbers have it
+    seg = out.seg_embeds.split([row.ids.count(model.seg_token) for row in rows])
     for r, row in enumerate(rows):
         learnt = [t for t in range(1, len(row.ids)) if row.labels[t] != prompts.IGNORE]
         logits = model.vlm.language_model.lm_head(out.hidden[r, [t - 1 for t in learnt]])  # the position before predicts
-        seg = [t for t, token in enumerate(row.ids) if token == model.seg_token]
         labels = torch.tensor([row.labels[t] for t in learnt])
-        readings.append(Reading(logits.float(), labels, model.seg_embed(out.hidden[r, seg]), row.image))
+        readings.append(Reading(logits.float(), labels, seg[r], row.image))
     return readings
 
 
