@@ -139,7 +139,7 @@ class Task(base.Task[Settings, Batch]):
         out = model(
             features, Conversations(batch.ids, batch.labels, batch.mask, first, [None] * len(batch.ids), frames=batch.frames)
         )
-        objects = len(out.seg_embeds) // len(ids)
+        objects = len(out.seg_embeds) // len(batch.ids)
         logits = in_all_frames(model, features, out.seg_embeds, [frames for frames in batch.frames for _ in range(objects)])
         loss, values = mask_terms(logits, batch.targets, train.loss, train.mask_points, counts["masks"])
         language = out.language_loss / counts["tokens"]
