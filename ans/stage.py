@@ -19,7 +19,7 @@ from ans.config.fields import ConfigError
 from ans.errors import run
 from ans.files import replacing
 
-PARAMS = Path("params.yaml")
+PARAMS, PRESETS = Path("params.yaml"), Path("ans/presets")
 
 
 def run_stage(main: Callable[[], None]) -> None:
@@ -69,9 +69,11 @@ def dvc_process() -> psutil.Process | None:
 
 
 def _read() -> dict[str, Any]:
-    """All parameters that results depend on, by dotted path."""
+    """All parameters that results depend on, the chosen preset's included, by dotted path."""
     values = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
-    return _flat({key: value for key, value in values.items() if key != "launch"}, "")
+    preset = PRESETS / f"{values.get('preset')}.yaml"
+    of_preset = yaml.safe_load(preset.read_text(encoding="utf-8")) if preset.exists() else {}
+    return _flat({key: value for key, value in values.items() if key != "launch"}, "") | _flat(of_preset, f"{preset}: ")
 
 
 def _flat(values: dict[str, Any], path: str) -> dict[str, Any]:

@@ -97,8 +97,8 @@ def test_there_is_something_to_check() -> None:
 @cache
 def known() -> set[str]:
     """The paths of all settings and sections, and of what params.yaml has by name."""
-    named = {f"{section}.{name}" for section in ("sources", "own", "variants", "presets") for name in PARAMS[section]}
-    return {*SECTIONS, "preset", "presets", *(f"train.{name}" for name in task_names()), *all_fields(), *named}
+    named = {f"{section}.{name}" for section in ("sources", "own", "variants") for name in PARAMS[section]}
+    return {*SECTIONS, "preset", *(f"train.{name}" for name in task_names()), *all_fields(), *named}
 
 
 @cache

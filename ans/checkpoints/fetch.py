@@ -1,6 +1,6 @@
 """Base weights from where they lie to a local folder in the Hugging Face layout, every byte of the model pinned.
 
-Four sources (`presets.*.weights.source`): `embedded`, a folder of this repository with a SHA256SUMS file; `path`, any local
+Four sources (`weights.source`): `embedded`, a folder of this repository with a SHA256SUMS file; `path`, any local
 folder; `url`, the base address of a folder of files; `hub`, a Hugging Face repository at one commit. Only data is taken
 (safetensors, JSON, tokenizer files), never code or pickles.
 """

@@ -65,7 +65,12 @@ def kind_of(setting: FieldInfo) -> str:
 def _sections(config: Config, names: Sequence[str]) -> Iterator[Node]:
     for name in names:
         if name == "preset":
-            yield Node(("preset",), config.preset, "a key of `presets`", ("text", "params.yaml"))
+            yield Node(
+                ("preset",),
+                config.preset,
+                "a file of ans/presets, without .yaml: what differs from the defaults, such as sa2va-4b",
+                ("text", "params.yaml"),
+            )
             continue
         value = getattr(config, name)
         if isinstance(value, Section):

@@ -13,7 +13,12 @@ HELP = "what a run will do and need, and what is missing for it"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("preset", nargs="?", metavar="PRESET", help="a preset of params.yaml (default: the one that it names)")
+    parser.add_argument(
+        "preset",
+        nargs="?",
+        metavar="PRESET",
+        help="a file of ans/presets, without .yaml (default: the one that params.yaml names)",
+    )
     parser.add_argument("--params", type=Path, default=Workspace().params, metavar="FILE", help="(default: %(default)s)")
 
 

@@ -8,7 +8,8 @@ T = TypeVar("T")
 
 
 class ConfigError(ValueError):
-    """A setting is unknown, missing, of the wrong type, or out of range. The message begins with its path in `params.yaml`."""
+    """A setting is unknown, missing, of the wrong type, or out of range. The message begins with its path in `params.yaml`,
+    or with the preset's file."""
 
 
 class Section(BaseModel):

@@ -11,12 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, get_origin
 
-from pydantic import TypeAdapter, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
-
 from ans.config.fields import ConfigError
+from ans.config.files import read_yaml
+from ans.config.presets import BY_PRESET, Presets, check_presets, check_tasks, read_presets, where
 from ans.config.schema import (
     SUBSET,
     Convert,
@@ -36,40 +33,18 @@ from ans.config.schema import (
 )
 from ans.config.sections import SECTIONS, suggestion, task_names, task_settings
 from ans.config.tasks import TaskSettings
-
-BY_PRESET = ("subset_sa1b", "weights", "train", "evaluate")
-"""Sections that a preset may set."""
-
-MAX_DEPTH = 30
-"""Of sections in sections; params.yaml has five."""
-
-REASONS = {
-    "bool_type": "expected true or false",
-    "int_type": "expected an integer",
-    "float_type": "expected a number",
-    "string_type": "expected a text",
-    "tuple_type": "expected a list",
-    "dict_type": "expected a section",
-    "model_type": "expected a section",
-    "literal_error": "expected {expected}",
-    "finite_number": "must be finite",
-    "too_short": "must not be empty",
-    "greater_than": "must be above {gt}",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than": "must be below {lt}",
-    "less_than_equal": "must be at most {le}",
-    "string_pattern_mismatch": "does not match {pattern}",
-}
-"""What pydantic's errors are called here."""
+from ans.config.validated import dotted, validated
 
 
 class Config:
     """The configuration of a run: its sections, checked, with the chosen preset merged in."""
 
-    def __init__(self, raw: Mapping[str, Any]) -> None:
-        _known(raw, ["preset", *SECTIONS, "presets"])
-        self.preset: str = _preset(raw)
-        self._raw = raw
+    def __init__(self, raw: Mapping[str, Any], presets: Presets | None = None) -> None:
+        """`raw`: the values of `params.yaml`; `presets`: by name, those of `ans/presets` unless others are given."""
+        _known(raw, ["preset", *SECTIONS])
+        self._raw, self._presets = raw, read_presets() if presets is None else presets
+        check_presets(self._presets)
+        self.preset: str = _preset(raw, self._presets)
         self.paths: Paths = self._section("paths")
         self.launch: Launch = self._section("launch")
         self.sources: dict[str, Source] = self._section("sources")
@@ -88,6 +63,7 @@ class Config:
     @cached_property
     def tasks(self) -> dict[str, TaskSettings]:
         """The settings of the tasks that are on, by name, in the order of their names. Reading them imports the tasks."""
+        check_tasks(self._presets)
         settings = {name: self.task(name) for name in task_names()}
         found = {name: of for name, of in settings.items() if of.enabled}
         if not found:
@@ -108,7 +84,7 @@ class Config:
             for part in parents:
                 node = node.setdefault(part, {})
             node[last] = value
-        return Config(raw)
+        return Config(raw, self._presets)
 
     def source(self, name: str) -> Source | Own | None:
         """Where the set lies from which the index of that name is made."""
@@ -150,12 +126,9 @@ class Config:
         """Where the setting at `path` has its value from: `params.yaml`, `preset NAME` or `default`."""
         if _says(_at(self._raw, path)):
             return "params.yaml"
-        return f"preset {self.preset}" if _at(self._presets(), path) is not None else "default"
+        return f"preset {self.preset}" if _at(self._presets[self.preset], path) is not None else "default"
 
     # ------------------------------------------------------------------------------------------------------------ inside
-
-    def _presets(self) -> Mapping[str, Any]:
-        return self._raw["presets"][self.preset] or {}
 
     def _section(self, name: str) -> Any:
         if name not in self._raw:
@@ -166,40 +139,18 @@ class Config:
         return self._validated(kind, values, (name,))
 
     def _merged(self, name: str) -> dict[str, Any]:
-        given, preset = self._raw[name], self._presets().get(name) if name in BY_PRESET else None
-        for values, path in ((given, name), (preset, f"presets.{self.preset}.{name}")):
-            if values is not None and not isinstance(values, dict):
-                raise ConfigError(f"{path}: expected a section, found {values!r}")
-        return _merge(preset or {}, given or {}) if name in BY_PRESET else dict(given or {})
+        given = self._raw[name]
+        if given is not None and not isinstance(given, dict):
+            raise ConfigError(f"{name}: expected a section, found {given!r:.200}")
+        return _merge(self._presets[self.preset][name], given or {}) if name in BY_PRESET else dict(given or {})
 
     def _validated(self, kind: Any, values: Any, path: tuple[str, ...]) -> Any:
-        try:
-            return TypeAdapter(kind).validate_python(values)
-        except ValidationError as error:
-            raise ConfigError(self._message(error, path)) from None
-
-    def _message(self, error: ValidationError, section: tuple[str, ...]) -> str:
-        first = error.errors()[0]
-        path = (*section, *(str(part) for part in first["loc"] if part != "[key]"))
-        reason = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "value_error" and ": " in reason and reason.partition(": ")[0].isidentifier():
-            key, _, reason = reason.partition(": ")  # a rule between several settings names the one that it is about
-            path = (*path, key)
-        dotted = ".".join(path)
-        if first["type"] == "extra_forbidden":
-            return f"{self._place(path)}: unknown key{suggestion(dotted)}"
-        if first["type"] == "missing":
-            return f"{dotted}: missing"
-        if first["type"] in REASONS:
-            limits = {name: f"{of:g}" if isinstance(of, float) else of for name, of in first.get("ctx", {}).items()}
-            reason = REASONS[first["type"]].format(**limits)
-        found = f", found {first['input']!r}" if "input" in first and not isinstance(first["input"], dict) else ""
-        return f"{self._place(path)}: {reason}{found}"
+        return validated(kind, values, path, self._place)
 
     def _place(self, path: tuple[str, ...]) -> str:
         """The path at which the user finds the value."""
-        in_preset = not _says(_at(self._raw, path)) and _at(self._presets(), path) is not None
-        return ".".join(("presets", self.preset, *path) if in_preset else path)
+        in_preset = not _says(_at(self._raw, path)) and _at(self._presets[self.preset], path) is not None
+        return (where(self.preset) if in_preset else "") + dotted(path)
 
     def _check(self) -> None:
         if self.variants.get("base") != ():
@@ -232,38 +183,8 @@ class Config:
 
 
 def load(path: str | Path = "params.yaml") -> Config:
-    """Read and check `params.yaml`. Raises `ConfigError` naming the first setting that cannot be used, by its path.
-
-    Read as DVC reads it, as YAML 1.2: to PyYAML, the `1e-05` that `dvc exp run -S train.lr=1e-5` writes is a text.
-    """
-    with open(path, "rb") as file:
-        content = file.read()
-    try:
-        text = content.decode("utf-8")
-        _refuse_references(text, path)
-        values = YAML(typ="safe").load(text)
-    except (YAMLError, ValueError, RecursionError) as error:  # a ValueError: a date or a number that there is not
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{path}: not YAML: {error or 'nested too deeply'}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected sections, found {values!r:.80}")
-    return Config(values)
-
-
-def _refuse_references(text: str, path: str | Path) -> None:
-    """Raise `ConfigError` for tags, and for anchors and aliases: a few lines of them can stand for billions of values, and what DVC
-    compares would not be what a reader of the file sees. And for brackets without end, before YAML takes minutes over them."""
-    depth = 0
-    for event in YAML(typ="safe").parse(text):
-        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
-        if depth > MAX_DEPTH:
-            raise ConfigError(f"{path}: nested more than {MAX_DEPTH} deep")
-        line = event.start_mark.line + 1 if event.start_mark else 0
-        if getattr(event, "anchor", None) is not None:
-            raise ConfigError(f"{path}, line {line}: an anchor or alias (& or *); write the value out")
-        if getattr(event, "tag", None) is not None:
-            raise ConfigError(f"{path}, line {line}: a tag ({event.tag}); write a plain value")
+    """Read and check `params.yaml`. Raises `ConfigError` naming the first setting that cannot be used, by its path."""
+    return Config(read_yaml(path))
 
 
 def index_of(split: str) -> str:
@@ -271,21 +192,12 @@ def index_of(split: str) -> str:
     return split.rpartition("_")[0]
 
 
-def _preset(raw: Mapping[str, Any]) -> str:
-    for key in ("preset", "presets"):
-        if key not in raw:
-            raise ConfigError(f"{key}: missing")
-    name, presets = raw["preset"], raw["presets"]
-    if not isinstance(presets, dict):
-        raise ConfigError(f"presets: expected a section, found {presets!r}")
-    for other, values in presets.items():
-        if not isinstance(values, dict):
-            raise ConfigError(f"presets.{other}: expected a section, found {values!r}")
-        for section in values:
-            if section not in BY_PRESET:
-                raise ConfigError(f"presets.{other}.{section}: a preset sets {', '.join(BY_PRESET)}, nothing else")
+def _preset(raw: Mapping[str, Any], presets: Presets) -> str:
+    if "preset" not in raw:
+        raise ConfigError("preset: missing")
+    name = raw["preset"]
     if not isinstance(name, str) or name not in presets:
-        raise ConfigError(f"preset: no preset named {name!r}; there are {', '.join(sorted(presets))}")
+        raise ConfigError(f"preset: no preset named {name!r:.200}; there are {', '.join(sorted(presets))}")
     return name
 
 

@@ -73,7 +73,6 @@ def all_fields() -> dict[str, FieldInfo]:
 
 def suggestion(path: str) -> str:
     """What was probably meant by an unknown path, as the end of a message."""
-    path = path.removeprefix("presets.")
     last, known = path.rpartition(".")[2], [*SECTIONS, *(f"train.{name}" for name in task_names()), *all_fields()]
     same = [other for other in known if other.rpartition(".")[2] == last]
     near = same or difflib.get_close_matches(path, known, n=1)

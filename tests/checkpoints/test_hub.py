@@ -72,7 +72,7 @@ def fetch(work: Path, name: str = NAME, commit: str = COMMIT, sha256: dict[str, 
 
 def write_params(work: Path, name: str = NAME, commit: str = COMMIT, sha256: dict[str, str] | None = None) -> None:
     values = yaml.safe_load((pipeline.REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
-    values["presets"]["tiny"]["weights"] |= {"source": "hub", "location": name, "revision": commit, "sha256": sha256 or {}}
+    values["weights"] |= {"source": "hub", "location": name, "revision": commit, "sha256": sha256 or {}}
     work.mkdir(exist_ok=True)
     (work / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
 

@@ -11,6 +11,7 @@ from ans.cli import main
 from ans.cli.document import document, kind_of
 from ans.config import Config, ConfigError, load
 from ans.config.fields import Count, List, NonEmpty, Section, Share
+from ans.config.presets import BY_PRESET
 from ans.config.schema import Precision
 from ans.config.sections import all_fields
 from ans.errors import run
@@ -39,7 +40,7 @@ def test_it_shows_every_setting_in_force(config: Config) -> None:
             if node == "none":
                 break
             node = node[part]
-    again = Config(shown | {"presets": {"tiny": {}}})
+    again = Config(shown, {"tiny": {name: {} for name in BY_PRESET}})
     assert (again.train, again.weights, again.evaluate, again.convert) == (
         config.train,
         config.weights,
@@ -78,7 +79,6 @@ def test_a_section_alone(config: Config) -> None:
         ("train.tau", "train.loop1.tau"),
         ("lr", "train.lr"),
         ("train.loop1.lr", "train.lr"),
-        ("presets.tiny.train.batch", "train.batch"),
         ("train.lora.ranks", "train.lora.rank"),
         ("train.lr.x", "train.lr"),
         ("trian", "train"),

@@ -1,3 +1,4 @@
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -5,6 +6,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from ans.config import Config
+from ans.config.presets import read_presets
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 
@@ -17,3 +19,17 @@ def config() -> Config:
 @pytest.fixture
 def values() -> dict[str, Any]:
     return YAML(typ="safe").load(PARAMS)
+
+
+@pytest.fixture
+def presets() -> dict[str, Any]:
+    """The committed presets, as a copy that a test may change."""
+    return copy.deepcopy(dict(read_presets()))
+
+
+def put(values: dict[str, Any], path: str, value: object) -> None:
+    """Set a value by its dotted path."""
+    *parents, last = path.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+    values[last] = value

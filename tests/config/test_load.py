@@ -10,9 +10,11 @@ from typing import Any, get_args
 import pytest
 
 from ans.config import Config, ConfigError, load
+from ans.config.presets import read_presets
 from ans.config.schema import Group, StoredGroup
 from ans.config.sections import SECTIONS, all_fields, task_names
 from ans.groups import TRAINABLE
+from tests.config.conftest import put
 from tests.pipeline import REPOSITORY
 
 INTERNVL3 = tuple(f"sa2va-internvl3-{size}" for size in ("2b", "8b", "14b"))
@@ -34,8 +36,8 @@ def test_the_committed_presets_are_valid(config: Config, preset: str) -> None:
     assert bool(chosen.evaluate.captions) == (preset not in LABELS_ALONE or preset in ("own", "sa2va-4b-sft"))
 
 
-def test_there_are_no_other_presets(values: dict[str, Any]) -> None:
-    assert set(values["presets"]) == set(PRESETS)
+def test_there_are_no_other_presets() -> None:
+    assert set(read_presets()) == set(PRESETS)
 
 
 @pytest.mark.parametrize(
@@ -45,9 +47,7 @@ def test_there_are_no_other_presets(values: dict[str, Any]) -> None:
         ("train.tau", 1.0, "train.tau: unknown key; did you mean train.loop1.tau?"),
         ("train.loop1.lr", 1.0, "train.loop1.lr: unknown key; did you mean train.lr?"),
         ("train.refering", {}, "train.refering: unknown key; did you mean train.referring?"),
-        ("presets.tiny.train.steppes", 3, "presets.tiny.train.steppes: unknown key; did you mean train.steps?"),
         ("evaluat", {}, "evaluat: unknown key; did you mean evaluate?"),
-        ("presets.tiny.launch", {}, "presets.tiny.launch: a preset sets subset_sa1b, weights, train, evaluate, nothing else"),
         ("train.steps", "many", "train.steps: expected an integer, found 'many'"),
         ("train.steps", True, "train.steps: expected an integer, found True"),
         ("train.steps", 1.5, "train.steps: expected an integer"),
@@ -66,14 +66,7 @@ def test_there_are_no_other_presets(values: dict[str, Any]) -> None:
             {"split": "refcoco_val"},
             "train.validation: evaluates after epochs; set validation.every",
         ),
-        ("presets.tiny.train.groups", [], "presets.tiny.train.groups: must not be empty, found []"),
-        ("presets.tiny.train.lora.rank", 1.5, "presets.tiny.train.lora.rank: expected an integer"),
-        ("presets.tiny.train.lora", 8, "presets.tiny.train.lora: expected a section, found 8"),
-        (
-            "presets.tiny.train.schedule",
-            "step",
-            "presets.tiny.train.schedule: expected 'constant', 'cosine' or 'linear', found 'step'",
-        ),
+        ("presets", {"mine": {}}, "presets: unknown key; known here are preset, paths, "),
         (
             "preset",
             "huge",
@@ -99,12 +92,10 @@ def test_mistakes_are_named(config: Config, path: str, value: object, message: s
 
 
 UNUSABLE: dict[str, tuple[Any, ...]] = {
-    "presets.tiny.train.batch": (0, -1),
     "train.batch": (0, -1, 2.5),
     "train.beta": (-1, float("nan")),
     "train.accumulation": (0, -2),
     "train.lr": (0, -3, float("nan"), float("inf")),
-    "presets.tiny.train.lr": (0, -3, float("nan"), float("inf")),
     "train.lr_sam2_scale": (-1,),
     "train.warmup": (7, -0.1, float("nan")),
     "train.clip": (0, -1, float("nan")),
@@ -152,7 +143,6 @@ UNUSABLE: dict[str, tuple[Any, ...]] = {
     "evaluate.max_new_tokens": (0,),
     "evaluate.tokens_per_batch": (0,),
     "evaluate.splits": (["nothing_val"], ["refcoco"], []),
-    "presets.tiny.evaluate.splits": (["nothing_val"], ["refcoco"], []),
     "evaluate.captions": (["nothing_val"],),
     "evaluate.max_samples": (0,),
     "weights.source": ("ftp",),
@@ -187,7 +177,7 @@ def test_every_range_is_tried() -> None:
     bounded = {
         path for path, of in all_fields().items() if any(hasattr(m, n) for m in of.metadata for n in ("ge", "gt", "lt", "le"))
     }
-    tried = {path.removeprefix("presets.tiny.") for path in UNUSABLE}
+    tried = set(UNUSABLE)
     alike = ("world.", "report.", "subset_sa1b.", "launch.", "train.loop1.", "train.loop2.", "train.lora.", "train.gallery")
     missing = {path for path in bounded - tried if not path.startswith(alike)}
     assert not missing, f"no unusable value of {sorted(missing)} is tried"
@@ -219,16 +209,59 @@ def test_a_missing_key_is_named(values: dict[str, Any]) -> None:
         for path, of in all_fields().items()
         if of.is_required() and not path.startswith(("weights.sam2", "train.validation", "convert.lora"))
     ]
-    for path in ["preset", "presets", *SECTIONS, *required]:
-        broken = copy.deepcopy(values)
-        for top in (broken, broken["presets"]["tiny"]) if path not in ("presets", *SECTIONS) else (broken,):
+    for path in ["preset", *SECTIONS, *required]:
+        broken, preset = copy.deepcopy(values), copy.deepcopy(dict(read_presets()["tiny"]))
+        for top in (broken,) if path in SECTIONS else (broken, preset):
             node: Any = top
             *parents, last = path.split(".")
             for parent in parents:
                 node = node.get(parent, {})
             node.pop(last, None)
         with pytest.raises(ConfigError, match="^" + re.escape(f"{path}: missing")):
-            assert Config(broken).tasks
+            assert Config(broken, {"tiny": preset}).tasks
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("train.steppes", 3, "train.steppes: unknown key; did you mean train.steps?"),
+        ("train.groups", [], "train.groups: must not be empty, found []"),
+        ("train.lora.rank", 1.5, "train.lora.rank: expected an integer, found 1.5"),
+        ("train.lora", 8, "train.lora: expected a section, found 8"),
+        ("train.schedule", "step", "train.schedule: expected 'constant', 'cosine' or 'linear', found 'step'"),
+        ("train.loop1.tau", 0, "train.loop1.tau: must be above 0, found 0"),
+        ("train.loop1", 8, "train.loop1: expected a section, found 8"),
+        ("train.lr", float("nan"), "train.lr: must be finite, found nan"),
+        ("weights.source", "ftp", "weights.source: expected 'embedded', 'hub', 'url' or 'path', found 'ftp'"),
+        ("train", None, "train: missing; an empty section is {}"),
+        ("train", 3, "train: expected a section, found 3"),
+        ("launch", {}, "launch: a preset sets weights, subset_sa1b, train, evaluate, nothing else"),
+    ],
+)
+@pytest.mark.parametrize("preset", ["tiny", "sa2va-4b"])
+def test_mistakes_of_every_preset_are_named(
+    values: dict[str, Any], presets: dict[str, Any], preset: str, path: str, value: object, message: str
+) -> None:
+    """Of the chosen one and of one that nobody chose, also where params.yaml has another value."""
+    put(presets[preset], path, value)
+    for changes in ({}, {"train.lora.rank": 4, "train.schedule": "linear", "train.lr": 1e-3}):
+        for changed, other in changes.items():
+            put(values, changed, other)
+        with pytest.raises(ConfigError, match="^" + re.escape(f"ans/presets/{preset}.yaml: {message}")):
+            assert Config(values, presets).tasks
+
+
+def test_what_a_preset_names_has_to_be_there_when_it_is_chosen(values: dict[str, Any], presets: dict[str, Any]) -> None:
+    put(presets["lisa-tiny"], "evaluate.splits", ["nothing_val"])
+    assert Config(values, presets).tasks
+    with pytest.raises(ConfigError, match="^ans/presets/lisa-tiny.yaml: evaluate.splits: no index named 'nothing'"):
+        Config(values | {"preset": "lisa-tiny"}, presets)
+
+
+def test_a_file_of_a_preset_that_is_no_yaml_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("train: {steps: [}")
+    with pytest.raises(ConfigError, match="mine.yaml: not YAML: "):
+        read_presets(tmp_path)
 
 
 def test_a_value_of_params_yaml_wins_over_the_preset(config: Config) -> None:

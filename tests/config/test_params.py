@@ -12,7 +12,7 @@ from dvc.utils.hydra import apply_overrides
 
 from ans.cli.document import doc_of
 from ans.config import load
-from ans.config.load import BY_PRESET
+from ans.config.presets import BY_PRESET, FOLDER, read_presets
 from ans.config.sections import SECTIONS, all_fields, task_names, task_settings
 from tests.config.conftest import PARAMS
 
@@ -23,13 +23,11 @@ LINE = re.compile(r"( *)([\w-]+):(?: +(?!#)(.*?))?(?: +# (.*))?")
 
 
 def comments() -> dict[str, str]:
-    """The comment of every setting and section above `presets`, by dotted path: behind it, or on the line before."""
+    """The comment of every setting and section, by dotted path: behind it, or on the line before."""
     found: dict[str, str] = {}
     path: list[str] = []
     above = ""
     for line in PARAMS.read_text(encoding="utf-8").splitlines():
-        if line.startswith("presets:"):
-            return found
         if line.strip().startswith("#"):
             above = line.strip().removeprefix("# ")
         elif match := LINE.fullmatch(line):
@@ -37,7 +35,7 @@ def comments() -> dict[str, str]:
             path = [*path[: len(indent) // 2], key]
             found[".".join(path)] = comment or above
             above = ""
-    raise AssertionError("no presets")
+    return found
 
 
 def test_each_comment_is_the_settings_documentation() -> None:
@@ -60,7 +58,7 @@ def test_every_setting_is_documented() -> None:
 
 
 def test_what_presets_may_set_is_left_to_them(values: dict[str, Any]) -> None:
-    """A value in the upper part wins over every preset, so that a preset could not set it."""
+    """A value in params.yaml wins over every preset, so that a preset could not set it."""
 
     def said(node: object) -> bool:
         return any(map(said, node.values())) if isinstance(node, dict) else node is not None
@@ -69,7 +67,7 @@ def test_what_presets_may_set_is_left_to_them(values: dict[str, Any]) -> None:
 
 
 def test_it_is_short() -> None:
-    assert len(PARAMS.read_text(encoding="utf-8").splitlines()) <= 280
+    assert len(PARAMS.read_text(encoding="utf-8").splitlines()) <= 190
 
 
 def test_dvc_and_the_pipelines_templates_read_the_same(values: dict[str, Any]) -> None:
@@ -92,7 +90,6 @@ def test_dvc_and_the_pipelines_templates_read_the_same(values: dict[str, Any]) -
         ("paths.root=/data", "paths.root", "/data"),
         ("convert.source=models/checkpoint/step_000100.pth", "convert.source", "models/checkpoint/step_000100.pth"),
         ("index.max_bad_fraction=0.5", "index.max_bad_fraction", 0.5),
-        ("presets.tiny.train.lr=1e-3", "train.lr", 1e-3),
     ],
 )
 def test_an_override_changes_one_line_and_has_effect(tmp_path: Path, override: str, path: str | None, value: object) -> None:
@@ -109,7 +106,7 @@ def test_an_override_changes_one_line_and_has_effect(tmp_path: Path, override: s
         for part in path.split("."):
             found = getattr(found, part)
         assert found == value
-        assert config.origin(*path.split(".")) == ("preset tiny" if override.startswith("presets") else "params.yaml")
+        assert config.origin(*path.split(".")) == "params.yaml"
     else:
         assert "loop2" not in config.tasks or config.task("loop1").model_dump()["bridge"] == "hard"
 
@@ -127,7 +124,15 @@ STAGES = yaml.safe_load((PARAMS.parent / "dvc.yaml").read_text(encoding="utf-8")
 
 def readers(section: str) -> set[str]:
     """The stages that declare a section, or a part of it, as a parameter."""
-    declared = {name: (stage.get("do") or stage).get("params", []) for name, stage in STAGES.items()}
+    declared = {
+        name: [
+            f"{file}: {key}" if file else key
+            for param in (stage.get("do") or stage).get("params", [])
+            for file, keys in (param.items() if isinstance(param, dict) else [("", [param])])
+            for key in keys
+        ]
+        for name, stage in STAGES.items()
+    }
     return {
         name for name, params in declared.items() if any(param == section or param.startswith(f"{section}.") for param in params)
     }
@@ -139,7 +144,7 @@ def test_the_pipeline_tracks_every_section() -> None:
     for section in set(SECTIONS) - {"launch"}:
         assert readers(section), section
     for section in BY_PRESET:
-        assert readers(section) == readers(f"presets.${{preset}}.{section}") <= readers("preset"), section
+        assert readers(section) == readers(f"ans/presets/${{preset}}.yaml: {section}") <= readers("preset"), section
 
 
 def test_a_change_reruns_only_what_reads_it() -> None:
@@ -148,3 +153,10 @@ def test_a_change_reruns_only_what_reads_it() -> None:
     assert readers("world") == {"world"}
     assert readers("weights") == {"weights"}
     assert readers("report") == {"report"}
+
+
+def test_a_preset_is_as_it_is_read_and_says_what_it_is() -> None:
+    for name, values in read_presets().items():
+        text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+        assert text.startswith("# ") and list(values) == list(BY_PRESET), name
+        assert yaml.safe_load(text) == values, name

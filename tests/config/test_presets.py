@@ -11,7 +11,7 @@ import pytest
 from dvc.utils.hydra import apply_overrides
 
 from ans.config import Config, ConfigError, load
-from ans.config.load import BY_PRESET
+from ans.config.presets import BY_PRESET
 from ans.config.sections import task_names
 from ans.data.validate import PASSES, Validated, steps_of
 from tests.config.conftest import PARAMS
@@ -165,7 +165,7 @@ def test_own_data_takes_three_settings(tmp_path: Path, config: Config) -> None:
     looped = chosen.changed({"train.loop1.enabled": True, "train.epochs": "none", "train.steps": 50})
     assert list(looped.tasks) == ["loop1", "referring"] and looped.training_indexes() == ("mine",)
     assert chosen.train.epochs == PASSES
-    with pytest.raises(ConfigError, match=r"presets\.own\.evaluate\.splits: no index named 'mine'.* `own`"):
+    with pytest.raises(ConfigError, match=r"own\.yaml: evaluate\.splits: no index named 'mine'.* `own`"):
         config.changed({"preset": "own"})
 
 

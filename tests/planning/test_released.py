@@ -1,17 +1,13 @@
 """The sizes of released models, counted on the meta device, against sums by hand; and all their tensors have official names."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from ruamel.yaml import YAML
 
+from ans.config.presets import read_presets
 from ans.model.config import ModelConfig
 from ans.planning.released import RELEASED
 
 pytestmark = pytest.mark.slow
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 def linear(inputs: int, outputs: int, bias: bool = True) -> int:
@@ -125,8 +121,8 @@ def test_the_published_total(name: str) -> None:
 
 
 def test_every_release_with_a_preset_is_here() -> None:
-    values = YAML(typ="safe").load(REPOSITORY / "params.yaml")
-    named = {preset["weights"]["location"] for preset in values["presets"].values() if preset["weights"]["source"] == "hub"}
+    weights = [preset["weights"] for preset in read_presets().values()]
+    named = {of["location"] for of in weights if of["source"] == "hub"}
     assert named | WITHOUT_PRESET == {*EXPECTED, "llava-hf/llava-1.5-7b-hf"} == set(RELEASED)
 
 
