@@ -71,8 +71,8 @@ def fetch_sam2(sam2: MaskEncoderWeights, out: Path) -> None:
 
     Raises `ConfigError` naming the key, `FetchError` naming the file.
     """
-    if not re.fullmatch(r"[0-9a-f]{64}", sam2.sha256):
-        raise ConfigError(f"weights.sam2.sha256: expected 64 lower-case hexadecimal digits, found {sam2.sha256!r}")
+    if not sam2.sha256:
+        raise ConfigError("weights.sam2.sha256: expected 64 lower-case hexadecimal digits, found none")
     out.unlink(missing_ok=True)  # of an earlier call, perhaps for another file
     if sam2.location.startswith(("http://", "https://")):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -130,26 +130,14 @@ def read_sums(path: Path) -> dict[str, str]:
 
 
 def _checksums(weights: Weights) -> dict[str, str]:
-    """Check the parameters against each other; return name -> sha256 (empty: nothing is pinned)."""
+    """Check what the settings name; return name -> sha256 (empty: nothing is pinned)."""
     source, location = weights.source, weights.location
-    if weights.revision is not None and source != "hub":
-        raise ConfigError(f"weights.revision: only source `hub` has revisions; must be null for `{source}`")
-    for name, digest in weights.sha256.items():
-        if name in (".", "..") or re.search(r"[/\\]", name):
-            raise ConfigError(f"weights.sha256: {name!r} is not a plain file name")
-        if not re.fullmatch(r"[0-9a-f]{64}", digest):
-            raise ConfigError(f"weights.sha256.{name}: expected 64 lower-case hexadecimal digits, found {digest!r}")
     if source == "hub":
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", location):
-            raise ConfigError(f"weights.location: expected owner/name, found {location!r}")
-        if not re.fullmatch(r"[0-9a-f]{40}", weights.revision or ""):
+        if weights.revision is None:
             raise ConfigError(
-                f"weights.revision: expected a commit (40 hexadecimal digits), found {weights.revision!r}; "
-                "a branch or tag can change under the same name"
+                "weights.revision: expected a commit (40 hexadecimal digits), found none; a branch or tag can change under the same name"
             )
     elif source == "url":
-        if not location.startswith(("http://", "https://")):
-            raise ConfigError(f"weights.location: expected an http(s) address, found {location!r}")
         if not weights.sha256:
             raise ConfigError("weights.sha256: is empty; a url source needs it, its keys are the files to fetch")
     else:

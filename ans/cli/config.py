@@ -23,4 +23,6 @@ def run(chosen: argparse.Namespace) -> None:
     from ans.config import load
 
     config = load(chosen.params)
-    print(document(config.changed({"preset": chosen.preset}) if chosen.preset else config, chosen.key), end="")
+    config = config.changed({"preset": chosen.preset}) if chosen.preset else config
+    assert config.tasks  # whatever is shown, the whole file has to be usable
+    print(document(config, chosen.key), end="")

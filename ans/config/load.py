@@ -31,7 +31,7 @@ from ans.config.schema import (
     Weights,
     World,
 )
-from ans.config.sections import SECTIONS, suggestion, task_names, task_settings
+from ans.config.sections import SECTIONS, suggestion, task_names, task_role, task_settings
 from ans.config.tasks import TaskSettings
 from ans.config.validated import dotted, validated
 
@@ -66,9 +66,18 @@ class Config:
         check_tasks(self._presets)
         settings = {name: self.task(name) for name in task_names()}
         found = {name: of for name, of in settings.items() if of.enabled}
+        primary = [name for name in found if task_role(name) == "primary"]
         if not found:
             raise ConfigError(
                 "train: every task is off, so nothing would be learnt; set train.<task>.enabled=true for one of them"
+            )
+        if not primary:
+            only = f"{', '.join(found)} only {'helps' if len(found) == 1 else 'help'} other tasks"
+            raise ConfigError(f"train: {only}; turn on a primary task too: set train.<task>.enabled=true")
+        if self.train.epochs is not None and len(primary) > 1:
+            raise ConfigError(
+                f"{self._place(('train', 'epochs'))}: counts passes over one task's samples, but {', '.join(primary)} take turns; "
+                "set train.steps instead"
             )
         for name, of in found.items():
             for index in of.indexes():
@@ -115,11 +124,14 @@ class Config:
 
     def task(self, name: str) -> TaskSettings:
         """The settings of a task, on or off. Reading them imports it."""
-        kind, values = task_settings(name), dict(self._merged("train").get(name, {}))
+        kind, given = task_settings(name), self._merged("train").get(name, {})
+        if not isinstance(given, dict):
+            raise ConfigError(f"{self._place(('train', name))}: expected a section, found {given!r:.200}")
+        values = dict(given)
         for key, field in kind.model_fields.items():
             # a collection by name is one value: whoever names its entries has named them all
-            if get_origin(field.annotation) is dict and _says(given := _at(self._raw, ("train", name, key))):
-                values[key] = given
+            if get_origin(field.annotation) is dict and _says(own := _at(self._raw, ("train", name, key))):
+                values[key] = own
         return self._validated(kind, values, ("train", name))
 
     def origin(self, *path: str) -> str:
@@ -158,6 +170,8 @@ class Config:
         for name, groups in self.variants.items():
             if name != "base" and not groups:
                 raise ConfigError(f"variants.{name}: names no group; the untouched base is `base`")
+        if SUBSET in self.sources:
+            raise ConfigError(f"sources.{SUBSET}: the name of the index that stage subset_sa1b makes; choose another")
         if twice := set(self.own) & {*self.sources, SUBSET}:
             raise ConfigError(f"own.{min(twice)}: the name of a published set; choose another")
         for key in ("splits", "captions"):
@@ -175,9 +189,9 @@ class Config:
     def _require_index(self, path: str, name: str) -> None:
         indexes = {*self.sources, *self.own, *([SUBSET] if "sa1b" in self.sources else [])} - {"sa1b"}
         if name not in indexes:
-            known = ", ".join(sorted(indexes))
+            known = ", ".join(sorted(indexes)) or "none"
             raise ConfigError(
-                f"{self._place(tuple(path.split('.')))}: no index named {name!r}; there are {known}, and your own data has a name "
+                f"{self._place(tuple(path.split('.')))}: no index named {name!r:.200}; there are {known}, and your own data has a name "
                 "below `own`"
             )
 

@@ -8,7 +8,7 @@ from typing import Any
 from ans.config.fields import ConfigError
 from ans.config.files import read_yaml
 from ans.config.sections import SECTIONS, task_names, task_settings
-from ans.config.validated import validated
+from ans.config.validated import dotted, validated
 
 FOLDER = Path(__file__).parents[1] / "presets"
 BY_PRESET = ("weights", "subset_sa1b", "train", "evaluate")
@@ -44,9 +44,7 @@ def check_presets(presets: Presets) -> None:
                 found = "missing; an empty section is {}" if given is None else f"expected a section, found {given!r}"
                 raise ConfigError(f"{where(name)}{section}: {found}")
             own = {key: value for key, value in given.items() if section != "train" or key not in task_names()}
-            validated(
-                SECTIONS[section], own, (section,), place=lambda path, name=name: where(name) + ".".join(path), partial=True
-            )
+            _check(name, SECTIONS[section], own, section)
 
 
 def check_tasks(presets: Presets) -> None:
@@ -54,5 +52,8 @@ def check_tasks(presets: Presets) -> None:
     for name, values in presets.items():
         for task in task_names():
             if (own := values["train"].get(task)) is not None:
-                place = lambda path, name=name: where(name) + ".".join(path)  # noqa: E731
-                validated(task_settings(task), own, ("train", task), place=place, partial=True)
+                _check(name, task_settings(task), own, "train", task)
+
+
+def _check(name: str, kind: Any, values: Any, *section: str) -> None:
+    validated(kind, values, section, place=lambda path: where(name) + dotted(path), partial=True)

@@ -8,7 +8,25 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ans.config.fields import Count, List, Name, NonEmpty, Number, Positive, Section, Seed, Share, Weight
+from ans.config.fields import (
+    Commit,
+    Count,
+    FileName,
+    Folder,
+    List,
+    Name,
+    NonEmpty,
+    Number,
+    Positive,
+    Repository,
+    Section,
+    Seed,
+    Sha256,
+    Share,
+    Text,
+    Weight,
+    owner_and_name,
+)
 from ans.groups import Group, Part, StoredGroup
 
 Precision = Literal["float32", "bf16"]
@@ -22,7 +40,7 @@ VIDEO_READERS = READERS.with_name("video_sources")
 
 
 class Paths(Section):
-    root: str = Field(description="folder of the published data sets; data/world is the synthetic world")
+    root: Text = Field(description="folder of the published data sets; data/world is the synthetic world")
 
 
 class Launch(Section):
@@ -33,7 +51,7 @@ class Launch(Section):
     scheduler: Literal["none", "slurm"] = Field(
         description="slurm: start the machines' processes by srun, within a job; none: start those of this machine"
     )
-    main_address: str = Field(description="address of machine 0, as the other machines see it; with slurm it is found")
+    main_address: Text = Field(description="address of machine 0, as the other machines see it; with slurm it is found")
     main_port: Annotated[int, Field(ge=1, le=65535)] = Field(
         description="a free port of machine 0, used with several machines; with slurm one is found"
     )
@@ -58,7 +76,7 @@ class Source(Section):
     """A published data set."""
 
     reader: str = Field(description="module of ans/data/sources that reads the set's layout")
-    folder: str = Field(description="folder below paths.root")
+    folder: Folder = Field(description="folder below paths.root")
     max_images: Count | None = Field(None, description="index the first so many images; none: all")
     max_samples: Count | None = Field(None, description="index the first so many masks; none: all")
 
@@ -75,8 +93,8 @@ class VideoFolder(Section):
     """A set of videos with expressions."""
 
     reader: str = Field(description="module of ans/data/video_sources that reads the set's layout")
-    folder: str = Field(description="folder below paths.root")
-    split: str = Field(description="part of the set, as its files call it")
+    folder: Folder = Field(description="folder below paths.root")
+    split: FileName = Field(description="part of the set, as its files call it")
 
     @field_validator("reader")
     @classmethod
@@ -104,21 +122,7 @@ class VideoSet(VideoFolder):
 class Own(Section):
     """A folder of your own data (docs/your-data.md)."""
 
-    folder: str = Field(description="folder below paths.root")
-
-    @field_validator("folder")
-    @classmethod
-    def _below(cls, folder: str) -> str:
-        """DVC watches `paths.root`/`folder`, and readers look there too: both have to mean the same place."""
-        if (
-            not folder.strip("./")
-            or folder.startswith("/")
-            or ".." in folder.split("/")
-            or "$" in folder
-            or not folder.isprintable()
-        ):
-            raise ValueError("must be the path of a folder below paths.root, without .. and $")
-        return folder
+    folder: Folder = Field(description="folder below paths.root")
 
     reader: ClassVar[str] = "own"
     max_images: ClassVar[None] = None
@@ -187,8 +191,8 @@ class MaskEncoderWeights(Section):
     """The released file of the mask decoder, its image encoder included (SAM2 or SAM), to put a new base together with a
     vision-language model."""
 
-    location: str = Field(description="address or path of the file")
-    sha256: str = Field(description="its sha256; the stage stops and asks until it is set")
+    location: Text = Field(description="address or path of the file")
+    sha256: Sha256 | Literal[""] = Field("", description="its sha256; the stage stops and asks until it is set")
 
 
 class Weights(Section):
@@ -197,14 +201,27 @@ class Weights(Section):
     source: Literal["embedded", "hub", "url", "path"] = Field(
         description="where it comes from: embedded (in the repository), hub, url or path"
     )
-    location: str = Field(description="folder, owner/name on the hub, or address")
-    revision: str | None = Field(
+    location: Text = Field(description="folder, owner/name on the hub, or address")
+    revision: Commit | None = Field(
         None, description="commit on the hub that you trust, 40 digits; the stage stops and asks until it is set"
     )
-    sha256: dict[str, str] = Field({}, description="file name -> sha256; the files named here are checked")
+    sha256: dict[FileName, Sha256] = Field({}, description="file name -> sha256; the files named here are checked")
     sam2: MaskEncoderWeights | None = Field(
         None, description="weights of the mask decoder, where the base is assembled from two models"
     )
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Weights":
+        if self.revision is not None and self.source != "hub":
+            raise ValueError(f"revision: only source hub has revisions; must be none for {self.source}")
+        if self.source == "hub":
+            try:
+                owner_and_name(self.location)
+            except ValueError as error:
+                raise ValueError(f"location: {error}, found {self.location!r}") from None
+        if self.source == "url" and not self.location.startswith(("http://", "https://")):
+            raise ValueError(f"location: expected an http(s) address, found {self.location!r}")
+        return self
 
 
 class LossWeights(Section):
@@ -315,7 +332,7 @@ class TrainSettings(Section):
     accumulation: Count = Field(
         4, description="micro-batches per optimizer step; effective batch = batch x accumulation x processes"
     )
-    lr: Positive = Field(1e-5, description="peak learning rate of all groups but the mask decoder")
+    lr: Annotated[float, Field(gt=0, le=1)] = Field(1e-5, description="peak learning rate of all groups but the mask decoder")
     lr_sam2_scale: Weight = Field(1.0, description="learning rate of the mask decoder, as a multiple of lr")
     optimizer: Literal["adamw", "paged_adamw"] = Field(
         "adamw", description="adamw, or paged_adamw (moves its state to CPU memory when the GPU is full; needs bitsandbytes)"
@@ -388,8 +405,8 @@ class LoraSize(Section):
 class Convert(Section):
     """A training checkpoint on its base, in the official Hugging Face layout."""
 
-    source: str = Field(description="folder of this run's checkpoint, one of its step checkpoints, or any .pth")
-    under: str | None = Field(None, description="a .pth that is put on models/base first")
+    source: Text = Field(description="folder of this run's checkpoint, one of its step checkpoints, or any .pth")
+    under: Text | None = Field(None, description="a .pth that is put on models/base first")
     groups: NonEmpty[StoredGroup] | None = Field(
         None, description="groups that a foreign .pth holds; this project's checkpoints say it themselves"
     )
@@ -397,7 +414,7 @@ class Convert(Section):
     precision: Precision = Field(
         description="type of the trained tensors on disk; bf16 takes half the space and rounds small changes away"
     )
-    code: Annotated[str, Field(pattern=r"^[^/\s]+/[^/\s]+$")] | None = Field(
+    code: Repository | None = Field(
         None, description="hub repository with the code that loads the export (auto_map); none: a release of the model's family"
     )
 

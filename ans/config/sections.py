@@ -55,6 +55,11 @@ def task_settings(name: str) -> type[TaskSettings]:
     return importlib.import_module(f"ans.tasks.{name}").Settings
 
 
+def task_role(name: str) -> str:
+    """`primary` or `auxiliary`. Importing it imports PyTorch."""
+    return importlib.import_module(f"ans.tasks.{name}").Task.role
+
+
 def fields(kind: type[Section], path: str) -> Iterator[tuple[str, FieldInfo]]:
     """(dotted path, field) of every setting in a section and in the sections within."""
     for name, field in kind.model_fields.items():

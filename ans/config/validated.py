@@ -17,6 +17,7 @@ REASONS = {
     "tuple_type": "expected a list",
     "dict_type": "expected a section",
     "model_type": "expected a section",
+    "invalid_key": "keys must be texts",
     "literal_error": "expected {expected}",
     "finite_number": "must be finite",
     "too_short": "must not be empty",

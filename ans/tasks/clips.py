@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from ans.config.fields import Count, Name, Weight
@@ -43,6 +43,12 @@ class Settings(TaskSettings):
     )
     frames: Count = Field(5, description="frames of a clip in one sample")
     expressions: Count = Field(5, description="expressions of a clip in one sample, one after the other in one conversation")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Settings":
+        if self.enabled and not any(of.repeats for of in self.sources.values()):
+            raise ValueError("sources: names no set of videos; name one, or set train.clips.enabled=false")
+        return self
 
     def indexes(self) -> tuple[str, ...]:
         return ()
@@ -81,8 +87,6 @@ class Task(base.Task[Settings, Batch]):
         if not setting.model.family.videos:
             name = setting.model.family.name
             raise ValueError(f"train.clips: {name} reads one image in a question; set train.clips.enabled=false")
-        if not settings.sources:
-            raise ValueError("train.clips.sources: names no set of videos; name one, or set train.clips.enabled=false")
         self.clips: list[list[Clip]] = []
         for name, of in settings.sources.items():
             found = [clip for clip in read(of.reader, setting.root, of.folder, of.split) if isinstance(clip, Clip)]

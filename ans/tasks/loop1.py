@@ -78,6 +78,8 @@ class Settings(TaskSettings):
     def _fits(self) -> "Settings":
         if not self.sources:
             raise ValueError("sources: names no source; to turn the task off set train.loop1.enabled=false")
+        if not any(of.repeats for of in self.sources.values()):
+            raise ValueError("sources: repeats is 0 for each of them, so nothing would be learnt")
         if self.denoising and not self.mask_ratio:
             raise ValueError("denoising: needs corrupted tokens, so set train.loop1.mask_ratio above 0")
         if self.reward and self.bridge != "gumbel":

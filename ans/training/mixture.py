@@ -26,9 +26,6 @@ class Mixture(Dataset[MicroBatch]):
         self.process, self.processes = process, processes
         self.primary = [name for name, task in tasks.items() if task.role == "primary"]
         self.auxiliary = [name for name, task in tasks.items() if task.role == "auxiliary"]
-        if not self.primary:
-            only = f"{', '.join(self.auxiliary)} only {'helps' if len(self.auxiliary) == 1 else 'help'} other tasks"
-            raise ValueError(f"train: {only}; turn on a primary task too: set train.<task>.enabled=true")
 
     def __len__(self) -> int:
         return self.steps * self.accumulation

@@ -147,17 +147,10 @@ def test_an_index_that_points_out_of_its_folder_is_refused(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (pinned("hub", "owner/name", "main"), r"weights\.revision: expected a commit .* found 'main'"),
         (pinned("hub", "owner/name"), r"weights\.revision: expected a commit"),
-        (pinned("hub", "owner/name", COMMIT[:12]), r"weights\.revision: expected a commit"),
-        (pinned("hub", "no-owner", COMMIT), r"weights\.location: expected owner/name"),
         (pinned("url", "http://127.0.0.1:9/m"), r"weights\.sha256: is empty"),
-        (pinned("url", "file:///etc", sha256={"hosts": "0" * 64}), r"weights\.location: expected an http"),
-        (pinned("url", "http://127.0.0.1:9/m", COMMIT, {"a": "0" * 64}), r"weights\.revision: only source `hub`"),
-        (pinned("url", "http://127.0.0.1:9/m", sha256={"../a": "0" * 64}), r"weights\.sha256: '\.\./a' is not a plain file name"),
-        (pinned("url", "http://127.0.0.1:9/m", sha256={"a": "00"}), r"weights\.sha256\.a: expected 64"),
-        (pinned("path", "/no/such/folder"), r"weights\.location: no folder '/no/such/folder'"),
         (pinned("embedded", "../elsewhere"), r"weights\.location: .* outside the repository"),
+        (pinned("path", "/no/such/folder"), r"weights\.location: no folder '/no/such/folder'"),
     ],
 )
 def test_bad_parameters_name_their_key_and_leave_nothing(tmp_path: Path, weights: Weights, message: str) -> None:

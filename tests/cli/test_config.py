@@ -53,7 +53,7 @@ def test_it_shows_every_setting_in_force(config: Config) -> None:
 def test_a_setting_has_its_documentation_and_origin(config: Config) -> None:
     assert (
         document(config, "train.lr").split()
-        == "lr: 0.0006 # peak learning rate of all groups but the mask decoder [number > 0; preset tiny]".split()
+        == "lr: 0.0006 # peak learning rate of all groups but the mask decoder [number > 0, <= 1; preset tiny]".split()
     )
     assert document(config, "train.beta").endswith(
         "# weight of the auxiliary gradient (loop 2's); 0: it has no effect [number >= 0; default]\n"

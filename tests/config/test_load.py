@@ -1,6 +1,7 @@
 """`params.yaml` is read strictly: every mistake is named by its path, and no value that cannot work is accepted."""
 
 import copy
+import datetime
 import re
 import subprocess
 import sys
@@ -81,6 +82,11 @@ def test_there_are_no_other_presets() -> None:
         ("evaluate.splits", "refcoco_val", "evaluate.splits: expected a list, found 'refcoco_val'"),
         ("evaluate.splits", ["refcoco_val", "refcoco_val"], "evaluate.splits: names refcoco_val twice"),
         ("paths", None, "paths.root: missing"),
+        ("train.loop1", 8, "train.loop1: expected a section, found 8"),
+        ("train.epochs", 2, "train.epochs: counts passes over one task's samples, but loop1, referring take turns"),
+        ("weights.revision", "0" * 40, "weights.revision: only source hub has revisions; must be none for embedded"),
+        ("variants.a/b", ["lora"], "variants.a/b: expected a name of letters, digits, _ and -, which begins and ends with"),
+        ("train.batch", 2**31, "train.batch: must be below 2^31, found 2147483648"),
     ],
 )
 def test_mistakes_are_named(config: Config, path: str, value: object, message: str) -> None:
@@ -92,10 +98,10 @@ def test_mistakes_are_named(config: Config, path: str, value: object, message: s
 
 
 UNUSABLE: dict[str, tuple[Any, ...]] = {
-    "train.batch": (0, -1, 2.5),
+    "train.batch": (0, -1, 2.5, 10**30, [1], {}, datetime.date(2024, 1, 1)),
     "train.beta": (-1, float("nan")),
     "train.accumulation": (0, -2),
-    "train.lr": (0, -3, float("nan"), float("inf")),
+    "train.lr": (0, -3, 1000, float("nan"), float("inf"), 10**400, "1e-5", [1e-5], True, -0.0),
     "train.lr_sam2_scale": (-1,),
     "train.warmup": (7, -0.1, float("nan")),
     "train.clip": (0, -1, float("nan")),
@@ -131,7 +137,7 @@ UNUSABLE: dict[str, tuple[Any, ...]] = {
     "train.captioning.regions_per_conversation": (0,),
     "train.captioning.description_prompts": (0, 5),
     "train.captioning.sources": ([], ["describe", "describe"]),
-    "train.loop1.sources": ({"nothing": {"repeats": 1.0}}, {"sav": {"repeats": -1.0}}),
+    "train.loop1.sources": ({"nothing": {"repeats": 1.0}}, {"sav": {"repeats": -1.0}}, {"sav": {"repeats": 0}}, {}),
     "train.loop1.bridge": ("soft",),
     "train.loop1.tau": (0, -1),
     "train.loop1.top_k": (0,),
@@ -146,8 +152,24 @@ UNUSABLE: dict[str, tuple[Any, ...]] = {
     "evaluate.captions": (["nothing_val"],),
     "evaluate.max_samples": (0,),
     "weights.source": ("ftp",),
+    "weights.location": ("", " ", "a\nb", "\0"),
+    "weights.revision": ("", "main", "0" * 39, "A" * 40, "0" * 40),  # an embedded base has no commit
+    "weights.sha256": ({"../a": "0" * 64}, {"": "0" * 64}, {"a": "00"}, {"a": ""}, {1: "0" * 64}, ["a"]),
+    "weights.sam2": ({"location": "a", "sha256": "00"}, {"location": "", "sha256": ""}, {"sha256": "0" * 64}, "a"),
+    "paths.root": ("", " ", 3),
+    "launch.main_address": ("", "a b\n"),
+    "evaluate.videos": (
+        {"a": {"reader": "mevis", "folder": "..", "split": "b"}},
+        {"a": {"reader": "mevis", "folder": "a", "split": ".."}},
+    ),
+    "train.clips": ({"enabled": True}, 5, "on", [1]),
+    "train.loop1": (5, "on", [1], "", [], 0, False),
+    "sources": ({"sa1b_subset": {"reader": "sa1b", "folder": "a"}}, [1]),
+    "sources.sa1b.folder": ("", ".", "..", "/", "/data", "a/../../b", "${HOME}", " a", "a\nb", 3),
+    "convert.source": ("", "\n"),
+    "convert.under": ("",),
     "convert.groups": (["seg"], []),
-    "convert.code": ("Sa2VA",),
+    "convert.code": ("Sa2VA", "a/b/c", "a /b"),
     "launch.workers": (-1,),
     "launch.processes": (0,),
     "launch.main_port": (0, 70000),
@@ -157,7 +179,15 @@ UNUSABLE: dict[str, tuple[Any, ...]] = {
     "subset_sa1b.min_predicted_iou": (-1,),
     "variants.lora": ([],),
     "sources.sa1b.reader": ("nothing", "own", "common"),
-    "own": ({"refcoco": {"folder": "x"}}, {"a/b": {"folder": "x"}}, {"sa1b_subset": {"folder": "x"}}),
+    "own": (
+        {"a": {"folder": " "}},
+        {"a": {"folder": ".."}},
+        {"": {"folder": "x"}},
+        {1: {"folder": "x"}},
+        {"refcoco": {"folder": "x"}},
+        {"a/b": {"folder": "x"}},
+        {"sa1b_subset": {"folder": "x"}},
+    ),
     "report.bootstrap": (0,),
 }
 
@@ -167,6 +197,7 @@ def test_what_cannot_work_is_refused_with_its_path(config: Config, path: str, va
     changes = {path: value} | ({"train.epochs": 3} if path == "train.validation" else {})
     with pytest.raises(ConfigError) as error:
         assert config.changed(changes).tasks
+    assert "regex" not in str(error.value) and "pattern" not in str(error.value) and "\n" not in str(error.value)
     named = str(error.value).split(":")[0]
     part = named.removesuffix(".denoising") if path.endswith("mask_ratio") else named  # the rule is told of either of the two
     assert part == path or named.startswith(f"{path}.") or path.startswith(f"{part}."), error.value
@@ -293,6 +324,12 @@ def test_tasks_are_turned_off_and_not_all(config: Config) -> None:
     assert list(config.changed({"train.loop2.enabled": False}).tasks) == ["loop1", "referring"]
     with pytest.raises(ConfigError, match="^train: every task is off"):
         assert config.changed({f"train.{name}.enabled": False for name in task_names()}).tasks
+
+
+def test_an_auxiliary_task_alone_is_refused(config: Config) -> None:
+    off = {f"train.{name}.enabled": False for name in task_names() if name != "loop2"}
+    with pytest.raises(ConfigError, match="^train: loop2 only helps other tasks; turn on a primary task too"):
+        assert config.changed(off).tasks
 
 
 def test_an_unused_task_may_name_what_is_not_there(config: Config) -> None:

@@ -157,7 +157,7 @@ def test_own_data_takes_three_settings(tmp_path: Path, config: Config) -> None:
     (command,) = re.findall(r"^dvc exp run .*preset=own.*$", page, re.MULTILINE)
     shutil.copy(PARAMS, tmp_path / "params.yaml")
     words = shlex.split(command)
-    changes = [words[place + 1] for place, word in enumerate(words) if word == "-S"]
+    changes = [words[place + 1].replace("COMMIT", "0" * 40) for place, word in enumerate(words) if word == "-S"]
     apply_overrides(tmp_path / "params.yaml", changes)
     chosen = load(tmp_path / "params.yaml")
     assert chosen.preset == "own" and chosen.own["mine"].folder == "my_kitchen" and chosen.paths.root == "/data"

@@ -331,7 +331,7 @@ def test_dvc_is_told_what_is_read(small_world: Path, films: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"sources": {}}, r"train\.clips\.sources: names no set"),
+        ({"sources": {}}, "sources: names no set of videos"),
         (
             {"sources": {"a": ClipSource(reader="mevis", folder="mevis", split="valid")}},
             r"train\.clips\.sources\.a: split 'valid' .* no clip",
