@@ -5,11 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ans.toy import base as tiny_base
-from ans.toy import lisa as tiny_lisa
+from ans.toy import lisa, tiny
+from ans.toy.measure import measure
+from ans.toy.recipe import export, make_world
 
 WORLD = Path("data/tiny_world")
-RECIPES = {"tiny": (tiny_base, (("sam2", "vlm"), ("joint",))), "lisa-tiny": (tiny_lisa, (("sam",), ("joint",)))}
+RECIPES = {"tiny": (tiny, (("sam2", "vlm"), ("joint",))), "lisa-tiny": (lisa, (("sam",), ("joint",)))}
 """Name -> its module, and its stages: those in one bracket run side by side."""
 
 
@@ -19,7 +20,7 @@ def main(name: str, stage: str | None = None) -> None:
     if stage is not None:
         recipe.stage(stage, WORLD, folder)
         return
-    tiny_base.make_world(WORLD)
+    make_world(WORLD)
     for together in stages:
         command = [sys.executable, "-m", "stages.tiny_weights", name]
         # Two stages that each take every core stand in each other's way.
@@ -27,8 +28,8 @@ def main(name: str, stage: str | None = None) -> None:
         running = [subprocess.Popen([*command, part], env=threads | os.environ) for part in together]
         if any([process.wait() for process in running]):
             raise SystemExit("a stage of the recipe failed; see above. Started again, it resumes")
-    tiny_base.export(folder, Path("weights") / name, recipe.new_model())
-    tiny_base.measure(WORLD, Path("weights") / name)
+    export(folder, Path("weights") / name, recipe.new_model())
+    measure(WORLD, Path("weights") / name)
 
 
 if __name__ == "__main__":

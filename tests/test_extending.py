@@ -1,4 +1,4 @@
-"""docs/extending.md, done: each of its files put into a copy of the repository, and the part of the pipeline that uses it run."""
+"""docs/extending.md, done: each of its files put into a copy of the repository, and the whole pipeline run with them by DVC."""
 
 import importlib.util
 import json
@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,13 +22,11 @@ from transformers import LightOnOcrConfig, LightOnOcrForConditionalGeneration
 
 from ans.config.schema import World
 from ans.data.arrow import read_index
-from ans.data.index import build
 from ans.formats.shards import sha256
 from ans.model.config import ModelConfig
 from ans.model.loading import read_tensors
 from ans.model.tokens import load_tokenizer
 from ans.toy.world import write_world
-from ans.workspace import Workspace
 from tests import pipeline
 
 pytestmark = pytest.mark.slow
@@ -50,38 +49,62 @@ LANGUAGE = {
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a small world, `world`, and the indexes of two of its sets, as a run has them."""
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository with a file for each example and two lines of params.yaml, in which `dvc repro` has been run: a small
+    world, its data set of cards, and both tasks on a new base of the family, put together of a released model with random weights and
+    of SAM2. Few images, four steps."""
     folder = tmp_path_factory.mktemp("extending")
-    few = {f"{name}_images": 2 for name in ("val", "test", "sa1b", "openimages", "reasonseg")}
-    write_world(folder / "world", World(seed=5, train_images=6, describe_images=6, sav_pairs=2, shift=1.0, **few))
-    config = pipeline.small_config(folder / "world")
-    for name in ("refcoco", "describe"):
-        build(name, config, Workspace(folder))
-    return folder
-
-
-def copy_of_the_repository(folder: Path, world: Path) -> Path:
-    """Its code and settings, with the indexes and the data of `world`."""
+    copy, released = folder / "copy", folder / "released"
     for name in ("ans", "stages"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(world / "data", folder / "data")
-    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    (folder / "params.yaml").write_text(text.replace("root: data/world", f"root: {world / 'world'}"), encoding="utf-8")
-    return folder
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, copy)
+    (copy / "weights").mkdir()  # the stage `weights` watches those that are embedded
+    (copy / ".dvc").mkdir()
+    (copy / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n", encoding="utf-8")
+    for file in FILES:
+        assert not (copy / file).exists(), f"{file} is there already; the page needs another example"
+        (copy / file).write_text(FILES[file], encoding="utf-8")
+    for section in LINES:
+        add_line(copy / "params.yaml", section)
+    sets = folder / "sets"
+    write_world(sets, World(seed=5, train_images=6, describe_images=6, sav_pairs=2, shift=1.0, **FEW))
+    write_cards(sets / "cards")
+    write_release(released, copy / "sam2_hiera_large.pt")
+    sam2 = {"location": "sam2_hiera_large.pt", "sha256": sha256(copy / "sam2_hiera_large.pt")}
+    override(
+        copy / "params.yaml", preset="sa2va-1b", paths__root=str(sets), launch__workers=0, index__max_bad_fraction=0.5,
+        launch__log_with=[], world=dict.fromkeys(World.model_fields, 1) | {"videos": 0, "shift": 1.0}, variants__base=[],
+        weights__source="path", weights__location=str(released), weights__sam2=sam2,
+        train__steps=4, train__batch=4, train__accumulation=1, train__precision="float32", train__mask_points=0,
+        train__lora__rank=4, train__checkpoint_activations=False, train__min_seg_rate=0.0,
+        train__referring__sources=["cards"], train__loop1__enabled=False, train__loop2__enabled=False,
+        evaluate__precision="float32", evaluate__splits=["refcoco_val"], evaluate__captions=[], evaluate__max_new_tokens=4,
+        evaluate__tokens_per_batch=2048, report__bootstrap=20,
+    )  # fmt: skip
+    keep(copy / "params.yaml", sources=("refcoco", "sa1b", "describe", "cards"), variants=("base", "full"))
+    dvc(copy, "repro", "-q")
+    return copy
 
 
-@pytest.fixture
-def copy(tmp_path: Path, world: Path) -> Path:
-    return copy_of_the_repository(tmp_path / "copy", world)
+FEW = {f"{name}_images": 2 for name in ("val", "test", "sa1b", "openimages", "reasonseg")}
 
 
-@pytest.fixture(scope="module")
-def family(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy that has the family, and its base, made by stage `weights` of a released model with random weights and of SAM2."""
-    copy = copy_of_the_repository(tmp_path_factory.mktemp("family") / "copy", world)
-    extend(copy, FAMILY, "presets")
-    released = copy.parent / "released"
+def write_cards(base: Path) -> None:
+    """Two images of 40 x 30 pixels, a label that has no pixel, and an image whose label map is of another size."""
+    labels = np.zeros((30, 40), np.uint8)
+    labels[5:15, 10:20], labels[20:25, 5:35] = 1, 2
+    for name, size in (("a", (40, 30)), ("b", (40, 30)), ("c", (20, 20))):
+        for kind in ("images", "labels"):
+            (base / kind).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, "red").save(base / "images" / f"{name}.png")
+        Image.fromarray(labels).save(base / "labels" / f"{name}.png")
+    texts = {"1": "the red card", "2": "the long card"}
+    (base / "texts.json").write_text(json.dumps({"a": texts, "b": texts | {"3": "no card"}, "c": texts}), encoding="utf-8")
+
+
+def write_release(folder: Path, sam2: Path) -> None:
+    """A released model of the family with small random weights, and SAM2's own file."""
     words = load_tokenizer(TINY, ModelConfig.from_folder(TINY).language)
     words.add_tokens(["<|image_pad|>"], special_tokens=True)
     values = {
@@ -94,33 +117,61 @@ def family(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for parameter in model.parameters():  # the defaults are too small for anything to matter
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.15)
-    model.save_pretrained(released)
-    words.save_pretrained(released)
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
     tiny = ModelConfig.from_folder(TINY)
-    config = json.loads((released / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config[tiny.decoder.section] = tiny.values[tiny.decoder.section]  # a released model has SAM2's own size
-    (released / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     masks = {name: tensor for name, tensor in read_tensors(TINY).items() if tiny.keys.shard_of(name).startswith("sam2")}
-    torch.save({"model": tiny.keys.from_hf(masks, "sam2")}, copy / "sam2_hiera_large.pt")
-
-    override(
-        copy, preset="lighton-ocr", weights__source="path", weights__location=str(released),
-        weights__sam2={"location": "sam2_hiera_large.pt", "sha256": sha256(copy / "sam2_hiera_large.pt")},
-    )  # fmt: skip
-    small(copy)
-    run(copy, "stages.weights")
-    return copy
+    torch.save({"model": tiny.keys.from_hf(masks, "sam2")}, sam2)
 
 
-def small(copy: Path, *tasks: str, steps: int = 2) -> None:
-    """Settings of a run that takes seconds: `tasks` alone, `steps` of four images, so many that grids of several shapes meet."""
-    on = {f"train__{task}__enabled": task in tasks for task in ("referring", "loop1", "loop2")}
-    override(
-        copy, launch__workers=0, train__steps=steps, train__batch=4, train__accumulation=1, train__precision="float32",
-        train__mask_points=0, train__lora__rank=4, train__checkpoint_activations=False, train__min_seg_rate=0.0,
-        train__referring__sources=["refcoco"], evaluate__precision="float32", evaluate__splits=["refcoco_val"],
-        evaluate__captions=[], evaluate__max_new_tokens=4, evaluate__tokens_per_batch=2048, **on,
-    )  # fmt: skip
+def add_line(params: Path, section: str) -> None:
+    """Add the page's one line of a section."""
+    (line,) = LINES[section].splitlines()
+    text, added = re.subn(
+        rf"^{section}:.*$", lambda match: f"{match[0]}\n{line}", params.read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+    assert added == 1
+    params.write_text(text, encoding="utf-8")
+
+
+def override(params: Path, **changes: object) -> None:
+    """Set values of params.yaml; `__` stands for the dot of a path."""
+    yaml = YAML()
+    values = yaml.load(params)
+    for key, value in changes.items():
+        *parents, last = key.split("__")
+        node = values
+        for parent in parents:
+            node = node[parent]
+        node[last] = value
+    yaml.dump(values, params)
+
+
+def keep(params: Path, **names: tuple[str, ...]) -> None:
+    """Leave only these entries of a section."""
+    yaml = YAML()
+    values = yaml.load(params)
+    for section, kept in names.items():
+        for name in [name for name in values[section] if name not in kept]:
+            del values[section][name]
+    yaml.dump(values, params)
+
+
+def dvc(copy: Path, *arguments: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ANS_", "DVC_"))}
+    binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment |= {"PATH": binaries, "PYTHONPATH": str(copy), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "dvc", *arguments]
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"dvc {' '.join(arguments)}:\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def manifest(copy: Path) -> Any:
+    return json.loads((copy / "models" / "checkpoint" / "manifest.json").read_text(encoding="utf-8"))
 
 
 def imported(copy: Path, file: str) -> ModuleType:
@@ -133,60 +184,12 @@ def imported(copy: Path, file: str) -> ModuleType:
     return module
 
 
-def extend(copy: Path, file: str, section: str) -> None:
-    """Add a file of the page, and its one line of params.yaml."""
-    assert not (copy / file).exists(), f"{file} is there already; the page needs another example"
-    (copy / file).write_text(FILES[file], encoding="utf-8")
-    (line,) = LINES[section].splitlines()
-    params = copy / "params.yaml"
-    text, added = re.subn(
-        rf"^{section}:.*$", lambda match: f"{match[0]}\n{line}", params.read_text(encoding="utf-8"), flags=re.MULTILINE
-    )
-    assert added == 1
-    params.write_text(text, encoding="utf-8")
-
-
-def override(copy: Path, **changes: object) -> None:
-    """Set values of params.yaml; `__` stands for the dot of a path."""
-    yaml, params = YAML(), copy / "params.yaml"
-    values = yaml.load(params)
-    for key, value in changes.items():
-        *parents, last = key.split("__")
-        node = values
-        for parent in parents:
-            node = node[parent]
-        node[last] = value
-    yaml.dump(values, params)
-
-
-def run(copy: Path, *module: str) -> str:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ANS_")}
-    environment |= {"PYTHONPATH": str(copy), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-m", *module], cwd=copy, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, f"{' '.join(module)}:\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
 def test_every_example_is_tried() -> None:
-    assert set(FILES) == {READER, TASK, FAMILY} and set(LINES) == {"sources", "train", "presets"}
+    assert set(FILES) == {READER, TASK, FAMILY} and set(LINES) == {"sources", "train"}
 
 
-def test_a_data_set(copy: Path, world: Path) -> None:
-    """Two images of 40 x 30 pixels, a label that has no pixel, and an image whose label map is of another size."""
-    extend(copy, READER, "sources")
-    base = world / "world" / "cards"
-    labels = np.zeros((30, 40), np.uint8)
-    labels[5:15, 10:20], labels[20:25, 5:35] = 1, 2
-    for name, size in (("a", (40, 30)), ("b", (40, 30)), ("c", (20, 20))):
-        for kind in ("images", "labels"):
-            (base / kind).mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", size, "red").save(base / "images" / f"{name}.png")
-        Image.fromarray(labels).save(base / "labels" / f"{name}.png")
-    texts = {"1": "the red card", "2": "the long card"}
-    (base / "texts.json").write_text(json.dumps({"a": texts, "b": texts | {"3": "no card"}, "c": texts}), encoding="utf-8")
-
-    override(copy, index__max_bad_fraction=0.5)
-    assert run(copy, "stages.index", "cards") == "cards: 2 images, 2 records skipped\n"
+def test_a_data_set(copy: Path) -> None:
+    """It is read, and learnt from."""
     records = list(read_index(copy / "data" / "index" / "cards.arrow").records())
     assert [record.path for record in records] == ["cards/images/a.png", "cards/images/b.png"]
     assert [(region.area, region.expressions[0].sent) for region in records[0].regions] == [
@@ -195,49 +198,53 @@ def test_a_data_set(copy: Path, world: Path) -> None:
     ]
     report = json.loads((copy / "reports" / "data" / "cards.json").read_text(encoding="utf-8"))
     assert set(report["skipped"]) == {"label without a pixel", "label map of another size than the image"}
+    assert manifest(copy)["samples"] == {"describe (captions)": 6, "referring images": 2, "distinct referring images": 2}
 
 
-def test_an_objective(copy: Path, family: Path) -> None:
-    """Three steps of it alone, on the page's family, whose images have grids of their own; then its curve and the manifest."""
-    for name in (FAMILY, "params.yaml", "models"):
-        (shutil.copytree if (family / name).is_dir() else shutil.copy)(family / name, copy / name)
-    extend(copy, TASK, "train")
-    small(copy, steps=3)
-    run(copy, "stages.train")
-    curve = (copy / "reports" / "train" / "plots" / "describing_language.tsv").read_text(encoding="utf-8").splitlines()
-    values = [float(line.split("\t")[1]) for line in curve[1:]]
-    assert len(values) == 3 and all(0 < value < 10 for value in values)
-    manifest = json.loads((copy / "models" / "checkpoint" / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["tasks"]["describing"]["settings"] == {"enabled": True, "source": "describe"}
-    assert list(manifest["tasks"]) == ["describing"] and list(manifest["samples"]) == ["describe (captions)"]
-    (panel,) = [panel for panel in manifest["panels"] if "describing_language" in panel["curves"]]
+def test_an_objective(copy: Path) -> None:
+    """It takes turns with the labelled expressions; its curve, the manifest and the report have it."""
+    curves = {name: (copy / "reports" / "train" / "plots" / f"{name}.tsv").read_text(encoding="utf-8").splitlines()[1:]
+              for name in ("describing_language", "ref_mask")}  # fmt: skip
+    values = [float(line.split("\t")[1]) for line in curves["describing_language"]]
+    assert len(values) == 3 and len(curves["ref_mask"]) == 1 and all(0 < value < 10 for value in values)
+    assert set(manifest(copy)["tasks"]) == {"referring", "describing"}
+    assert manifest(copy)["tasks"]["describing"]["settings"] == {"enabled": True, "source": "describe"}
+    (panel,) = [panel for panel in manifest(copy)["panels"] if "describing_language" in panel["curves"]]
     assert panel["title"] == "language loss on the answer"
+    assert "describing" in (copy / "reports" / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_family(family: Path) -> None:
-    """Two steps, conversion, and an evaluation; `[SEG]` need not come from random weights."""
-    small(family, "referring")
-    run(family, "stages.train")
-    run(family, "stages.convert")
-    run(family, "stages.filter", "full")
-    run(family, "stages.evaluate", "full")
-    manifest = json.loads((family / "models" / "checkpoint" / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["trained"] == ["lora", "proj", "fcs", "sam2_decoder"]
-    before, after = (read_tensors(family / "models" / name) for name in ("base", "hf"))
+def test_a_family(copy: Path) -> None:
+    """Trained, converted and evaluated; `[SEG]` need not come from random weights."""
+    assert manifest(copy)["trained"] == ["lora", "proj", "fcs", "sam2_decoder"]
+    before, after = (read_tensors(copy / "models" / name) for name in ("base", "hf"))
     assert before.keys() == after.keys()
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name].float(), after[name].float())}
     assert changed == {"vision_projection", "language_model", "text_hidden_fcs", "grounding_encoder"}
-    table = pd.read_parquet(family / "data" / "eval" / "full" / "refcoco_val.parquet")
-    assert len(table) == pipeline.metrics(family, "full", "refcoco_val")["n"] > 0
+    for variant in ("base", "full"):
+        table = pd.read_parquet(copy / "data" / "eval" / variant / "refcoco_val.parquet")
+        assert len(table) == pipeline.metrics(copy, variant, "refcoco_val")["n"] > 0
 
 
-def test_the_familys_image_tokens_are_transformers_own(family: Path) -> None:
+def test_dvc_knows_the_files(copy: Path) -> None:
+    """Nothing is left to do; a change of the new reader makes its index stale and no other, of the new task the training."""
+    assert not json.loads(dvc(copy, "status", "--json"))
+    for file in (READER, TASK):
+        (copy / file).write_text(FILES[file] + "\n# changed\n", encoding="utf-8")
+    stale = json.loads(dvc(copy, "status", "--json"))
+    for file in (READER, TASK):
+        (copy / file).write_text(FILES[file], encoding="utf-8")
+    assert {stage for stage in stale if stage.startswith("index@")} == {"index@cards"}
+    assert "train" in stale and not {"weights", "convert", "filter@full", "subset_sa1b"} & set(stale)
+
+
+def test_the_familys_image_tokens_are_transformers_own(copy: Path) -> None:
     """Images of three shapes, encoded together, against each by itself in `LightOnOcrForConditionalGeneration`."""
-    module = imported(family, FAMILY)
-    values = json.loads((family / "models" / "base" / "config.json").read_text(encoding="utf-8"))
+    module = imported(copy, FAMILY)
+    values = json.loads((copy / "models" / "base" / "config.json").read_text(encoding="utf-8"))
     made = module.Family.read({key: value for key, value in values.items() if key != "sam2_config"})
-    vlm, reference = made.build().eval(), LightOnOcrForConditionalGeneration.from_pretrained(family.parent / "released").eval()
-    released = load_file(family.parent / "released" / "model.safetensors")
+    vlm, reference = made.build().eval(), LightOnOcrForConditionalGeneration.from_pretrained(copy.parent / "released").eval()
+    released = load_file(copy.parent / "released" / "model.safetensors")
     state = {made.released_name(name): tensor for name, tensor in released.items()}
     missing, unexpected = vlm.load_state_dict(
         {n: t for n, t in state.items() if not n.startswith("language_model.")}, strict=False

@@ -9,7 +9,7 @@ import pytest
 from ans.checkpoints.base import shard
 from ans.formats.shards import entries
 from ans.toy import lisa
-from ans.toy.base import write_model
+from ans.toy.recipe import write_model
 from ans.workspace import Workspace
 from tests import pipeline
 

@@ -1,4 +1,4 @@
-"""The recipe of LISA's tiny base weights, on the world and by the stages of `tiny_base`.
+"""The recipe of LISA's tiny base weights, on the world and by the stages of `ans.toy.tiny`.
 
 (a) SAM alone, told which object by a point or by word vectors; (b) everything, the `[SEG]` vector first drawn towards (a)'s word
 vectors. It describes nothing, so there is no stage of captions.
@@ -23,7 +23,7 @@ from ans.model.families.lisa import TEMPLATE, Llava
 from ans.model.preprocess import CLIP_MEAN, CLIP_STD, longest_side, middle_square, normalise
 from ans.model.segmenter import Conversations, Features, Segmenter
 from ans.objectives.batches import pad_right
-from ans.toy.base import (
+from ans.toy.recipe import (
     ALIGN_SHARE,
     LR,
     POINT_SCALE,
