@@ -80,7 +80,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         train__lora__rank=4, train__checkpoint_activations=False, train__min_seg_rate=0.0,
         train__referring__sources=["cards"], train__loop1__enabled=False, train__loop2__enabled=False,
         evaluate__precision="float32", evaluate__splits=["refcoco_val"], evaluate__captions=[], evaluate__max_new_tokens=4,
-        evaluate__tokens_per_batch=2048, report__bootstrap=20,
+        evaluate__tokens_per_batch=2048, report__bootstrap=20, subset_sa1b__images=2,
     )  # fmt: skip
     keep(copy / "params.yaml", sources=("refcoco", "sa1b", "describe", "cards"), variants=("base", "full"))
     dvc(copy, "repro", "-q")
@@ -198,7 +198,7 @@ def test_a_data_set(copy: Path) -> None:
     ]
     report = json.loads((copy / "reports" / "data" / "cards.json").read_text(encoding="utf-8"))
     assert set(report["skipped"]) == {"label without a pixel", "label map of another size than the image"}
-    assert manifest(copy)["samples"] == {"describe (captions)": 6, "referring images": 2, "distinct referring images": 2}
+    assert manifest(copy)["samples"] == {"describe (captions)": 12, "referring images": 2}
 
 
 def test_an_objective(copy: Path) -> None:

@@ -7,7 +7,8 @@ from html import escape
 import numpy as np
 import pandas as pd
 
-from ans.report.training import Panel, smooth
+from ans.report.training import smooth
+from ans.shown import Panel
 
 WIDTH, HEIGHT = 360, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24

@@ -12,7 +12,8 @@ from PIL import Image
 from ans.files import replacing
 from ans.report.results import BASE, Results
 from ans.report.tables import Scores
-from ans.report.training import Panel, smooth
+from ans.report.training import smooth
+from ans.shown import Panel
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be chosen first)

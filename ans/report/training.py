@@ -9,15 +9,13 @@ import numpy as np
 import pandas as pd
 
 from ans.report.results import ResultsError, decode
-
-SIDE = 128
-"""Height and width, in pixels, at which the masks of examples are kept whatever the image's shape."""
+from ans.shown import EXAMPLE_SIDE, Panel
 
 
 @dataclass(frozen=True)
-class Example:
+class KeptExample:
     """What a task did with one object. `texts`: two captions by their names, in the order in which they came about. `truth` and
-    `mask` are (SIDE, SIDE) bool over the whole of `image`, a locator."""
+    `mask` are (EXAMPLE_SIDE, EXAMPLE_SIDE) bool over the whole of `image`, a locator."""
 
     task: str
     step: int
@@ -39,17 +37,7 @@ class Training:
 
     curves: dict[str, pd.Series]
     manifest: dict[str, Any]
-    examples: list[Example]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """Curves that belong in one picture, name -> label. `share`: all of them lie in [0, 1]; `log`: drawn on a log axis."""
-
-    title: str
-    curves: dict[str, str]
-    share: bool = False
-    log: bool = False
+    examples: list[KeptExample]
 
 
 def read_training(plots: Path, checkpoint: Path) -> Training:
@@ -61,7 +49,7 @@ def read_training(plots: Path, checkpoint: Path) -> Training:
         raise ResultsError(f"{plots / 'loss.tsv'}: not there; training writes it")
     curves = {path.stem: _read_curve(path) for path in sorted(plots.glob("*.tsv"))}
     examples = [
-        Example(**row | {name: decode(row[name], SIDE, SIDE) for name in ("truth", "mask")})
+        KeptExample(**row | {name: decode(row[name], EXAMPLE_SIDE, EXAMPLE_SIDE) for name in ("truth", "mask")})
         for row in _read_json(checkpoint / "examples.json")
     ]
     return Training(curves, _read_json(checkpoint / "manifest.json"), examples)

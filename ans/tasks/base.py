@@ -22,16 +22,7 @@ from ans.model import prompts
 from ans.model.config import ModelConfig
 from ans.model.segmenter import Features, Segmenter
 from ans.objectives.batches import Images, TargetsOf
-
-
-@dataclass(frozen=True)
-class Panel:
-    """Curves that belong in one picture of the report, curve -> label. `share`: they lie in [0, 1]; `log`: on a log axis."""
-
-    title: str
-    curves: Mapping[str, str]
-    share: bool = False
-    log: bool = False
+from ans.shown import Panel
 
 
 @dataclass(frozen=True)

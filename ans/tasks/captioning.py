@@ -21,8 +21,9 @@ from ans.model import prompts
 from ans.model.segmenter import Conversations, Features, Segmenter
 from ans.model.visual_prompt import region_cells
 from ans.objectives.batches import Images, ImagesOf, draw_questions, labels_of, pad_right
+from ans.shown import Panel
 from ans.tasks import base
-from ans.tasks.base import Example, Losses, Now, Panel, Setting, Wordings
+from ans.tasks.base import Example, Losses, Now, Setting, Wordings
 
 GIVEN = 10.0
 """Logit of a mask that is given, where examples show predicted ones."""

@@ -31,8 +31,9 @@ from ans.model.visual_prompt import region_cells
 from ans.objectives.batches import Images, ImagesOf, Targets, draw_questions, pad_right
 from ans.objectives.gumbel import straight_through
 from ans.objectives.losses import hard_iou, mask_terms, seg_rate
+from ans.shown import Panel
 from ans.tasks import base
-from ans.tasks.base import Degenerate, Example, Losses, Now, Panel, Setting, Wordings
+from ans.tasks.base import Degenerate, Example, Losses, Now, Setting, Wordings
 
 
 class MaskSource(Section):

@@ -17,8 +17,9 @@ from ans.model import prompts
 from ans.model.segmenter import Conversations, Features, Segmenter
 from ans.objectives.batches import Images, ImagesOf, Targets, draw_questions, pad_right
 from ans.objectives.losses import mask_terms, seg_rate
+from ans.shown import Panel
 from ans.tasks import base
-from ans.tasks.base import Example, Losses, Now, Panel, Setting, Wordings
+from ans.tasks.base import Example, Losses, Now, Setting, Wordings
 
 
 class Settings(TaskSettings):

@@ -12,7 +12,8 @@ from ans.groups import SHARDS
 from ans.model.adapters import group_of_parameter
 from ans.model.four_bit import numbers
 from ans.model.segmenter import Segmenter
-from ans.tasks.base import AnyTask, Panel
+from ans.shown import Panel
+from ans.tasks.base import AnyTask
 from ans.training.hooks.validation import SHOWN
 
 

@@ -22,10 +22,9 @@ from ans.report.build import build
 from ans.report.gallery import CHANGED, candidates, choose, order
 from ans.report.results import ResultsError, read_results
 from ans.report.tables import MEAN, PICTURES, markdown, score
-from ans.report.training import SIDE as EXAMPLE_SIDE
 from ans.report.training import conflict_panels, panels, read_training
+from ans.shown import EXAMPLE_SIDE
 from ans.tasks import load as load_task
-from ans.training.hooks import examples
 from ans.training.manifest import panels as panels_of
 from ans.workspace import Workspace
 
@@ -337,7 +336,6 @@ def test_curves_that_a_run_lacks_are_left_out(tree: Path) -> None:
 
 
 def test_examples_are_read_as_training_writes_them(tree: Path) -> None:
-    assert EXAMPLE_SIDE == examples.SIDE
     first, *_, last = read_training(Workspace(tree).training / "plots", Workspace(tree).checkpoint).examples
     assert (first.task, first.step, last.task) == ("loop1", 1, "loop2")
     assert first.texts == {"teacher": "a red cat", "student": "a <b> cat"} and list(last.texts) == ["data", "model"]

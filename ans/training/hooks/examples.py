@@ -7,12 +7,11 @@ import torch.nn.functional as F
 from pycocotools import mask as coco
 from torch import Tensor
 
+from ans.shown import EXAMPLE_SIDE
 from ans.tasks.base import Example
 from ans.training.hooks import Hook
 
 PER_STEP = 4
-SIDE = 128
-"""Masks are kept at this size (pixels, square): they are for looking at."""
 
 
 class Examples(Hook):
@@ -59,5 +58,5 @@ class Examples(Hook):
 
 
 def _rle(logits: Tensor) -> str:
-    full = F.interpolate(logits[None, None], size=(SIDE, SIDE), mode="bilinear", align_corners=False)[0, 0] > 0
+    full = F.interpolate(logits[None, None], size=(EXAMPLE_SIDE, EXAMPLE_SIDE), mode="bilinear", align_corners=False)[0, 0] > 0
     return coco.encode(np.asfortranarray(full.numpy().astype(np.uint8)))["counts"].decode()

@@ -7,7 +7,7 @@ from ans.data.images import open_image
 from ans.report.gallery import PREDICTION, TRUTH
 from ans.report.page.parts import Page, cut, marked_words, paragraph, photo_style, picture, picture_row
 from ans.report.pictures import overlay
-from ans.report.training import Example
+from ans.report.training import KeptExample
 
 TITLE = "What the tasks did"
 
@@ -24,7 +24,7 @@ def section(page: Page) -> str:
     return "\n".join(parts)
 
 
-def _card(root: Path, example: Example) -> str:
+def _card(root: Path, example: KeptExample) -> str:
     image = open_image(root, example.image)
     iou = f"{example.iou:.2f}"
     pictures = [
