@@ -127,11 +127,6 @@ def is_absent(path: Path) -> bool:
         raise ValueError(f"{path}: not an index; `dvc repro` makes it anew") from error
 
 
-def write_records(path: Path, records: Iterable[ImageRecord], metadata: dict[str, str]) -> None:
-    """Write image records, in constant memory and atomically."""
-    write_atomically(path, RECORD, to_batches(RECORD, records), metadata)
-
-
 def sizes(batch: pa.RecordBatch) -> np.ndarray:
     """(rows,) regions of every row, or 1 where rows have none."""
     if "regions" not in batch.schema.names:

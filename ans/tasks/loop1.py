@@ -325,27 +325,31 @@ class Task(base.Task[Settings, Batch]):
             corrupt(ids, settings.mask_ratio, uniform, model.text_tokens)
             for ids, uniform in zip(teacher, batch.corruption, strict=True)
         ]
+        # read: image, region, question and the corrupted caption; predicted at each of its positions: the teacher's token
         encoded = []
-        for place, cells, question, ids, true in zip(
+        for image, cells, question, ids, true in zip(
             batch.describe_index, batch.cells, batch.describe_questions, corrupted_ids, teacher, strict=True
         ):
-            text = model.template.image_string(features.visual[place].grid.tokens) + model.region_question(cells[None], question)
+            text = model.template.image_string(features.visual[image].grid.tokens) + model.region_question(cells[None], question)
             prompt = prompts.encode_prompt(model.tokenizer, model.template, text)
             encoded.append((prompt + ids, [prompts.IGNORE] * len(prompt) + true))
         regions: list[Tensor | None] = [cells[None] for cells in batch.cells]
         out = model(features, Conversations(*pad_right(encoded), batch.describe_index, regions))
         logits = out.logits.index_fill(1, _no_text(model, out.logits), float("-inf"))  # an expression has no special tokens
+        # all objects' positions side by side, as the logits are; the noise was drawn with the sample, so that a resumed run has the same
         noise = torch.cat([row[: len(ids)] for row, ids in zip(batch.noise, teacher, strict=True)]).to(model.device)
         noise = settings.noise * noise[:, : logits.shape[-1]]
         table = _table(model)
         embeds, chosen, kept = straight_through(logits, table, noise, tau)
         lengths = [len(ids) for ids in teacher]
+        # a token that was replaced by itself was not corrupted
         different = [a != b for one, two in zip(corrupted_ids, teacher, strict=True) for a, b in zip(one, two, strict=True)]
         places = torch.tensor(different, dtype=torch.bool)
         corrupted = places.to(model.device)
         if settings.rescored == "corrupted":
             embeds = torch.where(corrupted[:, None], embeds, F.embedding(out.labels, table))
             chosen = torch.where(corrupted, chosen, out.labels)
+        # filled in by the backward pass: how much of the mask's loss reaches the caption
         gradient = embeds.new_zeros(())
         if embeds.requires_grad:
             embeds.register_hook(partial(_add_square, gradient))

@@ -37,6 +37,7 @@ from ans.data.subset_sa1b import subset_sa1b
 from ans.workspace import Workspace
 from tests.bench import add_scales
 from tests.data import damage
+from tests.indexes import write_records
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 HEIGHT, WIDTH, MASKS = 1500, 2250, 100
@@ -241,7 +242,7 @@ def decoding(root: Path, images: int, turns: int) -> dict[str, float]:
         noise.resize((1024, 768), Image.Resampling.BICUBIC).save(root / f"{number}.jpg", quality=90)
     paths = [f"{number % DISTINCT}.jpg" for number in range(images)]
     metadata = {"source": "x", "reader": "x", "folder": "x", "root_listing": "x"}
-    arrow.write_records(root / "x.arrow", (ImageRecord(i, path, 1024, 768) for i, path in enumerate(paths)), metadata)
+    write_records(root / "x.arrow", (ImageRecord(i, path, 1024, 768) for i, path in enumerate(paths)), metadata)
 
     def bare() -> None:
         for path in paths:

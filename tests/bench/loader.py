@@ -19,11 +19,12 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from ans.data import masks
-from ans.data.arrow import read_index, write_records
+from ans.data.arrow import read_index
 from ans.data.matching import record_image, region_mask
 from ans.data.records import ImageRecord, Region
 from ans.model.preprocess import sam_image, tiles
 from tests.bench import add_scales
+from tests.indexes import write_records
 
 WIDTH, HEIGHT = 2250, 1500
 SAM, TILE, TILES = 1024, 448, 12

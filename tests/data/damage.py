@@ -17,6 +17,7 @@ from ans.data.sources import common, describe_anything, open_images, own, reason
 from ans.data.subset_sa1b import subset_sa1b
 from ans.toy import world
 from ans.workspace import Workspace
+from tests.indexes import write_records
 
 LOOPS = {"sa1b_images": 2, "sav_pairs": 2, "openimages_images": 2, "describe_images": 8, "reasonseg_images": 4}
 SIZE = World(seed=3, train_images=4, val_images=1, test_images=1, **LOOPS, shift=0.0)
@@ -102,7 +103,7 @@ def use(root: Path, path: Path, reader: Reader, scratch: Path) -> bool:
         assert path.name in str(error), f"{path}: {error}"
         return False
     records = [item for item in found if not isinstance(item, Skipped)]
-    arrow.write_records(scratch / "x", records, {"source": "x", "folder": "x", "reader": "sav", "root_listing": ""})
+    write_records(scratch / "x", records, {"source": "x", "folder": "x", "reader": "sav", "root_listing": ""})
     assert list(arrow.read_index(scratch / "x").records()) == records
     for record in records:
         for region in record.regions:

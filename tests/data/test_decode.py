@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ans.data import index
-from ans.data.arrow import read_index, write_records
+from ans.data.arrow import read_index
 from ans.data.records import ImageRecord, Skipped
 from ans.data.sources import refcoco
 from ans.data.sources.common import read
@@ -14,6 +14,7 @@ from ans.data.subset_sa1b import subset_sa1b
 from ans.data.validate import decode
 from ans.workspace import Workspace
 from tests.data.test_cases import CASES, settings
+from tests.indexes import write_records
 
 
 def cut(path: Path) -> None:

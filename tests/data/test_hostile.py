@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from ans.data import masks
-from ans.data.arrow import read_index, write_records
+from ans.data.arrow import read_index
 from ans.data.images import FORMATS, MAX_BYTES, open_image, read_array, read_bytes, read_frame, spelled
 from ans.data.mask_files import read_mask, suspicions
 from ans.data.records import Expression, ImageRecord, Region, Skipped
@@ -24,6 +24,7 @@ from ans.data.samples import Evaluated, training_rows
 from ans.data.sources import own, reason_seg, sa1b, sav
 from ans.data.sources.common import MAX_CHARACTERS, MAX_WORDS, clean, field, parse_json, read, tar_members
 from tests.data.test_own import MASK, publish
+from tests.indexes import write_records
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 10\n%%EndComments\nshowpage\n%%EOF\n"
 

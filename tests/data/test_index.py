@@ -28,6 +28,7 @@ from ans.data.sources import common, sa1b
 from ans.data.subset_sa1b import subset_sa1b
 from ans.toy import scenes, world
 from ans.workspace import Workspace
+from tests.indexes import write_records
 from tests.opened import interrupt, opened
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -87,7 +88,7 @@ records = st.builds(
 @given(st.lists(records, max_size=5))
 def test_records_survive_the_file(tmp_path_factory: pytest.TempPathFactory, wanted: list[ImageRecord]) -> None:
     path = tmp_path_factory.mktemp("index") / "x"
-    arrow.write_records(path, wanted, {"source": "x", "folder": "y", "reader": "sav", "root_listing": "z"})
+    write_records(path, wanted, {"source": "x", "folder": "y", "reader": "sav", "root_listing": "z"})
     found = arrow.read_index(path)
     assert list(found.records()) == wanted
     assert [found.record(i) for i in range(len(found))] == wanted
@@ -97,7 +98,7 @@ def test_records_survive_the_file(tmp_path_factory: pytest.TempPathFactory, want
 
 def test_rows_are_found_across_batches(tmp_path: Path) -> None:
     wanted = [ImageRecord(i, f"{i}.jpg", 1, 1) for i in range(3 * arrow.ROWS_PER_BATCH + 1)]
-    arrow.write_records(tmp_path / "x", wanted, {"source": "x", "folder": "y", "reader": "sav", "root_listing": "z"})
+    write_records(tmp_path / "x", wanted, {"source": "x", "folder": "y", "reader": "sav", "root_listing": "z"})
     found = pickle.loads(pickle.dumps(arrow.read_index(tmp_path / "x")))
     order = np.random.default_rng(0).permutation(len(wanted))
     assert [found.record(int(i)).image_id for i in order] == order.tolist()

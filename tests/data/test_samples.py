@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from ans.data import masks
-from ans.data.arrow import Index, read_index, write_records
+from ans.data.arrow import Index, read_index
 from ans.data.images import content
 from ans.data.records import Expression, ImageRecord, Region
 from ans.data.samples import Evaluated, Regions, training_rows
+from tests.indexes import write_records
 
 
 def test_no_evaluated_region_and_none_without_a_pixel_is_trained_on(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from ans.config import Config, load
-from ans.data.arrow import write_records
 from ans.data.records import ImageRecord, Region
 from ans.data.selection import select
 from ans.workspace import Workspace
+from tests.indexes import write_records
 
 
 def write(path: Path, listing: str) -> None:

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from ans.config import ConfigError, load
 from ans.config.schema import Questions
-from ans.data.arrow import write_records
 from ans.data.readers import ListingChanged, fingerprint
 from ans.data.records import Expression, ImageRecord, Region
 from ans.evaluation.plan import Plan, Planned, make_plan
+from tests.indexes import write_records
 
 SETTINGS = Questions(splits=("refcoco_val", "refcoco_plus_val"), captions=("refcoco_val",))
 
