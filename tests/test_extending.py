@@ -29,7 +29,7 @@ from ans.model.tokens import load_tokenizer
 from ans.toy.world import write_world
 from tests import pipeline
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # DVC over all stages
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
