@@ -82,10 +82,20 @@ def load_tasks(config: Config, workspace: Workspace, model: Segmenter, first_pro
 
 
 def steps_of(settings: TrainSettings, tasks: Mapping[str, AnyTask], processes: int) -> tuple[int, int]:
-    """Optimizer steps of the whole run and of an epoch, a pass over the samples of the (first) primary task."""
-    first = next(task for task in tasks.values() if task.role == "primary")
-    epoch = settings.epoch_steps(len(first), processes)
-    return (settings.steps if settings.epochs is None else settings.epochs * epoch), epoch
+    """Optimizer steps of the whole run and of an epoch, a pass over the samples of the (first) primary task.
+
+    Raises `ValueError` where epochs are asked for and several tasks take turns.
+    """
+    primary = [task for task in tasks.values() if task.role == "primary"]
+    if not primary:  # refused when params.yaml is read
+        return settings.steps, settings.steps
+    epoch = settings.epoch_steps(len(primary[0]), processes)
+    if settings.epochs is None:
+        return settings.steps, epoch
+    if len(primary) > 1:
+        names = ", ".join(name for name, task in tasks.items() if task.role == "primary")
+        raise ValueError(f"train.epochs: counts passes over one task's samples, but {names} take turns; set train.steps instead")
+    return settings.epochs * epoch, epoch
 
 
 def new_optimizer(model: Segmenter, trained: Mapping[str, nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
