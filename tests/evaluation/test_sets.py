@@ -109,7 +109,7 @@ def columns(results: Results, scores: dict, folder: Path) -> list[str]:
 
 
 def test_compared_by_kind_of_query(done: Path) -> None:
-    table = read(str(done / "data" / "eval" / "base"), "reasonseg_val-all")
+    table = read(done / "data" / "eval" / "base", "reasonseg_val-all")
     found = compare(table, table, resamples=10).set_index("group")["n"]
     assert found["long query"] + found["short query"] == found["all"] == 6
 
