@@ -1,6 +1,7 @@
 """What the commands that load a model share."""
 
 import argparse
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,24 @@ MODEL = Path("models/variants/full")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """What a command takes that loads a model for one image."""
+    loading(parser)
+    parser.add_argument("image", type=Path, metavar="IMAGE")
+
+
+def loading(parser: argparse.ArgumentParser) -> None:
     """The options of every command that loads a model."""
     parser.add_argument("--model", type=Path, default=MODEL, help=f"a folder in the Hugging Face layout (default: {MODEL})")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer, in tokens (default: %(default)s)")
-    parser.add_argument("image", type=Path, metavar="IMAGE")
+
+
+def needs(extra: str, *packages: str) -> None:
+    """Raise `ValueError` where a package of an extra is not installed."""
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise ValueError(
+            f"{', '.join(missing)}: not installed; this command needs `pip install 'ans[{extra}]'` (in a checkout: '.[{extra}]')"
+        )
 
 
 def read_image(path: Path) -> Image.Image:
