@@ -17,7 +17,6 @@ COMMANDS = (
     "import",
     "convert",
     "export",
-    "push",
 )
 
 

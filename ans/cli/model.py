@@ -46,13 +46,7 @@ def read_image(path: Path) -> Image.Image:
 
 def load_model(chosen: argparse.Namespace) -> "Segmenter":
     """The model that the arguments name, on their device. Raises `ValueError` or `FileNotFoundError` that says what to do."""
-    if chosen.max_new_tokens < 1:
-        raise ValueError(f"--max-new-tokens: must be at least 1, is {chosen.max_new_tokens}")
-    if not (chosen.model / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{chosen.model}: no model there (a folder with config.json and *.safetensors). `make repro` makes {MODEL}; or name "
-            "another with --model, e.g. --model weights/tiny, the base of the tiny preset"
-        )
+    check(chosen)
     import torch
 
     from ans.model.segmenter import Segmenter
@@ -61,6 +55,17 @@ def load_model(chosen: argparse.Namespace) -> "Segmenter":
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {device}: PyTorch finds no GPU here; leave --device out to use the CPU")
     return Segmenter.from_pretrained(chosen.model, device)
+
+
+def check(chosen: argparse.Namespace) -> None:
+    """Raise `ValueError` or `FileNotFoundError` that says what to do where the arguments name no model."""
+    if chosen.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens: must be at least 1, is {chosen.max_new_tokens}")
+    if not (chosen.model / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{chosen.model}: no model there (a folder with config.json and *.safetensors). `make repro` makes {MODEL}; or name "
+            "another with --model, e.g. --model weights/tiny, the base of the tiny preset"
+        )
 
 
 def save(picture: Image.Image, path: Path) -> None:

@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from ans.cli import model, places, videos
-from ans.cli.paint import paint
 from ans.data.videos import is_video, open_video
+from ans.painting import paint
 
 if TYPE_CHECKING:
     from ans.model.segmenter import Segmenter

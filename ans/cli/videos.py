@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from ans.cli.paint import COLOURS
 from ans.data import masks
 from ans.data.videos import FrameFolder, Video, VideoWriter, open_video
 from ans.files import replacing, write_json
+from ans.painting import COLOURS
 
 if TYPE_CHECKING:
     from ans.model.inference import Segmentation

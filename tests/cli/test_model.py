@@ -13,12 +13,12 @@ from pycocotools import mask as coco
 
 from ans.cli import main
 from ans.cli.describe import read_mask
-from ans.cli.paint import NARROWEST, paint
 from ans.cli.videos import palette
 from ans.data.videos import VideoWriter, open_video
 from ans.errors import run
 from ans.model.places import Place
 from ans.model.segmenter import Segmenter
+from ans.painting import NARROWEST, paint
 
 TINY = "weights/tiny"
 WORDS = ["red circle", "blue square on the left"]
