@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ans.data.images import open_image
-from ans.data.records import ImageRecord
+from ans.data.records import ImageRecord, Skipped
 from ans.data.sources import own
 from ans.data.videos import VideoWriter, open_video
 from ans.model.places import Place
@@ -203,9 +203,9 @@ def from_own(folder: Path, count: int) -> list[Example]:
     """The first images of own data that have an expression. Raises as the reader does."""
     root, found = folder.resolve().parent, []
     for task in own.plan(root, folder.resolve().name, "own"):
-        records = [one for one in own.read_one(root, task) if isinstance(one, ImageRecord)] if isinstance(task, tuple) else []
-        for record in records:
-            if texts := [region.expressions[0].sent for region in record.regions if region.expressions]:
+        for record in () if isinstance(task, Skipped) else own.read_one(root, task):
+            regions = record.regions if isinstance(record, ImageRecord) else ()
+            if texts := [region.expressions[0].sent for region in regions if region.expressions]:
                 found.append((open_image(root, record.path), "\n".join(texts)))
         if len(found) >= count:
             break
