@@ -17,6 +17,7 @@ COMMANDS = (
     "import",
     "convert",
     "export",
+    "push",
 )
 
 
