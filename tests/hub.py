@@ -417,16 +417,18 @@ def xorb_path(data: bytes) -> str:
 class Receiving(Hub):
     """A hub that also takes uploads of those who bring one of its `tokens`, as `huggingface_hub` sends them without Xet:
 
-    POST /api/repos/create, /api/models/<name>/preupload/main, /<name>.git/info/lfs/objects/batch, /api/models/<name>/commit/main
+    POST /api/repos/create, /api/validate-yaml (a README's), /api/models/<name>/preupload/main, /api/models/<name>/commit/main,
+         /<name>.git/info/lfs/objects/batch
     PUT  a large file, to the address that the batch named; those that it has already are asked for no more
 
-    A commit makes the repository downloadable at its id. `uploads`: sha256 of large files, as they came.
+    A commit makes the repository downloadable at its id. `uploads`: sha256 of large files, as they came; `checked`: READMEs.
     """
 
     def __init__(self, tokens: frozenset[str]) -> None:
         super().__init__({}, tokens)
         self.uploads: list[str] = []
         self.messages: list[str] = []
+        self.checked: list[str] = []
         self.privates: set[str] = set()
         self._server.RequestHandlerClass = _Receiver
 
@@ -443,11 +445,15 @@ class Receiving(Hub):
             asked = json.loads(body)
             name = f"{asked.get('organization', 'me')}/{asked['name']}"
             if name in self.repositories:
-                return _send_error(handler, 409, "", "You already created this model repo")
+                there = {"error": "You already created this model repo", "url": f"{self.url}/{name}"}
+                return handler.send(409, json.dumps(there).encode(), {"Content-Type": "application/json"})
             self.repositories[name] = Repository({}, "0" * 40)
             if asked.get("private") or asked.get("visibility") == "private":
                 self.privates.add(name)
             return self._json(handler, {"url": f"{self.url}/{name}", "name": name})
+        if path == "/api/validate-yaml":
+            self.checked.append(json.loads(body)["content"])
+            return self._json(handler, {"errors": [], "warnings": []})
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", path):
             modes = [(of["path"], "lfs" if is_large(of["path"]) else "regular") for of in json.loads(body)["files"]]
             return self._json(handler, {"files": [{"path": p, "uploadMode": m, "shouldIgnore": False} for p, m in modes]})

@@ -53,7 +53,8 @@ def run(chosen: argparse.Namespace) -> None:
     for heading in (EXPRESSIONS, CAPTIONS):
         alike = {split: pair for split, pair in pairs.items() if _heading(pair[0]) == heading}
         if len(alike) > 1:
-            print(text(means(list(alike.values())), f"mean of {len(alike)} results", *names, heading), end="\n\n")
+            mean = means(list(alike.values()))
+            print(text(mean, f"mean of {len(alike)} results", *names, heading=heading), end="\n\n")
 
 
 def groups(table: pd.DataFrame) -> Iterator[tuple[str, np.ndarray]]:
@@ -103,7 +104,7 @@ def means(pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]], resamples: int = R
     sums = []
     for tables in zip(*pairs, strict=True):
         joined = pd.concat([_image_sums(table) for table in tables], axis=1, keys=range(len(tables))).fillna(0).sort_index()
-        sums.append([joined.xs(column, axis=1, level=1).to_numpy() for column in ("intersection", "union")])
+        sums.append((joined.xs("intersection", axis=1, level=1).to_numpy(), joined.xs("union", axis=1, level=1).to_numpy()))
     (a, b), images = sums, len(sums[0][0])
     totals = [np.mean([iou(*total) for total in zip(*(part.sum(axis=0) for part in one), strict=True)]) for one in (a, b)]
     row = (ALL, sum(len(table) for table, _ in pairs), images, *totals, *paired_bootstrap(b, a, resamples, seed))

@@ -1,8 +1,8 @@
 """Variants to a repository of the Hugging Face hub: `python -m ans push VARIANT OWNER/NAME [--with VARIANT ...]`.
 
 VARIANT lies at the root of the repository, each other variant in a folder of its name, and with `--adapter CHECKPOINT` what was trained
-as a PEFT adapter in the folder `adapter`; model cards come from the run. Shards that variants share are uploaded once. It needs a token
-that may write (`hf auth login`, or HF_TOKEN). What else is in the repository stays there.
+as a PEFT adapter in the folder `adapter`; model cards come from the run. Each is a commit of its own; shards that variants share are
+uploaded once. It needs a token that may write (`hf auth login`, or HF_TOKEN). What else is in the repository stays there.
 """
 
 import argparse
@@ -36,20 +36,24 @@ def run(chosen: argparse.Namespace) -> None:
 
     from ans.checkpoints.export import export_adapter, export_hub
 
-    chosen.variant.resolve().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".push-", dir=chosen.variant.resolve().parent) as place:  # links need the same disk
-        folder = Path(place) / "repository"
-        export_hub(chosen.variant, folder, base_model=chosen.base_model, measured=measured(chosen.variant))
-        for other in chosen.others:
-            export_hub(other, folder / other.name, base_model=chosen.base_model, measured=measured(other))
+        parts: dict[str | None, Path] = {}
+        for path in (chosen.variant, *chosen.others):
+            parts[None if path == chosen.variant else path.name] = Path(place) / path.name
+            export_hub(path, Path(place) / path.name, base_model=chosen.base_model, measured=measured(path))
         if chosen.adapter:
-            export_adapter(chosen.variant, chosen.adapter, folder / ADAPTER)
+            parts[ADAPTER] = Path(place) / ADAPTER
+            export_adapter(chosen.variant, chosen.adapter, parts[ADAPTER])
         api = HfApi()
         try:
             api.create_repo(chosen.repository, private=chosen.private, exist_ok=True)
-            commit = api.upload_folder(repo_id=chosen.repository, folder_path=folder, commit_message=chosen.message)
+            commits = [  # one each: what one has brought, the next need not bring again
+                api.upload_folder(repo_id=chosen.repository, folder_path=folder, path_in_repo=name, commit_message=chosen.message)
+                for name, folder in parts.items()
+            ]
         except LocalTokenNotFoundError:
             raise ValueError("no token of the hub is here: `hf auth login`, or set HF_TOKEN") from None
         except (HfHubHTTPError, HFValidationError) as error:
             raise ValueError(f"{chosen.repository}: the hub refused it: {error}") from error
+    commit = commits[-1]
     print(f"{commit.commit_url}\nFrom Python: huggingface_hub.snapshot_download({chosen.repository!r}, revision={commit.oid!r})")

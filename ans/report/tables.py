@@ -90,8 +90,8 @@ def score(results: Results, resamples: int, seed: int) -> Scores:
 
 def difference(results: Results, first: str, second: str, resamples: int, seed: int) -> tuple[float, float, float]:
     """cIoU of one variant less that of another in the mean over splits, with its paired interval; as `score` has it for the base."""
-    sums = (_image_sums(results, variant, results.splits) for variant in (first, second))
-    return paired_bootstrap(*sums, resamples, seed)
+    one, other = (_image_sums(results, variant, results.splits) for variant in (first, second))
+    return paired_bootstrap(one, other, resamples, seed)
 
 
 def rows_shown(results: Results) -> tuple[str, ...]:

@@ -301,25 +301,20 @@ def _image(data: bytes, limits: Limits) -> Image.Image:
 def _region(mask: Rle | str, size: tuple[int, int], number: int) -> np.ndarray:
     """(height, width) bool."""
     name, (width, height) = f"masks.{number}", size
-    if isinstance(mask, Rle):
-        shape = tuple(mask.size)
-        if shape == (height, width):
-            try:
-                inside = masks.decode(mask.counts, height, width) > 0
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
-    else:
-        try:
+    try:
+        if isinstance(mask, Rle):
+            shape, inside = tuple(mask.size), None
+        else:
             with identify(_from_base64(mask, name)) as image:
-                shape = (image.height, image.width)
-                inside = np.asarray(image.convert("L")) > 0 if shape == (height, width) else None
-        except BROKEN_IMAGE as error:
-            raise ValueError(f"{name}: not a readable image: {error}") from None
-    if shape != (height, width):
-        raise ValueError(f"{name}: is {shape[1]} x {shape[0]} pixels, the image {width} x {height}; they must be equal")
-    if not inside.any():
+                shape, inside = (image.height, image.width), image.convert("L")
+        if shape != (height, width):
+            raise ValueError(f"is {shape[1]} x {shape[0]} pixels, the image {width} x {height}; they must be equal")
+        found = (masks.decode(mask.counts, height, width) if isinstance(mask, Rle) else np.asarray(inside)) > 0
+    except BROKEN_IMAGE as error:
+        raise ValueError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from None
+    if not found.any():
         raise ValueError(f"{name}: has no pixel, so there is no region to describe")
-    return inside
+    return found
 
 
 def _mask(mask: np.ndarray, kind: str) -> Rle | str:

@@ -204,8 +204,9 @@ def from_own(folder: Path, count: int) -> list[Example]:
     root, found = folder.resolve().parent, []
     for task in own.plan(root, folder.resolve().name, "own"):
         for record in () if isinstance(task, Skipped) else own.read_one(root, task):
-            regions = record.regions if isinstance(record, ImageRecord) else ()
-            if texts := [region.expressions[0].sent for region in regions if region.expressions]:
+            if not isinstance(record, ImageRecord):
+                continue
+            if texts := [region.expressions[0].sent for region in record.regions if region.expressions]:
                 found.append((open_image(root, record.path), "\n".join(texts)))
         if len(found) >= count:
             break

@@ -38,7 +38,7 @@ def test_what_is_on_the_hub_is_what_was_here(run: Path, tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
         found = hub.repositories[NAME]
-        assert found.commit in done.stdout and hub.messages == ["first"] and hub.privates == {NAME}
+        assert found.commit in done.stdout and hub.messages == ["first"] * 3 and hub.privates == {NAME}
         for path in shards.files(full):
             assert found.files[path.name] == path.read_bytes()
         for path in shards.files(base):
