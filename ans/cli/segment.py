@@ -5,6 +5,8 @@ objects; the mask decoder finds them without language. `ans.Segmenter.segment_at
 
 IMAGE may be a video, or a folder of its frames; then the result is a video too: `-o out.mp4`. For many images use `ans.Segmenter`, which
 takes batches of them; this command loads the model for one.
+
+The tiny model, which `make repro` leaves, knows coloured shapes alone; for photographs name another with --model.
 """
 
 import argparse
