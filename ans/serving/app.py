@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
 
 from ans.data import masks
 from ans.data.images import BROKEN_IMAGE, decoded, identify
@@ -135,10 +136,18 @@ def make_app(batcher: Batcher, name: str, limits: Limits = Limits()) -> FastAPI:
         said = [f"{'.'.join(map(str, of['loc'][1:])) or 'body'}: {of['msg']}" for of in error.errors()[:5]]
         return JSONResponse({"error": "; ".join(said)}, 422)
 
+    @app.exception_handler(HTTPException)
+    async def unknown(_: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": str(error.detail)}, error.status_code)
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"error": f"{type(error).__name__} in the server; its log says more"}, 500)
+
     async def ask(request: SegmentRequest | DescribeRequest) -> tuple[Asked, Answered]:
-        # a thread: decoding a large photograph must not hold up the others
-        asked = await asyncio.to_thread(read, request, limits)
         try:
+            batcher.check()  # before a large photograph is decoded, and that in a thread, not to hold up the others
+            asked = await asyncio.to_thread(read, request, limits)
             future = batcher.ask(asked)
             return asked, await asyncio.wait_for(asyncio.wrap_future(future), limits.seconds)
         except Full as error:
@@ -222,17 +231,17 @@ class BodyLimit:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         stated = dict(scope["headers"]).get(b"content-length", b"0")
-        if not stated.isdigit() or int(stated) > self.most:
-            return await self._refuse(scope, receive, send)
         parts, got, more = [], 0, True
-        while more:
+        while more and got <= 10 * self.most and stated.isdigit() and int(stated) <= 10 * self.most:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
-            parts.append(message.get("body", b""))
-            got, more = got + len(parts[-1]), message.get("more_body", False)
-            if got > self.most:
-                return await self._refuse(scope, receive, send)
+            part, more = message.get("body", b""), message.get("more_body", False)
+            got += len(part)
+            if got <= self.most:  # the rest of one that is somewhat too long is read, so that its sender hears why, but not kept
+                parts.append(part)
+        if more or got > self.most:
+            return await self._refuse(scope, receive, send)
         whole = [{"type": "http.request", "body": b"".join(parts), "more_body": False}]
 
         async def again() -> Any:

@@ -95,12 +95,16 @@ class Batcher:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
+    def check(self) -> None:
+        """Raise `Full` where too many requests wait, or no more are answered."""
+        if self._closing or len(self._waiting) >= self.longest:
+            raise Full("the server is stopping" if self._closing else f"{self.longest} requests are waiting already")
+
     def ask(self, asked: Asked) -> "Future[Answered]":
-        """Raises `Full` where too many requests wait."""
+        """Raises `Full` as `check` does."""
         future: Future[Answered] = Future()
         with self._changed:
-            if self._closing or len(self._waiting) >= self.longest:
-                raise Full("the server is stopping" if self._closing else f"{self.longest} requests are waiting already")
+            self.check()
             self._waiting.append((asked, future))
             self._changed.notify()
         return future

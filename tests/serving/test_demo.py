@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from PIL import Image
 pytest.importorskip("gradio", reason="the extra `demo` is not installed: pip install '.[demo]'")
 
 from ans.cli.demo import models
+from ans.data.videos import VideoWriter, open_video
 from ans.model.segmenter import Segmenter
 from ans.painting import paint
 from ans.serving import demo
@@ -71,6 +74,26 @@ def test_a_drawn_region_is_described(model: Segmenter) -> None:
     assert rows == [["what is drawn over", f"{disc.mean():.1%}", model.describe([image], [[disc]], 24)[0][0]]]
     with pytest.raises(ValueError, match="draw over a region, or point at one"):
         demo.described(model, drawing | {"layers": []}, "", 24)
+
+
+def test_clicks_become_points_and_boxes() -> None:
+    def click(places: str, kind: str, x: int, y: int) -> str:
+        return demo._clicked(places, kind, SimpleNamespace(index=(x, y)))
+
+    one = click("", demo.POINT, 3, 4)
+    half = click(one, demo.BOX, 30, 10)
+    whole = click(half, demo.BOX, 10, 20)
+    assert (one, whole) == ("3,4", "3,4\n10,10,30,20") and len(demo.read_places(whole, picture())) == 2
+    with pytest.raises(ValueError, match="30,10;: expected"):
+        demo.read_places(half, picture())
+
+
+def test_a_clip_is_followed(model: Segmenter, tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "clip.mp4") as writer:
+        for number in range(2):
+            writer.add(picture(80 - number), Fraction(number, 24))
+    path, rows = demo.followed(model, str(tmp_path / "clip.mp4"), "red circle", 24)
+    assert len(open_video(Path(path))) == 2 and rows[0][0] == "red circle" and rows[0][1].endswith(" of 2")
 
 
 def test_examples_and_models(data: Path, tmp_path: Path) -> None:

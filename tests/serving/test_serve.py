@@ -93,6 +93,57 @@ def test_one_request_cannot_fail_another_and_the_queue_is_bounded(model: Segment
         batcher.ask(Asked(picture(), "one", WORDS))
 
 
+@pytest.mark.slow
+def test_a_failure_of_ours_a_full_queue_and_a_long_wait_are_said(model: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fastapi", reason="the extra `serve` is not installed: pip install '.[serve]'")
+    import asyncio
+
+    from ans.serving.app import Limits, make_app
+
+    body = json.dumps({"image": encoded(picture()), "expressions": WORDS}).encode()
+
+    async def post(app: Any, count: int) -> list[tuple[int, dict[str, Any]]]:
+        """The answers to `count` requests at once, without a socket."""
+
+        async def one() -> tuple[int, dict[str, Any]]:
+            said: list[dict[str, Any]] = []
+
+            async def receive() -> dict[str, Any]:
+                return {"type": "http.request", "body": body, "more_body": False}
+
+            async def send(message: dict[str, Any]) -> None:
+                said.append(message)
+
+            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+            scope = {
+                "type": "http",
+                "method": "POST",
+                "path": "/v1/segment",
+                "headers": headers,
+                "query_string": b"",
+                "http_version": "1.1",
+            }
+            try:
+                await app(scope, receive, send)
+            except FloatingPointError:
+                pass  # uvicorn logs it
+            return said[0]["status"], json.loads(b"".join(message.get("body", b"") for message in said[1:]))
+
+        async with app.router.lifespan_context(app):
+            return await asyncio.gather(*(one() for _ in range(count)))
+
+    found = asyncio.run(post(make_app(Batcher(model, wait=0.5, longest=1), "tiny", Limits(seconds=0.1)), 2))
+    assert sorted(status for status, _ in found) == [503, 504]
+    assert {said["error"].split(";")[0] for _, said in found} == {"1 requests are waiting already", "no answer within 0.1 s"}
+
+    def broken(*_: Any) -> None:
+        raise FloatingPointError("of ours")
+
+    monkeypatch.setattr(model, "read", broken)
+    ((status, said),) = asyncio.run(post(make_app(Batcher(model), "tiny"), 1))
+    assert (status, said) == (500, {"error": "FloatingPointError in the server; its log says more"})
+
+
 class Served:
     """A server of its own process, on a free port."""
 
@@ -195,7 +246,8 @@ def test_wrong_requests_are_named(server: Served) -> None:
     ):
         got, said = server.post(f"/v1/{path}", body)
         assert (got, list(said)) == (status, ["error"]) and words in said["error"], (body, said)
-    assert server.post("/v1/nothing", {})[0] == 404
+    assert server.post("/v1/nothing", {}) == (404, {"error": "Not Found"})
+    assert server.post("/health", {}) == (405, {"error": "Method Not Allowed"})
     assert json.loads(server.get("/health"))["status"] == "ok"
 
 
