@@ -20,6 +20,8 @@ from urllib.request import Request, urlopen
 import numpy as np
 from PIL import Image
 
+from tests.bench import add_scales
+
 CALLERS = 16
 
 
@@ -50,10 +52,10 @@ def measure(url: str, bodies: list[bytes], callers: int, requests: int) -> dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
+    add_scales(parser, "48 requests in place of 320")
     parser.add_argument("--model", default="weights/tiny")
     chosen = parser.parse_args()
-    requests = 48 if chosen.quick else 320
+    requests = {"full": 320, "quick": 48, "smoke": 8}[chosen.scale]
     command = [sys.executable, "-m", "ans", "serve", "--model", chosen.model, "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
