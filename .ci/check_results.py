@@ -26,7 +26,16 @@ from ans.report.results import BASE
 BASE_WIDTH = 0.003
 WIDTHS = {
     **{"miou": 0.016, "p50": 0.06, "p60": 0.06, "p70": 0.06, "p80": 0.06, "p90": 0.06, "seg_rate": 0.01, "ciou_forced": 0.016},
-    **{"cider": 0.012, "exact": 0.008, "token_accuracy": 0.003, "cycle_ciou": 0.023, "cycle_miou": 0.01, "cycle_seg_rate": 0.01},
+    **{
+        "cider": 0.012,
+        "exact": 0.008,
+        "facts_right": 0.02,
+        "all_right": 0.04,
+        "wrong_object": 0.02,
+        "cycle_ciou": 0.023,
+        "cycle_miou": 0.01,
+        "cycle_seg_rate": 0.01,
+    },
 }
 TRAIN_WIDTHS = {r"norm\d_|grad_norm": 0.16, r"cosine_|along_|.*_(gradient|non_empty|different)": 0.045, ".*": 0.015}
 """By the beginning of the name, the first that fits."""

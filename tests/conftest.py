@@ -11,7 +11,7 @@ from tests.golden_case import GoldenCase  # noqa: E402
 
 LONG = (
     "test_commands", "test_independent_step", "test_pipeline", "test_resume", "test_killed", "test_ranks", "test_lisa_pipeline",
-    "test_families_pipeline", "test_extending", "test_errors", "test_golden_curves",
+    "test_families_pipeline", "test_families", "test_extending", "test_errors", "test_golden_curves",
 )  # fmt: skip
 """Files that take a minute and more: begun first, so that no process waits for another at the end."""
 

@@ -139,14 +139,17 @@ def _complete(tensors: dict[str, Tensor], meta: Mapping[str, Any], folder: Path)
     return tensors
 
 
-def hf_pixels(pixels: Tensor) -> Tensor:
-    """SAM2 pixels as the official inference makes them: mean and standard deviation rounded to bf16 (`hf_pre`)."""
+def hf_pixels(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """SAM2 pixels as the official inference makes them: mean and standard deviation rounded to bf16 (`hf_pre`), and with `dtype`
+    bf16, as by default, the image and every step too."""
 
     def rounded(values: tuple[float, ...]) -> Tensor:
-        return torch.tensor(values).bfloat16().float().view(3, 1, 1)
+        return torch.tensor(values).bfloat16().to(dtype).view(3, 1, 1)
 
     raw = pixels * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
-    return (raw - rounded(MEAN)) / rounded(STD)
+    if dtype != torch.float32:
+        raw = (255 * raw).round() / 255  # exactly the grey levels again, before they are rounded
+    return (raw.to(dtype) - rounded(MEAN)) / rounded(STD)
 
 
 @contextmanager

@@ -42,7 +42,7 @@ _INSIDE = (
 def native(network: Network, sizes: MaskDecoder) -> Sam2Model:
     """`Sam2Model`, loaded strictly with every tensor of `network` that images need."""
     model = Sam2Model(_config(sizes)).eval()
-    model.load_state_dict(_renamed({name.removeprefix("model."): tensor for name, tensor in network.state_dict().items()}))
+    model.load_state_dict(renamed({name.removeprefix("model."): tensor for name, tensor in network.state_dict().items()}))
     return model
 
 
@@ -74,7 +74,7 @@ def _config(sizes: MaskDecoder) -> Sam2Config:
     )
 
 
-def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """sam2's names -> transformers'; what belongs to the memory is left out."""
     points = [state.pop(name) for name in sorted(state) if name.startswith("sam_prompt_encoder.point_embeddings.")]
     found = {"prompt_encoder.point_embed.weight": torch.cat(points)}

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from transformers import (
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen3VLConfig,
@@ -18,7 +21,8 @@ from transformers import (
 from ans.checkpoints.assemble import assemble
 from ans.model.config import ModelConfig
 from ans.model.loading import read_tensors
-from tests import golden_case
+from ans.model.segmenter import Segmenter
+from tests import golden_case, lisa_case
 from tests.golden_case import GoldenCase, GoldenSet
 
 TINY = Path(__file__).parents[1] / "weights" / "tiny"
@@ -133,16 +137,80 @@ def add_sam2_section(folder: Path) -> None:
     edit(folder / "config.json", lambda values: values.update({tiny.decoder.section: tiny.values[tiny.decoder.section]}))
 
 
-TWINS = ("sa2va_internvl3", "sa2va_internlm2", "sa2va_qwen25vl", "sa2va_qwen3vl")
+def llava_words() -> PreTrainedTokenizerFast:
+    words = lisa_case.tokenizer()
+    words.add_tokens(["<p>", "</p>", "<vp>", "</vp>"], special_tokens=True)
+    return words
+
+
+def llava_config() -> dict[str, Any]:
+    """`config.json` as the official tool leaves it, and the tiny base's SAM2, whose size official files leave out."""
+    values: dict[str, Any] = {key: value for key, value in lisa_case.config().items() if key != "sam_config"}
+    text = values["text_config"] | {"vocab_size": len(llava_words()), "tie_word_embeddings": False}
+    tiny = ModelConfig.from_folder(TINY)
+    return values | {
+        "model_type": "sa2va_chat", "template": "vicuna", "architectures": ["Sa2VAChatModelLlava"], "text_config": text,
+        "tie_word_embeddings": False, tiny.decoder.section: tiny.values[tiny.decoder.section],
+    }  # fmt: skip
+
+
+def llava_reference() -> LlavaForConditionalGeneration:
+    """transformers' own model, random but for a seed, in eval mode."""
+    torch.manual_seed(3)
+    own = ("model_type", "template", "architectures", "sam2_config")
+    made = LlavaForConditionalGeneration(LlavaConfig(**{key: of for key, of in llava_config().items() if key not in own}))
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.25)
+    return made.eval()
+
+
+def llava(folder: Path) -> Path:
+    """Sa2VA on LLaVA-1.5: transformers' tensors under the official names, the tiny base's SAM2, a random `text_hidden_fcs`."""
+    llava_reference().save_pretrained(folder / "llava")
+    official = {  # how transformers names them in files, the longest first
+        "vision_tower.vision_model.": "model.model.vision_tower.vision_model.",
+        "vision_tower.": "model.model.vision_tower.vision_model.",
+        "multi_modal_projector.": "model.model.multi_modal_projector.",
+        "language_model.model.": "model.model.language_model.",
+        "language_model.lm_head.": "model.lm_head.",
+    }
+    state = {name: tensor for name, tensor in read_tensors(TINY).items() if name.startswith("grounding_encoder.")}
+    for name, tensor in read_tensors(folder / "llava").items():
+        there = next(prefix for prefix in official if name.startswith(prefix))
+        state[official[there] + name.removeprefix(there)] = tensor
+    width = ModelConfig.from_folder(TINY).decoder.width
+    shapes = {"0.weight": (32, 32), "0.bias": (32,), "2.weight": (width, 32), "2.bias": (width,)}
+    state |= {f"text_hidden_fcs.{name}": torch.randn(shape) * 0.3 for name, shape in shapes.items()}
+    out = folder / "model"
+    out.mkdir()
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, out / "model.safetensors")
+    (out / "config.json").write_text(json.dumps(llava_config()), encoding="utf-8")
+    llava_words().save_pretrained(out)
+    return out
+
+
+TWINS = ("sa2va_internvl3", "sa2va_internlm2", "sa2va_qwen25vl", "sa2va_qwen3vl", "sa2va_llava")
 """A model of each family beside that of the tiny base."""
 
 
-def twin(name: str, folder: Path) -> Path:
-    """One of `TWINS`, with random weights; a model folder below `folder`."""
+def silence(model: Segmenter) -> None:
+    """Let a model with random weights say text and its end alone: other tokens would be cut from its captions."""
+    heard = {*model.text_tokens.tolist(), model.tokenizer.eos_token_id}
+    head = model.vlm.language_model.lm_head.weight
+    head.data[[number for number in range(len(head)) if number not in heard]] = 0
+
+
+def twin(name: str, folder: Path, **changes: Any) -> Path:
+    """One of `TWINS`, with random weights; a model folder below `folder`. `changes`: other values in `config.json`."""
+    if name == "sa2va_llava":  # of which there are no golden numbers
+        made = llava(folder)
+        edit(made / "config.json", lambda values: values.update(changes))
+        return made
     if name != "sa2va_internlm2":  # of which there are golden numbers for parts alone
-        return GoldenSet(name).write_model(folder / "model")
+        return GoldenSet(name).write_model(folder / "model", **changes)
     torch.manual_seed(3)
     internlm2(folder / "released")
     add_sam2_section(folder / "released")
     assemble(folder / "released", sam2(folder / "sam2.pt"), folder / "base")
+    edit(folder / "base" / "config.json", lambda values: values.update(changes))
     return folder / "base"

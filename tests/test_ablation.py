@@ -13,6 +13,7 @@ import yaml
 
 from ans.config import Config
 from studies.ablation import study as ablation
+from studies.runs import T_95
 
 ROOT = Path(__file__).parent.parent
 
@@ -155,7 +156,7 @@ def test_the_committed_table_and_the_readme_say_what_the_rows_say(clone: Clone) 
     for other in (ablation.REFERENCE, "supervised_50_steps"):
         ours, theirs = scores["both_orthogonal"], scores[other]
         pairs = [mean(ours[seed]) - mean(theirs[seed]) for seed in ours if seed in theirs]
-        half = ablation.T_95[len(pairs) - 1] * stdev(pairs) / len(pairs) ** 0.5
+        half = T_95[len(pairs) - 1] * stdev(pairs) / len(pairs) ** 0.5
         gain, low, high = (f"{number:.1f}" for number in (mean(pairs), mean(pairs) - half, mean(pairs) + half))
         assert re.search(rf"{gain} (points )?\({low} to {high}\)", readme), (other, gain, low, high)
 

@@ -80,6 +80,6 @@ def test_a_small_release_through_the_stages(world: Path, tmp_path: Path, preset:
         values["train"]["loop2"]["enabled"] = True
         pipeline.write_params(work, values)
         with pytest.raises(
-            AssertionError, match=f"train.loop2: {name} was not trained to describe regions; train it on captions"
+            AssertionError, match=f"train.loop2: {name} was not trained to describe regions; train it on captions first"
         ):
             pipeline.run(work, "train")

@@ -112,6 +112,12 @@ class _Overlay:
         return step if type(step) is int else None
 
     @property
+    def learnt_regions(self) -> bool:
+        """Whether it says that captions of regions were trained (`meta.tasks`)."""
+        tasks = self.meta.get("tasks")
+        return isinstance(tasks, dict) and "captioning" in tasks
+
+    @property
     def changed(self) -> set[str]:
         """HF names of all tensors that it changes."""
         return {*self.plain, *self.pairs, *self.rows}
@@ -233,7 +239,7 @@ def convert(settings: Convert, base: Path, out: Path) -> None:
                 shards.link(path, folder / path.name)
                 sums[path.name] = known[path.name]
         shards.copy_side_files(base, folder)
-        _write_configs(folder, model, settings.code)
+        _write_configs(folder, model, settings.code, source.learnt_regions)
         shards.write_index(folder, sums)
         record = {
             "shards": sorted(trained),
@@ -267,9 +273,11 @@ def config_for_remote(model: ModelConfig, code: str | None = None) -> dict[str, 
     return values
 
 
-def _write_configs(folder: Path, model: ModelConfig, code: str | None) -> None:
+def _write_configs(folder: Path, model: ModelConfig, code: str | None, learnt_regions: bool) -> None:
     """What the official remote code, if there is some, and `ans` both need to load the folder."""
     values = config_for_remote(model, code)
+    if learnt_regions and not model.regions:
+        values["regions"] = True
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     if not (folder / "generation_config.json").exists():
         (folder / "generation_config.json").write_text('{\n  "_from_model_config": true\n}\n', encoding="utf-8")

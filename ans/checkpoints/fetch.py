@@ -42,14 +42,6 @@ _CHUNK = 1 << 20
 UNSTATED = 1 << 28
 """Most bytes of a file whose length the server does not state: lists and settings, no weights."""
 
-UNSUPPORTED = {
-    "Sa2VA-Qwen3-VL-4B-SAM3": "its masks are those of SAM 3's tracker, whose names in the release are not known here: the published "
-    "code (bytedance/Sa2VA, 9832e1a) does not hold it, and its weights are gated",
-    "Sa2VA-LLaVA-1.5-7B": "LLaVA-1.5 under Sa2VA's names is in no published code known here (bytedance/Sa2VA, 9832e1a); LISA's preset "
-    "lisa-7b is built on it",
-}
-"""Official releases that cannot be loaded, and why. All others on InternVL and Qwen-VL can."""
-
 
 class FetchError(RuntimeError):
     """The source does not give the files that the preset pins. The message names the file."""
@@ -148,12 +140,6 @@ def _checksums(weights: Weights) -> dict[str, str]:
         if not re.fullmatch(r"[0-9a-f]{64}", digest):
             raise ConfigError(f"weights.sha256.{name}: expected 64 lower-case hexadecimal digits, found {digest!r}")
     if source == "hub":
-        name = location.rpartition("/")[2]
-        if name in UNSUPPORTED:
-            raise ConfigError(
-                f"weights.location: {location} is not supported: {UNSUPPORTED[name]}; the other releases on InternVL, "
-                "Qwen2.5-VL and Qwen3-VL are"
-            )
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", location):
             raise ConfigError(f"weights.location: expected owner/name, found {location!r}")
         if not re.fullmatch(r"[0-9a-f]{40}", weights.revision or ""):

@@ -138,6 +138,13 @@ class World(Section):
     describe_images: Count = Field(description="images with described regions, in Describe Anything's layout")
     reasonseg_images: Count = Field(description="training images in ReasonSeg's layout; half as many each for val and test")
     videos: Number = Field(0, description="films with expressions in each layout of videos, below videos/ (docs/video.md)")
+    captioned_images: Number = Field(
+        0, description="for studies: images of masks with true captions, and again with wrong ones, below captioned/"
+    )
+    new_colours: bool = Field(
+        False,
+        description="true: red, green and orange are drawn in colours new to the tiny base, and colour alone tells objects apart",
+    )
     shift: Share = Field(
         description="0: images like those the tiny base was trained on; 1: textured backgrounds and noise, new to it"
     )

@@ -15,6 +15,7 @@ from ans.config.schema import Questions
 from ans.data.arrow import Index, read_index
 from ans.data.readers import check_listing
 from ans.data.records import Expression, ImageRecord, Region
+from ans.facts import Facts, read_facts
 
 Row = dict[str, Any]
 """The answer to a question, with its metrics."""
@@ -31,10 +32,11 @@ class Question:
 
 @dataclass(frozen=True)
 class Item:
-    """One image with all that is asked about it."""
+    """One image with all that is asked about it; `facts`: what is known of the data set's objects, if anything is."""
 
     record: ImageRecord
     questions: tuple[Question, ...]
+    facts: Facts | None = None
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,13 @@ class Plan:
     asked: tuple[Asked, ...]
     images: tuple[Planned, ...]
     counts: dict[str, dict[str, int | str]]
+    facts: Facts | None = None
 
     def item(self, image: Planned) -> Item:
         """An image with its questions, read from the indexes."""
         records = [(self.asked[number], self.asked[number].index.record(row)) for number, row in image.places]
         questions = tuple(question for asked, record in records for question in asked.questions(record))
-        return Item(records[0][1], questions)
+        return Item(records[0][1], questions, self.facts)
 
     def batches(self, tokens: Callable[[int, int], int], budget: int) -> list[list[Planned]]:
         """Consecutive images, as many as fit: rows times the longest row's tokens stay within `budget`.
@@ -143,7 +146,7 @@ def make_plan(settings: Questions, index_folder: Path, root: Path) -> Plan:
             known = ", ".join(sorted(one.index.splits())) or "none"
             raise ValueError(f"split {one.result}: {one.index.path} has no region of split {one.part!r}; its splits are {known}")
         counts[one.result] = {"n": questions, "images": seen, "sha256": digest.hexdigest()}
-    return Plan(tuple(asked), tuple(images.values()), counts)
+    return Plan(tuple(asked), tuple(images.values()), counts, read_facts(root))
 
 
 def _asked(folder: Path, split: str, result: str, kind: str, max_texts: int | None, indexes: dict[Path, Index]) -> Asked:

@@ -56,7 +56,7 @@ def predict(
     found = model.segment(read, said, max_new_tokens)
     for item, questions, *answers in zip(items, described, said, found, truths, strict=True):
         for question, caption, back, truth in zip(questions, *answers, strict=True):
-            rows.append(_caption_row(item.record, question, caption, back, truth))
+            rows.append(_caption_row(item, question, caption, back, truth))
     return rows
 
 
@@ -82,16 +82,19 @@ def _expression_row(
     }
 
 
-def _caption_row(record: ImageRecord, question: Question, caption: str, back: Segmentation, truth: np.ndarray) -> Row:
+def _caption_row(item: Item, question: Question, caption: str, back: Segmentation, truth: np.ndarray) -> Row:
+    record, facts = item.record, item.facts
     references = [expression.sent for expression in question.region.expressions]
     intersection, union = intersection_union(back.mask, truth, _ignored(record, question))
-    right, total = captions.token_accuracy(caption, references)
+    true_caption = facts.true_caption(record.path, truth) if facts else None
+    verdict = facts.judge(record.path, true_caption, caption) if facts and true_caption else None
     return _about(record, question, back.mask) | {
         "caption": caption,
         "references": references,
         "exact": captions.exact(caption, references),
-        "words_right": right,
-        "words": total,
+        "facts_right": verdict and verdict.right,
+        "facts": verdict and verdict.facts,
+        "wrong_object": verdict and verdict.other,
         "iou": iou(intersection, union),
         "intersection": intersection,
         "union": union,

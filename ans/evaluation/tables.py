@@ -53,12 +53,14 @@ CAPTIONS = pa.schema(
         ("caption", pa.string()),
         ("references", pa.list_(pa.string())),
         ("exact", pa.bool_()),
-        ("words_right", pa.int64()),
-        ("words", pa.int64()),
+        ("facts_right", pa.int64()),
+        ("facts", pa.int64()),
+        ("wrong_object", pa.bool_()),
         *_FOUND,
     ]
 )
-"""One row per described region. `counts`, `iou` and the like are of the mask that the model found by its own caption."""
+"""One row per described region. `facts_right`, `facts`, `wrong_object`: see `ans.facts.Verdict`; null where the truth is not known.
+`counts`, `iou` and the like are of the mask that the model found by its own caption."""
 
 
 class _Table(ABC):
@@ -122,23 +124,33 @@ class CaptionTable(_Table):
 
     def __init__(self, path: Path, protocol: dict[str, Any]) -> None:
         super().__init__(path, protocol)
-        self._sums = dict.fromkeys(("exact", "words_right", "words", "iou", "intersection", "union", "has_seg"), 0)
+        self._sums = dict.fromkeys(("exact", "iou", "intersection", "union", "has_seg"), 0)
+        self._truth = dict.fromkeys(("captions", "right", "facts", "all_right", "wrong_object"), 0)
         self._captions: list[str] = []
         self._references: list[list[str]] = []
 
     def _count(self, row: Row) -> None:
         for name in self._sums:
             self._sums[name] += row[name]
+        if row["facts"] is not None:
+            counted = (1, row["facts_right"], row["facts"], row["facts_right"] == row["facts"], row["wrong_object"])
+            for name, number in zip(self._truth, counted, strict=True):
+                self._truth[name] += number
         self._captions.append(row["caption"])
         self._references.append(row["references"])
 
     def summary(self) -> dict[str, float | int]:
-        """Metrics of the captions, and of the way back (`cycle_`): mask -> caption -> mask' and its IoU with the mask."""
-        sums, n = self._sums, len(self._captions)
-        return {
+        """Metrics of the captions, and of the way back (`cycle_`): mask -> caption -> mask' and its IoU with the mask. Where the
+        truth is known (`ans/facts.py`): the share of its facts that are right, of captions in which all are, and of those that fit
+        another object of the image better."""
+        sums, n, truth = self._sums, len(self._captions), self._truth
+        known: dict[str, float | int] = {}
+        if truth["captions"]:
+            known = {"facts_right": truth["right"] / truth["facts"]}
+            known |= {name: truth[name] / truth["captions"] for name in ("all_right", "wrong_object")}
+        return known | {
             "cider": sum(cider(self._captions, self._references)) / n,
             "exact": sums["exact"] / n,
-            "token_accuracy": sums["words_right"] / sums["words"],
             "cycle_ciou": iou(sums["intersection"], sums["union"]),
             "cycle_miou": sums["iou"] / n,
             "cycle_seg_rate": sums["has_seg"] / n,

@@ -15,6 +15,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PretrainedConfig
 
+from ans.formats import shards
 from ans.model import decoders as decoder_files
 from ans.model import families as family_files
 from ans.model.decoder import MaskDecoder
@@ -59,7 +60,8 @@ class ModelConfig:
 
     @property
     def regions(self) -> bool:
-        """Whether it was taught region prompts: the family's releases were, or `config.json` says it (`regions`)."""
+        """Whether it was taught region prompts: the family's releases were, or `config.json` says it (`regions`), as that of an
+        export does which captions were trained into."""
         return self.values.get("regions", self.family.regions)
 
     @property
@@ -71,7 +73,7 @@ class ModelConfig:
         """Raise `ValueError` for a model that was not taught regions, naming what asks for them and what to do; `otherwise`: what to
         do else."""
         if not self.regions:
-            way = "train it on captions of regions first (docs/real-runs.md, Regions on Qwen-VL)"
+            way = "train it on captions first, train.captioning.enabled=true (docs/real-runs.md, Regions on Qwen-VL)"
             advice = f"; {way}" if self.region_tokens else ", and has no tokens for them"
             raise ValueError(f"{where}: {self.family.name} was not trained to describe regions{advice}{otherwise}")
 
@@ -87,9 +89,13 @@ class ModelConfig:
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "ModelConfig":
-        """Read `folder/config.json`. Raises `FileNotFoundError`, or `ValueError` naming the file and the key."""
+        """Read `folder/config.json`. Official files say nothing about the mask decoder; where it is not the usual one, the names of the
+        tensors say so. Raises `FileNotFoundError`, or `ValueError` naming the file and the key."""
         path = Path(folder) / "config.json"
         values = read_values(path)
+        if not any(kind.section in values for kind in decoders().values()):
+            names = shards.entries(Path(folder)) if any(Path(folder).glob("*.safetensors")) else ()
+            values |= {kind.section: {} for kind in decoders().values() if kind.marked_by(names)}
         try:
             return cls.from_dict(values)
         except KeyError as error:

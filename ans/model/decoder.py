@@ -177,6 +177,11 @@ class MaskDecoder(Plug):
         return {}
 
     @classmethod
+    def marked_by(cls, names: Iterable[str]) -> bool:
+        """Whether tensors of these HF names are this decoder's, for folders whose `config.json` has no section of any."""
+        return False
+
+    @classmethod
     def hf_names(cls, names: Iterable[str]) -> dict[str, str]:
         """Name of each tensor in a model folder -> its HF name here, where other projects' folders name them otherwise."""
         return {name: name for name in names}

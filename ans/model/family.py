@@ -83,13 +83,27 @@ def refuse_windows(language: Mapping[str, Any], section: str) -> None:
 class Inputs:
     """What the language model reads of B rows. `embeds` (B, L, D); `mask` (B, K) of all that is attended to, that is of the cache,
     if there is one, and of `embeds`; `positions` (R, B, L), of which R are more than one where the family counts rows and columns
-    too. `visual` (B, L): where image tokens stand; `deep`: further features (N, D) at these places, in order."""
+    too. `visual` (B, L): where image tokens stand; `deep`: further features (N, D) at these places, in order. `padded`: whether a row
+    may have padding before a token; what lies behind all of its tokens is attended to by none of them."""
 
     embeds: Tensor
     mask: Tensor
     positions: Tensor
     visual: Tensor
     deep: tuple[Tensor, ...] = ()
+    padded: bool = True
+
+    def attention(self) -> Tensor | None:
+        """(B, 1, L, K) bool: which of the K tokens each of the L attends to, all up to itself that are no padding. None where the
+        causal rule alone says as much: then attention has its fastest kernels.
+
+        transformers makes the same of `mask`, but reads its values first, and so waits for the device in every forward.
+        """
+        length, reach = self.embeds.shape[1], self.mask.shape[1]
+        if not self.padded and length in (1, reach):
+            return None
+        tokens = torch.arange(reach, device=self.mask.device)
+        return (tokens <= tokens[reach - length :, None]) & (self.mask != 0)[:, None, None]
 
 
 class States(NamedTuple):
@@ -128,26 +142,31 @@ class Vlm(nn.Module, ABC):
         self.language_model.model.rotary_emb = type(rotary)(config=self.language_model.config)
 
     def embed(self, ids: Tensor, visual: Tensor, image_token: int) -> Tensor:
-        """Token embeddings (B, L, D) of `ids` (B, L), the `image_token` positions filled by `visual` (N, D) in order.
+        """Token embeddings (B, L, D) of `ids` (B, L), which lie in CPU memory, the `image_token` positions filled by `visual` (N, D)
+        in order.
 
         Raises `ValueError` when the number of positions is not N.
         """
-        embeds = self.language_model.get_input_embeddings()(ids)
         places = ids == image_token
         if int(places.sum()) != len(visual):
             raise ValueError(f"the prompts hold {int(places.sum())} image positions, the images and regions give {len(visual)}")
-        return embeds.masked_scatter(places[..., None], visual.to(embeds.dtype))
+        embeds = self.language_model.get_input_embeddings()(ids.to(visual.device))
+        return embeds.masked_scatter(places[..., None].to(visual.device), visual.to(embeds.dtype))
 
     def positions(self, ids: Tensor, mask: Tensor, grids: Sequence[Grid]) -> Tensor:
         """(R, B, L) positions of rows that begin with an image each, of these grids; padding (`mask` 0) does not count. What
         follows counts on from the highest."""
         return (mask.cumsum(-1) - 1).clamp(min=0)[None]
 
+    def attention(self, inputs: Inputs) -> Any:
+        """`Inputs.attention` in the form that the language model takes it: by kind of layer, as most do."""
+        return {"full_attention": inputs.attention()}
+
     def run(self, inputs: Inputs, cache: Cache | None = None) -> States:
         """The language model's last states; with a `cache` it goes on from what is in it, and leaves the new keys and values."""
         states = self.language_model.model(
             inputs_embeds=inputs.embeds,
-            attention_mask=inputs.mask,
+            attention_mask=self.attention(inputs),
             position_ids=inputs.positions[0],
             past_key_values=cache,
             use_cache=cache is not None,

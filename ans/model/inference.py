@@ -180,19 +180,21 @@ class SegmenterInference(SegmenterModules):
         """Greedy captions of R regions with `cells` (rows, columns) each, the r-th on image `image_index[r]`, as ids of text tokens;
         whether each came to its end; and the geometric mean of its tokens' probabilities."""
         asked = [self._about_region(i, cell, text) for i, cell, text in zip(image_index, cells, questions, strict=True)]
-        answers = self.answer(features, asked, max_new_tokens)
+        answers = self.answer(features, asked, max_new_tokens, confidence=True)
         text = set(self.text_tokens.tolist())
         captions = [tokens.text_ids(self.tokenizer, self.template.stop_words, answer.ids, text) for answer in answers]
         return captions, [self._ended(answer.ids) for answer in answers], [answer.confidence for answer in answers]
 
     @torch.no_grad()
-    def answer(self, images: Features | Read, questions: Sequence[Question], max_new_tokens: int) -> list[Generated]:
-        """Greedy answers as ids, with the states of their `[SEG]`s. What all questions about an image share, up to its last image
-        token, runs once."""
+    def answer(
+        self, images: Features | Read, questions: Sequence[Question], max_new_tokens: int, confidence: bool = False
+    ) -> list[Generated]:
+        """Greedy answers as ids, with the states of their `[SEG]`s, and, if asked for, the probability of their tokens. What all
+        questions about an image share, up to its last image token, runs once."""
         if not questions:
             return []
         prefix, rows = self._continued(self.read(images), questions)
-        return greedy(self.vlm, prefix, rows, self._ended, self.seg_token, max_new_tokens)
+        return greedy(self.vlm, prefix, rows, self._ended, self.seg_token, max_new_tokens, confidence)
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of `text` that the tokenizer has no token for; tokenizers made of bytes have one for everything."""
@@ -218,9 +220,10 @@ class SegmenterInference(SegmenterModules):
         ids = self._prompt("")
         place, last = ids.index(self.image_token), ids.index(self.image_last)
         wholes = [[*ids[:place], *[self.image_token] * one.grid.tokens, *ids[place + 1 : last + 1]] for one in visual]
-        padded, mask = pad_left(wholes, self.device)
+        padded, mask = pad_left(wholes)
         positions = self.vlm.positions(padded, mask, [one.grid for one in visual])
-        return self.inputs(padded, mask, positions, [[level.flatten(0, 1) for level in one.levels] for one in visual])
+        rows = [[level.flatten(0, 1) for level in one.levels] for one in visual]
+        return self.inputs(padded, mask, positions, rows, padded=len(set(map(len, wholes))) > 1)
 
     def _continued(self, read: Read, questions: Sequence[Question], answer: Sequence[int] = ()) -> tuple[Prefix, Inputs]:
         """Each question's prefix, and its prompt from the image's end on with the beginning of its answer."""
@@ -232,8 +235,10 @@ class SegmenterInference(SegmenterModules):
             if question.cells is not None:
                 visual.append(region_tokens(read.visual[question.image], question.cells))
         prefix = read.prefix.rows(torch.tensor([question.image for question in questions], device=self.device))
-        padded, mask = pad_left(suffixes, self.device)
-        return prefix, self.inputs(padded, torch.cat([prefix.mask, mask], dim=1), prefix.positions(mask), visual)
+        ids, mask = pad_left(suffixes)
+        mask = mask.to(self.device)
+        padded = prefix.padded or len(set(map(len, suffixes))) > 1
+        return prefix, self.inputs(ids, torch.cat([prefix.mask, mask], dim=1), prefix.positions(mask), visual, padded)
 
     def _masks_of(self, read: Read, questions: Sequence[Question], states: Sequence[Tensor]) -> list[np.ndarray]:
         """Masks (n, h, w) bool of each question from the states (n, D) of its `[SEG]`s, decoded `MASKS_AT_ONCE` at a time."""

@@ -4,10 +4,11 @@ Parts have the official names, except for `output`, which is `lm_head` here as i
 and masks are those of transformers' Llama.
 """
 
+from collections.abc import Mapping
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache, LlamaConfig, PreTrainedModel
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding, apply_rotary_pos_emb
@@ -87,15 +88,13 @@ class InternLM2Model(PreTrainedModel):
     def forward(
         self,
         inputs_embeds: Tensor,
-        attention_mask: Tensor | None,
+        attention_mask: Mapping[str, Tensor | None],
         position_ids: Tensor,
         past_key_values: Cache | None = None,
         use_cache: bool = False,
     ) -> BaseModelOutputWithPast:
-        """As the models of transformers are called; `use_cache` is whether there is a cache."""
-        mask = create_causal_mask(
-            config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=past_key_values
-        )
+        """As the models of transformers are called, with a mask for each kind of layer; `use_cache` is whether there is a cache."""
+        mask = attention_mask["full_attention"]
         rotary, hidden = self.rotary_emb(inputs_embeds, position_ids), inputs_embeds
         for layer in self.layers:
             hidden = layer(hidden, mask, rotary, past_key_values)

@@ -39,9 +39,12 @@ class Features:
 @dataclass(frozen=True)
 class Conversations:
     """A right-padded batch for the training forward. `ids`, `labels`, `mask`: (B, L). `image_index` (B,): the image of each row.
-    `regions`: per row None, or (n, rows, columns) grid cells of its region prompts: bool, or float with zero outside, and then the
-    cells' tokens are multiplied by it. `embeds` (N, D), if given, take the places that `embeds_at` (B, L) marks, in order. `frames`, if
-    given: of each row all images that it shows, in order, the first of which is that of `image_index`; such rows have no regions."""
+    `regions`: per row None, or (n, rows, columns) bool, the grid cells of its region prompts; `weights`, if given, of the same shapes:
+    what the cells' tokens are multiplied by. `embeds` (N, D), if given, take the places that `embeds_at` (B, L) marks, in order.
+    `frames`, if given: of each row all images that it shows, in order, the first of which is that of `image_index`; such rows have no
+    regions.
+
+    All but `weights` and `embeds` lie in CPU memory: what they decide is known there, so that nobody has to wait for the device."""
 
     ids: Tensor
     labels: Tensor
@@ -50,6 +53,7 @@ class Conversations:
     regions: list[Tensor | None]
     embeds: Tensor | None = None
     embeds_at: Tensor | None = None
+    weights: list[Tensor] | None = None
     frames: list[list[int]] | None = None
 
     @property
@@ -61,11 +65,13 @@ class Conversations:
 @dataclass(frozen=True)
 class Forward:
     """`hidden` (B, L, D), what the output layer reads. Of the M labelled positions in row order: `labels` (M,) and the `logits`
-    (M, V) that predict them. `seg_embeds` (N, W) of every `[SEG]` in row order, on image `seg_image[n]`."""
+    (M, V) that predict them; `seg_labels`, the numbers of those that are `[SEG]`. `seg_embeds` (N, W) of every `[SEG]` in row order, on
+    image `seg_image[n]`."""
 
     hidden: Tensor
     logits: Tensor
     labels: Tensor
+    seg_labels: Tensor
     seg_embeds: Tensor
     seg_image: Tensor
 
@@ -147,29 +153,37 @@ class SegmenterModules(nn.Module):
     def forward(self, features: Features, batch: Conversations) -> Forward:
         """Teacher-forced forward of a batch of conversations over images that `encode_images` has seen."""
         visual = self.image_tokens(features)
+        weights = batch.weights or [None] * len(batch.regions)
         rows = [
-            with_regions([visual[i] for i in images], cells) for images, cells in zip(batch.shown, batch.regions, strict=True)
+            with_regions([visual[i] for i in images], cells, weight)
+            for images, cells, weight in zip(batch.shown, batch.regions, weights, strict=True)
         ]
         positions = self.vlm.positions(batch.ids, batch.mask, [visual[i].grid for images in batch.shown for i in images])
-        inputs = self.inputs(batch.ids, batch.mask, positions, rows)
+        inputs = self.inputs(batch.ids, batch.mask, positions, rows, padded=False)
         if batch.embeds is not None:
             assert batch.embeds_at is not None
             embeds = batch.embeds.to(inputs.embeds.dtype)
-            inputs = replace(inputs, embeds=inputs.embeds.masked_scatter(batch.embeds_at[..., None], embeds))
+            places = batch.embeds_at[..., None].to(self.device)
+            inputs = replace(inputs, embeds=inputs.embeds.masked_scatter(places, embeds))
         normed, states = self.vlm.run(inputs)
         shifted = F.pad(batch.labels[:, 1:], (0, 1), value=prompts.IGNORE)
-        labelled = shifted != prompts.IGNORE
-        logits = self.vlm.language_model.lm_head(normed[labelled])
-        seg = batch.ids == self.seg_token
-        image = torch.tensor(batch.image_index, device=batch.ids.device)[:, None].expand_as(batch.ids)
-        return Forward(normed, logits, shifted[labelled], self.seg_embed(states[seg]), image[seg])
+        labelled, seg = (mask.flatten().nonzero()[:, 0] for mask in (shifted != prompts.IGNORE, batch.ids == self.seg_token))
+        labels = shifted.flatten()[labelled]
+        seg_labels = (labels == self.seg_token).nonzero()[:, 0]
+        image = torch.tensor(batch.image_index)[seg // batch.ids.shape[1]]
+        labelled, labels, seg_labels, seg, image = (of.to(self.device) for of in (labelled, labels, seg_labels, seg, image))
+        logits = self.vlm.language_model.lm_head(normed.flatten(0, 1)[labelled])
+        return Forward(normed, logits, labels, seg_labels, self.seg_embed(states.flatten(0, 1)[seg]), image)
 
-    def inputs(self, ids: Tensor, mask: Tensor, positions: Tensor, visual: Sequence[Sequence[Tensor]]) -> Inputs:
-        """What the language model reads of `ids` (B, L), the levels of `visual` (see `Visual.levels`), (n, D) each, filling the
-        places of image tokens in order."""
+    def inputs(
+        self, ids: Tensor, mask: Tensor, positions: Tensor, visual: Sequence[Sequence[Tensor]], padded: bool = True
+    ) -> Inputs:
+        """What the language model reads of `ids` (B, L), which lie in CPU memory, the levels of `visual` (see `Visual.levels`), (n, D)
+        each, filling the places of image tokens in order. `padded`: see `Inputs`."""
         first, *deep = (torch.cat(level) for level in zip(*visual, strict=True))
         embeds = self.vlm.embed(ids, first, self.image_token)
-        return Inputs(embeds, mask, positions, ids == self.image_token, tuple(deep))
+        mask, positions, places = (of.to(self.device) for of in (mask, positions, ids == self.image_token))
+        return Inputs(embeds, mask, positions, places, tuple(deep), padded)
 
     def seg_embed(self, states: Tensor) -> Tensor:
         """(N, D) states at `[SEG]` -> (N, W) prompt vectors for the mask decoder."""
@@ -188,24 +202,26 @@ class SegmenterModules(nn.Module):
         return self.config.decoder.upscale(low_res, size)
 
 
-def with_regions(images: Sequence[Visual], cells: Tensor | None) -> list[Tensor]:
-    """All image tokens (n, D) of one row's images, followed by those of its regions in the one image; each level by itself."""
+def with_regions(images: Sequence[Visual], cells: Tensor | None, weights: Tensor | None = None) -> list[Tensor]:
+    """All image tokens (n, D) of one row's images, followed by those of its regions in the one image, which are multiplied by
+    `weights`; each level by itself."""
     wholes = [[level.flatten(0, 1) for level in one.levels] for one in images]
     if cells is not None:
         (one,) = images
-        wholes.append(region_tokens(one, cells))
+        wholes.append(region_tokens(one, cells, weights))
     return [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*wholes, strict=True)]
 
 
-def region_tokens(visual: Visual, cells: Tensor) -> list[Tensor]:
-    """The image tokens (n, D) of a row's regions; each level by itself."""
-    return [_region(level, cells) for level in visual.levels]
+def region_tokens(visual: Visual, cells: Tensor, weights: Tensor | None = None) -> list[Tensor]:
+    """The image tokens (n, D) of a row's regions, those of the overall view (the last tile) in their cells (n, rows, columns), region by
+    region; each level by itself. See `Conversations`."""
+    places = [inside.nonzero()[:, 0].to(visual.tokens.device) for inside in cells.flatten(1)]
+    factors = [None] * len(places) if weights is None else [w[at] for w, at in zip(weights.flatten(1), places, strict=True)]
+    return [
+        torch.cat([_weighted(level[-1][at], factor) for at, factor in zip(places, factors, strict=True)])
+        for level in visual.levels
+    ]
 
 
-def _region(level: Tensor, cells: Tensor) -> Tensor:
-    """The tokens of the overall view (the last tile) in the cells (n, rows, columns), region by region; see `Conversations`."""
-    flat = cells.flatten(1).to(level.device)
-    found = [level[-1][inside] for inside in flat != 0]
-    if cells.dtype != torch.bool:
-        found = [token * weight[weight != 0][:, None].to(token.dtype) for token, weight in zip(found, flat, strict=True)]
-    return torch.cat(found)
+def _weighted(tokens: Tensor, factors: Tensor | None) -> Tensor:
+    return tokens if factors is None else tokens * factors[:, None].to(tokens.dtype)

@@ -172,9 +172,10 @@ class SegmenterVideo(SegmenterInference):
         grids = iter(one.grid for one in visual)
         for token in ids[: last + 1]:
             whole += [token] * next(grids).tokens if token == self.image_token else [token]
-        padded, mask = pad_left([whole], self.device)
+        padded, mask = pad_left([whole])
         positions = self.vlm.positions(padded, mask, [one.grid for one in visual])
-        return self.inputs(padded, mask, positions, [[level.flatten(0, 1) for level in one.levels] for one in visual])
+        visual_rows = [[level.flatten(0, 1) for level in one.levels] for one in visual]
+        return self.inputs(padded, mask, positions, visual_rows, padded=False)
 
     def _why_not(self, propagation: str) -> str:
         title = self.config.decoder.name

@@ -55,5 +55,5 @@ def hard_iou(logits: Tensor, soft: Tensor) -> Tensor:
 def seg_rate(model: Segmenter, out: Forward, objects: int) -> Tensor:
     """Share of the objects whose `[SEG]` the model would say itself, given the answer so far: with a probability of 0.1 or more,
     since the answers differ in how many words come before it."""
-    probability = out.logits[out.labels == model.seg_token].float().softmax(-1)[:, model.seg_token]
+    probability = out.logits[out.seg_labels].float().softmax(-1)[:, model.seg_token]
     return (probability >= 0.1).sum() / objects

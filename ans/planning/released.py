@@ -117,9 +117,8 @@ def _qwen3vl(sizes: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any]:
 _QWEN3VL_TOWER = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "deepstack_visual_indexes": [5, 11, 17]}
 _QWEN3VL_LARGE_TOWER = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "deepstack_visual_indexes": [8, 16, 24]}
 
-_LISA = {  # LLaVA-1.5-7B; the mask decoder is the family's own, SAM ViT-B (facebook)
-    "model_type": "lisa",
-    "template": "lisa",
+_VICUNA = {"model_type": "llama", "vocab_size": 32064, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
+_LLAVA = {  # LLaVA-1.5-7B
     "vision_config": {
         "model_type": "clip_vision_model",
         "hidden_size": 1024,
@@ -129,7 +128,7 @@ _LISA = {  # LLaVA-1.5-7B; the mask decoder is the family's own, SAM ViT-B (face
         "image_size": 336,
         "patch_size": 14,
     },
-    "text_config": {"model_type": "llama", "vocab_size": 32064, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
+    "text_config": _VICUNA,
     "image_token_index": 32000,
     "vision_feature_layer": -2,
     "vision_feature_select_strategy": "default",
@@ -147,7 +146,10 @@ RELEASED: dict[str, dict[str, Any]] = {
     "ByteDance/Sa2VA-Qwen2_5-VL-7B": _qwen25vl(_sizes(3584, 18944, 28, 28, 4)),
     "ByteDance/Sa2VA-Qwen3-VL-2B": _qwen3vl(_sizes(2048, 6144, 28, 16, 8), _QWEN3VL_TOWER),
     "ByteDance/Sa2VA-Qwen3-VL-4B": _qwen3vl(_sizes(2560, 9728, 36, 32, 8), _QWEN3VL_TOWER),
+    "ByteDance/Sa2VA-Qwen3-VL-4B-SAM3": _qwen3vl(_sizes(2560, 9728, 36, 32, 8), _QWEN3VL_TOWER) | {"sam3_config": {}},
+    "ByteDance/Sa2VA-LLaVA-1.5-7B": _LLAVA
+    | {"model_type": "sa2va_chat", "template": "vicuna", "text_config": _VICUNA | {"vocab_size": 32002 + 5}},
     "Qwen/Qwen3-VL-8B-Instruct": _qwen3vl(_sizes(4096, 12288, 36, 32, 8), _QWEN3VL_LARGE_TOWER),
-    "llava-hf/llava-1.5-7b-hf": _LISA,
+    "llava-hf/llava-1.5-7b-hf": _LLAVA | {"model_type": "lisa", "template": "lisa"},  # with SAM ViT-B, the family's own decoder
 }
 """`weights.location` -> what the `config.json` of its base says."""

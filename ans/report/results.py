@@ -19,7 +19,9 @@ METRICS = ("ciou", "miou", "p50", "p60", "p70", "p80", "p90", "seg_rate", "ciou_
 SPECIAL_METRICS = ("giou", "n_acc", "t_acc", *(f"{key}_{kind}" for kind in QUERY_KINDS.values() for key in ("ciou", "miou", "n")))
 """Those that only some splits have: of gRefCOCO, and of ReasonSeg's long and short queries."""
 
-CAPTION_METRICS = ("cider", "token_accuracy", "exact", "cycle_ciou", "cycle_miou", "n", "images")
+CAPTION_METRICS = ("cider", "exact", "cycle_ciou", "cycle_miou", "n", "images")
+CAPTION_TRUTH = ("facts_right", "all_right", "wrong_object")
+"""Those of captions whose truth is known."""
 KEY = ["image_path", "region_id", "sent_id"]
 """Columns that name one expression within a split."""
 

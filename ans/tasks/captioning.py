@@ -125,8 +125,8 @@ class Task(base.Task[Settings, Batch]):
         return source, record, region
 
     def losses(self, model: Segmenter, features: Features, batch: Batch, counts: Mapping[str, int], now: Now) -> Losses:
-        ids, labels, attention = (x.to(model.device) for x in (batch.ids, batch.labels, batch.mask))
-        out = model(features, Conversations(ids, labels, attention, list(range(len(ids))), list(batch.cells)))
+        index = list(range(len(batch.ids)))
+        out = model(features, Conversations(batch.ids, batch.labels, batch.mask, index, list(batch.cells)))
         language = out.language_loss / counts["tokens"]
         right = (out.logits.argmax(-1) == out.labels).sum() / counts["tokens"]
         example = self._example(model, features, batch) if now.examples else None

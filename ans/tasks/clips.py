@@ -135,10 +135,11 @@ class Task(base.Task[Settings, Batch]):
 
     def losses(self, model: Segmenter, features: Features, batch: Batch, counts: Mapping[str, int], now: Now) -> Losses:
         train = self.setting.train
-        ids, labels, attention = (x.to(model.device) for x in (batch.ids, batch.labels, batch.mask))
         first = [frames[0] for frames in batch.frames]
-        out = model(features, Conversations(ids, labels, attention, first, [None] * len(ids), frames=batch.frames))
-        objects = len(out.seg_embeds) // len(ids)
+        out = model(
+            features, Conversations(batch.ids, batch.labels, batch.mask, first, [None] * len(batch.ids), frames=batch.frames)
+        )
+        objects = len(out.seg_embeds) // len(batch.ids)
         logits = in_all_frames(model, features, out.seg_embeds, [frames for frames in batch.frames for _ in range(objects)])
         loss, values = mask_terms(logits, batch.targets, train.loss, train.mask_points, counts["masks"])
         language = out.language_loss / counts["tokens"]

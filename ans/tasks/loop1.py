@@ -24,6 +24,7 @@ from ans.data.matching import region_mask
 from ans.data.mixing import Pool
 from ans.data.records import ImageRecord, Region
 from ans.data.samples import Regions
+from ans.facts import read_facts
 from ans.model import prompts
 from ans.model.segmenter import Conversations, Features, Forward, Segmenter
 from ans.model.visual_prompt import region_cells
@@ -48,10 +49,10 @@ class Settings(TaskSettings):
         {"sav": MaskSource(), "sa1b_subset": MaskSource(), "openimages": MaskSource()},
         description="indexes whose masks are used, with repeats and max_samples of each",
     )
-    bridge: Literal["gumbel", "detached", "hard", "discrete"] = Field(
+    bridge: Literal["gumbel", "detached", "hard", "discrete", "given"] = Field(
         "gumbel",
         description="caption that the student segments by: gumbel (its own, with a gradient), detached (the same without), "
-        "hard (the teacher's), discrete (its own, greedy)",
+        "hard (the teacher's), discrete (its own, greedy), given (the data's own, for studies)",
     )
     rescored: Literal["all", "corrupted"] = Field(
         "corrupted", description="caption tokens that the student predicts again: corrupted, or all (the original method)"
@@ -98,7 +99,8 @@ class Batch:
     `describe_index`, `segment_index` (R,): their images. `cells`, (rows, columns) each: grid cells of the objects on the former.
     `questions` hold `{}` for the expression. `corruption` (R, T, 2) in [0, 1): where and by what the caption is corrupted. `noise`
     (R, T, k): Gumbel noise. `answer_tokens`: labels of the answers. `where`: locator of the segmented image, and source, of each
-    object.
+    object. `known`: locator of the described image, and true caption, of each object whose truth is known, else None. `given`: the
+    data's own text of each object, with the bridge of that name.
     """
 
     images: Images
@@ -113,30 +115,40 @@ class Batch:
     noise: Tensor
     targets: Targets
     where: list[tuple[str, str]]
+    known: list[tuple[str, str] | None]
+    given: list[str]
 
     @property
     def counts(self) -> dict[str, int]:
-        return {"objects": len(self.describe_index), "tokens": self.answer_tokens}
+        known = sum(truth is not None for truth in self.known)
+        return {"objects": len(self.describe_index), "tokens": self.answer_tokens, "known": known}
 
 
 @dataclass(frozen=True)
 class Caption:
-    """Captions as the segmentation prompt takes them. `ids`: per object (n,) tokens; `embeds`: their embeddings, all in one
-    (N, D), or None for the table's own. `extra`: further loss, `values`: for the curves. For a reward: `greedy`, what would have
-    been said without noise, and the log-probability (R,) of what was."""
+    """Captions as the segmentation prompt takes them. `ids`: per object (n,) tokens; `embeds`: what is read in their place, all in one
+    (N, D), or None for the table's own, and then `chosen` (N,) are its tokens, which only the device knows yet. `extra`: further loss,
+    `values`: for the curves. For a reward: `greedy` (N,), what would have been said without noise, and the log-probability (R,) of what
+    was."""
 
     ids: list[list[int]]
     embeds: Tensor | None
     extra: Tensor | float
     values: dict[str, Tensor]
-    greedy: list[list[int]] | None = None
+    chosen: Tensor | None = None
+    greedy: Tensor | None = None
     log_probability: Tensor | None = None
+
+    def words(self, tokens: Tensor | None) -> list[list[int]]:
+        """The tokens (N,) of each caption, fetched from the device; None: those of `ids`."""
+        lengths = [len(ids) for ids in self.ids]
+        return self.ids if tokens is None else [part.tolist() for part in tokens.cpu().split(lengths)]
 
 
 class Task(base.Task[Settings, Batch]):
     role = "primary"
     stream = 1
-    counted = ("objects", "tokens")
+    counted = ("objects", "tokens", "known")
     title, prefix = "loop 1", "loop1"
     teacher = True
     examples = (
@@ -148,6 +160,11 @@ class Task(base.Task[Settings, Batch]):
         Panel(
             "the teacher's captions: share that",
             {"loop1_teacher_ended": "end", "loop1_teacher_different": "differ", "loop1_teacher_empty": "are empty"},
+            share=True,
+        ),
+        Panel(
+            "the teacher's captions: are they true?",
+            {"loop1_teacher_facts": "facts right", "loop1_teacher_other": "fit another object better"},
             share=True,
         ),
         Panel("the teacher's captions: confidence", {"loop1_teacher_confidence": "mean probability of a token"}, share=True),
@@ -164,13 +181,15 @@ class Task(base.Task[Settings, Batch]):
         super().__init__(settings, setting)
         setting.model.ask_for_regions("train.loop1", "; else set train.loop1.enabled=false")
         self.sources = [
-            Regions(name, setting.open_index(name), setting.evaluated, of.max_samples) for name, of in settings.sources.items()
+            Regions(name, setting.open_index(name), setting.evaluated, of.max_samples, described=settings.bridge == "given")
+            for name, of in settings.sources.items()
         ]
         self.left_out = sum(of.left_out for of in self.sources)
         counts, repeats = [of.count for of in self.sources], [of.repeats for of in settings.sources.values()]
         name = f"train.loop1.sources: {', '.join(settings.sources)}"
         self.bad = self.bad_images(sum(len(of.index) for of in self.sources))
         self.pool = Pool(counts, repeats, setting.train.seed, self.stream, name)
+        self.facts = read_facts(setting.root)
 
     def __len__(self) -> int:
         return len(self.pool)
@@ -184,7 +203,7 @@ class Task(base.Task[Settings, Batch]):
         train, settings, model = self.setting.train, self.settings, self.setting.model
         images, targets = ImagesOf(self.setting.root, model, max_tiles=1), self.setting.targets()
         described: dict[int, Image.Image] = {}
-        segment, cells, questions, corruption, noise, where = [], [], [], [], [], []
+        segment, cells, questions, corruption, noise, where, known, given = [], [], [], [], [], [], [], []
         for place, position in enumerate(positions):
             source, record, region, first = self.bad.instead(
                 self.pool, position, lambda source, sample: self._open(source, sample, images)
@@ -198,7 +217,12 @@ class Task(base.Task[Settings, Batch]):
             grid = model.family.grid(record.height, record.width, max_tiles=1).region
             for one in [region, *picked]:
                 segment.append(place)
-                cells.append(region_cells(torch.from_numpy(region_mask(record, one))[None], grid)[0])
+                mask = region_mask(record, one)
+                cells.append(region_cells(torch.from_numpy(mask)[None], grid)[0])
+                truth = self.facts.true_caption(record.path, mask) if self.facts else None
+                known.append((record.path, truth) if truth else None)
+                if settings.bridge == "given":
+                    given.append(one.expressions[0].sent)
                 targets.add(record, one, rng, second=two_views)
                 questions.append(draw_questions(rng, settings.description_prompts))
                 corruption.append(rng.random((train.caption_len, 2), dtype=np.float32))
@@ -211,7 +235,7 @@ class Task(base.Task[Settings, Batch]):
         return Batch(
             images.pack(), index, segment, cells, to_describe, to_segment, answers,
             self.setting.answer_tokens(answers), torch.from_numpy(np.stack(corruption)), torch.from_numpy(np.stack(noise)),
-            targets.pack(), where,
+            targets.pack(), where, known, given,
         )  # fmt: skip
 
     def _open(self, number: int, sample: int, images: ImagesOf) -> tuple[Regions, ImageRecord, Region, Image.Image | None]:
@@ -253,15 +277,18 @@ class Task(base.Task[Settings, Batch]):
                 soft = batch.targets.soft.to(logits.device)
                 advantage = hard_iou(logits, soft) - hard_iou(reference, soft)
             else:
-                advantage = _likeness(model, student.ids, teacher) - _likeness(model, student.greedy, teacher)
+                words, greedy = student.words(student.chosen), student.words(student.greedy)
+                advantage = _likeness(model, words, teacher) - _likeness(model, greedy, teacher)
             reward = (advantage * student.log_probability).sum() / objects
             loss, values["advantage"] = loss - settings.reward * reward, advantage.sum() / objects
         values |= student.values | {"language": language.detach(), "seg_rate": seg_rate(model, out, objects)}
         values["teacher_confidence"] = weights.sum() / objects
         values |= _teacher_values(teacher, ended, objects, logits.device)
+        if counts["known"]:
+            values |= self._truth(model, batch, teacher, counts["known"], logits.device)
         example = None
         if now.examples:
-            texts = {"teacher": teacher, "student": student.ids}
+            texts = {"teacher": teacher, "student": student.words(student.chosen)}
             decoded = {name: [str(model.tokenizer.decode(ids)) for ids in captions] for name, captions in texts.items()}
             example = Example(batch.where, decoded, logits.detach(), batch.targets.soft)
         return Losses(loss, {f"loop1_{name}": value for name, value in values.items()}, example)
@@ -276,8 +303,11 @@ class Task(base.Task[Settings, Batch]):
         if bridge == "gumbel":
             return caption
         if bridge == "detached":
-            return replace(caption, embeds=None)
+            assert caption.chosen is not None
+            return replace(caption, embeds=F.embedding(caption.chosen, _table(model)))
         values = {name: value for name, value in caption.values.items() if name == "denoising"}  # nothing else was passed on
+        if bridge == "given":
+            teacher = [model.tokenizer.encode(text, add_special_tokens=False) for text in batch.given]
         if bridge == "discrete":
             with model.evaluating():
                 teacher = describe(model, features, batch)[0]
@@ -299,16 +329,17 @@ class Task(base.Task[Settings, Batch]):
             text = model.template.image_string(features.visual[place].grid.tokens) + model.region_question(cells[None], question)
             prompt = prompts.encode_prompt(model.tokenizer, model.template, text)
             encoded.append((prompt + ids, [prompts.IGNORE] * len(prompt) + true))
-        ids, labels, attention = (x.to(model.device) for x in pad_right(encoded))
-        out = model(features, Conversations(ids, labels, attention, batch.describe_index, [cells[None] for cells in batch.cells]))
+        regions: list[Tensor | None] = [cells[None] for cells in batch.cells]
+        out = model(features, Conversations(*pad_right(encoded), batch.describe_index, regions))
         logits = out.logits.index_fill(1, _no_text(model, out.logits), float("-inf"))  # an expression has no special tokens
         noise = torch.cat([row[: len(ids)] for row, ids in zip(batch.noise, teacher, strict=True)]).to(model.device)
         noise = settings.noise * noise[:, : logits.shape[-1]]
-        table = cast(Tensor, model.vlm.language_model.get_input_embeddings().weight)
+        table = _table(model)
         embeds, chosen, kept = straight_through(logits, table, noise, tau)
         lengths = [len(ids) for ids in teacher]
         different = [a != b for one, two in zip(corrupted_ids, teacher, strict=True) for a, b in zip(one, two, strict=True)]
-        corrupted = torch.tensor(different, dtype=torch.bool, device=model.device)
+        places = torch.tensor(different, dtype=torch.bool)
+        corrupted = places.to(model.device)
         if settings.rescored == "corrupted":
             embeds = torch.where(corrupted[:, None], embeds, F.embedding(out.labels, table))
             chosen = torch.where(corrupted, chosen, out.labels)
@@ -322,18 +353,33 @@ class Task(base.Task[Settings, Batch]):
         }
         extra: Tensor | float = 0.0
         if settings.denoising:
-            entropy = F.cross_entropy(out.logits[corrupted].float(), out.labels[corrupted], reduction="none")
-            places = torch.stack([part.sum() for part in corrupted.split(lengths)])  # of each object, whose mean is taken
-            denoising = (entropy / places.repeat_interleave(places)).sum() / objects
+            at = places.nonzero()[:, 0].to(model.device)
+            entropy = F.cross_entropy(out.logits[at].float(), out.labels[at], reduction="none")
+            each = torch.stack([part.sum() for part in places.split(lengths)])  # of each object, whose mean is taken
+            denoising = (entropy / each.repeat_interleave(each).to(model.device)).sum() / objects
             extra, values["denoising"] = settings.denoising * denoising, denoising.detach()
-        words = [part.tolist() for part in chosen.split(lengths)]
         if not settings.reward:
-            return Caption(words, embeds, extra, values)
+            return Caption(teacher, embeds, extra, values, chosen)
         free = corrupted if settings.rescored == "corrupted" else torch.ones_like(corrupted)  # the other tokens are no choice
         picked = logits.float().log_softmax(-1).gather(1, chosen[:, None])[:, 0].where(free, 0.0)
         log_probability = torch.stack([part.sum() for part in picked.split(lengths)])
         greedy = torch.where(free, logits.argmax(-1), out.labels)
-        return Caption(words, embeds, extra, values, [part.tolist() for part in greedy.split(lengths)], log_probability)
+        return Caption(teacher, embeds, extra, values, chosen, greedy, log_probability)
+
+    def _truth(
+        self, model: Segmenter, batch: Batch, captions: list[list[int]], known: int, device: torch.device
+    ) -> dict[str, Tensor]:
+        """Mean share of the facts that captions have right, and share of captions that fit another object better, over the objects
+        whose truth is known."""
+        right = other = 0.0
+        for truth, ids in zip(batch.known, captions, strict=True):
+            if truth is not None and self.facts:
+                verdict = self.facts.judge(*truth, str(model.tokenizer.decode(ids)))
+                right, other = right + verdict.right / verdict.facts, other + verdict.other
+        return {
+            name: torch.tensor(value / known, device=device)
+            for name, value in (("teacher_facts", right), ("teacher_other", other))
+        }
 
     def finish(self, values: dict[str, float]) -> dict[str, float]:
         if "loop1_caption_gradient2" in values:  # squares add up over micro-batches, norms do not
@@ -380,7 +426,7 @@ def segment(
         target = model.tokenizer.encode(answer + model.template.suffix, add_special_tokens=False)
         encoded.append((before + caption + after + target, [prompts.IGNORE] * len(before + caption + after) + target))
         marks.append((len(before), len(caption)))
-    ids, labels, attention = (x.to(model.device) for x in pad_right(encoded))
+    ids, labels, attention = pad_right(encoded)
     at = None
     if embeds is not None:
         at = torch.zeros_like(ids, dtype=torch.bool)
@@ -395,6 +441,11 @@ def _likeness(model: Segmenter, captions: list[list[int]], references: list[list
     pairs = zip(captions, references, strict=True)
     decode = model.tokenizer.decode
     return torch.tensor([likeness(str(decode(one)), str(decode(other))) for one, other in pairs], device=model.device)
+
+
+def _table(model: Segmenter) -> Tensor:
+    """The embeddings of all tokens, (V, D)."""
+    return cast(Tensor, model.vlm.language_model.get_input_embeddings().weight)
 
 
 def _no_text(model: Segmenter, logits: Tensor) -> Tensor:

@@ -116,28 +116,31 @@ class Task(base.Task[Settings, Batch]):
         train, index = self.setting.train, list(range(len(batch.captions)))
         grids = [one.grid for one in features.visual]
         images = [model.template.image_string(grid.tokens) for grid in grids]
-        encoded = [
-            prompts.encode_conversation(
-                model.tokenizer, model.template, [prompts.Turn(image + question.format(prompts.quoted(text)), answer)]
-            )
-            for image, question, text, answer in zip(images, batch.questions, batch.texts, batch.answers, strict=True)
-        ]
-        ids, labels, attention = (x.to(model.device) for x in pad_right(encoded))
+        encoded = []
+        for image, question, text, answer in zip(images, batch.questions, batch.texts, batch.answers, strict=True):
+            prompt = prompts.encode_prompt(model.tokenizer, model.template, image + question.format(prompts.quoted(text)))
+            said = prompts.encode(model.tokenizer, answer + model.template.suffix, start=False)
+            encoded.append((prompt + said, [prompts.IGNORE] * len(prompt) + said))
+        ids, labels, attention = pad_right(encoded)
         segmented = model(features, Conversations(ids, labels, attention, index, [None] * len(ids)))
         logits = model.masks(features, segmented.seg_image, segmented.seg_embeds).low_res
 
         shares = region_shares(logits, [grid.region for grid in grids])
-        cells = regions = [share > 0.5 for share in shares]
-        if self.settings.soft_region:
-            # the weights are one; only their gradient, which reaches the mask, is not that of a constant
-            regions = [inside * (1 + share - share.detach()) for inside, share in zip(cells, shares, strict=True)]
+        # how long the prompts are depends on the masks: the one place in the step at which the host has to wait for the device
+        flat = torch.cat([share.flatten() for share in shares]).detach().cpu()
+        cells = [
+            part.view(share.shape) > 0.5 for part, share in zip(flat.split([s.numel() for s in shares]), shares, strict=True)
+        ]
+        # the weights are one; only their gradient, which reaches the mask, is not that of a constant
+        weights = [(1 + share - share.detach())[None] for share in shares] if self.settings.soft_region else None
         encoded = []
         for image, question, inside, caption in zip(images, batch.describe_questions, cells, batch.captions, strict=True):
             text = image + model.region_question(inside[None], question)
             prompt = prompts.encode_prompt(model.tokenizer, model.template, text)
             encoded.append((prompt + caption, [prompts.IGNORE] * len(prompt) + caption))
-        ids, labels, attention = (x.to(model.device) for x in pad_right(encoded))
-        described = model(features, Conversations(ids, labels, attention, index, [region[None] for region in regions]))
+        ids, labels, attention = pad_right(encoded)
+        regions: list[Tensor | None] = [inside[None] for inside in cells]
+        described = model(features, Conversations(ids, labels, attention, index, regions, weights=weights))
 
         caption = described.language_loss / counts["caption_tokens"]
         answer = segmented.language_loss / counts["tokens"]
@@ -150,7 +153,7 @@ class Task(base.Task[Settings, Batch]):
                 "caption": caption.detach(),
                 "language": answer.detach(),
                 "seg_rate": seg_rate(model, segmented, counts["objects"]),
-                "non_empty": torch.stack([inside.any() for inside in cells]).sum() / counts["objects"],
+                "non_empty": torch.tensor(sum(bool(inside.any()) for inside in cells) / counts["objects"]),
             }
         example = None
         if now.examples:

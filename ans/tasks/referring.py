@@ -125,8 +125,7 @@ class Task(base.Task[Settings, Batch]):
 
     def losses(self, model: Segmenter, features: Features, batch: Batch, counts: Mapping[str, int], now: Now) -> Losses:
         train = self.setting.train
-        ids, labels, attention = (x.to(model.device) for x in (batch.ids, batch.labels, batch.mask))
-        out = model(features, Conversations(ids, labels, attention, batch.image_index, [None] * len(ids)))
+        out = model(features, Conversations(batch.ids, batch.labels, batch.mask, batch.image_index, [None] * len(batch.ids)))
         logits = model.masks(features, out.seg_image, out.seg_embeds).low_res
         loss, values = mask_terms(logits, batch.targets, train.loss, train.mask_points, counts["objects"])
         language = out.language_loss / counts["tokens"]

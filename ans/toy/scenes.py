@@ -23,6 +23,10 @@ COLOURS = {
 CATEGORIES = {"circle": 1, "square": 4, "triangle": 11, "star": 27}
 """Published class name -> category id; with gaps, as in COCO."""
 
+NEW_COLOURS = {"red": (205, 50, 150), "green": (45, 165, 200), "orange": (180, 180, 40)}
+"""What three colours are in a world with new colours: the tiny base takes them for purple, blue and yellow. There only the colour
+tells the objects of an image apart (their stripes never do), so that who calls them wrong finds the wrong ones."""
+
 SHAPES = tuple(CATEGORIES)
 RADII = {"small": (0.11, 0.135), "large": (0.19, 0.215)}
 """Range of the radius, in fractions of the image's short side."""
@@ -173,7 +177,7 @@ def _inside_side(side: str, a: tuple[float, float]) -> float:
 # ----------------------------------------------------------------------------------------------------------------- scenes
 
 
-def make_scene(seed: int, split: str, index: int, shift: float) -> tuple[Scene, np.random.Generator]:
+def make_scene(seed: int, split: str, index: int, shift: float, new_colours: bool = False) -> tuple[Scene, np.random.Generator]:
     """The scene `index` of `split`, and its generator for what follows. Of testA and testB the first object is of their kind."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     width, height = IMAGE_SIZES[rng.integers(len(IMAGE_SIZES))]
@@ -181,7 +185,7 @@ def make_scene(seed: int, split: str, index: int, shift: float) -> tuple[Scene, 
     grey = rng.uniform(140, 215)
     background = _rgb(grey + rng.uniform(-8, 8, 3))
     while True:
-        shapes = [_style(shape, width, height, shift, rng) for shape in _choose_objects(first, rng)]
+        shapes = [_style(shape, width, height, shift, new_colours, rng) for shape in _choose_objects(first, new_colours, rng)]
         placed = _place(shapes, width, height, rng)
         if len(placed) >= 2:
             return Scene(width, height, tuple(placed), background), rng
@@ -193,8 +197,9 @@ def _rgb(values: np.ndarray) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _choose_objects(first: tuple[str, ...], rng: np.random.Generator) -> list[Shape]:
-    """2 to 5 objects of different captions. Half of them copy most of an earlier one: else colour alone would tell all apart."""
+def _choose_objects(first: tuple[str, ...], alike: bool, rng: np.random.Generator) -> list[Shape]:
+    """2 to 5 objects of different captions. Half of them copy most of an earlier one: else colour alone would tell all apart. `alike`:
+    all have the first one's size and shape, so that colour alone does."""
     objects: list[Shape] = []
     count = int(rng.integers(2, 6))
     while len(objects) < count:
@@ -208,13 +213,17 @@ def _choose_objects(first: tuple[str, ...], rng: np.random.Generator) -> list[Sh
             model = objects[rng.integers(len(objects))]
             changed = ATTRIBUTES[rng.integers(len(ATTRIBUTES))]
             shape = replace(model, **{changed: getattr(shape, changed)})
+        if objects and alike:
+            shape = replace(shape, size=objects[0].size, shape=objects[0].shape)
         # "plain" is left out of captions, so texture alone must never be what tells two objects apart
         if all((shape.size, shape.colour, shape.shape) != (other.size, other.colour, other.shape) for other in objects):
             objects.append(shape)
     return objects
 
 
-def _style(shape: Shape, width: int, height: int, shift: float, rng: np.random.Generator) -> Shape:
+def _style(shape: Shape, width: int, height: int, shift: float, new_colours: bool, rng: np.random.Generator) -> Shape:
+    known = np.asarray(COLOURS[shape.colour])
+    other = np.asarray(NEW_COLOURS.get(shape.colour, known)) - known if new_colours else 0
     return Shape(
         *(getattr(shape, name) for name in ATTRIBUTES),
         radius=float(rng.uniform(*RADII[shape.size])) * min(width, height),
@@ -222,7 +231,7 @@ def _style(shape: Shape, width: int, height: int, shift: float, rng: np.random.G
         stretch=1.0 + shift * float(rng.uniform(-0.15, 0.15)),
         pinch=0.45 + shift * float(rng.uniform(-0.07, 0.07)),
         stripe_angle=float(rng.integers(4)) * np.pi / 4,
-        tint=_rgb(rng.uniform(-12, 12, 3)),
+        tint=_rgb(rng.uniform(-12, 12, 3) + other),
     )
 
 

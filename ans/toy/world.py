@@ -33,7 +33,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ans.config.schema import World
-from ans.toy import world_loops, world_more, world_videos
+from ans.toy import world_captions, world_loops, world_more, world_videos
 from ans.toy.scenes import (
     ATTRIBUTES,
     CATEGORIES,
@@ -186,16 +186,21 @@ def write_world(root: Path, world: World) -> dict[str, int]:
     listings = {"refcoco": _Listing(), "refcoco+": _Listing(), "refcocog": _Listing()}
     image_folder = root / "coco2014" / "train2014"
     image_folder.mkdir(parents=True)
+    objects: world_captions.Objects = {}
     for number, (split, index) in enumerate(tqdm(list(_scenes(world)), desc="world", unit="scene", disable=None)):
-        _write_scene(image_folder, listings, world, split, index, number)
+        scene, path = _write_scene(image_folder, listings, world, split, index, number)
+        objects[path.relative_to(root).as_posix()] = world_captions.known(scene)
     for name, listing in listings.items():
         _write_listing(root / "ref_seg" / name, name, listing)
-    counts = world_loops.write(root, world)
+    counts = world_loops.write(root, world, objects)
     scenes = [scene for scene in _scenes(world) if "refcoco" in set_splits(*scene)]
     world_more.write(root, world, scenes, _instances(listings["refcoco"]), listings["refcoco"].refs)
     if world.videos:
         world_videos.write(root / "videos", world)
         counts["videos"] = world.videos
+    if world.captioned_images:
+        objects |= world_captions.write_captioned(root / "captioned", world)
+    world_captions.write_facts(root, objects)
     counts["files"] = sum(path.is_file() for path in root.rglob("*"))
     for name, listing in listings.items():
         counts |= {f"{name}_images": len(listing.images), f"{name}_refs": len(listing.refs)}
@@ -222,8 +227,11 @@ def set_splits(split: str, index: int) -> dict[str, str]:
     return splits
 
 
-def _write_scene(folder: Path, listings: dict[str, _Listing], world: World, split: str, index: int, number: int) -> None:
-    scene, rng = make_scene(world.seed, split, index, world.shift)
+def _write_scene(
+    folder: Path, listings: dict[str, _Listing], world: World, split: str, index: int, number: int
+) -> tuple[Scene, Path]:
+    """Write the image and list what refers to its objects; its scene, and its file."""
+    scene, rng = make_scene(world.seed, split, index, world.shift, world.new_colours)
     pixels, masks = render(scene, world.shift, rng)
     image_id = 1009 + 37 * number  # ids of the published sets are neither dense nor start at 0
     name = f"COCO_train2014_{image_id:012d}.jpg"
@@ -253,6 +261,7 @@ def _write_scene(folder: Path, listings: dict[str, _Listing], world: World, spli
                 case _:
                     texts = _refcocog(scene, i, plain, rng)
             _add_ref(listing, annotations[i], name, i, its_split, texts, rng)
+    return scene, folder / name
 
 
 def _annotation(scene: Scene, i: int, mask: np.ndarray, image_id: int, index: int) -> dict[str, Any]:

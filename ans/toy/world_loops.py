@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ans.config.schema import World
 from ans.toy.scenes import CATEGORIES, Scene, bbox, drift, make_scene, render
+from ans.toy.world_captions import Objects, known
 
 CLASSES = {shape: f"/m/0{number:03d}" for shape, number in CATEGORIES.items()}
 """Class name -> Open Images' code of it."""
@@ -31,11 +32,12 @@ PER_SHARD = 50
 """Images per tar, and pairs per folder."""
 
 
-def write(root: Path, world: World) -> dict[str, int]:
-    """Write the four sets below `root` and return how many images (pairs, regions) each has."""
-    _write_sa1b(root / "sa1b", world)
-    _write_sav(root / "sav" / "npz", world)
-    _write_open_images(root / "openimages", world)
+def write(root: Path, world: World, objects: Objects) -> dict[str, int]:
+    """Write the four sets below `root` and return how many images (pairs, regions) each has. What is true of the objects that
+    lie in a file of their own (half of SA-1B, the first frames of SA-V, Open Images) is added to `objects`."""
+    _write_sa1b(root / "sa1b", world, objects)
+    _write_sav(root / "sav" / "npz", world, objects)
+    _write_open_images(root / "openimages", world, objects)
     return {
         "sa1b_images": world.sa1b_images,
         "sav_pairs": world.sav_pairs,
@@ -71,12 +73,14 @@ def _add_member(shard: tarfile.TarFile, name: str, content: bytes) -> None:
 # ------------------------------------------------------------------------------------------------------------------ SA-1B
 
 
-def _write_sa1b(folder: Path, world: World) -> None:
+def _write_sa1b(folder: Path, world: World, objects: Objects) -> None:
     """Every other image lies flat in the folder, the others in one tar shard whose members begin with `./`."""
     folder.mkdir(parents=True)
     with tarfile.open(folder / "sa_000000.tar", "w", format=tarfile.USTAR_FORMAT) as shard:
         for index in _counted(world.sa1b_images, "sa1b"):
-            stem, files = sa1b_image(world, index)
+            stem, files, scene = sa1b_image(world, index)
+            if index % 2 == 0:
+                objects[f"sa1b/{stem}.jpg"] = known(scene)
             for suffix, content in files.items():
                 if index % 2 == 0:
                     (folder / f"{stem}{suffix}").write_bytes(content)
@@ -84,9 +88,9 @@ def _write_sa1b(folder: Path, world: World) -> None:
                     _add_member(shard, f"./{stem}{suffix}", content)
 
 
-def sa1b_image(world: World, index: int) -> tuple[str, dict[str, bytes]]:
-    """The stem, and suffix -> content of the two files, of an image."""
-    scene, rng = make_scene(world.seed, "sa1b", index, world.shift)
+def sa1b_image(world: World, index: int) -> tuple[str, dict[str, bytes], Scene]:
+    """The stem, suffix -> content of the two files, and the scene of an image."""
+    scene, rng = make_scene(world.seed, "sa1b", index, world.shift, world.new_colours)
     pixels, masks = render(scene, world.shift, rng)
     image_id = 223_750 + 3 * index
     annotations = [
@@ -104,26 +108,26 @@ def sa1b_image(world: World, index: int) -> tuple[str, dict[str, bytes]]:
     ]
     image = {"image_id": image_id, "width": scene.width, "height": scene.height, "file_name": f"sa_{image_id}.jpg"}
     content = json.dumps({"image": image, "annotations": annotations}).encode("ascii")
-    return f"sa_{image_id}", {".jpg": jpeg(pixels), ".json": content}
+    return f"sa_{image_id}", {".jpg": jpeg(pixels), ".json": content}, scene
 
 
 # -------------------------------------------------------------------------------------------------------------------- SAV
 
 
-def _write_sav(folder: Path, world: World) -> None:
+def _write_sav(folder: Path, world: World, objects: Objects) -> None:
     """One npz per masklet, its object in two frames: RGB in uint8, masks in {0, 255}, and where they come from.
 
     One in 20 holds what the published ones do, float32 and those four arrays alone; in one of 25 the object has gone by the
     second frame.
     """
     for index in _counted(world.sav_pairs, "sav"):
-        scene, rng = make_scene(world.seed, "sav", index, world.shift)
+        scene, rng = make_scene(world.seed, "sav", index, world.shift, world.new_colours)
         frame1, masks1 = render(scene, world.shift, rng)
         target, later = int(rng.integers(len(scene.shapes))), drift(scene, rng)
         gone = index % 25 == 4
         if gone:
             later = Scene(later.width, later.height, later.shapes[:target] + later.shapes[target + 1 :], later.background)
-        _, background = make_scene(world.seed, "sav", index, world.shift)  # the first frame's, drawn once more
+        _, background = make_scene(world.seed, "sav", index, world.shift, world.new_colours)  # the first frame's, drawn once more
         frame2, masks2 = render(later, world.shift, background, noise_rng=rng)
         mask2 = np.zeros_like(masks1[target]) if gone else masks2[target]
         arrays: dict[str, Any] = {"frame1": frame1, "mask1": 255 * masks1[target].astype(np.uint8), "frame2": frame2}
@@ -141,21 +145,23 @@ def _write_sav(folder: Path, world: World) -> None:
         path = folder / f"sav_{index // PER_SHARD:03d}" / f"masklet_data_{index:05d}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(path, **arrays)
+        objects[f"{path.relative_to(folder.parents[1]).as_posix()}::frame1"] = known(scene)
 
 
 # ------------------------------------------------------------------------------------------------------------ Open Images
 
 
-def _write_open_images(folder: Path, world: World) -> None:
+def _write_open_images(folder: Path, world: World, objects: Objects) -> None:
     """Images of a scene, and a PNG per object that is larger than they are and rounded to another aspect."""
     for kind in ("images", "masks"):
         (folder / kind / "train").mkdir(parents=True)
     rows = []
     for index in _counted(world.openimages_images, "openimages"):
-        scene, rng = make_scene(world.seed, "openimages", index, world.shift)
+        scene, rng = make_scene(world.seed, "openimages", index, world.shift, world.new_colours)
         pixels, masks = render(scene, world.shift, rng)
         image_id = f"{rng.integers(2**32):08x}{index:08x}"
         (folder / "images" / "train" / f"{image_id}.jpg").write_bytes(jpeg(pixels))
+        objects[f"openimages/images/train/{image_id}.jpg"] = known(scene)
         size = int(scene.width * MASK_SIDES), int(scene.height * MASK_SIDES) + 1
         for i, (shape, mask) in enumerate(zip(scene.shapes, masks, strict=True)):
             label, box_id = CLASSES[shape.shape], f"{rng.integers(2**28):07x}{i:x}"
@@ -188,11 +194,11 @@ def _write_describe(folder: Path, world: World) -> int:
     captions = 0
     for index in _counted(world.describe_images, "describe"):
         split = ("COCOStuff", "LVIS", "COCOStuff", "SAV")[index % 4]
-        scene, rng = make_scene(world.seed, "describe", index, world.shift)
+        scene, rng = make_scene(world.seed, "describe", index, world.shift, world.new_colours)
         pixels, masks = render(scene, world.shift, rng)
         frames, frame_masks = [pixels], [masks]
         if split == "SAV":
-            _, background = make_scene(world.seed, "describe", index, world.shift)
+            _, background = make_scene(world.seed, "describe", index, world.shift, world.new_colours)
             pixels, masks = render(drift(scene, rng), world.shift, background, noise_rng=rng)
             frames, frame_masks = [*frames, pixels], [*frame_masks, masks]
         member = f"sav_{index:06d}" if split == "SAV" else str(4_000 + 7 * index)

@@ -60,7 +60,7 @@ def _write_grefcoco(
     sentences = 0
     for number, (image, split, index) in enumerate(wanted):
         one, two = by_image[image["id"]][:2]
-        scene, _ = make_scene(world.seed, split, index, world.shift)
+        scene, _ = make_scene(world.seed, split, index, world.shift, world.new_colours)
         texts = [ref["sentences"][0]["sent"] for ref in (one, two)]
         pair = [one["ann_id"], two["ann_id"]]
         if image["id"] in crowds:
@@ -121,7 +121,7 @@ def _write_reason_seg(folder: Path, world: World) -> None:
         (folder / split).mkdir(parents=True)
         for index in range(count):
             number = place * 10_000 + index
-            scene, rng = make_scene(world.seed, "reasonseg", number, world.shift)
+            scene, rng = make_scene(world.seed, "reasonseg", number, world.shift, world.new_colours)
             pixels, _ = render(scene, world.shift, rng)
             shape = scene.shapes[0]
             shapes = [{"label": "target", "shape_type": "polygon", "points": np.round(outline(shape), 1).tolist()}]
@@ -150,12 +150,12 @@ def _write_videos(folder: Path, world: World) -> None:
     """Extracted frames with JSONs of both kinds, and one video as val has it, with PNGs. The first object is away in the third
     annotated frame, the last comes with the fourth; in the last frame of an auto JSON the first one's mask is None."""
     for number in range(VIDEOS):
-        scene, rng = make_scene(world.seed, "sav_video", number, world.shift)
+        scene, rng = make_scene(world.seed, "sav_video", number, world.shift, world.new_colours)
         frames = []
         for i in range(ANNOTATED):
             gone = {0} if i == 2 else {len(scene.shapes) - 1} if i < 3 else set()
             kept = [k for k in range(len(scene.shapes)) if k not in gone]
-            _, background = make_scene(world.seed, "sav_video", number, world.shift)  # the same in every frame
+            _, background = make_scene(world.seed, "sav_video", number, world.shift, world.new_colours)  # the same in every frame
             shown = replace(scene, shapes=tuple(scene.shapes[k] for k in kept))
             pixels, drawn = render(shown, world.shift, background, noise_rng=rng)
             masks = np.zeros((len(scene.shapes), scene.height, scene.width), bool)
@@ -222,7 +222,7 @@ def _write_own(folder: Path, world: World) -> None:
         (folder / kind).mkdir(parents=True)
     lines, images, annotations = [], [], []
     for index in range(OWN_IMAGES):
-        scene, rng = make_scene(world.seed, "own", index, world.shift)
+        scene, rng = make_scene(world.seed, "own", index, world.shift, world.new_colours)
         pixels, masks = render(scene, world.shift, rng)
         name = f"photo_{index}.{'png' if index % 3 == 2 else 'jpg'}"
         Image.fromarray(pixels).save(folder / "images" / name, quality=95)
@@ -253,7 +253,7 @@ def _own_annotation(scene: Scene, k: int, mask: np.ndarray, index: int) -> dict[
 def _write_sa1b(folder: Path, world: World) -> None:
     """Two images more in a subfolder, and two apart in `img/` and `js/`."""
     for number, places in enumerate((("sa_000001", "sa_000001"), ("sa_000001", "sa_000001"), ("img", "js"), ("img", "js"))):
-        stem, files = sa1b_image(world, world.sa1b_images + number)
+        stem, files, _ = sa1b_image(world, world.sa1b_images + number)
         for place, suffix in zip(places, (".jpg", ".json"), strict=True):
             (folder / place).mkdir(exist_ok=True)
             (folder / place / f"{stem}{suffix}").write_bytes(files[suffix])

@@ -18,15 +18,13 @@ def add_gradient(loss: Tensor, parameters: Sequence[nn.Parameter], total: Tensor
             part.add_(gradient.flatten())
 
 
-def clip(gradient: Tensor, limit: float) -> tuple[Tensor, float]:
-    """The vector, scaled down to norm `limit` where it is longer, and its norm before.
+def clip(gradient: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+    """The vector, scaled down to norm `limit` where it is longer, and its norm before, on the vector's device.
 
-    Raises `FloatingPointError` for NaN or infinity.
+    The norm of a vector with NaN or infinity is neither a number: who fetches it has to look.
     """
-    norm = float(gradient.norm())
-    if not torch.isfinite(gradient).all():
-        raise FloatingPointError("the gradient holds NaN or infinity; lower train.lr, or look at the batch")
-    return (gradient * (limit / norm) if norm > limit else gradient), norm
+    norm = gradient.norm()
+    return gradient * (limit / norm.double()).clamp(max=1.0), norm
 
 
 def assign(gradient: Tensor, parameters: Sequence[nn.Parameter]) -> None:

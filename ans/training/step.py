@@ -1,5 +1,6 @@
 """One optimizer step: the gradients of its micro-batches, over all processes, and what is made of them."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -24,11 +25,12 @@ Counts = dict[str, dict[str, int]]
 
 @dataclass(frozen=True)
 class Gradients:
-    """One step's flat gradients (P,), summed over micro-batches and processes. `auxiliary` is None without such a task."""
+    """One step's flat gradients (P,), summed over micro-batches and processes. `auxiliary` is None without such a task. `values`: of the
+    tasks, on the device."""
 
     primary: Tensor
     auxiliary: Tensor | None
-    values: dict[str, float]
+    values: dict[str, Tensor]
 
 
 def count(
@@ -41,8 +43,10 @@ def count(
         for name, batch in batches:
             for counted, number in batch.counts.items():
                 local[name, counted] += number
-    total = torch.tensor([*local.values(), int(stop)], dtype=torch.float64, device=accelerator.device)
-    *numbers, stopping = (int(value) for value in accelerator.reduce(total, "sum"))
+    total = torch.tensor([*local.values(), int(stop)], dtype=torch.float64)
+    if accelerator.num_processes > 1:  # one alone need not ask its device
+        total = accelerator.reduce(total.to(accelerator.device), "sum")
+    *numbers, stopping = map(int, total.tolist())
     counts: Counts = {name: {} for name in tasks}
     for (name, counted), number in zip(keys, numbers, strict=True):
         counts[name][counted] = number
@@ -72,10 +76,7 @@ class Stepper:
         self.rates = [group["lr"] for group in optimizer.param_groups]
 
     def gradients(self, micro_batches: Sequence[MicroBatch], counts: Counts, step: int, examples: Examples) -> Gradients:
-        """The step's gradients. The graph of one task is gone before the next task's begins. `examples` keeps what it wants.
-
-        Raises `FloatingPointError` naming the values that are NaN.
-        """
+        """The step's gradients. The graph of one task is gone before the next task's begins. `examples` keeps what it wants."""
         size = sum(parameter.numel() for parameter in self.parameters)
         roles = ["primary", *(["auxiliary"] if any(task.role == "auxiliary" for task in self.tasks.values()) else [])]
         totals = {role: torch.zeros(size, device=self.accelerator.device) for role in roles}
@@ -95,18 +96,18 @@ class Stepper:
                 del losses
         reduced = {role: self.accelerator.reduce(total, "sum") for role, total in totals.items()}
         stacked = torch.stack([torch.as_tensor(v, device=self.accelerator.device).float() for v in sums.values()])
-        values = dict(zip(sums, self.accelerator.reduce(stacked, "sum").tolist(), strict=True))
-        if wrong := [name for name, value in values.items() if value != value]:
-            raise FloatingPointError(f"step {step + 1}: NaN in {', '.join(wrong)}; lower train.lr, or look at the batch")
-        for task in self.tasks.values():
-            values = task.finish(values)
+        values = dict(zip(sums, self.accelerator.reduce(stacked, "sum"), strict=True))
         return Gradients(reduced["primary"], reduced.get("auxiliary"), values)
 
     def update(self, gradients: Gradients, step: int) -> dict[str, float]:
-        """Combine, clip, and take the optimizer's step; the step's values."""
-        settings, values, gradient = self.settings, gradients.values, gradients.primary
+        """Combine, clip, and take the optimizer's step; the step's values. They are fetched from the device at once, when all of the
+        step's work has been handed to it.
+
+        Raises `FloatingPointError` naming the values that are NaN, or for a gradient that is not finite; the tensors are spoilt then.
+        """
+        settings, values, gradient = self.settings, dict(gradients.values), gradients.primary
         if gradients.auxiliary is not None:
-            values = values | conflict(gradient, gradients.auxiliary, self.groups)
+            values |= conflict(gradient, gradients.auxiliary, self.groups)
             gradient = combine(gradient, gradients.auxiliary, settings.surgery, settings.beta)
         gradient, values["grad_norm"] = clip(gradient, settings.clip)
         factor = lr_factor(step, self.steps, settings.warmup, settings.schedule)
@@ -115,5 +116,11 @@ class Stepper:
         assign(gradient, self.parameters)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        values["lr"] = settings.lr * factor
-        return values
+        found = dict(zip(values, torch.stack([value.double() for value in values.values()]).tolist(), strict=True))
+        if wrong := [name for name in gradients.values if found[name] != found[name]]:
+            raise FloatingPointError(f"step {step + 1}: NaN in {', '.join(wrong)}; lower train.lr, or look at the batch")
+        if not math.isfinite(found["grad_norm"]):
+            raise FloatingPointError("the gradient holds NaN or infinity; lower train.lr, or look at the batch")
+        for task in self.tasks.values():
+            found = task.finish(found)
+        return found | {"lr": settings.lr * factor}

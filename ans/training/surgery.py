@@ -15,29 +15,36 @@ def combine(first: Tensor, second: Tensor, rule: Surgery, beta: float) -> Tensor
     """first + beta * second (P,), `second` without its part along `first`: always (`orthogonal`), only where the two disagree
     (`pcgrad`, arXiv 2001.06782, one-sided), or never (`none`). A `first` of zeros leaves `second` whole.
     """
-    coefficient = along(first, second)
-    if rule == "none" or (rule == "pcgrad" and coefficient >= 0):
+    if rule == "none":
         return first + beta * second
+    coefficient = along(first, second)
+    if rule == "pcgrad":
+        coefficient = coefficient.clamp(max=0.0)
     return first + beta * (second - coefficient * first)
 
 
-def along(first: Tensor, second: Tensor) -> float:
-    """(second . first) / (first . first): how much of `first` is in `second`; 0 for a `first` of zeros."""
-    square = float(_dot(first, first))
-    return float(_dot(second, first)) / square if square else 0.0
+def along(first: Tensor, second: Tensor) -> Tensor:
+    """(second . first) / (first . first), a float64 on their device: how much of `first` is in `second`; 0 for a `first` of zeros."""
+    return _share(_dot(second, first), _dot(first, first))
 
 
-def conflict(first: Tensor, second: Tensor, groups: Mapping[str, list[slice]]) -> dict[str, float]:
-    """Per group of the vector and for `all` of it: norms of both, their cosine (0 where one vanishes) and `along`."""
+def conflict(first: Tensor, second: Tensor, groups: Mapping[str, list[slice]]) -> dict[str, Tensor]:
+    """Per group of the vector and for `all` of it: norms of both, their cosine (0 where one vanishes) and `along`; each a float64 on
+    the vectors' device, where the host need not wait for it."""
     values = {}
     for name, parts in {"all": [slice(0, len(first))], **groups}.items():
         a2, b2, ab = (
-            float(sum(_dot(x[part], y[part]) for part in parts)) for x, y in ((first, first), (second, second), (first, second))
+            torch.stack([_dot(x[part], y[part]) for part in parts]).sum()
+            for x, y in ((first, first), (second, second), (first, second))
         )
-        values[f"norm1_{name}"], values[f"norm2_{name}"] = a2**0.5, b2**0.5
-        values[f"cosine_{name}"] = ab / (a2 * b2) ** 0.5 if a2 and b2 else 0.0
-        values[f"along_{name}"] = ab / a2 if a2 else 0.0
+        values[f"norm1_{name}"], values[f"norm2_{name}"] = a2.sqrt(), b2.sqrt()
+        values[f"cosine_{name}"] = _share(ab, (a2 * b2).sqrt())
+        values[f"along_{name}"] = _share(ab, a2)
     return values
+
+
+def _share(part: Tensor, whole: Tensor) -> Tensor:
+    return torch.where(whole > 0, part / whole, 0.0)
 
 
 def _dot(a: Tensor, b: Tensor, chunk: int = 2**20) -> Tensor:

@@ -12,18 +12,14 @@ seeds below are its numbers.
 
 import argparse
 import csv
-import hashlib
 import json
-import math
-import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
-import yaml
+from studies.runs import experiment, git, interval, pairs, parameters, refuse_changes
 
 CSV, TABLE, BOUND = (
     Path("studies/ablation/runs.csv"),
@@ -114,8 +110,8 @@ def seeds(arm: str) -> range:
 def run(arms: Sequence[str], only: Sequence[int] = ()) -> None:
     """Every run of `arms` that the table lacks, or those of the seeds `only`: seed by seed, so that what is there can be paired.
     Raises `RuntimeError` in a work tree with other changes, which runs would reset, and at the end when runs broke down."""
-    _refuse_changes()
-    if not set(arms) <= set(STUDY) and _shas(_rows()) - {_defaults()}:
+    refuse_changes(KEEP)
+    if not set(arms) <= set(STUDY) and _shas(_rows()) - {parameters()}:
         raise RuntimeError(f"{CSV} has runs of another params.yaml, which cannot be paired with new ones; take them out first")
     done = {row[:2] for row in _rows()}
     todo = [(arm, seed) for arm in arms for seed in only or seeds(arm) if seed in seeds(arm) and (arm, str(seed)) not in done]
@@ -124,17 +120,17 @@ def run(arms: Sequence[str], only: Sequence[int] = ()) -> None:
     try:
         for number, (arm, seed) in enumerate(todo, 1):
             print(f"ablation {number}/{len(todo)}: {arm}, seed {seed}", flush=True)
-            _git("checkout", "--", ".", *KEEP)
+            git("checkout", "--", ".", *KEEP)
             start = time.monotonic()
             try:
-                _experiment(f"{arm.replace('.', '_')}-{seed}", (*_changes(arm), f"train.seed={seed}"), "evaluate@full")
+                experiment(f"{arm.replace('.', '_')}-{seed}", (*_changes(arm), f"train.seed={seed}"), "evaluate@full")
             except subprocess.CalledProcessError:
                 broken.append(f"{arm} with seed {seed}")
                 continue
             _append(arm, seed, time.monotonic() - start)
             table()
     finally:
-        _git("checkout", "--", ".", *KEEP)
+        git("checkout", "--", ".", *KEEP)
     if broken:
         raise RuntimeError(f"these runs broke down and are not in the table: {', '.join(broken)}")
 
@@ -147,8 +143,8 @@ def _changes(arm: str) -> list[str]:
 
 def upper_bound() -> None:
     """Run `LABELS_FOR_ALL` and write, by split, cIoU of the base and of that run's variant `full`, with the command."""
-    _refuse_changes()
-    command = _experiment("upper-bound", LABELS_FOR_ALL, "evaluate@base", "evaluate@full")
+    refuse_changes(KEEP)
+    command = experiment("upper-bound", LABELS_FOR_ALL, "evaluate@base", "evaluate@full")
     found = {name: _ciou(Path("reports/eval") / name) for name in ("base", "full")}
     means = {name: mean(of.values()) for name, of in found.items()}
     values = {
@@ -158,7 +154,7 @@ def upper_bound() -> None:
         "difference": means["full"] - means["base"],
         "splits": {split: {"base": base, "upper_bound": found["full"][split]} for split, base in found["base"].items()},
     }
-    _git("checkout", "--", ".", *KEEP)
+    git("checkout", "--", ".", *KEEP)
     BOUND.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
@@ -175,24 +171,6 @@ def join(files: Sequence[Path]) -> None:
         raise ValueError(f"runs of different params.yaml ({', '.join(sorted(shas))}) cannot be paired; {CSV} is left as it was")
     with open(CSV, "a", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows(list(found.values())[len(rows) :])
-
-
-def _refuse_changes() -> None:
-    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *KEEP)
-    if changed:
-        raise RuntimeError(
-            "the work tree has changes, and every run resets it; commit them, or go back to your branch without them "
-            f"(`git checkout -f main`) if a run that was killed left them:\n{changed}"
-        )
-
-
-def _experiment(name: str, changes: Sequence[str], *targets: str) -> str:
-    """`dvc exp run`, under a name; the command as one would type it."""
-    if name in _dvc("exp", "list", "--name-only").split():  # cut off between its end and the note of its result
-        _dvc("exp", "remove", name)
-    words = ["exp", "run", "-n", name, *(word for change in changes for word in ("-S", change)), *targets]
-    subprocess.run([*_DVC, *words, "-q"], check=True)
-    return shlex.join(["dvc", *words])
 
 
 def _ciou(folder: Path) -> dict[str, float]:
@@ -221,8 +199,8 @@ def table() -> None:
     ]
     for arm, others in COMPARED.items():
         for other in others:
-            if pairs := _pairs(scores.get(arm, {}), scores.get(other, {})):
-                lines.append(f"| {arm} | {other} | {len(pairs)} | {_interval(pairs)} |")
+            if found := pairs(scores.get(arm, {}), scores.get(other, {})):
+                lines.append(f"| {arm} | {other} | {len(found)} | {interval(found)} |")
     for kind in ("test", "tuning"):
         lines += _section(f"After the protocol ({kind} splits)", kind, "both loops", dict.fromkeys(AFTER, "both_orthogonal"))
     hard = {arm: "study_hard_long" if arm.endswith("_long") else "study_hard" for arm in STUDY}
@@ -239,16 +217,11 @@ def _section(title: str, kind: str, reference: str, references: dict[str, str]) 
 
 
 def _line(arm: str, reference: str, scores: dict[str, dict[str, float]]) -> str:
-    pairs = _pairs(scores[arm], scores.get(reference, {}))
+    found = pairs(scores[arm], scores.get(reference, {}))
     seconds = mean(float(row[5]) for row in _rows() if row[0] == arm)
     score = 100 * mean(scores[arm].values())
-    difference = "(reference)" if arm == reference else _interval(pairs)
+    difference = "(reference)" if arm == reference else interval(found)
     return f"| {arm} | {len(scores[arm])} | {score:.2f} | {difference} | {seconds:.0f} |"
-
-
-def _pairs(scores: dict[str, float], others: dict[str, float]) -> list[float]:
-    """Differences in points, by seed."""
-    return [100 * (value - others[seed]) for seed, value in scores.items() if seed in others]
 
 
 def _scores(kind: str) -> dict[str, dict[str, float]]:
@@ -258,17 +231,6 @@ def _scores(kind: str) -> dict[str, dict[str, float]]:
         if split.endswith("_val") == (kind == "tuning"):
             found.setdefault(arm, {}).setdefault(seed, []).append(float(ciou))
     return {arm: {seed: mean(values) for seed, values in by_seed.items()} for arm, by_seed in found.items()}
-
-
-def _interval(differences: Sequence[float]) -> str:
-    if len(differences) < 2:
-        return "" if not differences else f"{differences[0]:+.2f}"
-    half = T_95[min(len(differences) - 1, max(T_95))] * stdev(differences) / math.sqrt(len(differences))
-    return f"{mean(differences):+.2f} ({mean(differences) - half:+.2f} to {mean(differences) + half:+.2f})"
-
-
-T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-"""Student's t, two-sided 95 %, by degrees of freedom."""
 
 
 def _rows(path: Path | None = None) -> list[tuple[str, ...]]:
@@ -284,14 +246,8 @@ def _shas(rows: Iterable[tuple[str, ...]]) -> set[str]:
     return {row[6] for row in rows if row[0] not in STUDY}
 
 
-def _defaults() -> str:
-    """12 hex digits of the committed `params.yaml`, its comments left out: what all arms have in common."""
-    values = yaml.safe_load(_git("show", "HEAD:params.yaml"))
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
-
-
 def _append(arm: str, seed: int, seconds: float) -> None:
-    sha, new = _defaults(), not CSV.is_file()
+    sha, new = parameters(), not CSV.is_file()
     with open(CSV, "a", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         if new:
@@ -300,17 +256,6 @@ def _append(arm: str, seed: int, seconds: float) -> None:
             values = json.loads(path.read_text(encoding="utf-8"))
             if "ciou_forced" in values:
                 writer.writerow([arm, seed, path.stem, values["ciou"], values["miou"], f"{seconds:.0f}", sha])
-
-
-_DVC = (sys.executable, "-m", "dvc")
-
-
-def _dvc(*arguments: str) -> str:
-    return subprocess.run([*_DVC, *arguments], check=True, capture_output=True, text=True).stdout
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True).stdout.strip()
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ import json
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -156,10 +157,6 @@ def test_an_index_that_points_out_of_its_folder_is_refused(tmp_path: Path) -> No
         (pinned("url", "http://127.0.0.1:9/m", sha256={"../a": "0" * 64}), r"weights\.sha256: '\.\./a' is not a plain file name"),
         (pinned("url", "http://127.0.0.1:9/m", sha256={"a": "00"}), r"weights\.sha256\.a: expected 64"),
         (pinned("path", "/no/such/folder"), r"weights\.location: no folder '/no/such/folder'"),
-        (
-            pinned("hub", "ByteDance/Sa2VA-Qwen3-VL-4B-SAM3", COMMIT),
-            r"weights\.location: ByteDance/Sa2VA-Qwen3-VL-4B-SAM3 is not supported: .* SAM 3",
-        ),
         (pinned("embedded", "../elsewhere"), r"weights\.location: .* outside the repository"),
     ],
 )
@@ -277,6 +274,23 @@ def test_a_body_without_an_end_is_bounded(tmp_path: Path, server: FileServer, mo
     server.fail(FILE, "vast", 10**18)
     with pytest.raises(FetchError, match="model-a.safetensors: has 1000000000000000000 bytes, .* has room for"):
         fetch(weights_at(server), tmp_path / "base")
+
+
+def test_what_just_fits_is_fetched_and_a_byte_more_is_not(
+    tmp_path: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an earlier call has brought takes no room again."""
+    size = len(MODEL["model-a.safetensors"])
+
+    def free(room: int) -> None:
+        monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=room))
+
+    free(size - 1)
+    with pytest.raises(FetchError, match=f"model-a.safetensors: has {size} bytes, .* has room for {size - 1}"):
+        fetch(weights_at(server), tmp_path / "base")
+    free(size)
+    fetch(weights_at(server), tmp_path / "base")
+    assert files_of(tmp_path / "base") == MODEL
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,8 @@ def test_batched_is_one_by_one(asked: tuple[list[Image.Image], list[list[str]]],
     """Ids are the same where the margin is clear; of masks at most one in twenty differs, in pixels whose logits are near zero; and the
     sums of cIoU agree."""
     (images, texts), model = asked, Segmenter.from_pretrained(small_releases.twin(name, tmp_path))
+    grids = {one.grid for one in model.encode_images(images).visual}
+    assert len(grids) > 1 or name == "sa2va_llava", "rows of several lengths in one batch"
     decoded: list[Tensor] = []
     decode = model.sam.decode
     model.sam.decode = lambda *given: _noted(decode(*given), decoded)
@@ -64,7 +66,28 @@ def test_batched_is_one_by_one(asked: tuple[list[Image.Image], list[list[str]]],
     assert count == 15 and differ <= 0.05 * count
     assert abs(np.divide(*sums[0]) - np.divide(*sums[1])) < 1e-5
     masks = {single.mask.tobytes() for row in given for single in row}
-    assert len(masks) > 0.7 * count, "most questions have a mask of their own"
+    few = name == "sa2va_llava"  # its tokenizer has few words, so that many questions are the same
+    assert len(masks) > (0.3 if few else 0.7) * count, "most questions have a mask of their own"
+
+
+@pytest.mark.parametrize("name", small_releases.TWINS)
+def test_captions_are_one_by_one(asked: tuple[list[Image.Image], list[list[str]]], tmp_path: Path, name: str) -> None:
+    """Several regions of each image, all in one batch, against each alone; those of Qwen-VL, too, as if they had learnt regions."""
+    images, model = asked[0], Segmenter.from_pretrained(small_releases.twin(name, tmp_path, regions=True))
+    small_releases.silence(model)
+    regions = []
+    for image in images:
+        masks = np.zeros((3, image.height, image.width), dtype=bool)
+        masks[0, : image.height // 3], masks[1, :, image.width // 2 :], masks[2, -2:, -2:] = True, True, True
+        regions.append(masks)
+    together = model.describe(images, regions, TOKENS)
+    for image, masks, row in zip(images, regions, together, strict=True):
+        for mask, caption in zip(masks, row, strict=True):
+            with outputs(model.vlm.language_model.lm_head) as steps:
+                ((alone,),) = model.describe([image], [mask[None]], TOKENS)
+            best = torch.cat([step.reshape(1, -1) for step in steps]).topk(2).values
+            assert alone == caption or float((best[:, 0] - best[:, 1]).min()) < MARGIN
+    assert len({caption for row in together for caption in row}) > 1, "regions have captions of their own"
 
 
 def _noted(masks: Masks, found: list[Tensor]) -> Masks:

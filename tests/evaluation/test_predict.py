@@ -166,7 +166,9 @@ def test_captions_and_the_way_back(work: Path, config: Config, uninterrupted) ->
     out, files, _ = uninterrupted
     metrics = json.loads(files["refcocog_val_captions.json"])
     table = pd.read_parquet(Workspace(out).predictions("base") / "refcocog_val_captions.parquet")
-    assert metrics["n"] == len(table) > 3 and 0 <= metrics["token_accuracy"] <= 1 and 0 <= metrics["cider"] <= 10
+    assert metrics["n"] == len(table) > 3 and 0 <= metrics["cider"] <= 10
+    assert metrics["facts_right"] == table["facts_right"].sum() / (4 * len(table)) and table["facts"].eq(4).all()
+    assert metrics["all_right"] == table["facts_right"].eq(4).mean() and metrics["wrong_object"] == table["wrong_object"].mean()
     assert metrics["cycle_ciou"] == table["intersection"].sum() / table["union"].sum()
     model = Segmenter.from_pretrained(TINY)
     row = table.iloc[2]

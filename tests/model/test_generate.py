@@ -27,11 +27,11 @@ class Text(Vlm):
         raise NotImplementedError
 
     def read(self, beginnings: list[Tensor]) -> Prefix:
-        ids, mask = pad_left([row.tolist() for row in beginnings], torch.device("cpu"))
+        ids, mask = pad_left([row.tolist() for row in beginnings])
         return prefill(self, self.inputs(ids, mask, self.positions(ids, mask, [])))
 
     def rows(self, prefix: Prefix, rows: list[Tensor]) -> Inputs:
-        ids, mask = pad_left([row.tolist() for row in rows], torch.device("cpu"))
+        ids, mask = pad_left([row.tolist() for row in rows])
         return self.inputs(ids, torch.cat([prefix.mask, mask], 1), prefix.positions(mask))
 
     def inputs(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Inputs:
@@ -40,7 +40,7 @@ class Text(Vlm):
 
     def continued(self, shared: Prefix, owner: list[int], rows: list[Tensor], ended, limit: int):
         prefix = shared.rows(torch.tensor(owner))
-        return greedy(self, prefix, self.rows(prefix, rows), ended, SEG, limit)
+        return greedy(self, prefix, self.rows(prefix, rows), ended, SEG, limit, confidence=True)
 
 
 def model() -> Text:
@@ -57,7 +57,7 @@ def prompts(seed: int, lengths: list[int]) -> list[torch.Tensor]:
 
 
 def test_rows_are_padded_on_the_left() -> None:
-    ids, mask = pad_left([[11], [12, 13]], torch.device("cpu"))
+    ids, mask = pad_left([[11], [12, 13]])
     assert ids.tolist() == [[0, 11], [12, 13]] and mask.tolist() == [[0, 1], [1, 1]]
 
 

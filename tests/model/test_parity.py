@@ -95,6 +95,8 @@ def test_sam_pixels(golden: GoldenCase, golden_model: Segmenter, case: str) -> N
     if f"{case}/g_pixel_values_train" in golden.tensors:
         close(normalise([image]), golden[f"{case}/g_pixel_values_train"], 1e-6)
         close(hf_pixels(normalise([image])), golden[f"{case}/g_pixel_values_hf_fp32"], 2e-6)
+    if (key := f"{case}/g_pixel_values_hf_bf16_corner16") in golden.tensors:
+        assert torch.equal(hf_pixels(normalise([image]), torch.bfloat16)[..., :16, :16].float(), golden[key])
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -260,7 +260,7 @@ def test_language_forward(seen: Seen) -> None:
 def test_a_left_padded_batch(models: dict[str, Segmenter], name: str) -> None:
     golden, model = SETS[name], models[name]
     cases = [Seen(golden, case, model) for case in golden.meta["cases"]]
-    ids, mask = pad_left([one["input_ids"][0].tolist() for one in cases], model.device)
+    ids, mask = pad_left([one["input_ids"][0].tolist() for one in cases])
     assert torch.equal(mask, golden["left/attention_mask"])
     visual = [one.features().visual[0] for one in cases]
     positions = model.vlm.positions(ids, mask, [one.grid for one in visual])

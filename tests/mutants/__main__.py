@@ -331,6 +331,7 @@ def main() -> int:
     parser.add_argument("paths", nargs="*", default=MUTATED, help="what to mutate (default: as in settings.py)")
     parser.add_argument("--tests", nargs="+", default=TESTS, help="what has to kill them (default: as in settings.py)")
     parser.add_argument("--sample", type=int, default=SAMPLE, help=f"how many mutants to draw (default {SAMPLE})")
+    parser.add_argument("--seed", type=int, default=SEED, help=f"what the draw is keyed by (default {SEED})")
     parser.add_argument("--all", action="store_true", help="every mutant")
     parser.add_argument("--no-faults", action="store_true", help="leave out the listed faults")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: one a core)")
@@ -339,7 +340,7 @@ def main() -> int:
     basis = Basis(args.tests)
     tried = every = all_mutants(args.paths)
     if not args.all and args.sample < len(every):
-        tried = sorted(random.Random(SEED).sample(every, args.sample), key=every.index)
+        tried = sorted(random.Random(args.seed).sample(every, args.sample), key=every.index)
     with started(args.workers) as workers:
         survived = [] if args.no_faults else try_faults(workers, FAULTS)
         results = try_mutants(workers, tried, measure(workers, args.tests, basis), basis)

@@ -21,7 +21,13 @@ LOSSES, MASK, GUMBEL = (f"ans/objectives/{name}.py" for name in ("losses", "mask
 REFERRING, LOOP1, LOOP2 = (f"ans/tasks/{name}.py" for name in ("referring", "loop1", "loop2"))
 MODULES, ADAPTERS = "ans/model/modules.py", "ans/model/adapters.py"
 
+STATE = "ans/training/state.py"
+VALIDATION, CHECKPOINTS, CURVES, PICTURES = (
+    f"ans/training/hooks/{name}.py" for name in ("validation", "checkpoints", "curves", "pictures")
+)
+
 STEP = "tests/training/test_independent_step.py"
+RUN, BETWEEN, PUT_TOGETHER = (f"tests/training/test_{name}.py" for name in ("small_run", "between_steps", "setup"))
 
 
 def settings(*names: str) -> tuple[str, ...]:
@@ -560,6 +566,203 @@ FAULTS: list[Fault] = [
         "with self.accelerator.autocast():",
         "if True:",
         (f"{STEP}::test_bf16",),
+    ),
+    # --------------------------------------------------------------------------------- validation, checkpoints, a run's end
+    Fault(
+        "the best is the smallest",
+        VALIDATION,
+        'row[metric] > self.best["row"][metric]',
+        'row[metric] < self.best["row"][metric]',
+        (f"{BETWEEN}::test_the_best_is_the_first_of_the_largest", f"{BETWEEN}::test_the_metric_that_is_asked_for_decides"),
+    ),
+    Fault(
+        "an equal one replaces the best",
+        VALIDATION,
+        'row[metric] > self.best["row"][metric]',
+        'row[metric] >= self.best["row"][metric]',
+        (f"{BETWEEN}::test_the_best_is_the_first_of_the_largest",),
+    ),
+    Fault(
+        "the best tensors go on being trained",
+        VALIDATION,
+        "p.detach().clone() for name, p",
+        "p.detach() for name, p",
+        (f"{BETWEEN}::test_the_best_is_the_first_of_the_largest",),
+    ),
+    Fault(
+        "cIoU decides whatever is asked for",
+        VALIDATION,
+        'f"val_{self.settings.metric}"',
+        '"val_ciou"',
+        (f"{BETWEEN}::test_the_metric_that_is_asked_for_decides",),
+    ),
+    Fault(
+        "patience ends one too late",
+        VALIDATION,
+        ">= self.settings.patience",
+        "> self.settings.patience",
+        (f"{BETWEEN}::test_the_best_is_the_first_of_the_largest", f"{BETWEEN}::test_a_continued_validation_knows_its_best"),
+    ),
+    Fault(
+        "a continued validation forgets its best",
+        VALIDATION,
+        'self.history, self.best = state["history"], state["best"]',
+        'self.history = state["history"]',
+        (f"{BETWEEN}::test_a_continued_validation_knows_its_best",),
+    ),
+    Fault(
+        "validation in training mode",
+        VALIDATION,
+        "with self.model.evaluating(), self.accelerator.autocast():",
+        "with self.accelerator.autocast():",
+        (f"{BETWEEN}::test_the_best_is_the_first_of_the_largest",),
+    ),
+    Fault(
+        "every process evaluates the same",
+        VALIDATION,
+        "range(self.accelerator.process_index, len(self.batches)",
+        "range(0, len(self.batches)",
+        (f"{BETWEEN}::test_processes_share_the_batches_and_all_rows_count",),
+    ),
+    Fault(
+        "the metrics stay those of the last validation",
+        VALIDATION,
+        'self.curves.best = {name: value for name, value in self.best["row"].items() if name.startswith("val_")}',
+        "pass",
+        (f"{BETWEEN}::test_the_best_is_the_first_of_the_largest", f"{RUN}::test_history_and_curves"),
+    ),
+    Fault(
+        "best.pth has the last tensors",
+        LOOP,
+        'best["trained"], best_step)',
+        "self.trained, best_step)",
+        (f"{RUN}::test_each_file_has_the_student_of_its_step",),
+    ),
+    Fault(
+        "best.pth says the run's last step",
+        LOOP,
+        '{"step": best["row"]["step"]}',
+        '{"step": self.steps}',
+        (f"{RUN}::test_each_file_has_the_student_of_its_step",),
+    ),
+    Fault(
+        "the last tensors are left out beside a best one",
+        LOOP,
+        "if best is None or validation is None or not validation.save_best_only:",
+        "if best is None:",
+        (f"{RUN}::test_each_file_has_the_student_of_its_step",),
+    ),
+    Fault(
+        "hooks hear of the step before",
+        LOOP,
+        "hook.after(step + 1, values)",
+        "hook.after(step, values)",
+        (f"{RUN}::test_each_file_has_the_student_of_its_step",),
+    ),
+    Fault(
+        "a state says the step before",
+        LOOP,
+        "            run.save(step + 1)\n",
+        "            run.save(step)\n",
+        (f"{STEP}::test_stopped_and_continued",),
+    ),
+    Fault(
+        "a run that is asked to stop skips a step",
+        LOOP,
+        "run.save(step, wait=True)",
+        "run.save(step + 1, wait=True)",
+        (f"{RUN}::test_stopped_and_continued_it_ends_in_the_same_bits",),
+    ),
+    Fault(
+        "hooks begin anew when continued",
+        LOOP,
+        'hook.load_state_dict(state["hooks"][name])',
+        "pass",
+        (f"{RUN}::test_stopped_and_continued_it_ends_in_the_same_bits",),
+    ),
+    Fault(
+        "a frozen tensor may change",
+        LOOP,
+        "if setup.checksum(self.model, self.trained) != self.frozen:",
+        "if False:",
+        (f"{RUN}::test_a_frozen_tensor_that_changes_is_an_error",),
+    ),
+    Fault(
+        "the newest step checkpoints go",
+        CHECKPOINTS,
+        "self.files()[: -self.keep if self.keep else 0]",
+        "self.files()[self.keep or 10**9 :]",
+        (f"{BETWEEN}::test_the_newest_step_checkpoints_stay",),
+    ),
+    Fault(
+        "step checkpoints one step late",
+        CHECKPOINTS,
+        "step % self.every == 0",
+        "step % self.every == 1 % self.every",
+        (f"{BETWEEN}::test_the_newest_step_checkpoints_stay",),
+    ),
+    Fault(
+        "metrics are of the first tenth",
+        CURVES,
+        "rows[-max(1, len(rows) // 10) :]",
+        "rows[: max(1, len(rows) // 10)]",
+        ("tests/training/test_hooks.py::test_metrics_are_the_mean_of_the_last_tenth",),
+    ),
+    Fault(
+        "truth and prediction change places in the pictures",
+        PICTURES,
+        '(("gt_counts", TRUTH), ("counts", PREDICTION))',
+        '(("counts", TRUTH), ("gt_counts", PREDICTION))',
+        (f"{BETWEEN}::test_truth_and_prediction_side_by_side",),
+    ),
+    Fault(
+        "a run goes on under other conditions",
+        STATE,
+        "if before != now:",
+        "if False:",
+        (f"{BETWEEN}::test_a_run_is_continued_under_its_conditions",),
+    ),
+    Fault(
+        "the decoder is not decayed",
+        SETUP,
+        '"lr": settings.lr * settings.lr_sam2_scale}',
+        '"lr": settings.lr * settings.lr_sam2_scale, "weight_decay": 0.0}',
+        (f"{PUT_TOGETHER}::test_the_decoder_has_its_own_rate_and_all_decay",) + settings("weight_decay"),
+    ),
+    Fault(
+        "an epoch is a pass over all tasks",
+        SETUP,
+        "settings.epoch_steps(len(primary[0]), processes)",
+        "settings.epoch_steps(sum(map(len, tasks.values())), processes)",
+        (f"{PUT_TOGETHER}::test_steps_of_an_epoch_and_of_the_run",),
+    ),
+    Fault(
+        "processes draw the same dropout",
+        LOOP,
+        "hash((settings.seed, step, run.accelerator.process_index))",
+        "hash((settings.seed, step, 0))",
+        (f"{RUN}::test_each_step_of_each_process_draws_its_own",),
+    ),
+    Fault(
+        "gradients are averaged over accumulation once more",
+        STEPPER,
+        "add_gradient(losses.total, self.parameters",
+        "add_gradient(losses.total / len(micro_batches), self.parameters",
+        settings("accumulation"),
+    ),
+    Fault(
+        "the teacher is an average of LoRA alone",
+        LOOP,
+        "taught = self.trained if",
+        'taught = {name: p for name, p in self.trained.items() if "lora" in name} if',
+        BASE,
+    ),
+    Fault(
+        "the first optimizer step has the rate of the second",
+        STEPPER,
+        "lr_factor(step, self.steps",
+        "lr_factor(step + 1, self.steps",
+        BASE,
     ),
     # ------------------------------------------------------------------------------------------------ data, damaged or hostile
     Fault(

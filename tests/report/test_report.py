@@ -119,7 +119,15 @@ def make_tree(tmp_path: Path) -> Path:
             metrics = tmp_path / "reports" / "eval" / variant / f"{split}.json"
             for path in (table, metrics):
                 path.parent.mkdir(parents=True, exist_ok=True)
-            described = {"cider": 1.25, "token_accuracy": 0.5, "exact": 0.25, "cycle_ciou": 0.75, "cycle_miou": 0.125}
+            described = {
+                "facts_right": 0.5,
+                "all_right": 0.25,
+                "wrong_object": 0.125,
+                "cider": 1.25,
+                "exact": 0.25,
+                "cycle_ciou": 0.75,
+                "cycle_miou": 0.125,
+            }
             metrics.with_name(f"{split}_captions.json").write_text(json.dumps({**described, "n": 8, "images": 8}))
             pd.DataFrame(rows).sample(frac=1, random_state=1).to_parquet(table)  # order must not matter
             metrics.write_text(json.dumps({**summarise(rows), "images": 8, "protocol": {}}))
@@ -245,7 +253,7 @@ def test_everything_is_written(built: Path) -> None:
     assert header == "| split | n / images | base | full | lora | proj |"
     assert "| refcoco_val | 16 / 8 |" in text and "| **mean** |" in text
 
-    assert "| refcoco_val_captions | base | 1.25 | 50.0 | 25.0 | 75.0 | 12.5 |" in text
+    assert "| refcoco_val_captions | base | 50.0 | 25.0 | 12.5 | 1.25 | 25.0 | 75.0 | 12.5 |" in text
     assert text.count("| refcoco_val_captions |") == len(VARIANTS) and "cIoU, [SEG] given |" in text
 
     assert {path.stem for path in (reports / "figures").iterdir()} == set(PICTURES)

@@ -14,7 +14,7 @@ from ans.objectives import mask
 from ans.objectives.gumbel import _SoftGradient
 from ans.tasks import loop1
 from ans.tasks.base import Example, Losses
-from ans.tasks.loop1 import corrupt
+from ans.tasks.loop1 import MaskSource, corrupt
 from ans.tasks.loop2 import region_shares
 from tests.task_case import TaskCase
 
@@ -110,6 +110,20 @@ def test_detached_is_gumbel_without_the_gradient_through_the_caption(case: TaskC
     decoder = [name for name in through if "text_hidden_fcs" in name or "sam_mask_decoder" in name]
     assert decoder and all(torch.allclose(through[name], without[name], rtol=1e-4, atol=1e-7) for name in decoder)
     assert any(not torch.allclose(through[name], without[name], rtol=1e-2) for name in through if "lora_B" in name)
+
+
+def test_a_given_caption_is_the_datas_own(case: TaskCase) -> None:
+    """As `hard`, with the data's first text in place of the teacher's caption; masks without a text are no samples."""
+    case.model.eval()
+    described: dict[str, Any] = {"bridge": "given", "sources": {"describe": MaskSource()}}
+    given = case.task("loop1", **described).batch(range(4))
+    _, example = run_loop1(case, given, **described)
+    assert example.texts["student"] == given.given and all(given.given) and example.texts["teacher"] != given.given
+    hard, of_teacher = run_loop1(case, bridge="hard")
+    same = dataclasses.replace(drawn(case), given=[str(text) for text in of_teacher.texts["teacher"]])
+    assert run_loop1(case, same, **described)[0].total.item() == pytest.approx(hard.total.item(), rel=1e-6)
+    with pytest.raises(ValueError, match="^train.loop1.sources: sav: no sample"):
+        case.task("loop1", bridge="given", sources={"sav": MaskSource()})
 
 
 def test_the_denoising_loss_does_not_ask_for_the_bridge(case: TaskCase) -> None:

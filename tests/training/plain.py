@@ -29,7 +29,7 @@ Values = dict[str, Tensor]
 TRAINED = {
     "lora": r".*language_model\..*\.lora_[AB]\.",
     "seg_row": r".*language_model\..*\.seg_row$",
-    "embed_head": r".*language_model\.(model\.embed_tokens|lm_head)\.",
+    "embed_head": r".*language_model\.(model\.(embed_tokens|tok_embeddings)|lm_head)\.",
     "proj": r"vlm\.(mlp1|multi_modal_projector)\.",
     "fcs": r"text_hidden_fcs\.",
     # without the heads that no loss reaches: they would only decay
@@ -108,6 +108,7 @@ class Totals:
     second_objects: int = 0
     second_tokens: int = 0
     caption_tokens: int = 0
+    known: int = 0
 
 
 # ---------------------------------------------------------------------------------------------------------------- the steps
@@ -118,17 +119,18 @@ def fine_tune(
     settings: Settings,
     steps: Sequence[Sequence[Micro]],
     seed_step: Callable[[int], object],
+    facts: Mapping[str, Any],
     alone: bool = False,
 ) -> Iterator[State]:
     """Train `model` as `settings` say on the samples of each step, and yield the state after each.
 
-    `seed_step(step)` seeds torch's generator, which only dropout draws from. `alone`: the model reads every conversation by
-    itself, so that there is no padding at all.
+    `seed_step(step)` seeds torch's generator, which only dropout draws from. `facts`: what the world's `facts.json` holds.
+    `alone`: the model reads every conversation by itself, so that there is no padding at all.
     """
     trained = select(model, settings)
     teacher = {name: p.detach().clone() for name, p in trained.items()} if settings.loop1 else {}
     moments = {name: (torch.zeros_like(p).double(), torch.zeros_like(p).double()) for name, p in trained.items()}
-    task = Task(model, settings, trained, teacher, alone)
+    task = Task(model, settings, trained, teacher, facts, alone)
     model.train()
     for step, micros in enumerate(steps):
         seed_step(step)
@@ -290,7 +292,8 @@ def adamw(
 
 @dataclass(frozen=True)
 class Conversation:
-    """`labels` are as many as `ids`, IGNORE where nothing is learnt. `region` (1, G, G): cells of the region prompt. `words`
+    """`labels` are as many as `ids`, IGNORE where nothing is learnt. `region` (1, G, G): cells of the region prompt, and
+    `weights` what their tokens are multiplied by. `words`
     (n, D), if given, take the places of the n tokens from `start` on."""
 
     ids: list[int]
@@ -299,6 +302,7 @@ class Conversation:
     region: Tensor | None = None
     words: Tensor | None = None
     start: int = 0
+    weights: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -335,15 +339,17 @@ def read(model: Segmenter, features: Features, rows: Sequence[Conversation], alo
             [row.region for row in rows],
             torch.cat(words) if words else None,
             places if words else None,
+            None if rows[0].weights is None else [row.weights for row in rows],
         ),
     )
     readings = []
+    # which state of `[SEG]` is read, a family says; the golden numbers have it
+    seg = out.seg_embeds.split([row.ids.count(model.seg_token) for row in rows])
     for r, row in enumerate(rows):
         learnt = [t for t in range(1, len(row.ids)) if row.labels[t] != prompts.IGNORE]
         logits = model.vlm.language_model.lm_head(out.hidden[r, [t - 1 for t in learnt]])  # the position before predicts
-        seg = [t for t, token in enumerate(row.ids) if token == model.seg_token]
         labels = torch.tensor([row.labels[t] for t in learnt])
-        readings.append(Reading(logits.float(), labels, model.seg_embed(out.hidden[r, seg]), row.image))
+        readings.append(Reading(logits.float(), labels, seg[r], row.image))
     return readings
 
 
@@ -390,7 +396,8 @@ def count(model: Segmenter, micros: Sequence[Micro]) -> Totals:
             second_objects += len(micro.second.captions)
             second_tokens += sum(len(answer_ids(model, answer)) for answer in micro.second.answers)
             caption_tokens += sum(map(len, micro.second.captions))
-    return Totals(objects, tokens, second_objects, second_tokens, caption_tokens)
+    known = sum(truth is not None for micro in micros for truth in getattr(micro.first, "known", []))
+    return Totals(objects, tokens, second_objects, second_tokens, caption_tokens, known)
 
 
 # ------------------------------------------------------------------------------------------------------------ the losses
@@ -505,6 +512,7 @@ class Task:
     settings: Settings
     trained: dict[str, nn.Parameter]
     teacher: Tensors
+    facts: Mapping[str, Any]
     alone: bool
 
     def encode(self, images: Any) -> Features:
@@ -534,6 +542,25 @@ class Task:
         values["seg_rate"] = seg_rate(self.model, readings, totals.objects)
         return loss + self.settings.language * values["language"], prefixed("ref", values)
 
+    def truth(self, batch: Any, captions: list[list[int]], known: int) -> Values:
+        """Of the captions of scenes whose objects are known: shares of true facts, and captions that fit another object better."""
+        facts = wrong = 0.0
+        for about, ids in zip(batch.known, captions, strict=True):
+            if about is None:
+                continue
+            locator, truth = about
+            said = self.model.tokenizer.decode(ids).split()
+            agree = {
+                one["caption"]: sum(
+                    [word for word in words if word in said] == [word for word in words if word in one["caption"].split()]
+                    for words in self.facts["facts"].values()
+                )
+                for one in self.facts["objects"][locator]
+            }
+            facts += agree[truth] / len(self.facts["facts"])
+            wrong += max(agree.values()) > agree[truth]
+        return {"teacher_facts": torch.tensor(facts / known), "teacher_other": torch.tensor(wrong / known)}
+
     def loop1(self, features: Features, batch: Any, totals: Totals, tau: float) -> tuple[Tensor, Values, Tensor | None]:
         """Mask -> caption -> mask. The last of the result: the embeddings that are passed on, where the bridge is `gumbel`."""
         model, settings, objects = self.model, self.settings, totals.objects
@@ -547,6 +574,8 @@ class Task:
             "teacher_empty": torch.tensor(sum(not ids for ids in captions) / objects),
             "teacher_different": torch.tensor(sum(captions.count(ids) == 1 for ids in captions) / objects),
         }
+        if totals.known:
+            values |= self.truth(batch, captions, totals.known)
         extra: Tensor | float = 0.0
         passed_on, expression, policy = None, Expression(captions, None), None
         if settings.denoising or settings.bridge in ("gumbel", "detached"):
@@ -700,11 +729,11 @@ class Task:
         for n, caption in enumerate(batch.captions):
             share = cell_means(logits[n].sigmoid(), *features.visual[n].grid.region)
             cells = share > 0.5
-            region = (cells * (1 + share - share.detach()) if settings.soft_region else cells)[None]
+            weights = (1 + share - share.detach())[None] if settings.soft_region else None
             non_empty += bool(cells.any())
             question = image_text(model, features, n) + model.region_question(cells[None], batch.describe_questions[n])
             prompt = prompts.encode_prompt(model.tokenizer, model.template, question)
-            rows.append(Conversation(prompt + caption, ignored(prompt) + caption, n, region))
+            rows.append(Conversation(prompt + caption, ignored(prompt) + caption, n, cells[None], weights=weights))
         told = read(model, features, rows, self.alone)
 
         supervision, values = mask_losses(logits, batch.targets, settings, objects)

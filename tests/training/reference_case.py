@@ -56,6 +56,7 @@ KEYS = {
     "referring_sources": f"{REFERRING}.sources",
     "max_train_samples": f"{REFERRING}.max_images",
     **{name: f"{REFERRING}.{name}" for name in ("objects_per_image", "objects_per_conversation")},
+    "captioning": "train.captioning.enabled",
     "loop1": f"{LOOP1}.enabled",
     "loop1_sources": f"{LOOP1}.sources",
     "masks_per_image": f"{LOOP1}.objects_per_image",
@@ -82,7 +83,7 @@ TILED = "tiny-tiled"
 
 @dataclass(frozen=True)
 class World:
-    """A small world with its indexes, and the bases: of the presets `tiny` and `lisa-tiny`, and `TILED`."""
+    """A small world with its indexes, and the bases: of the presets `tiny` and `lisa-tiny`, `TILED`, and what else was put there."""
 
     work: Path
 
@@ -112,7 +113,7 @@ class World:
     def values(self, base: str, changes: Changes) -> dict[str, Any]:
         """`params.yaml` with a data root of this world, the preset of `base`, and `changes` (names of `KEYS`)."""
         values = copy.deepcopy(_small_values(self.work.parent / "world"))
-        values["preset"] = base.removesuffix("-tiled")
+        values["preset"] = base if base == "lisa-tiny" else "tiny"
         observed = {"save_every": 1, "save_state_seconds": 0.0, "workers": 0}
         for name, value in {**observed, **changes}.items():
             *parents, last = key_of(name).split(".")

@@ -4,6 +4,7 @@ One run for each setting that changes the result. The reference must follow the 
 there: both together say that `train()` reads it and does with it what the method says.
 """
 
+import json
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -200,7 +201,9 @@ class Laboratory:
             steps = self.world.samples(base, changes, model)
             settings = replace(self.world.settings(base, changes), steps=len(steps))  # which epochs may decide
             start = plain.copies(plain.select(model, settings))
-            states = list(plain.fine_tune(model, settings, steps, self.world.seed_step(base, changes), alone))
+            root = Path(self.world.config(base, changes).paths.root)
+            facts = json.loads((root / "facts.json").read_text(encoding="utf-8"))
+            states = list(plain.fine_tune(model, settings, steps, self.world.seed_step(base, changes), facts, alone))
             self.kept[key] = start, states
             if len(self.kept) > KEPT:
                 self.kept.popitem(last=False)

@@ -45,8 +45,51 @@ _PARTS = ("image_encoder", "sam_prompt_encoder", "sam_mask_decoder", "memory_att
 
 
 @dataclass(frozen=True)
-class MaskDecoder(decoder.MaskDecoder):
-    """Sizes of SAM2; the defaults are those of `sam2_hiera_l`, which every released Sa2VA uses."""
+class Square(decoder.MaskDecoder):
+    """What SAM2 and SAM 3's tracker have in common beside their image encoder: an image becomes a square without padding."""
+
+    image_size: int = 1024
+    d_model: int = 256
+    memory_dim: int = 64
+    memory_feedforward: int = 2048
+    memory_layers: int = 4
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Self:
+        if unknown := set(values) - {field.name for field in dataclasses.fields(cls)}:
+            raise ValueError(f"{cls.section}.{sorted(unknown)[0]}: unknown key")
+        sizes: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        return cls(**sizes)
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the side of a cell of the coarsest map."""
+        return 16
+
+    @property
+    def width(self) -> int:
+        return self.d_model
+
+    @property
+    def side(self) -> int:
+        return 4 * (self.image_size // self.stride)
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        return preprocess.normalise([preprocess.sam_image(image, self.image_size)])[0]
+
+    def soft_target(self, mask: Tensor) -> Tensor:
+        return F.interpolate(mask[None, None].float(), size=(self.side, self.side), mode="area")[0, 0]
+
+    def image_share(self, height: int, width: int) -> tuple[float, float]:
+        return 1.0, 1.0
+
+    def upscale(self, low_res: Tensor, size: tuple[int, int]) -> Tensor:
+        return resized(resized(wide(low_res), (self.image_size, self.image_size)), size)[:, 0]
+
+
+@dataclass(frozen=True)
+class MaskDecoder(Square):
+    """Sizes of SAM2; the defaults are those of `sam2_hiera_l`, which every Sa2VA released with SAM2 uses."""
 
     title = "SAM2"
     section = "sam2_config"
@@ -61,26 +104,19 @@ class MaskDecoder(decoder.MaskDecoder):
     )
 
     version: Version = "2.0"
-    image_size: int = 1024
     embed_dim: int = 144
     num_heads: int = 2
     stages: tuple[int, ...] = (2, 6, 36, 4)
     global_att_blocks: tuple[int, ...] = (23, 33, 43)
     window_pos_embed_bkg_spatial_size: tuple[int, int] = (7, 7)
     window_spec: tuple[int, ...] = (8, 4, 16, 8)
-    d_model: int = 256
-    memory_dim: int = 64
-    memory_feedforward: int = 2048
-    memory_layers: int = 4
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Self:
-        if unknown := set(values) - {field.name for field in dataclasses.fields(cls)}:
-            raise ValueError(f"{cls.section}.{sorted(unknown)[0]}: unknown key")
-        sizes: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        if (version := sizes.get("version", "2.0")) not in get_args(Version):
-            raise ValueError(f"{cls.section}.version: {version!r} is unknown; there are {', '.join(get_args(Version))}")
-        return cls(**sizes)
+        sizes = super().read(values)
+        if sizes.version not in get_args(Version):
+            raise ValueError(f"{cls.section}.version: {sizes.version!r} is unknown; there are {', '.join(get_args(Version))}")
+        return sizes
 
     @classmethod
     def hf_names(cls, names: Iterable[str]) -> dict[str, str]:
@@ -101,42 +137,23 @@ class MaskDecoder(decoder.MaskDecoder):
     def name(self) -> str:
         return "SAM2" if self.version == "2.0" else f"SAM{self.version}"
 
-    @property
-    def width(self) -> int:
-        return self.d_model
-
-    @property
-    def side(self) -> int:
-        return self.image_size // 4
-
-    def pixels(self, image: Image.Image) -> Tensor:
-        return preprocess.normalise([preprocess.sam_image(image, self.image_size)])[0]
-
-    def soft_target(self, mask: Tensor) -> Tensor:
-        return F.interpolate(mask[None, None].float(), size=(self.side, self.side), mode="area")[0, 0]
-
-    def image_share(self, height: int, width: int) -> tuple[float, float]:
-        return 1.0, 1.0
-
-    def upscale(self, low_res: Tensor, size: tuple[int, int]) -> Tensor:
-        return resized(resized(wide(low_res), (self.image_size, self.image_size)), size)[:, 0]
-
     def build(self) -> "Network":
-        return Network(self)
+        return Network(self, _image_encoder(self), **(OF_21 if self.version == "2.1" else {}))
 
 
 class Network(decoder.MaskNetwork):
     """SAM2's image path; its memory is in `ans/model/memory.py`. `levels` below are the FPN's three maps at strides 4, 8 and 16:
     (B, D, S/4, S/4), ..."""
 
-    def __init__(self, sizes: MaskDecoder) -> None:
+    def __init__(self, sizes: Square, image_encoder: nn.Module, **settings: Any) -> None:
         super().__init__()
         self.model = SAM2Base(
-            image_encoder=_image_encoder(sizes),
+            image_encoder=image_encoder,
             memory_attention=_memory_attention(sizes),
             memory_encoder=_memory_encoder(sizes),
             image_size=sizes.image_size,
-            **_FIXED | (_OF_21 if sizes.version == "2.1" else {}),
+            backbone_stride=sizes.stride,
+            **_FIXED | settings,
         )
 
     @property
@@ -246,7 +263,7 @@ _FIXED: dict[str, Any] = {
     "use_mlp_for_obj_ptr_proj": True,
 }
 """What is the same at every size: the package's `sam2_hiera_*.yaml` as Sa2VA overrides it."""
-_OF_21: dict[str, Any] = {
+OF_21: dict[str, Any] = {
     "no_obj_embed_spatial": True,
     "add_tpos_enc_to_obj_ptrs": True,
     "proj_tpos_enc_in_obj_ptrs": True,
@@ -274,7 +291,7 @@ def _image_encoder(sizes: MaskDecoder) -> ImageEncoder:
     return ImageEncoder(trunk, neck, scalp=1)
 
 
-def _memory_attention(sizes: MaskDecoder) -> MemoryAttention:
+def _memory_attention(sizes: Square) -> MemoryAttention:
     width = sizes.d_model
     layer = MemoryAttentionLayer(
         activation="relu",
@@ -290,7 +307,7 @@ def _memory_attention(sizes: MaskDecoder) -> MemoryAttention:
     return MemoryAttention(width, pos_enc_at_input=True, layer=layer, num_layers=sizes.memory_layers)
 
 
-def _memory_encoder(sizes: MaskDecoder) -> MemoryEncoder:
+def _memory_encoder(sizes: Square) -> MemoryEncoder:
     width = sizes.d_model
     return MemoryEncoder(
         out_dim=sizes.memory_dim,

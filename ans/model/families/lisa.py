@@ -5,7 +5,7 @@ CLIP sees it. The modules are the parts of transformers' `LlavaForConditionalGen
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self, cast
 
 import torch
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, CLIPVisionModel, LlavaConfig, Pre
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from ans.model import family, preprocess
-from ans.model.family import LLAMA_LAYERS, Grid, Pixels, Visual, by_image
+from ans.model.family import LLAMA_LAYERS, Grid, Inputs, Pixels, Visual, by_image
 from ans.model.keys import KeyTable
 from ans.model.prompts import Template
 
@@ -137,6 +137,9 @@ class Llava(family.Vlm):
 
     def project(self, tokens: Tensor) -> Tensor:
         return self.multi_modal_projector(tokens.to(self.multi_modal_projector.linear_1.weight.dtype))
+
+    def attention(self, inputs: Inputs) -> Any:
+        return replace(inputs, padded=True).attention()  # Llama takes none but a whole mask without reading positions
 
     def restore_buffers(self) -> None:
         super().restore_buffers()

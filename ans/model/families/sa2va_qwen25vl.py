@@ -51,7 +51,7 @@ class Vlm(qwen_vl.Vlm):
     def run(self, inputs: Inputs, cache: Cache | None = None) -> States:
         states = self.language_model.model(
             inputs_embeds=inputs.embeds,
-            attention_mask=inputs.mask,
+            attention_mask=self.attention(inputs),
             position_ids=inputs.positions,
             past_key_values=cache,
             use_cache=cache is not None,

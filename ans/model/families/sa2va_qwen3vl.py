@@ -4,7 +4,8 @@ Features of three blocks of the vision transformer are added behind the language
 `[SEG]` is taken before the last norm. The modules are transformers' own.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 from transformers import Cache, Qwen3VLTextConfig, Qwen3VLTextModel, Qwen3VLVisionConfig, Qwen3VLVisionModel
@@ -35,6 +36,9 @@ class Vlm(qwen_vl.Vlm):
         found = self.visual(pixels, grid_thw=sizes)
         return [found.pooler_output, *found.deepstack_features]
 
+    def attention(self, inputs: Inputs) -> Any:
+        return replace(inputs, padded=True).attention()  # takes none but a whole mask without reading positions
+
     def run(self, inputs: Inputs, cache: Cache | None = None) -> States:
         # 4.57.0, with which the releases were trained, gave the last layer's output as the last hidden state; later versions norm it
         before: list[Tensor] = []
@@ -42,7 +46,7 @@ class Vlm(qwen_vl.Vlm):
         try:
             normed = self.language_model.model(
                 inputs_embeds=inputs.embeds,
-                attention_mask=inputs.mask,
+                attention_mask=self.attention(inputs),
                 position_ids=inputs.positions,
                 past_key_values=cache,
                 use_cache=cache is not None,

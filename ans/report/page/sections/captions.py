@@ -11,7 +11,7 @@ from ans.report.gallery import PREDICTION, TRUTH, compared
 from ans.report.page.parts import Page, cut, html_table, paragraph, photo_style, picture, picture_row
 from ans.report.pictures import overlay
 from ans.report.results import BASE, KEY, decode, expressions_path
-from ans.report.tables import CAPTIONS_SHOWN
+from ans.report.tables import CAPTIONS_NOTE, captions_table
 
 TITLE = "Captions"
 DESCRIBED = 6
@@ -23,25 +23,9 @@ def section(page: Page) -> str:
     names = sorted({name for _, name in results.captions})
     if not names:
         return ""
-    rows = [
-        [
-            name,
-            variant,
-            *(
-                f"{scale * results.captions[variant, name][key]:.{2 if scale == 1 else 1}f}"
-                for key, (_, scale) in CAPTIONS_SHOWN.items()
-            ),
-        ]
-        for name in names
-        for variant in results.variants
-    ]
-    text = (
-        "Regions described by free greedy generation, and found again by that description alone: mask → caption → mask. CIDEr-D "
-        "lies in 0 to 10, the rest in percent."
-    )
-    shown = html_table("captions", ["result", "variant", *(title for title, _ in CAPTIONS_SHOWN.values())], rows)
+    shown = html_table("captions", *captions_table(results))
     cards = "".join(_cards(page, names[0]))
-    return paragraph(text) + shown + f"<h3>Some of {escape(names[0])}</h3>" + f'<ul class="cards pairs">{cards}</ul>'
+    return paragraph(CAPTIONS_NOTE) + shown + f"<h3>Some of {escape(names[0])}</h3>" + f'<ul class="cards pairs">{cards}</ul>'
 
 
 def _cards(page: Page, name: str) -> Iterable[str]:

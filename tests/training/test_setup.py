@@ -1,0 +1,138 @@
+"""What a training is put together from: groups of the optimizer, places in the flat gradient, steps, and the sum over what is frozen."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ans.config import Config
+from ans.model.adapters import group_of_parameter
+from ans.model.segmenter import Segmenter
+from ans.training import setup
+from tests import pipeline
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return pipeline.small_config(pipeline.REPOSITORY, train__weight_decay=0.03, train__lr=0.5, train__lr_sam2_scale=0.1)
+
+
+@pytest.fixture(scope="module")
+def made(config: Config) -> tuple[Segmenter, dict[str, nn.Parameter]]:
+    return setup.load_model(config.train, pipeline.REPOSITORY / "weights" / "tiny", torch.device("cpu"))
+
+
+def test_what_is_trained_is_float32_and_the_rest_frozen(config: Config, made) -> None:
+    model, trained = made
+    assert {group_of_parameter(model, name) for name in trained} == set(config.train.trained)
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in trained.values())
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == trained.keys()
+
+
+def test_the_decoder_has_its_own_rate_and_all_decay(config: Config, made) -> None:
+    model, trained = made
+    optimizer = setup.new_optimizer(model, trained, config.train)
+    rest, decoder = optimizer.param_groups
+    names = {id(p): name for name, p in trained.items()}
+    assert {group_of_parameter(model, names[id(p)]) for p in decoder["params"]} == {"sam2_decoder"}
+    assert sorted(names[id(p)] for group in (rest, decoder) for p in group["params"]) == sorted(trained)
+    assert (rest["lr"], decoder["lr"]) == (0.5, 0.05)
+    assert rest["weight_decay"] == decoder["weight_decay"] == 0.03
+    alone = {name: p for name, p in trained.items() if group_of_parameter(model, name) == "lora"}
+    assert [len(group["params"]) for group in setup.new_optimizer(model, alone, config.train).param_groups] == [len(alone)]
+
+
+def test_each_group_lies_where_its_tensors_do(made) -> None:
+    model, trained = made
+    flat = torch.cat([torch.full((p.numel(),), float(number)) for number, p in enumerate(trained.values())])
+    found = setup.slices_of_groups(model, trained)
+    numbers = {name: float(number) for number, name in enumerate(trained)}
+    for group, slices in found.items():
+        mine = {numbers[name]: p.numel() for name, p in trained.items() if group_of_parameter(model, name) == group}
+        inside = torch.cat([flat[part] for part in slices])
+        assert {number: int((inside == number).sum()) for number in mine} == mine and len(inside) == sum(mine.values())
+        assert all(one.stop < other.start for one, other in zip(slices, slices[1:], strict=False)), "parts that touch are one"
+
+
+def test_any_bit_of_what_is_frozen_is_seen(made) -> None:
+    model, trained = made
+    before = setup.checksum(model, trained)
+    next(iter(trained.values())).data.add_(1)
+    assert setup.checksum(model, trained) == before
+    frozen = [p for name, p in model.named_parameters() if name not in trained]
+    for tensor in (frozen[0], frozen[-1]):
+        flat = tensor.data.view(-1)
+        for changed in (flat[0] * 2 + 1, flat[0] + 1e-3):
+            kept = flat[0].clone()
+            flat[0] = changed
+            assert setup.checksum(model, trained) != before
+            flat[0] = kept
+        flat[[0, 1]] = flat[[1, 0]]
+        assert bool(flat[0] == flat[1]) or setup.checksum(model, trained) != before, "two numbers that change places"
+        flat[[0, 1]] = flat[[1, 0]]
+    assert setup.checksum(model, trained) == before
+
+
+def test_sums_go_over_every_kind_and_length() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trained = nn.Parameter(torch.ones(2))
+            for dtype in (torch.bfloat16, torch.uint8, torch.float64, torch.int64):
+                self.register_buffer("of_" + str(dtype).partition(".")[2], torch.arange(5).to(dtype))
+            self.register_buffer("long", torch.zeros((1 << 22) + 3, dtype=torch.uint8))
+
+    model = Odd()
+    before = setup.checksum(model, {"trained": model.trained})
+    for name, buffer in list(model.named_buffers()):
+        for place in (0, -1):
+            kept = buffer[place].clone()
+            buffer[place] += 1
+            assert setup.checksum(model, {"trained": model.trained}) != before, name
+            buffer[place] = kept
+    assert setup.checksum(model, {"trained": model.trained}) == before
+
+
+class Task:
+    def __init__(self, role: str, length: int) -> None:
+        self.role, self.length = role, length
+
+    def __len__(self) -> int:
+        return self.length
+
+
+def test_steps_of_an_epoch_and_of_the_run() -> None:
+    def steps(epochs: int | None, processes: int = 1, **tasks: Any) -> tuple[int, int]:
+        changes = {"train__loop1__enabled": False, "train__loop2__enabled": False}
+        config = pipeline.small_config(
+            pipeline.REPOSITORY, train__epochs=epochs or "none", train__batch=4, train__accumulation=2, train__steps=3, **changes
+        )
+        return setup.steps_of(config.train, tasks, processes)
+
+    one = Task("primary", 33)
+    assert steps(3, one=one) == (15, 5) and steps(3, 2, one=one) == (9, 3)  # 33 / 8, 33 / 16, rounded up
+    assert steps(None, one=one) == (3, 5)
+    assert steps(2, help=Task("auxiliary", 900), one=one) == (10, 5), "a pass over the primary one"
+    assert steps(None, one=one, two=Task("primary", 900)) == (3, 5)
+    with pytest.raises(ValueError, match="train.epochs: .*one, two take turns"):
+        steps(2, one=one, two=Task("primary", 1), three=Task("auxiliary", 1))
+    assert steps(None, help=Task("auxiliary", 9)) == (3, 3)
+
+
+def test_batches_begin_where_they_are_asked_to() -> None:
+    class Numbers:
+        def __len__(self) -> int:
+            return 6
+
+        def __getitem__(self, index: int) -> int:
+            return index
+
+    mixture: Any = Numbers()
+    assert list(setup.batches(mixture, 2, 0)) == [2, 3, 4, 5] and list(setup.batches(mixture, 0, 2)) == [0, 1, 2, 3, 4, 5]
+
+
+def test_checksums_are_of_all_tasks() -> None:
+    tasks: Any = {name: SimpleNamespace(checksums=lambda name=name: {f"{name}.json": name * 2}) for name in "ab"}
+    assert setup.checksums(tasks) == {"a.json": "aa", "b.json": "bb"}

@@ -1,0 +1,78 @@
+"""A step waits for the device once, when all of its work has been handed over; see `tests/synchronisations.py`."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from ans.training.loop import train
+from tests.pipeline import beside, prepare, small_config
+from tests.synchronisations import OnDevice, Synchronisations
+
+END = "training/step.py update"
+"""Where a step's values are fetched."""
+
+DECODING = "model/generate.py greedy"
+"""The tokens of a decoding step, which decide whether another is taken."""
+
+REGIONS = "tasks/loop2.py losses"
+"""How many tokens loop 2's prompts have depends on the masks that it has just made."""
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare(tmp_path_factory.mktemp("waits"))
+
+
+def waits(work: Path, folder: Path, steps: int, **changes: object) -> Counter[str]:
+    """Where a training of so many steps waits, and how often."""
+    quiet = {"launch__workers": 0, "launch__save_state_seconds": 1e6, "train__steps": steps, "train__gallery": 1}
+    config = small_config(work.parent / "world", **quiet, **changes)
+    with Synchronisations() as mode:
+        train(config, beside(work, folder / f"steps{steps}"))
+    return mode.counts
+
+
+def each_step(work: Path, folder: Path, **changes: object) -> dict[str, float]:
+    """What steps after the first add, by place."""
+    short, long = (waits(work, folder, steps, **changes) for steps in (2, 4))
+    return {place: (long[place] - short[place]) / 2 for place in long if long[place] != short[place]}
+
+
+@pytest.mark.slow
+def test_a_supervised_step_waits_once(work: Path, tmp_path: Path) -> None:
+    found = each_step(work, tmp_path, train__loop1__enabled=False, train__loop2__enabled=False)
+    assert found == {END: 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bridge", ["gumbel", "hard"])
+def test_a_dual_step_waits_once_and_for_its_captions(work: Path, tmp_path: Path, bridge: str) -> None:
+    """At the end; for each token of the teacher's captions; and in loop 2 for the masks that become a prompt."""
+    found = each_step(work, tmp_path, train__referring__enabled=False, train__loop1__bridge=bridge, train__caption_len=8)
+    assert found.pop(END) == found.pop(REGIONS) == 1 and 1 <= found.pop(DECODING) <= 8
+    assert not found
+
+
+def test_what_would_wait_is_counted() -> None:
+    device = torch.device("cpu")
+    with Synchronisations() as mode:
+        here = torch.arange(4.0)
+        there = here.to(device)
+        assert isinstance(there * 2 + here, OnDevice) and not isinstance(here + 1, OnDevice)
+        here[here > 1].sum().item()  # all of it on the host
+        assert not mode.counts
+        for ask in (
+            lambda: float(there.sum()),
+            lambda: there.tolist(),
+            lambda: bool((there > 1).any()),
+            lambda: there[there > 1],
+            lambda: (there > 1).nonzero(),
+            lambda: torch.ones(2, device=device).cpu(),
+        ):
+            before = mode.counts.total()
+            ask()
+            assert mode.counts.total() == before + 1
+        there[torch.tensor([0, 1])], there.clamp(max=1.0), torch.where(there > 1, there, 0.0), there.cpu()
+        assert mode.counts.total() == before + 2
