@@ -2,6 +2,7 @@
 #   make repro         the whole pipeline (dvc repro)         make test    all tests
 #   make tiny-weights  the embedded base weights anew         make quick   lint and the tests that take seconds
 #   make lisa-weights  those of the preset lisa-tiny          make lint    ruff (rules and format) and the type checker
+#   make docs          the pages of docs/ as a site, in site/ (installs mkdocs-material)
 #   make mutants       do the tests notice a changed line? The listed faults, and a sample of mutants (docs/testing.md)
 # VENV=/some/where uses (and fills) a virtual environment elsewhere; PYTHON=python3.12 builds it with another interpreter.
 
@@ -15,7 +16,7 @@ PIP   := $(VENV)/bin/python -m pip -qq --disable-pip-version-check --no-input in
 # DVC starts `python -m stages.x` from PATH.
 RUN   := PATH="$(abspath $(VENV))/bin:$$PATH"
 
-.PHONY: repro test quick lint mutants mutants-full tiny-weights lisa-weights env
+.PHONY: repro test quick lint docs mutants mutants-full tiny-weights lisa-weights env
 
 repro: env
 	@$(RUN) python -m ans plan
@@ -32,6 +33,11 @@ lint: env
 
 quick: lint
 	@$(RUN) python -m pytest -m "not slow"
+
+docs: env
+	@$(VENV)/bin/python -c 'import material, mkdocstrings' 2> /dev/null || $(PIP) 'mkdocs-material==9.8.2' 'mkdocstrings[python]==1.0.8'
+	@$(RUN) python -m mkdocs build --quiet
+	@echo "site/index.html"
 
 mutants: env
 	@$(RUN) python -m tests.mutants

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ import yaml
 from ans.config.fields import ConfigError
 from ans.errors import run
 from ans.files import replacing
+from ans.record import recorded
+from ans.workspace import Workspace
 
 PARAMS, PRESETS = Path("params.yaml"), Path("ans/presets")
 
@@ -26,7 +28,7 @@ def run_stage(main: Callable[[], None]) -> None:
     """Call `main` as `ans.errors.run` does, and stop where params.yaml is not what this run of DVC began with."""
 
     def guarded() -> None:
-        with one_set_of_parameters():
+        with one_set_of_parameters(), _recorded():
             main()
 
     run(guarded)
@@ -50,12 +52,19 @@ def one_set_of_parameters() -> Iterator[None]:
     _compare(record)
 
 
+def _recorded() -> AbstractContextManager[None]:
+    """When and where the stage ran is written down, where DVC started it."""
+    if "DVC_STAGE" not in os.environ:
+        return nullcontext()
+    return recorded(Workspace(Path(os.environ["DVC_ROOT"])).records, os.environ["DVC_STAGE"])
+
+
 def _record() -> Path | None:
     """Where this run's parameters are written down: by the process of DVC, and when that began."""
     if (dvc := dvc_process()) is None:
         return None
     began = hashlib.sha256(str(dvc.create_time()).encode()).hexdigest()[:8]
-    return Path(os.environ["DVC_ROOT"]) / ".dvc" / "tmp" / "ans" / f"parameters-{dvc.pid}-{began}.json"
+    return Workspace(Path(os.environ["DVC_ROOT"])).records / f"parameters-{dvc.pid}-{began}.json"
 
 
 def dvc_process() -> psutil.Process | None:

@@ -75,6 +75,11 @@ class Workspace:
         return self.root / "data/eval" / variant
 
     @property
+    def records(self) -> Path:
+        """Notes of runs of DVC: the parameters that one began with, when and where a stage ran."""
+        return self.root / ".dvc/tmp/ans"
+
+    @property
     def runs(self) -> Path:
         """Unfinished work: `$ANS_RUNS`, else `runs`."""
         return Path(os.environ.get("ANS_RUNS", self.root / "runs"))

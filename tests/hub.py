@@ -14,6 +14,7 @@ Errors are told by status, X-Error-Code and X-Error-Message. A client finds the 
 when it is imported; so tests run it in a process of its own, see `Hub.environment`.
 """
 
+import base64
 import hashlib
 import json
 import re
@@ -408,3 +409,99 @@ def cdn_path(data: bytes) -> str:
 def xorb_path(data: bytes) -> str:
     """Where the chunks of a file in Xet lie."""
     return f"/xorbs/{sha256(data)}"
+
+
+# ------------------------------------------------------------------------------------------------------------------- uploading
+
+
+class Receiving(Hub):
+    """A hub that also takes uploads of those who bring one of its `tokens`, as `huggingface_hub` sends them without Xet:
+
+    POST /api/repos/create, /api/validate-yaml (a README's), /api/models/<name>/preupload/main, /api/models/<name>/commit/main,
+         /<name>.git/info/lfs/objects/batch
+    PUT  a large file, to the address that the batch named; those that it has already are asked for no more
+
+    A commit makes the repository downloadable at its id. `uploads`: sha256 of large files, as they came; `checked`: READMEs.
+    """
+
+    def __init__(self, tokens: frozenset[str]) -> None:
+        super().__init__({}, tokens)
+        self.uploads: list[str] = []
+        self.messages: list[str] = []
+        self.checked: list[str] = []
+        self.privates: set[str] = set()
+        self._server.RequestHandlerClass = _Receiver
+
+    def receive(self, handler: _Handler, method: str, path: str, body: bytes) -> None:
+        """Answer one request that brings something."""
+        if method == "PUT":
+            self.uploads.append(sha256(body))
+            self.cdn.files[cdn_path(body)] = body
+            return handler.send(200)
+        token = _token(handler)
+        if token not in self.tokens:
+            return _send_error(handler, 401, "", "Invalid username or password.")
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked.get('organization', 'me')}/{asked['name']}"
+            if name in self.repositories:
+                there = {"error": "You already created this model repo", "url": f"{self.url}/{name}"}
+                return handler.send(409, json.dumps(there).encode(), {"Content-Type": "application/json"})
+            self.repositories[name] = Repository({}, "0" * 40)
+            if asked.get("private") or asked.get("visibility") == "private":
+                self.privates.add(name)
+            return self._json(handler, {"url": f"{self.url}/{name}", "name": name})
+        if path == "/api/validate-yaml":
+            self.checked.append(json.loads(body)["content"])
+            return self._json(handler, {"errors": [], "warnings": []})
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", path):
+            modes = [(of["path"], "lfs" if is_large(of["path"]) else "regular") for of in json.loads(body)["files"]]
+            return self._json(handler, {"files": [{"path": p, "uploadMode": m, "shouldIgnore": False} for p, m in modes]})
+        if re.fullmatch(r"/[^/]+/[^/]+\.git/info/lfs/objects/batch", path):
+            objects = []
+            for of in json.loads(body)["objects"]:
+                there = f"/{of['oid']}" in self.cdn.files
+                actions = {} if there else {"actions": {"upload": {"href": f"{self.url}/upload/{of['oid']}"}}}
+                objects.append({"oid": of["oid"], "size": of["size"], **actions})
+            return self._json(handler, {"transfer": "basic", "objects": objects})
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path):
+            return self._commit(handler, match[1], [json.loads(line) for line in body.splitlines() if line])
+        handler.send(404)
+
+    def _commit(self, handler: _Handler, name: str, lines: list[dict[str, dict[str, str]]]) -> None:
+        files = dict(self.repositories[name].files)
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "header":
+                self.messages.append(value["summary"])
+            elif line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.cdn.files[f"/{value['oid']}"]
+        commit = hashlib.sha1(repr(sorted((path, sha256(data)) for path, data in files.items())).encode()).hexdigest()
+        self.repositories[name] = Repository(files, commit)
+        self._json(
+            handler, {"success": True, "commitOid": commit, "commitUrl": f"{self.url}/{name}/commit/{commit}", "hookOutput": ""}
+        )
+
+    def _json(self, handler: _Handler, values: object) -> None:
+        handler.send(200, json.dumps(values).encode(), {"Content-Type": "application/json"})
+
+
+class _Receiver(_Handler):
+    def do_POST(self) -> None:
+        owner, path = self.server.owner, unquote(urlsplit(self.path).path)
+        assert isinstance(owner, Receiving)
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            parts = []
+            while size := int(self.rfile.readline(), 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            body = b"".join(parts)
+        else:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        owner.requests.append(Request(self.command, self.path, {name.lower(): value for name, value in self.headers.items()}))
+        owner.receive(self, self.command, path, body)
+
+    do_PUT = do_POST

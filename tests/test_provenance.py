@@ -21,7 +21,7 @@ SETTINGS = {"select": {f"ans/tasks/{name}.py" for name in ("__init__", "base", *
 
 NEVER = {
     "ans/__init__.py", "ans/errors.py", "ans/files.py", "ans/launch.py", "ans/logs.py", "ans/progress.py", "ans/provenance.py",
-    "ans/stage.py", "ans/workspace.py",
+    "ans/record.py", "ans/stage.py", "ans/workspace.py",
 }  # fmt: skip
 """How stages start, end and put files in place, not what is in them; and the names of the package."""
 

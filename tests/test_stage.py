@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ans import record
 from tests.pipeline import REPOSITORY
 
 PIPELINE = """
@@ -78,8 +79,30 @@ def test_processes_may_be_changed_and_records_of_ended_runs_go(repository: Path)
     (repository / "one.py").write_text(STAGE.format(name="one", then=CHANGE.replace("0.5", ": 1}").replace("0.25", ": 2}")))
     done = repro(repository)
     assert done.returncode == 0, done.stderr
-    assert len(list((repository / ".dvc/tmp/ans").iterdir())) == 1
+    assert len(list((repository / ".dvc/tmp/ans").glob("parameters-*"))) == 1
     shutil.rmtree(repository / ".dvc" / "cache", ignore_errors=True)
     (repository / "dvc.lock").unlink()
     assert repro(repository).returncode == 0
-    assert len(list((repository / ".dvc/tmp/ans").iterdir())) == 1
+    assert len(list((repository / ".dvc/tmp/ans").glob("parameters-*"))) == 1
+
+
+def test_when_and_where_a_stage_ran_is_written_down(repository: Path) -> None:
+    assert repro(repository).returncode == 0
+    found = record.read(repository / ".dvc/tmp/ans", "one")
+    assert found is not None and found.seconds is not None and 0 <= found.seconds < 60 and "CPU core" in found.machine
+    assert found.commit == "", "no repository of git"
+    (repository / "two.py").write_text(STAGE.format(name="two", then='raise ValueError("no")'))
+    (repository / ".dvc/tmp/ans/stage-two.json").unlink()
+    shutil.rmtree(repository / ".dvc" / "cache", ignore_errors=True)
+    (repository / "dvc.lock").unlink()
+    assert repro(repository).returncode and record.read(repository / ".dvc/tmp/ans", "two") is None, "it did not end"
+
+
+def test_durations_are_for_readers() -> None:
+    assert [record.duration(s) for s in (41.6, 60, 3599, 3600, 18720)] == [
+        "42 s",
+        "1 min 0 s",
+        "59 min 59 s",
+        "1 h 0 min",
+        "5 h 12 min",
+    ]

@@ -6,16 +6,35 @@ one safetensors file of the variant's other groups instead.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from ans.formats import shards
 
 ADAPTER, OTHERS = "adapter_model.safetensors", "other_groups.safetensors"
 
 
-def export_hub(variant: Path, out: Path, reports: Path = Path("reports"), base_model: str | None = None) -> None:
-    """A folder to upload: the variant's files (hard links, or copies) and a `README.md` with its numbers.
+@dataclass(frozen=True)
+class Measured:
+    """How a variant's numbers came about: the fingerprint of the evaluation's protocol, and whether the data were ANS's synthetic world,
+    whose splits bear published names."""
+
+    protocol: str | None = None
+    synthetic: bool = False
+
+
+def export_hub(
+    variant: Path,
+    out: Path,
+    reports: Path = Path("reports"),
+    base_model: str | None = None,
+    measured: Measured = Measured(),  # noqa: B008  (it is frozen)
+) -> None:
+    """A folder to upload: the variant's files (hard links, or copies) and a `README.md` with its numbers, for the hub's own tables too
+    (`model-index`).
 
     `base_model`: the hub's name of the base, for the card. Raises `FileNotFoundError` when `variant` was not made by `filter`.
     """
@@ -31,7 +50,7 @@ def export_hub(variant: Path, out: Path, reports: Path = Path("reports"), base_m
         if "auto_map" not in model.values:  # a variant that is the untouched base
             (folder / "config.json").write_text(json.dumps(config_for_remote(model), indent=2) + "\n", encoding="utf-8")
         shards.write_index(folder, sums)
-        (folder / "README.md").write_text(model_card(variant, record, reports, base_model), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(variant, record, reports, base_model, measured), encoding="utf-8")
 
 
 def export_adapter(variant: Path, checkpoint: Path, out: Path) -> None:
@@ -87,7 +106,7 @@ CARD = """\
 library_name: transformers
 pipeline_tag: image-segmentation
 tags: [{tag}, referring-segmentation]
-{base_model}---
+{base_model}{index}---
 
 # {system}, variant `{name}`
 
@@ -121,7 +140,7 @@ SETTINGS = """\
 RESULTS = """
 ## Results
 
-Free generation, in percent.
+Free generation, in percent{where}.{protocol}
 
 | split | cIoU | mIoU | `[SEG]` said | expressions |
 | --- | --- | --- | --- | --- |
@@ -145,7 +164,12 @@ model = AutoModel.from_pretrained("this folder", trust_remote_code=True, code_re
 """
 
 
-def model_card(variant: Path, record: dict[str, Any], reports: Path, base_model: str | None) -> str:
+SYNTHETIC = (
+    ", on ANS's synthetic world: drawings of coloured shapes in the layouts of the published sets, whose numbers these are not"
+)
+
+
+def model_card(variant: Path, record: dict[str, Any], reports: Path, base_model: str | None, measured: Measured) -> str:
     """The card's text: front matter for the hub, what was trained, how, and every measured split of this variant."""
     from ans.model.config import ModelConfig
 
@@ -162,27 +186,59 @@ def model_card(variant: Path, record: dict[str, Any], reports: Path, base_model:
             effective_batch=values["effective_batch"], lr=train["lr"], schedule=train["schedule"], seed=train["seed"],
             rank=train["lora"]["rank"], alpha=train["lora"]["alpha"],
         )  # fmt: skip
+    results = _measured(reports / "eval" / variant.name)
     return CARD.format(
         name=variant.name,
+        index=_index(f"{words['system']}, variant {variant.name}", results, measured),
         tag=words["system"].lower(),
         base_model=f"base_model: {base_model}\n" if base_model else "",
         groups=", ".join(f"`{group}`" for group in record["groups"]) or "none: this is the untouched base",
         training=training,
-        results=_results(reports / "eval" / variant.name),
+        results=_table(results, measured),
         remote=REMOTE.format(code=code, sizes=sizes) if model.family.remote else "",
         **words,
     )
 
 
-def _results(folder: Path) -> str:
-    """A table of the splits that were evaluated, or nothing."""
-    measured = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+def _measured(folder: Path) -> dict[str, dict[str, Any]]:
+    """The metrics of every split that was evaluated; those of captions are left out."""
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    return {split: values for split, values in found.items() if "ciou" in values}
+
+
+def _table(results: dict[str, dict[str, Any]], measured: Measured) -> str:
+    """The splits for readers, or nothing."""
     rows = [
         f"| {split} | {100 * m['ciou']:.1f} | {100 * m['miou']:.1f} | {100 * m['seg_rate']:.1f} | {m['n']} |\n"
-        for split, m in measured.items()
-        if "ciou" in m  # not a captioning's result
+        for split, m in results.items()
     ]
-    return RESULTS + "".join(rows) if measured else ""
+    protocol = f" Fingerprint of the protocol: `{measured.protocol}`." if measured.protocol else ""
+    return RESULTS.format(where=SYNTHETIC if measured.synthetic else "", protocol=protocol) + "".join(rows) if rows else ""
+
+
+def _index(name: str, results: dict[str, dict[str, Any]], measured: Measured) -> str:
+    """The same for the hub, as the front matter's `model-index`."""
+    if not results:
+        return ""
+    entries = []
+    for split, values in results.items():
+        data, _, part = split.rpartition("_")
+        about = (
+            {"name": f"ANS synthetic world, {data}", "type": "ans-world"} if measured.synthetic else {"name": data, "type": data}
+        )
+        metrics = [
+            {"type": key, "name": title, "value": round(100 * values[key], 2)}
+            for key, title in (("ciou", "cIoU"), ("miou", "mIoU"))
+        ]
+        arguments = {"args": {"protocol": measured.protocol}} if measured.protocol else {}
+        entries.append(
+            {
+                "task": {"type": "image-segmentation", "name": "Referring segmentation"},
+                "dataset": {**about, "split": part, **arguments},
+                "metrics": metrics,
+            }
+        )
+    return yaml.safe_dump({"model-index": [{"name": name, "results": entries}]}, sort_keys=False, allow_unicode=True)
 
 
 def _record(variant: Path) -> dict[str, Any]:

@@ -4,7 +4,21 @@ import argparse
 import importlib
 from collections.abc import Sequence
 
-COMMANDS = ("segment", "describe", "compare", "config", "plan", "evaluate", "validate", "import", "convert", "export")
+COMMANDS = (
+    "segment",
+    "describe",
+    "demo",
+    "serve",
+    "compare",
+    "config",
+    "plan",
+    "evaluate",
+    "validate",
+    "import",
+    "convert",
+    "export",
+    "push",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

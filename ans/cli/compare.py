@@ -1,10 +1,10 @@
-"""Two evaluations of the same expressions, side by side: `python -m ans compare A B [--split SPLIT]`.
+"""Two evaluations of the same questions, side by side: `python -m ans compare A B [--split SPLIT]`.
 
 A and B are variants of this run (full, base) or folders of another's tables (/elsewhere/data/eval/full).
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,11 @@ from ans.report.results import KEY, ResultsError
 HELP = "two variants side by side: by size of the object, length of the expression, ..."
 DATA = Path("data/eval")
 RESAMPLES, SEED = 2000, 0
+ALL = "all"
+EXPRESSIONS, CAPTIONS = "cIoU", "cIoU of what was found again by the caption"
+"""What is compared: headings of results about expressions, and about described regions."""
+WANTED = [*KEY, "sent", "references", "intersection", "union", "gt_counts", "height", "width", "category"]
+COLUMNS = ["group", "n", "images", "first", "second", "difference", "low", "high"]
 
 SIZES = {"small, < 3 % of the image": 0.03, "medium, 3 to 10 %": 0.10, "large, > 10 %": np.inf}
 LENGTHS = {"1 to 2 words": 2, "3 to 5 words": 5, "6 words and more": np.inf}
@@ -39,21 +44,29 @@ def run(chosen: argparse.Namespace) -> None:
     names = [Path(chosen.first).name, Path(chosen.second).name]
     if names[0] == names[1]:  # the same variant of two runs
         names = [chosen.first, chosen.second]
-    for split in [chosen.split] if chosen.split else splits(chosen.first, chosen.second):
-        table = compare(read(chosen.first, split), read(chosen.second, split))
-        print(text(table, split, *names), end="\n\n")
+    folders = [_folder(where) for where in (chosen.first, chosen.second)]
+    pairs = {}
+    for split in [chosen.split] if chosen.split else splits(*folders):
+        first, second = (read(folder, split) for folder in folders)
+        print(text(compare(first, second), split, *names, heading=_heading(first)), end="\n\n")
+        pairs[split] = first, second
+    for heading in (EXPRESSIONS, CAPTIONS):
+        alike = {split: pair for split, pair in pairs.items() if _heading(pair[0]) == heading}
+        if len(alike) > 1:
+            mean = means(list(alike.values()))
+            print(text(mean, f"mean of {len(alike)} results", *names, heading=heading), end="\n\n")
 
 
 def groups(table: pd.DataFrame) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, rows as bool) of: all, each object size, each length of expression, with and without position words, and ReasonSeg's
-    long and short queries.
+    """(name, rows as bool) of: all, each object size, each length of expression (of a described region: of its first reference), with
+    and without position words, and ReasonSeg's long and short queries.
 
     Sizes are shares of the image, not COCO's pixels: images of a few hundred pixels and of 4,000 then mean the same by "small".
     """
     share = table["area"] / (table["height"] * table["width"])
     length = table["sent"].str.split().str.len()
     placed = table["sent"].str.contains(POSITIONS, case=False, regex=True).to_numpy()
-    yield "all", np.ones(len(table), bool)
+    yield ALL, np.ones(len(table), bool)
     for values, bins in ((share, SIZES), (length, LENGTHS)):
         low = -np.inf
         for name, high in bins.items():
@@ -83,39 +96,49 @@ def compare(first: pd.DataFrame, second: pd.DataFrame, resamples: int = RESAMPLE
             difference, low, high = paired_bootstrap(b, a, resamples, seed)
             totals = [iou(int(i.sum()), int(u.sum())) for i, u in (a, b)]
             rows.append((name, int(chosen.sum()), images, *totals, difference, low, high))
-    return pd.DataFrame(rows, columns=["group", "n", "images", "first", "second", "difference", "low", "high"])
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def read(where: str, split: str) -> pd.DataFrame:
-    """The table of a split, of a variant or in a folder. Raises `ResultsError` naming the file that is not there, and those that
-    are."""
-    path = _folder(where) / f"{split}.parquet"
+def means(pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]], resamples: int = RESAMPLES, seed: int = SEED) -> pd.DataFrame:
+    """One row, as `compare` has it, for the unweighted mean over several results; an image that they share is drawn for all at once."""
+    sums = []
+    for tables in zip(*pairs, strict=True):
+        joined = pd.concat([_image_sums(table) for table in tables], axis=1, keys=range(len(tables))).fillna(0).sort_index()
+        sums.append((joined.xs("intersection", axis=1, level=1).to_numpy(), joined.xs("union", axis=1, level=1).to_numpy()))
+    (a, b), images = sums, len(sums[0][0])
+    totals = [np.mean([iou(*total) for total in zip(*(part.sum(axis=0) for part in one), strict=True)]) for one in (a, b)]
+    row = (ALL, sum(len(table) for table, _ in pairs), images, *totals, *paired_bootstrap(b, a, resamples, seed))
+    return pd.DataFrame([row], columns=COLUMNS)
+
+
+def read(folder: Path, split: str) -> pd.DataFrame:
+    """The table of a split in a folder. Of described regions: what was found again by the caption alone, the first reference as
+    `sent`. Raises `ResultsError` naming the file that is not there, and those that are."""
+    path = folder / f"{split}.parquet"
     if not path.is_file():
-        there = ", ".join(sorted(other.stem for other in path.parent.glob("*.parquet"))) or "none"
+        there = ", ".join(sorted(other.stem for other in folder.glob("*.parquet"))) or "none"
         raise ResultsError(f"{path}: not there; evaluate it first (tables in that folder: {there})")
-    if "caption" in pq.read_schema(path).names:
-        raise ResultsError(f"{path}: is about captions; only results about expressions are compared, see the report for captions")
-    columns = [*KEY, "sent", "intersection", "union", "gt_counts", "height", "width", "category"]
+    columns = [name for name in WANTED if name in pq.read_schema(path).names]
     table = pd.read_parquet(path, columns=columns)
+    if "references" in columns:
+        table = table.assign(sent=[texts[0] if len(texts) else "" for texts in table["references"]], sent_id=0)
     return table.assign(area=[_area(counts) for counts in table["gt_counts"]])
 
 
-def splits(first: str, second: str) -> list[str]:
-    """Names of the results about expressions that both have. Raises `ResultsError` when there is none."""
-    found = [
-        {path.stem for path in _folder(where).glob("*.parquet") if "_captions" not in path.stem} for where in (first, second)
-    ]
+def splits(first: Path, second: Path) -> list[str]:
+    """Names of the results that both have. Raises `ResultsError` when there is none."""
+    found = [{path.stem for path in folder.glob("*.parquet")} for folder in (first, second)]
     if not found[0] & found[1]:
-        raise ResultsError(f"{_folder(first)} and {_folder(second)}: no result is in both; evaluate the same splits")
+        raise ResultsError(f"{first} and {second}: no result is in both; evaluate the same splits")
     return sorted(found[0] & found[1])
 
 
-def text(table: pd.DataFrame, split: str, first: str, second: str) -> str:
+def text(table: pd.DataFrame, split: str, first: str, second: str, heading: str = EXPRESSIONS) -> str:
     """The comparison as a Markdown table in percent; bold where the interval excludes 0."""
     lines = [
         f"## {split}: {second} - {first}",
         "",
-        f"| cIoU (%) | n / images | {first} | {second} | difference (95 % interval) |",
+        f"| {heading} (%) | n / images | {first} | {second} | difference (95 % interval) |",
     ]
     lines += ["| :-- | --: | --: | --: | --: |"]
     for row in table.itertuples():
@@ -127,12 +150,25 @@ def text(table: pd.DataFrame, split: str, first: str, second: str) -> str:
     return "\n".join(lines)
 
 
+def _heading(table: pd.DataFrame) -> str:
+    return CAPTIONS if "references" in table else EXPRESSIONS
+
+
 def _folder(where: str) -> Path:
-    return Path(where) if Path(where).is_dir() else DATA / where
+    """The tables of a variant, or in a folder. Raises `ResultsError` for a variant that is not there, naming those that are."""
+    folder = Path(where) if Path(where).is_dir() else DATA / where
+    if not folder.is_dir():
+        there = ", ".join(sorted(path.name for path in DATA.glob("*") if path.is_dir())) or "none"
+        raise ResultsError(f"{where}: no such folder, and no such variant in {DATA} (there: {there})")
+    return folder
+
+
+def _image_sums(table: pd.DataFrame) -> pd.DataFrame:
+    return table.groupby("image_path")[["intersection", "union"]].sum().sort_index()
 
 
 def _sums(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    sums = table.groupby("image_path")[["intersection", "union"]].sum().sort_index()
+    sums = _image_sums(table)
     return sums["intersection"].to_numpy(), sums["union"].to_numpy()
 
 

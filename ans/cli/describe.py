@@ -1,7 +1,7 @@
 """Captions of regions: `python -m ans describe IMAGE MASK ...`.
 
 A region may also be pointed at, with --point X,Y or --box X0,Y0,X1,Y1 in pixels from the upper left corner: then it is what the mask
-decoder finds there.
+decoder finds there. The tiny model, which `make repro` leaves, knows coloured shapes alone; for photographs name another with --model.
 """
 
 import argparse

@@ -5,7 +5,15 @@ plain PEFT adapter of the language model and one safetensors file with the varia
 """
 
 import argparse
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ans.config import load
+from ans.workspace import Workspace
+
+if TYPE_CHECKING:
+    from ans.checkpoints.export import Measured
 
 HELP = "a variant as a folder for the hub, or as an adapter"
 
@@ -23,4 +31,16 @@ def run(chosen: argparse.Namespace) -> None:
     if chosen.adapter:
         export_adapter(chosen.variant, chosen.adapter, chosen.out)
     else:
-        export_hub(chosen.variant, chosen.out, base_model=chosen.base_model)
+        export_hub(chosen.variant, chosen.out, base_model=chosen.base_model, measured=measured(chosen.variant))
+
+
+def measured(variant: Path) -> "Measured":
+    """How the numbers of a variant of this run came about, from what the evaluation left; nothing for another run's."""
+    from ans.checkpoints.export import Measured
+    from ans.evaluation.protocol import fingerprint
+
+    workspace = Workspace()
+    path = workspace.predictions(variant.name) / "protocol.json"
+    protocol = fingerprint(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    synthetic = workspace.params.is_file() and Path(load(workspace.params).paths.root).resolve() == workspace.world.resolve()
+    return Measured(protocol, synthetic)

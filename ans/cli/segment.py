@@ -5,20 +5,21 @@ objects; the mask decoder finds them without language. `ans.Segmenter.segment_at
 
 IMAGE may be a video, or a folder of its frames; then the result is a video too: `-o out.mp4`. For many images use `ans.Segmenter`, which
 takes batches of them; this command loads the model for one.
+
+The tiny model, which `make repro` leaves, knows coloured shapes alone; for photographs name another with --model.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from ans.cli import model, places, videos
-from ans.cli.videos import COLOURS
 from ans.data.videos import is_video, open_video
+from ans.painting import paint
 
 if TYPE_CHECKING:
     from ans.model.segmenter import Segmenter
@@ -99,24 +100,3 @@ def _note_unknown_words(segmenter: "Segmenter", chosen: argparse.Namespace) -> N
             "name a model of a real preset with --model",
             file=sys.stderr,
         )
-
-
-def paint(image: Image.Image, masks: Sequence[np.ndarray], expressions: Sequence[str]) -> Image.Image:
-    """The image with each (height, width) bool mask tinted and outlined in its colour, and the expressions as a legend below."""
-    pixels = np.asarray(image).astype(float)
-    for number, mask in enumerate(masks):
-        colour = COLOURS[number % len(COLOURS)]
-        padded = np.pad(mask, 1)
-        inner = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-        pixels = np.where(inner[..., None], 0.55 * pixels + 0.45 * np.array(colour), pixels)
-        pixels = np.where((mask & ~inner)[..., None], colour, pixels)
-    size = max(11, image.width // 40)
-    line = round(1.6 * size)
-    picture = Image.new("RGB", (image.width, image.height + line * len(expressions)), "white")
-    picture.paste(Image.fromarray(pixels.round().astype(np.uint8)))
-    draw = ImageDraw.Draw(picture)
-    for number, expression in enumerate(expressions):
-        top = image.height + line * number
-        draw.rectangle((size // 2, top + size // 3, size // 2 + size, top + size // 3 + size), COLOURS[number % len(COLOURS)])
-        draw.text((2 * size, top + size // 5), expression, "black", ImageFont.load_default(size))
-    return picture

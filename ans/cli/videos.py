@@ -11,13 +11,11 @@ from PIL import Image
 from ans.data import masks
 from ans.data.videos import FrameFolder, Video, VideoWriter, open_video
 from ans.files import replacing, write_json
+from ans.painting import COLOURS
 
 if TYPE_CHECKING:
     from ans.model.inference import Segmentation
     from ans.model.segmenter import Segmenter
-
-COLOURS = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0), (240, 228, 66))
-"""Of Okabe and Ito, told apart by all."""
 
 Paint = Callable[[Image.Image, Sequence[np.ndarray], Sequence[str]], Image.Image]
 

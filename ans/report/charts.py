@@ -19,7 +19,8 @@ POINTS = 240
 def line_chart(panel: Panel, lines: Mapping[str, pd.Series]) -> str:
     """An `<figure>` with one line per curve (each step pale, the moving average in full) and a legend with its last value.
 
-    The curves' index is the step. For a screen reader the picture is one sentence: where each curve starts and ends.
+    The curves' index is the step; the page's script shows the averages' values under the pointer. For a
+    screen reader the picture is one sentence: where each curve starts and ends.
     """
     values = pd.concat(list(lines.values()))
     steps = (float(values.index.min()), float(values.index.max()))
@@ -47,15 +48,18 @@ def line_chart(panel: Panel, lines: Mapping[str, pd.Series]) -> str:
         if curve.empty:
             continue
         mean = smooth(curve)
+        drawn = _chosen(mean)
+        shown = f'data-name="{escape(label)}" data-steps="{" ".join(f"{step:g}" for step in drawn.index)}" '
+        shown += f'data-values="{" ".join(f"{value:.3g}" for value in drawn)}"'
         parts.append(f'<path class="line raw c{number}" d="{_path(x, y, curve)}"/>')
-        parts.append(f'<path class="line c{number}" d="{_path(x, y, mean)}"/>')
+        parts.append(f'<path class="line c{number}" {shown} d="{_path(x, y, mean)}"/>')
         keys.append(f'<li class="c{number}">{escape(label)} <b>{mean.iloc[-1]:.3g}</b></li>')
         spoken.append(f"{label} from {mean.iloc[0]:.3g} to {mean.iloc[-1]:.3g}")
     said = escape(f"{panel.title}, step {steps[0]:.0f} to {steps[1]:.0f}: {'; '.join(spoken)}")
     return (
         f'<figure class="chart"><figcaption>{escape(panel.title)}</figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{said}">{"".join(parts)}</svg>'
-        f'<ul class="legend" aria-hidden="true">{"".join(keys)}</ul></figure>'
+        f'<ul class="legend" aria-hidden="true">{"".join(keys)}</ul><p class="read" aria-hidden="true"></p></figure>'
     )
 
 
@@ -91,8 +95,13 @@ def _signed(tick: float) -> str:
     return f"{tick:+.4g}" if tick else "0"
 
 
+def _chosen(curve: pd.Series) -> pd.Series:
+    """At most `POINTS` of its points, evenly, the first and the last among them."""
+    return curve.iloc[np.unique(np.linspace(0, len(curve) - 1, min(POINTS, len(curve))).round().astype(int))]
+
+
 def _path(x, y, curve: pd.Series) -> str:
-    chosen = curve.iloc[np.unique(np.linspace(0, len(curve) - 1, min(POINTS, len(curve))).round().astype(int))]
+    chosen = _chosen(curve)
     points = zip(x(chosen.index.to_numpy(float)), y(chosen.to_numpy(float)), strict=True)
     return "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in points)
 

@@ -83,8 +83,8 @@ def draw_examples(training: Training, root: Path, path: Path) -> None:
         line[0].set_ylabel(f"{title}, step {row[0].step}", fontsize=10, fontweight="bold")
         for example, left, right in zip(row, line[::2], line[1::2], strict=False):
             image = np.asarray(small(open_image(root, example.image), LONGEST_SIDE))
-            draw_mask(left, image, example.truth, TRUTH)
-            draw_mask(right, image, example.mask, PREDICTION)
+            draw_mask(left, image, example.truth, TRUTH, tint=0)  # the captions are about colours
+            draw_mask(right, image, example.mask, PREDICTION, tint=0)
             for axis, (who, words) in zip((left, right), example.texts.items(), strict=True):
                 wrapped = textwrap.wrap(f"{who}: {words}", 24, max_lines=3, placeholder=" …")
                 axis.set_title("\n".join(wrapped), fontsize=8, loc="left", parse_math=False)
@@ -157,12 +157,12 @@ def small(image: Image.Image, side: int) -> Image.Image:
     return smaller
 
 
-def draw_mask(axis: Axes, image: np.ndarray, mask: np.ndarray, colour: str) -> None:
-    """The (h, w, 3) uint8 image with the mask, of any resolution, tinted and outlined."""
+def draw_mask(axis: Axes, image: np.ndarray, mask: np.ndarray, colour: str, tint: float = 0.45) -> None:
+    """The (h, w, 3) uint8 image with the mask, of any resolution, tinted and outlined; without a tint colours are as they were."""
     height, width = image.shape[:2]
     if mask.shape != (height, width):
         mask = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
-    tinted = np.where(mask[..., None], 0.55 * image + 0.45 * 255 * np.array(to_rgb(colour)), image)
+    tinted = np.where(mask[..., None], (1 - tint) * image + tint * 255 * np.array(to_rgb(colour)), image)
     axis.imshow(tinted.astype(np.uint8))
     if mask.any():
         # padded, so that the outline closes where the mask touches the border; white beneath, to be seen on any colour

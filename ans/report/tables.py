@@ -2,7 +2,8 @@
 
 import csv
 import json
-from collections.abc import Callable, Collection
+import re
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,6 +100,22 @@ def score(results: Results, resamples: int, seed: int) -> Scores:
     return scores
 
 
+def difference(results: Results, first: str, second: str, resamples: int, seed: int) -> tuple[float, float, float]:
+    """cIoU of one variant less that of another in the mean over splits, with its paired interval; as `score` has it for the base."""
+    one, other = (_image_sums(results, variant, results.splits) for variant in (first, second))
+    return paired_bootstrap(one, other, resamples, seed)
+
+
+def rows_shown(results: Results) -> tuple[str, ...]:
+    """The splits, and their mean where there are several."""
+    return results.splits if len(results.splits) == 1 else (*results.splits, MEAN)
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell of a table, as text, is a number or begins with one, or is empty: such columns are right-aligned."""
+    return re.match(r"[*+\-−]*\d|\s*$", cell) is not None
+
+
 def write_csv(results: Results, scores: Scores, path: Path) -> None:
     """One row per variant and split, in the order of the configuration: values as evaluation wrote them, and `INTERVALS`; then
     those of `SPECIAL_METRICS` that any split has, empty where another has none."""
@@ -126,18 +143,18 @@ def write_means(results: Results, scores: Scores, csv_path: Path, json_path: Pat
         temporary.write_text(json.dumps(means, indent=2) + "\n", encoding="utf-8")
 
 
-def write_markdown(results: Results, scores: Scores, path: Path) -> None:
-    """The table with intervals, the differences to base, and the other metrics in the mean over splits.
+def write_markdown(results: Results, scores: Scores, first: Mapping[str, str], path: Path) -> None:
+    """The lines to know `first`, the table with intervals, the differences to base, and the other metrics in the mean over splits.
 
     Those of `PICTURES` that lie in figures/ beside `path` are shown.
     """
     pictures = {picture.stem for picture in (path.parent / "figures").glob("*.png")}
     with replacing(path) as temporary:
-        temporary.write_text(markdown(results, scores, pictures), encoding="utf-8")
+        temporary.write_text(markdown(results, scores, first, pictures), encoding="utf-8")
 
 
-def markdown(results: Results, scores: Scores, pictures: Collection[str]) -> str:
-    """The text of reports/summary.md, with those of `PICTURES` that are named."""
+def markdown(results: Results, scores: Scores, first: Mapping[str, str], pictures: Collection[str]) -> str:
+    """The text of reports/summary.md: the lines to know `first`, tables, and those of `PICTURES` that are named."""
     others = [variant for variant in results.variants if variant != BASE]
     images = {split: results.expressions[BASE, split]["image_path"].nunique() for split in results.splits}
     counts = {split: results.metrics[BASE, split]["n"] for split in results.splits}
@@ -148,15 +165,19 @@ def markdown(results: Results, scores: Scores, pictures: Collection[str]) -> str
             [split, f"{counts[split]} / {images[split]}", *(cell(scores[variant, split]) for variant in variants)]
             for split in results.splits
         ]
-        mean = [f"**{MEAN}**", "", *(cell(scores[variant, MEAN]) for variant in variants)]
-        return _table(["split", "n / images", *variants], [*rows, mean])
+        if MEAN in rows_shown(results):
+            rows.append([f"**{MEAN}**", "", *(cell(scores[variant, MEAN]) for variant in variants)])
+        return _table(["split", "n / images", *variants], rows)
 
     lines = [
         "# Results",
         "",
+        *(f"- **{name}.** {text}" for name, text in first.items()),
+        "",
         "cIoU in percent (sum of intersections / sum of unions over a split's expressions) under free greedy generation, "
         f"n = {total}; an answer without `[SEG]` counts as an empty mask. "
-        "In brackets: 95 % bootstrap intervals over images; the last row is the unweighted mean over splits.",
+        "In brackets: 95 % bootstrap intervals over images"
+        + ("; the last row is the unweighted mean over splits." if MEAN in rows_shown(results) else "."),
         "",
         *by_split(list(results.variants), _ciou_cell),
         "",
@@ -267,6 +288,7 @@ def _difference_cell(value: Score) -> str:
 
 
 def _table(header: list[str], rows: list[list[str]]) -> list[str]:
-    """Markdown lines, the first column to the left and the others to the right."""
-    lines = [header, [":--", *["--:"] * (len(header) - 1)], *rows]
+    """Markdown lines, the first column and those of text to the left and the others to the right."""
+    marks = ["--:" if all(map(is_number, column)) else ":--" for column in list(zip(*rows, strict=True))[1:]]
+    lines = [header, [":--", *marks], *rows]
     return [f"| {' | '.join(line)} |" for line in lines]

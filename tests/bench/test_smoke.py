@@ -21,8 +21,8 @@ pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).parents[2]
 
-ALONE = ("video",)
-"""Benchmarks of the memory that their process takes, which a forked one has taken already."""
+ALONE = ("video", "serve")
+"""Benchmarks of the memory that their process takes, which a forked one has taken already; and one that starts a process itself."""
 
 SANE = {
     "step": {
@@ -73,6 +73,7 @@ SANE = {
         "seconds": (0, 300),
     },
     "masks": {"encode_over_native": (0.1, 10), "decode_over_native": (0.1, 10), "differ": (0, 1e-4)},
+    "serve": {"same_over_single": (0.1, 100), "other_over_single": (0.1, 100)},
     "video": {
         "peak_long": (10**5, 10**9),
         "peak_ratio": (0.5, 1.5),

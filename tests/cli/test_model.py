@@ -13,12 +13,12 @@ from pycocotools import mask as coco
 
 from ans.cli import main
 from ans.cli.describe import read_mask
-from ans.cli.segment import paint
 from ans.cli.videos import palette
 from ans.data.videos import VideoWriter, open_video
 from ans.errors import run
 from ans.model.places import Place
 from ans.model.segmenter import Segmenter
+from ans.painting import NARROWEST, paint
 
 TINY = "weights/tiny"
 WORDS = ["red circle", "blue square on the left"]
@@ -169,10 +169,28 @@ def test_paint_colours_only_the_masks() -> None:
     mask = np.zeros((30, 40), bool)
     mask[5:15, 5:15] = True
     pixels = np.asarray(paint(image, [mask], ["a thing"]))
-    changed = (pixels[:30] != 100).any(2)
+    changed = (pixels[:30, :40] != 100).any(2)
     assert np.array_equal(changed, mask)
     assert tuple(pixels[5, 5]) == (0, 114, 178) and tuple(pixels[10, 10]) == (55, 106, 135), "45 % of the colour inside"
     assert len(pixels) > 30 and (pixels[30:] != 255).any(), "the legend"
+
+
+def test_the_legend_wraps_long_texts_and_takes_any_script(caplog: pytest.LogCaptureFixture) -> None:
+    image, mask = Image.new("RGB", (300, 30)), np.zeros((30, 300), bool)
+
+    def legend(text: str) -> np.ndarray:
+        return np.asarray(paint(image, [mask], [text]))[30:, 24:, 0] < 128
+
+    line = len(legend("a"))
+    long = legend("the cup that stands behind the red plate " * 4)
+    assert len(long) >= 4 * line and all(long[top : top + line].any() for top in range(0, len(long), line))
+    assert len(legend("x" * 200)) > 3 * line and not legend("x" * 200)[:, -2:].any(), "a word that is longer than a line"
+    assert not np.array_equal(legend("чашка"), legend("кошка")), "not empty boxes"
+    assert not caplog.records
+    legend("\U000e0ffe")  # of no script
+    assert "no font is installed for" in caplog.text
+    assert NARROWEST == paint(Image.new("RGB", (8, 8)), [np.zeros((8, 8), bool)], ["a"]).width
+    assert Image.new("RGB", (8, 8)).size == paint(Image.new("RGB", (8, 8)), [], []).size
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "I;16"])

@@ -88,7 +88,7 @@ def test_reasonseg_first_query_or_all_and_long_or_short(done: Path) -> None:
 def test_the_report_shows_them_where_they_are(done: Path, tmp_path: Path) -> None:
     results = read_results(done / "reports", done / "data", ("base",), SPLITS)
     scores = score(results, 20, 0)
-    text = markdown(results, scores, ())
+    text = markdown(results, scores, {}, ())
     special = text[text.index("## gRefCOCO and ReasonSeg") :]
     assert special.count("\n| grefcoco_val | base |") == special.count("\n| reasonseg_val-all | base |") == 1
     assert "\n| refcoco_val |" not in special
@@ -100,7 +100,7 @@ def test_the_report_shows_them_where_they_are(done: Path, tmp_path: Path) -> Non
         table.loc["refcoco_val", "n_acc"]
     )
     plain = dataclasses.replace(results, splits=SPLITS[:1], metrics={("base", SPLITS[0]): results.metrics["base", SPLITS[0]]})
-    assert "gRefCOCO" not in markdown(plain, scores, ()) and columns(plain, scores, tmp_path) == list(table.columns[:16])
+    assert "gRefCOCO" not in markdown(plain, scores, {}, ()) and columns(plain, scores, tmp_path) == list(table.columns[:16])
 
 
 def columns(results: Results, scores: dict, folder: Path) -> list[str]:
@@ -109,7 +109,7 @@ def columns(results: Results, scores: dict, folder: Path) -> list[str]:
 
 
 def test_compared_by_kind_of_query(done: Path) -> None:
-    table = read(str(done / "data" / "eval" / "base"), "reasonseg_val-all")
+    table = read(done / "data" / "eval" / "base", "reasonseg_val-all")
     found = compare(table, table, resamples=10).set_index("group")["n"]
     assert found["long query"] + found["short query"] == found["all"] == 6
 

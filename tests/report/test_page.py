@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -162,3 +163,26 @@ def test_controls_sort_and_filter(page: Path, tmp_path: Path) -> None:
     assert [float(value) for value, _ in cards] == sorted(float(value) for value, _ in cards)
     assert [not tag.endswith('hidden="">') for tag in tags] == [kind == "most worsened" for _, kind in cards]
     assert 0 < sum(kind == "most worsened" for _, kind in cards) < len(cards)
+
+
+@needs_browser
+def test_tables_sort_and_curves_say_their_values(page: Path, tmp_path: Path) -> None:
+    script = """
+    const said = [];
+    const table = document.querySelector('table[aria-label="cIoU, %"]');
+    const column = () => [...table.tBodies[0].rows].map((row) => row.cells[2].firstChild.textContent);
+    const button = table.tHead.rows[0].cells[2].querySelector("button");
+    button.click(); said.push(column(), table.tHead.rows[0].cells[2].getAttribute("aria-sort"));
+    button.click(); said.push(column());
+    const svg = document.querySelector("#curves svg"), box = svg.getBoundingClientRect();
+    svg.dispatchEvent(new PointerEvent("pointermove", { clientX: box.right, clientY: box.top + 9 }));
+    said.push(document.querySelector("#curves .read").textContent);
+    document.title = JSON.stringify(said);
+    """
+    dom, said, _ = look(edited(page, tmp_path, script), tmp_path)
+    assert "CONSOLE" not in said, said
+    up, sort, down, read = json.loads(unescape(re.search("<title>(.*?)</title>", dom)[1]))
+    assert sort == "ascending" and up[:2] == sorted(up[:2], key=float) and down[:2] == up[1::-1] and up[2] == down[2], (
+        "the mean stays last"
+    )
+    assert up[0] != up[1] and re.fullmatch(r"step 60: loss 0\.\d+", read)

@@ -18,10 +18,13 @@ from pycocotools import mask as coco
 
 from ans.config import Config
 from ans.evaluation.metrics import box_giou, intersection_union, iou, summarise
+from ans.files import write_json
 from ans.report.build import build
+from ans.report.failures import find_reasons
 from ans.report.gallery import CHANGED, candidates, choose, order
+from ans.report.headline import headline
 from ans.report.results import ResultsError, read_results
-from ans.report.tables import MEAN, PICTURES, markdown, score
+from ans.report.tables import MEAN, PICTURES, Scores, markdown, score
 from ans.report.training import conflict_panels, panels, read_training
 from ans.shown import EXAMPLE_SIDE
 from ans.tasks import load as load_task
@@ -262,6 +265,59 @@ def test_everything_is_written(built: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_first_lines_say_what_matters(tree: Path) -> None:
+    config = make_config(tree)
+    results = read_results(tree / "reports", tree / "data", VARIANTS, SPLITS)
+    training = read_training(Workspace(tree).training / "plots", Workspace(tree).checkpoint)
+    reasons = {variant: find_reasons(results, tree / "data", variant) for variant in VARIANTS}
+    protocols = {variant: {"capped": variant == "lora"} for variant in VARIANTS}
+
+    def lines(scores: Scores, config: Config = config) -> dict[str, str]:
+        return headline(config, Workspace(tree), results, scores, training, protocols, reasons)
+
+    scores = score(results, 300, 0)
+    first = lines(scores)
+    assert "not ANS’s synthetic world. Trained on samples of sav (100); evaluated on 32 expressions of" in first["Data"]
+    assert first["Data"].endswith("refcoco_val, refcocog_test, a part of each.")
+    assert first["Best variant"].startswith("full, cIoU 83.6 %, mean of 2 splits: +55.0 points on base (95 % interval +")
+    assert (
+        "projector from image features" in first["Best variant"] and "It differs from base, lora, proj." in first["Best variant"]
+    )
+    few = lines({key: dataclasses.replace(value, images=9) for key, value in scores.items()})
+    assert few["Best variant"].endswith("With 9 images nothing can be said about the difference.")
+    low = {key: dataclasses.replace(value, ciou=0.1 if key[0] == "full" else value.ciou / 9) for key, value in scores.items()}
+    low |= {("proj", MEAN): dataclasses.replace(scores["proj", MEAN], ciou=0.2)}
+    best = lines(low)
+    assert best["Best variant"].startswith("proj, ") and "not told apart from base." in best["Best variant"]
+    assert best["Where it fails"] == (
+        "100% of the expressions have an IoU below 0.5 (proj). The main reason, in 100% of these: part of it (at least 80 % of the "
+        "mask lies on the object, but most of the object is missing)."
+    )
+    assert "before training" in lines(low | {("base", MEAN): dataclasses.replace(scores["base", MEAN], ciou=0.3)})["Best variant"]
+    assert first["Run"].endswith("were not recorded in this folder.")
+    of = {"began": "2026-11-27 20:00", "commit": "abc", "machine": "2 CPU cores", "experiment": "peaty-moss"}
+    write_json(Workspace(tree).records / "stage-train.json", of | {"seconds": 133.0})
+    assert lines(scores)["Run"].endswith(
+        "loop 2. Experiment peaty-moss. Commit abc. Trained 2026-11-27 20:00 in 2 min 13 s on 2 CPU cores."
+    )
+    for variant in VARIANTS:
+        write_json(Workspace(tree).records / f"stage-evaluate@{variant}.json", of | {"seconds": 30})
+    assert lines(scores)["Run"].endswith("Evaluated in 2 min 0 s.")
+    config.paths.__dict__["root"] = str(Workspace(tree).world)
+    assert lines(scores)["Data"].startswith("Synthetic: drawings of coloured shapes")
+
+
+def test_one_split_has_no_mean_and_absent_sources_are_folded(tree: Path) -> None:
+    path = tree / "reports" / "data" / "reasonseg.json"
+    path.write_text(json.dumps({"source": "reasonseg", "absent": "no such folder", "skipped": {}}))
+    reports = run(tree, splits=("refcoco_val",))
+    text, page = ((reports / name).read_text(encoding="utf-8") for name in ("summary.md", "report.html"))
+    assert "**mean**" not in text and "| refcoco_val | 16 / 8 |" in text and "last row" not in text
+    assert 'class="total"><th scope="row">mean' not in page and "<summary>1 sources that are not there</summary>" in page
+    assert '<th scope="row">reasonseg</th><td class="left">no such folder</td>' in page
+    assert page.index('id="failures"') < page.index('id="gallery"') < page.index('id="data"')
+
+
 def test_same_results_give_the_same_bytes(built: Path, tree: Path) -> None:
     again = run(tree)
     for name in (
@@ -288,9 +344,9 @@ def test_differences_are_marked_only_where_the_interval_excludes_zero(built: Pat
         # equal but for one image, which a resample can lack
         assert proj.difference[1] == 0 and not dataclasses.replace(proj, images=10).differs
     assert scores["full", MEAN].ciou == pytest.approx(np.mean([scores["full", split].ciou for split in SPLITS]))
-    few = [line for line in markdown(results, scores, []).splitlines() if line.startswith("| refcoco")]
+    few = [line for line in markdown(results, scores, {}, []).splitlines() if line.startswith("| refcoco")]
     assert few and not any("**" in line for line in few), "a split of six images"
-    text = markdown(results, {key: dataclasses.replace(value, images=10) for key, value in scores.items()}, [])
+    text = markdown(results, {key: dataclasses.replace(value, images=10) for key, value in scores.items()}, {}, [])
     mean = next(line for line in reversed(text.splitlines()) if line.startswith("| **mean**"))
     assert mean.split("|")[3].strip().startswith("**+") and mean.split("|")[5].strip().startswith("+")
 

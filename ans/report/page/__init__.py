@@ -1,13 +1,13 @@
 """reports/report.html: the whole run on one page, in one file that asks the network for nothing.
 
-Each section is a file of `sections`. Everything is there without the script, which only sorts and filters the gallery.
+Each section is a file of `sections`. Everything is there without the script, which sorts tables and the gallery, filters
+that, and names the values of curves.
 """
 
 from html import escape
 from pathlib import Path
 
 from ans.files import replacing
-from ans.report.gallery import compared
 from ans.report.page.parts import Page
 from ans.report.page.sections import (
     captions,
@@ -22,20 +22,18 @@ from ans.report.page.sections import (
     trained,
     videos,
 )
-from ans.report.results import BASE
-from ans.report.tables import MEAN
 
 HERE = Path(__file__).parent
 SECTIONS = {
     "results": results,
     "videos": videos,
+    "failures": failures,
     "training": trained,
     "curves": curves,
     "conflict": conflict,
     "examples": examples,
     "captions": captions,
     "gallery": gallery,
-    "failures": failures,
     "data": data,
     "environment": environment,
 }
@@ -92,20 +90,6 @@ in <code>dvc.lock</code>. This file holds all that it shows and asks the network
 
 
 def lead(page: Page) -> str:
-    """The first lines: what was trained, and what it brought."""
-    manifest, variant = page.training.manifest, compared(page.results)
-    how, preset = " + ".join(task["title"] for task in manifest["tasks"].values()), manifest["preset"]
-    text = f"Preset {preset}, {manifest['steps']} steps, {how}."
-    if best := manifest.get("best"):
-        text = f"Preset {preset}, {how}: step {best['step']}, the best of the validation (evaluation {best['number']})."
-    if variant != BASE:
-        score = page.scores[variant, MEAN]
-        change, low, high = (100 * value for value in score.difference)
-        text += (
-            f" Mean cIoU over {len(page.results.splits)} splits: {BASE} {100 * page.scores[BASE, MEAN].ciou:.1f} %, "
-            f"{variant} {100 * score.ciou:.1f} % ({change:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f})."
-        )
-    part = (
-        "" if not any(protocol["capped"] for protocol in page.protocols.values()) else " Only a part of each split was evaluated."
-    )
-    return f'<p class="lead">{escape(text + part)}</p>'
+    """The first lines."""
+    lines = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in page.first.items())
+    return f'<dl class="lead">{lines}</dl>'

@@ -1,25 +1,30 @@
 """What sections of the page are made of. Texts are escaped here, so that nothing from the data becomes markup."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ans.report.failures import REASONS, find_reasons
+from ans.report.failures import REASONS
 from ans.report.gallery import KINDS, candidates, choose, compared, order
+from ans.report.headline import Headline
 from ans.report.pictures import photo
 from ans.report.results import KEY, Results
-from ans.report.tables import Score, Scores
+from ans.report.tables import Score, Scores, is_number
 from ans.report.training import Training
 from ans.report.videos import Videos
 
 LONGEST_TEXT = 400
 """Characters of a caption that are shown."""
+
+
+LEFT = ' class="left"'
 
 
 class Html(str):
@@ -28,10 +33,13 @@ class Html(str):
 
 @dataclass(frozen=True)
 class Page:
-    """All that the page is made from. `data` and `root`: where per-expression tables and images lie; `examples`: gallery size."""
+    """All that the page is made from. `first`: the lines to know first. `reasons`: variant -> why each of its expressions failed.
+    `data` and `root`: where per-expression tables and images lie. `examples`: gallery size."""
 
+    first: Headline
     results: Results
     scores: Scores
+    reasons: dict[str, pd.Series]
     training: Training
     indexes: list[dict[str, Any]]
     protocols: dict[str, dict[str, Any]]
@@ -40,11 +48,6 @@ class Page:
     examples: int
     seed: int
     videos: Videos | None = None
-
-    @cached_property
-    def reasons(self) -> dict[str, pd.Series]:
-        """Variant -> why each of its expressions failed."""
-        return {variant: find_reasons(self.results, self.data, variant) for variant in self.results.variants}
 
     @cached_property
     def gallery(self) -> pd.DataFrame:
@@ -80,18 +83,30 @@ def paragraph(text: str) -> str:
 
 def html_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[Any]], total: bool = False) -> str:
     """A table that scrolls by itself where it is too wide. Cells are text, or `Html` of a whole `<td>` or of what is in one; the
-    first of each row is its heading. `total`: the last row sums up the others."""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
+    first of each row is its heading. Columns of text are left-aligned. `total`: the last row sums up the others."""
+    shown = [[text(cell) for cell in row] for row in rows]
+    words = [
+        not all(is_number(unescape(re.sub("<.*?>", " ", cell)).strip()) for cell in column) for column in zip(*shown, strict=True)
+    ]
+    head = "".join(
+        f'<th scope="col"{LEFT if left else ""}>{escape(name)}</th>'
+        for name, left in zip(header, words or [False] * len(header), strict=True)
+    )
     lines = []
-    for number, row in enumerate(rows):
-        cells = "".join(cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in map(text, row[1:]))
+    for number, row in enumerate(shown):
+        cells = "".join(_cell(cell, left) for cell, left in zip(row[1:], words[1:], strict=True))
         kind = ' class="total"' if total and number == len(rows) - 1 else ""
-        lines.append(f'<tr{kind}><th scope="row">{text(row[0])}</th>{cells}</tr>')
+        lines.append(f'<tr{kind}><th scope="row">{row[0]}</th>{cells}</tr>')
     return (
         f'<figure class="table"><figcaption>{escape(caption)}</figcaption><div class="scroll" role="region" tabindex="0" '
         f'aria-label="{escape(caption)}"><table aria-label="{escape(caption)}"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div></figure>"
     )
+
+
+def _cell(cell: str, left: bool) -> str:
+    whole = cell if cell.startswith("<td") else f"<td>{cell}</td>"
+    return whole.replace("<td>", f"<td{LEFT}>", 1) if left and whole.startswith("<td>") else whole
 
 
 def text(value: Any) -> Html:

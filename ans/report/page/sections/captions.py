@@ -40,7 +40,8 @@ def _cards(page: Page, name: str) -> Iterable[str]:
         image = open_image(page.root, index[0])
         size = image.size
         pictures = [
-            picture(overlay(decode(row["gt_counts"], row["height"], row["width"]), *size, TRUTH), "true mask", "truth", "")
+            picture(None, "the image", "image", ""),
+            picture(overlay(decode(row["gt_counts"], row["height"], row["width"]), *size, TRUTH), "true mask", "truth", ""),
         ]
         words = [f"data: {escape(cut(' / '.join(row['references'])))}"]
         for variant in variants:

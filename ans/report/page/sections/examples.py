@@ -28,6 +28,7 @@ def _card(root: Path, example: KeptExample) -> str:
     image = open_image(root, example.image)
     iou = f"{example.iou:.2f}"
     pictures = [
+        picture(None, "the image", "image", ""),
         picture(overlay(example.truth, *image.size, TRUTH), "true mask of the object", "truth", ""),
         picture(overlay(example.mask, *image.size, PREDICTION), f"predicted mask, IoU {iou}", "predicted", iou),
     ]

@@ -4,6 +4,7 @@ from html import escape
 from typing import Any
 
 from ans.data.images import open_image
+from ans.evaluation.metrics import FEWEST_IMAGES
 from ans.report.gallery import PREDICTION, TRUTH, compared
 from ans.report.page.parts import Html, Page, cut, html_table, paragraph, photo_style, picture, picture_row
 from ans.report.pictures import overlay
@@ -34,7 +35,9 @@ def section(page: Page) -> str:
         parts.append(html_table("J&F, %", ["set", "n", "clips", *videos.variants], rows))
         others = [variant for variant in videos.variants if variant != BASE]
         if others and BASE in videos.variants:
-            caption = f"J&F minus that of {BASE}, points; coloured where the interval excludes 0"
+            caption = (
+                f"J&F minus that of {BASE}, points; coloured where the interval excludes 0 (never below {FEWEST_IMAGES} clips)"
+            )
             rows = [[name, *(_change(videos, variant, name, page.seed) for variant in others)] for name in scored]
             parts.append(html_table(caption, ["set", *others], rows))
         rows = [
@@ -62,7 +65,8 @@ def _score(videos: Videos, variant: str, name: str) -> Html:
 
 def _change(videos: Videos, variant: str, name: str, seed: int) -> Html:
     change, low, high = videos.difference(variant, name, RESAMPLES, seed)
-    kind = ("up" if change > 0 else "down") if low > 0 or high < 0 else ""
+    enough = videos.metrics[variant, name]["clips"] >= FEWEST_IMAGES
+    kind = ("up" if change > 0 else "down") if enough and (low > 0 or high < 0) else ""
     return Html(f'<td><span class="{kind}">{change:+.1f}</span><small>{low:+.1f} to {high:+.1f}</small></td>')
 
 

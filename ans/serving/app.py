@@ -1,0 +1,334 @@
+"""The HTTP interface of `python -m ans serve`: JSON in, JSON out, errors as `{"error": ...}`."""
+
+import asyncio
+import base64
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from html import escape
+from io import BytesIO
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from ans.data import masks
+from ans.data.images import BROKEN_IMAGE, decoded, identify
+from ans.model.places import Place
+from ans.serving.batches import Answered, Asked, Batcher, Full, key_of
+from ans.version import __version__
+
+LONGEST_TEXT = 8000
+"""Characters of an expression; as in a user's own data."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one request: `bytes` of its body, `pixels` of its image, `questions` (expressions, places and regions), `seconds` to wait."""
+
+    bytes: int = 20_000_000
+    pixels: int = 25_000_000
+    questions: int = 32
+    seconds: float = 60.0
+
+
+class Refused(Exception):
+    """A request that is answered by an error."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+Point = Annotated[list[float], Field(min_length=2, max_length=2)]
+Box = Annotated[list[float], Field(min_length=4, max_length=4)]
+Base64 = Annotated[str, Field(description="a file (JPEG, PNG, WebP, ...) in base64")]
+
+
+class Rle(Strict):
+    """A mask as compressed COCO run lengths, as pycocotools reads it."""
+
+    size: Annotated[list[int], Field(min_length=2, max_length=2, description="height, width")]
+    counts: str
+
+
+class Pointed(Strict):
+    image: Base64
+    points: list[Point] = Field([], description="x, y in pixels of the upright image from its upper left corner; an object each")
+    boxes: list[Box] = Field([], description="x0, y0, x1, y1; an object each")
+
+    @property
+    def places(self) -> list[Place]:
+        return [*(Place(points=[point]) for point in self.points), *(Place(box=box) for box in self.boxes)]
+
+
+class SegmentRequest(Pointed):
+    expressions: list[Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT, pattern=r"\S")]] = []
+    format: Literal["rle", "png"] = Field("rle", description="how masks come: COCO run lengths, or a PNG in base64 (255 inside)")
+
+
+class DescribeRequest(Pointed):
+    masks: list[Rle | Base64] = Field([], description="regions: COCO run lengths, or a PNG in base64 that is not 0 inside")
+
+
+class Found(BaseModel):
+    what: str = Field(description="the expression, or the place")
+    answer: str | None = Field(description="what the model said; null for a place")
+    found: bool = Field(description="false: the answer has no [SEG], or the mask no pixel")
+    area: int = Field(description="pixels of the mask")
+    mask: Rle | str
+
+
+class SegmentResponse(BaseModel):
+    width: int
+    height: int
+    results: list[Found] = Field(description="of the expressions, then the points, then the boxes")
+    unknown_words: list[str] = Field(
+        description="words for which the model has no token; the tiny model knows coloured shapes alone"
+    )
+
+
+class DescribeResponse(BaseModel):
+    captions: list[str] = Field(description="of the masks, then the points, then the boxes")
+
+
+def make_app(batcher: Batcher, name: str, limits: Limits = Limits()) -> FastAPI:
+    """The application; its lifespan is that of the worker."""
+    answered: Counter[tuple[str, int]] = Counter()
+    seconds: Counter[str] = Counter()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        with batcher.running():
+            yield
+
+    app = FastAPI(title="ANS", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+
+    @app.middleware("http")
+    async def count(request: Request, follow: Callable[[Request], Awaitable[Response]]) -> Response:
+        start = time.monotonic()
+        response = await follow(request)
+        route = getattr(request.scope.get("route"), "path", "other")  # not the address: callers could invent any number of these
+        answered[route, response.status_code] += 1
+        seconds[route] += time.monotonic() - start  # type: ignore[assignment]
+        return response
+
+    app.add_middleware(BodyLimit, most=limits.bytes)
+
+    @app.exception_handler(Refused)
+    async def refused(_: Request, error: Refused) -> JSONResponse:
+        headers = {"Retry-After": "1"} if error.status == 503 else None
+        return JSONResponse({"error": str(error)}, error.status, headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def wrong(_: Request, error: RequestValidationError) -> JSONResponse:
+        said = [f"{'.'.join(map(str, of['loc'][1:])) or 'body'}: {of['msg']}" for of in error.errors()[:5]]
+        return JSONResponse({"error": "; ".join(said)}, 422)
+
+    @app.exception_handler(HTTPException)
+    async def unknown(_: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": str(error.detail)}, error.status_code)
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"error": f"{type(error).__name__} in the server; its log says more"}, 500)
+
+    async def ask(request: SegmentRequest | DescribeRequest) -> tuple[Asked, Answered]:
+        try:
+            batcher.check()  # before a large photograph is decoded, and that in a thread, not to hold up the others
+            asked = await asyncio.to_thread(read, request, limits)
+            future = batcher.ask(asked)
+            return asked, await asyncio.wait_for(asyncio.wrap_future(future), limits.seconds)
+        except Full as error:
+            raise Refused(503, f"{error}; try again later") from None
+        except TimeoutError:
+            raise Refused(504, f"no answer within {limits.seconds:g} s; ask for less, or try again later") from None
+        except ValueError as error:  # of the model: an empty region, a place outside the image
+            raise Refused(422, str(error)) from None
+
+    @app.post("/v1/segment", summary="masks of what expressions name, and of what is pointed at")
+    async def segment(request: SegmentRequest) -> SegmentResponse:
+        asked, answers = await ask(request)
+        return await asyncio.to_thread(segmented, request, asked, answers, batcher)
+
+    @app.post("/v1/describe", summary="captions of regions")
+    async def describe(request: DescribeRequest) -> DescribeResponse:
+        _, answers = await ask(request)
+        return DescribeResponse(captions=answers.captions)
+
+    @app.get("/health", summary="200 while the model answers")
+    async def health() -> JSONResponse:
+        state = {"status": "ok" if batcher.alive else "the worker has ended", "model": name, "waiting": batcher.waiting}
+        return JSONResponse(state | {"version": __version__}, 200 if batcher.alive else 503)
+
+    @app.get("/metrics", summary="counters, as Prometheus reads them", response_class=PlainTextResponse)
+    async def metrics() -> str:
+        lines = [f'ans_http_requests_total{{route="{route}",status="{code}"}} {n}' for (route, code), n in answered.items()]
+        lines += [f'ans_http_seconds_total{{route="{route}"}} {value:.6f}' for route, value in seconds.items()]
+        lines += [f"ans_{key}_total {value:.6g}" for key, value in vars(batcher.counts).items()]
+        return "\n".join([*lines, f"ans_waiting {batcher.waiting}", ""])
+
+    @app.get("/", include_in_schema=False)
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(page(app.openapi(), limits))
+
+    return app
+
+
+def read(request: SegmentRequest | DescribeRequest, limits: Limits) -> Asked:
+    """What a request asks. Raises `Refused`."""
+    try:
+        data = _from_base64(request.image, "image")
+        image = _image(data, limits)
+        places = request.places
+        for place in places:
+            place.check(image.height, image.width)
+        if isinstance(request, SegmentRequest):
+            asked = Asked(image, key_of(data), request.expressions, places)
+        else:
+            regions = [_region(mask, image.size, number) for number, mask in enumerate(request.masks)]
+            asked = Asked(image, key_of(data), regions=[*regions, *places])
+    except ValueError as error:
+        raise Refused(422, str(error)) from None
+    if not len(asked):
+        raise Refused(422, "nothing is asked: name expressions, masks, points or boxes")
+    if len(asked) > limits.questions:
+        raise Refused(413, f"{len(asked)} questions in one request; at most {limits.questions} are answered")
+    return asked
+
+
+def segmented(request: SegmentRequest, asked: Asked, answers: Answered, batcher: Batcher) -> SegmentResponse:
+    """The response, with its masks written as they were asked for."""
+    found = [(text, one.answer, one.mask) for text, one in zip(asked.expressions, answers.segmented, strict=True)]
+    found += [(str(place), None, mask) for place, mask in zip(asked.places, answers.pointed, strict=True)]
+    results = [
+        Found(what=what, answer=answer, found=bool(mask.any()), area=int(mask.sum()), mask=_mask(mask, request.format))
+        for what, answer, mask in found
+    ]
+    unknown = batcher.model.unknown_words(" ".join(asked.expressions))
+    return SegmentResponse(width=asked.image.width, height=asked.image.height, results=results, unknown_words=unknown)
+
+
+class BodyLimit:
+    """Refuses a body of more bytes than `most`, also one that states no length, before it is kept."""
+
+    def __init__(self, app: Any, most: int) -> None:
+        self.app, self.most = app, most
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        stated = dict(scope["headers"]).get(b"content-length", b"0")
+        parts, got, more = [], 0, True
+        while more and got <= 10 * self.most and stated.isdigit() and int(stated) <= 10 * self.most:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            part, more = message.get("body", b""), message.get("more_body", False)
+            got += len(part)
+            if got <= self.most:  # the rest of one that is somewhat too long is read, so that its sender hears why, but not kept
+                parts.append(part)
+        if more or got > self.most:
+            return await self._refuse(scope, receive, send)
+        whole = [{"type": "http.request", "body": b"".join(parts), "more_body": False}]
+
+        async def again() -> Any:
+            return whole.pop() if whole else await receive()
+
+        return await self.app(scope, again, send)
+
+    async def _refuse(self, scope: Any, receive: Any, send: Any) -> None:
+        text = f"the request has more than {self.most / 1e6:g} MB"
+        await JSONResponse({"error": text}, 413, {"Connection": "close"})(scope, receive, send)
+
+
+def page(schema: dict[str, Any], limits: Limits) -> str:
+    """The OpenAPI description as a page of its own, which works without the internet."""
+    parts = []
+    for path, methods in schema["paths"].items():
+        for method, of in methods.items():
+            parts.append(f"<h2>{method.upper()} {escape(path)}</h2><p>{escape(of.get('summary', ''))}</p>")
+            body = of.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
+            answer = of["responses"].get("200", {}).get("content", {}).get("application/json", {}).get("schema", {})
+            for title, reference in (("request", body), ("response", answer)):
+                if "$ref" in reference:
+                    parts.append(_fields(title, schema["components"]["schemas"][reference["$ref"].rpartition("/")[2]]))
+    return (
+        "<!DOCTYPE html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>ANS</title>"
+        "<style>body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:1rem auto;padding:0 1rem}td,th{text-align:left;"
+        "vertical-align:top;padding:.2rem .8rem .2rem 0}pre{overflow:auto}</style>"
+        f'<h1>ANS {__version__}</h1><p>JSON in, JSON out; errors are <code>{{"error": ...}}</code>. At most {limits.bytes / 1e6:g} MB, '
+        f"{limits.pixels / 1e6:g} megapixels and {limits.questions} questions a request. The whole description: "
+        f"<a href=openapi.json>openapi.json</a>.</p>{''.join(parts)}"
+        "<h2>Example</h2><pre>curl -s localhost:8000/v1/segment -H 'Content-Type: application/json' \\\n"
+        '  -d \'{"image": "\'$(base64 -w0 photo.png)\'", "expressions": ["the left cup"]}\'</pre></html>'
+    )
+
+
+def _fields(title: str, schema: dict[str, Any]) -> str:
+    needed = schema.get("required", [])
+    rows = "".join(
+        f"<tr><td><code>{escape(name)}</code>{' (required)' if title == 'request' and name in needed else ''}</td>"
+        f"<td>{escape(of.get('type') or ' or '.join(one.get('type', 'object') for one in of.get('anyOf', [])))}</td>"
+        f"<td>{escape(of.get('description', ''))}</td></tr>"
+        for name, of in schema["properties"].items()
+    )
+    return f"<h3>{title}</h3><table>{rows}</table>"
+
+
+def _from_base64(text: str, name: str) -> bytes:
+    """Also of a data address, as browsers make it."""
+    try:
+        return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
+    except ValueError:
+        raise ValueError(f"{name}: is not base64") from None
+
+
+def _image(data: bytes, limits: Limits) -> Image.Image:
+    try:
+        with identify(data) as image:
+            width, height = image.size
+        if width * height > limits.pixels:
+            raise Refused(413, f"image: has {width} x {height} pixels; at most {limits.pixels / 1e6:g} million are read")
+        return decoded(data)
+    except BROKEN_IMAGE as error:
+        raise ValueError(f"image: not a readable image: {error}") from None
+
+
+def _region(mask: Rle | str, size: tuple[int, int], number: int) -> np.ndarray:
+    """(height, width) bool."""
+    name, (width, height) = f"masks.{number}", size
+    try:
+        if isinstance(mask, Rle):
+            shape, inside = tuple(mask.size), None
+        else:
+            with identify(_from_base64(mask, name)) as image:
+                shape, inside = (image.height, image.width), image.convert("L")
+        if shape != (height, width):
+            raise ValueError(f"is {shape[1]} x {shape[0]} pixels, the image {width} x {height}; they must be equal")
+        found = (masks.decode(mask.counts, height, width) if isinstance(mask, Rle) else np.asarray(inside)) > 0
+    except BROKEN_IMAGE as error:
+        raise ValueError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from None
+    if not found.any():
+        raise ValueError(f"{name}: has no pixel, so there is no region to describe")
+    return found
+
+
+def _mask(mask: np.ndarray, kind: str) -> Rle | str:
+    if kind == "rle":
+        return Rle(size=list(mask.shape), counts=masks.from_array(mask))
+    buffer = BytesIO()
+    Image.fromarray(mask).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
