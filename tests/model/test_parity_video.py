@@ -92,7 +92,7 @@ def compute(model: Segmenter, name: str) -> Run:
             patch.setattr(sam.memory_encoder, "forward", lambda *a, **k: rounded(encode(*a, **k)))
         ids: list[int] = []
         inputs = model.inputs
-        patch.setattr(model, "inputs", lambda found, *rest: (ids.extend(found[0].tolist()), inputs(found, *rest))[1])
+        patch.setattr(model, "inputs", lambda found, *a, **k: (ids.extend(found[0].tolist()), inputs(found, *a, **k))[1])
         chosen = choose_frames(told["frames"], choice, told.get("sample_num_frames", 5))
         assert chosen == sorted(set(told["lm_frames"]))
         video = model.read_video(frames_of(case), chosen)
