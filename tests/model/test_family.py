@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
+from transformers.masking_utils import create_causal_mask
 
 from ans.model import config as config_module
 from ans.model import decoder, family, prompts
@@ -184,3 +186,38 @@ def test_a_missing_key_is_named(tmp_path) -> None:
         ModelConfig.from_dict({**values, "template": "odd"})
     with pytest.raises(ValueError, match="sam2_config.depth: unknown key"):
         ModelConfig.from_dict({**values, "sam2_config": {"depth": 3}})
+
+
+@pytest.mark.parametrize(("before", "length"), [(0, 6), (5, 1), (5, 4)])
+def test_attention_is_that_of_transformers(before: int, length: int) -> None:
+    """Its own mask for rows padded on the left, with and without tokens in the cache; for rows without padding none where it has none."""
+    mask = torch.ones(3, before + length, dtype=torch.long)
+    mask[0, :3], mask[2, :1] = 0, 0
+    config = Qwen2Config(num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, attn_implementation="sdpa")
+    embeds = torch.zeros(3, length, 8)
+    for padded, whole in ((True, mask), (False, torch.ones_like(mask))):
+        cache = DynamicCache(config=config)
+        if before:
+            cache.update(torch.zeros(3, 1, before, 4), torch.zeros(3, 1, before, 4), 0)
+        theirs = create_causal_mask(config, embeds, whole, cache)
+        inputs = family.Inputs(embeds, whole, torch.zeros(1, 3, length), torch.zeros(3, length, dtype=torch.bool), padded=padded)
+        ours = inputs.attention()
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            assert torch.equal(ours.expand_as(theirs), theirs)
+
+
+def test_what_lies_behind_a_row_needs_no_mask() -> None:
+    """Rows padded on the right, as training has them: their tokens see the same with the causal rule alone."""
+    torch.manual_seed(2)
+    config = Qwen2Config(
+        vocab_size=40, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+    )
+    model, mask = Qwen2ForCausalLM(config).eval().model, torch.ones(2, 9, dtype=torch.long)
+    mask[1, 5:] = 0
+    embeds = torch.randn(2, 9, 32)
+    with torch.no_grad():
+        inputs = family.Inputs(embeds, mask, torch.arange(9).expand(1, 2, 9), torch.zeros(2, 9, dtype=torch.bool), padded=False)
+        alone = model(inputs_embeds=embeds, attention_mask={"full_attention": inputs.attention()}).last_hidden_state
+        whole = model(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(alone[mask.bool()], whole[mask.bool()], rtol=1e-5, atol=1e-6)

@@ -224,7 +224,9 @@ def test_internlm2() -> None:
     mask[1, :4] = 0
     places = (mask.cumsum(-1) - 1).clamp(min=0)
     with torch.no_grad():
-        states = ours.model(ours.get_input_embeddings()(ids), mask, places).last_hidden_state
+        embeds = ours.get_input_embeddings()(ids)
+        attention = Inputs(embeds, mask, places[None], torch.zeros_like(ids, dtype=torch.bool)).attention()
+        states = ours.model(embeds, {"full_attention": attention}, places).last_hidden_state
         logits, whole = ours.lm_head(states), theirs(ids, attention_mask=mask, position_ids=places).logits
     there = mask.bool()
     torch.testing.assert_close(logits[there], whole[there], rtol=1e-4, atol=1e-4)
