@@ -17,7 +17,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ans.model.preprocess import MEAN, STD
+from ans.model.family import Pixels
+from ans.model.preprocess import MEAN, STD, normalise
+from ans.model.segmenter import Features, Segmenter
 
 ROOT = Path(os.environ.get("ANS_GOLDEN_ROOT", Path(__file__).parent / "golden"))
 FOLDER = Path(os.environ.get("ANS_GOLDEN", ROOT / "sa2va"))
@@ -137,6 +139,19 @@ def _complete(tensors: dict[str, Tensor], meta: Mapping[str, Any], folder: Path)
     if missing := sorted(set(meta.get("tensors", ())) - tensors.keys()):
         raise KeyError(f"{folder / 'goldens.safetensors'}: {', '.join(missing)}: listed in meta.json and missing")
     return tensors
+
+
+def seen(golden: GoldenCase, model: Segmenter, case: str) -> Pixels:
+    """What the official code was shown, which in one tile is not what we make of it (tests/model/test_parity.py)."""
+    image, shown = golden.image(case), [Image.fromarray(tile.numpy()) for tile in golden[f"{case}/tiles"]]
+    return Pixels(normalise(shown), model.config.family.grid(image.height, image.width))
+
+
+def features(golden: GoldenCase, model: Segmenter, case: str) -> Features:
+    image = golden.image(case)
+    return model.encode_pixels(
+        [seen(golden, model, case)], model.config.decoder.pixels(image)[None], [(image.height, image.width)]
+    )
 
 
 def hf_pixels(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -20,7 +20,7 @@ from ans.model import prompts
 from ans.model.config import ModelConfig
 from ans.model.decoders.sam import Network
 from ans.model.families.lisa import TEMPLATE, Llava
-from ans.model.preprocess import CLIP_MEAN, CLIP_STD, longest_side, middle_square, normalise
+from ans.model.preprocess import CLIP_MEAN, CLIP_STD, longest_side, middle_square, normalise, resize
 from ans.model.segmenter import Conversations, Features, Segmenter
 from ans.objectives.batches import pad_right
 from ans.toy.recipe import (
@@ -157,7 +157,7 @@ def _sam(model: Segmenter) -> SamModel:
 def prepare(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
     """The square that CLIP sees, and the image as SAM sees it, not padded yet."""
     height, width = longest_side(image.height, image.width, SIDE)
-    return np.asarray(middle_square(image, 96)), np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    return np.asarray(middle_square(image, 96)), np.asarray(resize(image, width, height, Image.Resampling.BILINEAR))
 
 
 def sam_pixels(arrays: list[np.ndarray]) -> Tensor:

@@ -74,7 +74,7 @@ class MaskDecoder(decoder.MaskDecoder):
 
     def pixels(self, image: Image.Image) -> Tensor:
         height, width = preprocess.longest_side(image.height, image.width, self.image_size)
-        pixels = preprocess.normalise([image.resize((width, height), Image.Resampling.BILINEAR)])[0]
+        pixels = preprocess.normalise([preprocess.resize(image, width, height, Image.Resampling.BILINEAR)])[0]
         return F.pad(pixels, (0, self.image_size - width, 0, self.image_size - height))
 
     def soft_target(self, mask: Tensor) -> Tensor:
