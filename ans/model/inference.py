@@ -6,7 +6,7 @@ the image's end.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 
 import numpy as np
@@ -180,7 +180,8 @@ class SegmenterInference(SegmenterModules):
         """Greedy captions of R regions with `cells` (rows, columns) each, the r-th on image `image_index[r]`, as ids of text tokens;
         whether each came to its end; and the geometric mean of its tokens' probabilities."""
         asked = [self._about_region(i, cell, text) for i, cell, text in zip(image_index, cells, questions, strict=True)]
-        answers = self.answer(features, asked, max_new_tokens, confidence=True)
+        without = replace(features, levels=())  # nothing is segmented
+        answers = self.answer(without, asked, max_new_tokens, confidence=True)
         text = set(self.text_tokens.tolist())
         captions = [tokens.text_ids(self.tokenizer, self.template.stop_words, answer.ids, text) for answer in answers]
         return captions, [self._ended(answer.ids) for answer in answers], [answer.confidence for answer in answers]

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
 
 from ans.model.config import ModelConfig
 from ans.training.mixture import MicroBatch
@@ -59,6 +59,23 @@ def micro_batches(trainer: Trainer, case: Case, images: int) -> MicroBatch:
     return {"loop1": [first], "loop2": [second], "dual": [first, second]}[objective]
 
 
+def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *args: Any, **kwargs: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward(
+    grad: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *args: Any, **kwargs: Any
+) -> int:
+    return sdpa_backward_flop_count(grad, query, key, value)
+
+
+COUNTED = flop_registry | {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(_attention),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(_attention_backward),
+}
+"""Operation -> its formula. PyTorch has none for attention on the CPU."""
+
+
 class FlopCount(TorchDispatchMode):
     """Counts what runs within it. (`FlopCounterMode` counts per module too, by hooks that fail where no gradient is wanted.)"""
 
@@ -67,7 +84,7 @@ class FlopCount(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if count := flop_registry.get(func._overloadpacket):
+        if count := COUNTED.get(func._overloadpacket):
             self.total += count(*args, **kwargs, out_val=result)
         return result
 
