@@ -1,4 +1,4 @@
-"""Evaluation against evaluation one by one: `python -m tests.bench.evaluation [--quick] [--model NAME]`.
+"""Evaluation against evaluation one by one: `python -m tests.bench.evaluation [--quick] [--model NAME] [--size medium]`.
 
 Tiny weights on the synthetic world's val images, one run, the same threads, and `predict`, which is all that evaluation does for
 a question, on both sides. One by one: a call of its own for each expression, so that its image is encoded each time. Batched: as
@@ -11,6 +11,14 @@ n_masks_differ, worst_logit: masks of the two that are not the same, and the lar
 n_masks: how many were compared.
 peak_bytes, peak_over_quarter: peak of anonymous memory above the loaded model, evaluating all images; the same over that of
 evaluating a quarter of them.
+
+`--size medium`: instead, `segment` and `describe` by a model of 120 million random weights (tests/bench/medium.py), at which the
+encoders count; one image, one thread, CPU seconds, the best of several turns. Its keys:
+seven_over_ideal: E + P + 7 D over the time of 7 expressions together, with E + P that of reading the image and D the rest of one.
+one_over_single, describe_one: four images with one expression, or one region, each: one by one over together.
+describe_seven: the same of seven regions of one image.
+of_limit_*: the counted operations (products, convolutions, attention) at the speed of a matrix product measured before and after, over
+the time. of_limit: the least of them.
 
 `--model`: a model with random weights of another family, one of `TWINS` in tests/small_releases.py. What it answers has no meaning, so
 masks are not compared (tests/evaluation/test_families.py does).
@@ -42,7 +50,7 @@ from ans.report.results import decode
 from ans.toy.world import write_world
 from ans.workspace import Workspace
 from tests import small_releases
-from tests.bench import add_scales
+from tests.bench import add_scales, medium
 
 EXPRESSIONS = 7
 NEW_TOKENS = 16
@@ -211,5 +219,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_scales(parser, quick="fewer images: under 50 s on 2 cores")
     parser.add_argument("--model", choices=small_releases.TWINS, help="another family's, with random weights")
+    parser.add_argument("--size", choices=("tiny", "medium"), default="tiny", help="medium: 120 million random weights")
     arguments = parser.parse_args()
+    if arguments.size == "medium":
+        small = {"many": 2, "tokens": 2, "tile": 112, "sam": 128} if arguments.scale == "smoke" else {}
+        print(json.dumps(medium.measure({"full": 5, "quick": 2, "smoke": 1}[arguments.scale], **small)))
+        raise SystemExit
     print(json.dumps(measure(*{"full": (80, 3), "quick": (24, 1), "smoke": (4, 1)}[arguments.scale], arguments.model)))

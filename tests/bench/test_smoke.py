@@ -43,6 +43,13 @@ SANE = {
         "peak_bytes": (10**5, 10**9),
         "peak_over_quarter": (0.2, 10),
     },
+    "evaluation --size medium": {
+        "seven_over_ideal": (0.2, 20),
+        "one_over_single": (0.2, 20),
+        "describe_one": (0.2, 20),
+        "describe_seven": (0.2, 20),
+        "of_limit": (0.005, 1.2),
+    },
     "index": {
         "sa1b_over_bare": (0.05, 20),
         "sa1b_over_tuned": (0.05, 20),
