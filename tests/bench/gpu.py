@@ -1,5 +1,5 @@
-"""Full-size steps on a GPU, random weights: `python -m tests.bench.gpu [--size sa2va-1b] [--cpu-smoke]`.
-`--preset lisa-7b` is another table: see `tests.bench.lisa`.
+"""All that a GPU is to be asked, in one call of ten minutes: `python -m tests.bench.gpu [--size sa2va-1b] [--minutes 9] [--cpu-smoke]`.
+`--preset lisa-7b` is its last table alone: see `tests.bench.lisa`.
 
 Without a GPU it says so and ends. Each row is one whole optimizer step (forwards, backward, surgery, clipping, AdamW, EMA) by the
 preset of that size, on one micro-batch that lies in the CPU's memory: supervised (5 objects per image; one tile and seven), and
@@ -11,15 +11,24 @@ products, convolutions and attention, forward, backward and generation, counted 
 without activation checkpointing, times the batch: what checkpointing computes twice is of no use and does not count.
 Memory is PyTorch's peak, weights and optimizer state included. A combination that needs too much says so, and the next follows.
 
+Before them: bf16 against float32 on the CPU, one step's gradients twice, captions by tokens a second, answers by expressions a second
+(see `tests.bench.inference`); after them LISA's memory with three choices of LoRA. What is not begun within `--minutes` says so. All
+of it is written to reports/gpu/<card>.json, with versions and date, and printed as a table for docs/measured.md.
+
 Needs the packages that training needs, and no data. `--cpu-smoke`: the same code on a tiny model on the CPU.
 """
 
 import argparse
 import gc
 import json
+import math
+import re
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -28,12 +37,14 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 from ans.model.config import ModelConfig
 from ans.training.mixture import MicroBatch
-from tests.bench import lisa, sizes
+from tests.bench import inference, lisa, sizes
 from tests.bench.sizes import REPOSITORY
 from tests.bench.trainer import Trainer, preset
 
 PEAKS = {"B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "A10G": 70, "RTX 4090": 165}
 """Dense bf16 TFLOP/s of GPUs whose name holds the key; the first that fits counts."""
+
+RESULTS = REPOSITORY / "reports" / "gpu"
 
 Case = tuple[str, int, int]
 """Objective, tiles per image, caption length (0: no caption)."""
@@ -124,14 +135,23 @@ def enough_memory(work: Callable[[], T]) -> T | None:
 
 
 def rows_of(
-    name: str, trainer: Trainer, lengths: tuple[int, ...], batches: tuple[int, ...], repeats: int, peak: float | None
+    name: str,
+    trainer: Trainer,
+    lengths: tuple[int, ...],
+    batches: tuple[int, ...],
+    repeats: int,
+    peak: float | None,
+    end: float = math.inf,
 ) -> list[Row]:
-    """One row for every combination, printed as it is measured."""
+    """One row for every combination, printed as it is measured; none is begun after `end`."""
     rows = []
     for case in cases(lengths):
-        flops = enough_memory(partial(model_flops, trainer, case))
+        flops = enough_memory(partial(model_flops, trainer, case)) if time.monotonic() < end else None
         for images in batches:
             row: Row = dict(zip(CASE_COLUMNS, (name, *case, images), strict=True))
+            if time.monotonic() > end:
+                rows.append(row | {"error": "no time left"})
+                continue
             found = enough_memory(partial(measure, trainer, case, images, repeats))
             if found is None:
                 row["error"] = "out of memory"
@@ -143,29 +163,77 @@ def rows_of(
     return rows
 
 
-def main(names: tuple[str, ...], smoke: bool) -> dict[str, Any]:
-    """Measure the models `names`, or a tiny one on the CPU; print a table and return what goes into the JSON line."""
+def others(name: str, trainer: Trainer, smoke: bool) -> list[Row]:
+    """Generation, evaluation and determinism by one model."""
+    sizes_of = ((2, 3),) if smoke else ((1, 64), (16, 64), (16, 256))
+    trainer.model.eval()
+    works = [partial(inference.generation, trainer.model, *size) for size in sizes_of]
+    works.append(partial(inference.evaluation, trainer.model, 1 if smoke else 8, 3 if smoke else 16))
+    rows = [(enough_memory(work) or {"error": "out of memory"}) | {"size": name} for work in works]
+    trainer.model.train()
+    objective: Case = ("dual", 1, 3 if smoke else 64)
+    return [*rows, inference.determinism(trainer, micro_batches(trainer, objective, 1)) | {"size": name}]
+
+
+def main(names: tuple[str, ...], smoke: bool, minutes: float = 9.0) -> dict[str, Any]:
+    """Measure the models `names`, or a tiny one on the CPU; print a table and return what goes into the JSON line and the file."""
     if not smoke and not torch.cuda.is_available():
         print("no GPU here, nothing measured (--cpu-smoke runs the code on a tiny model)")
         return {"device": None}
+    end = time.monotonic() + 60 * minutes
     label = "cpu" if smoke else torch.cuda.get_device_name()
     peak = next((value for key, value in PEAKS.items() if key in label), None)
+    versions = {name: version(name) for name in ("torch", "transformers", "peft", "accelerate", "sam2")} | {
+        "cuda": torch.version.cuda
+    }
     print(f"{label}, torch {torch.__version__}, " + (f"bf16 peak {peak} TFLOP/s" if peak else "bf16 peak unknown, so no MFU"))
-    print("".join(map(_cell, COLUMNS)))
+    more = [inference.parity(torch.device("cpu" if smoke else "cuda"))]
     rows: list[Row] = []
-    if smoke:
-        tiny = ModelConfig.from_folder(REPOSITORY / "weights" / "tiny")
-        config = preset("tiny", precision="bf16", checkpoint_activations=True, mask_points=64)
-        rows += rows_of("tiny", Trainer.of_size(tiny, config), (3,), (2,), 1, None)
-    else:
-        for name in names:
+    tiny = ModelConfig.from_folder(REPOSITORY / "weights" / "tiny")
+    for name in ("tiny",) if smoke else names:
+        if smoke:
+            changes = {"precision": "bf16", "checkpoint_activations": True, "mask_points": 64}
+            trainer = Trainer.of_size(tiny, preset("tiny", **changes))
+        else:
             trainer = Trainer.of_size(sizes.official(name), preset(name))
-            rows += rows_of(name, trainer, (64, 256), (1, 4, 16), 3, peak)
-            del trainer
-            gc.collect()
-            torch.cuda.empty_cache()
+        more += others(name, trainer, smoke)
+        print("".join(map(_cell, COLUMNS)))
+        rows += rows_of(name, trainer, *(((3,), (2,), 1) if smoke else ((64, 256), (1, 4, 16), 3)), peak, end)
+        del trainer
+        gc.collect()
+        torch.cuda.empty_cache()
     date = datetime.now(UTC).strftime("%Y-%m-%d")
-    return {"device": label, "date": date, "torch": str(torch.__version__), "peak_tflops": peak, "rows": rows}
+    result = {"device": label, "date": date, "versions": versions, "peak_tflops": peak, "rows": rows, "more": more}
+    if not smoke:
+        print(write(result, RESULTS))  # before LISA, which needs bitsandbytes
+    result["lisa"] = lisa.report(not smoke and time.monotonic() < end)
+    if not smoke:
+        write(result, RESULTS)
+    print("\n".join(markdown(result)))
+    return result
+
+
+def markdown(result: dict[str, Any]) -> list[str]:
+    """The table for docs/measured.md."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "| --- " * len(COLUMNS) + "|"]
+    for row in result["rows"]:
+        values = [row.get(key) for key in COLUMNS[:-1]] + [row.get("error", row.get(COLUMNS[-1]))]
+        lines.append(
+            "| " + " | ".join(f"{v:.4g}" if isinstance(v, float) else "-" if v is None else str(v) for v in values) + " |"
+        )
+    for row in result["more"]:
+        lines.append(
+            ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
+        )
+    return lines
+
+
+def write(result: dict[str, Any], folder: Path) -> Path:
+    """Keep the numbers by the card's name."""
+    path = folder / f"{re.sub('[^a-z0-9]+', '-', result['device'].lower())}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return path
 
 
 def _cell(value: str | float | None) -> str:
@@ -176,9 +244,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=sizes.SIZES, help="only this one")
     parser.add_argument("--preset", choices=("lisa-7b",), help="memory of LISA on one card instead, measured or estimated")
+    parser.add_argument("--minutes", type=float, default=9.0, help="no row of the table is begun later than this")
     parser.add_argument("--cpu-smoke", action="store_true")
     arguments = parser.parse_args()
     if arguments.preset:
         print(json.dumps(lisa.report(torch.cuda.is_available())))
         raise SystemExit
-    print(json.dumps(main((arguments.size,) if arguments.size else sizes.SIZES, arguments.cpu_smoke)))
+    print(json.dumps(main((arguments.size,) if arguments.size else sizes.SIZES, arguments.cpu_smoke, arguments.minutes)))

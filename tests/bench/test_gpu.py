@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.bench.gpu import FlopCount
+from tests.bench.gpu import FlopCount, markdown, write
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -54,3 +54,18 @@ def test_every_objective_on_a_tiny_model() -> None:
     flops = {key: row["model_tflops"] for key, row in rows.items()}
     assert flops["supervised", 7] > flops["supervised", 1] > 0
     assert flops["dual", 1] == pytest.approx(flops["loop1", 1] + flops["loop2", 1], rel=0.1)
+    more = {row["measure"]: row for row in result["more"]}
+    assert 0 < more["parity"]["token_logits"] < 0.5 and 0 < more["parity"]["mask_logits"] < 0.1  # bf16 against float32
+    assert (more["determinism"]["same_bits"], more["determinism"]["difference"]) == (1, 0)
+    assert more["generation"]["tokens_per_s"] > 0 and more["evaluation"]["expressions_per_s"] > 0
+
+
+def test_the_file_is_named_by_the_card(tmp_path: Path) -> None:
+    row = {"size": "sa2va-1b", "objective": "dual", "tiles": 1, "caption_len": 64, "batch": 16, "error": "out of memory"}
+    result = {"device": "NVIDIA H100 80GB HBM3", "rows": [row], "more": [{"measure": "parity", "mask_logits": 0.25}]}
+    path = write(result, tmp_path / "gpu")
+    assert path.name == "nvidia-h100-80gb-hbm3.json" and json.loads(path.read_text(encoding="utf-8")) == result
+    *_, last, more = markdown(result)
+    assert (
+        last == "| sa2va-1b | dual | 1 | 64 | 16 | - | - | - | - | out of memory |" and more == "measure parity, mask_logits 0.25"
+    )
