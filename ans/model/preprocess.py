@@ -104,5 +104,5 @@ def longest_side(height: int, width: int, side: int) -> tuple[int, int]:
 
 def normalise(images: list[Image.Image], mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Tensor:
     """RGB images of one size -> (B, 3, H, W) float32, less `mean` and over `std` (ImageNet's by default)."""
-    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float() / 255
-    return (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float()
+    return pixels.div_(255).sub_(torch.tensor(mean).view(3, 1, 1)).div_(torch.tensor(std).view(3, 1, 1))

@@ -70,7 +70,7 @@ SANE = {
         "unnamed": (0, 0),
         "changed": (0, 0),
     },
-    "loader": {"over_bare": (0.1, 10)},
+    "loader": {"over_bare": (0.1, 10), "images_per_s": (0.2, 100), "need_per_s": (5, 30), "cores": (0.1, 50)},
     "convert": {
         "anon_over_largest_shard": (0, 100),
         "anon_gb": (0, 1),
