@@ -54,8 +54,7 @@ def evaluation(model: Segmenter, images: int, tokens: int) -> Row:
 def forward(model: Segmenter, batch: referring.Batch) -> Iterator[torch.Tensor]:
     """Logits of the answers' tokens, and of the masks."""
     features: Features = model.encode_pixels(batch.images.pixels, batch.images.sam, batch.images.sizes)
-    ids, labels, mask = (part.to(model.device) for part in (batch.ids, batch.labels, batch.mask))
-    out = model(features, Conversations(ids, labels, mask, batch.image_index, [None] * len(ids)))
+    out = model(features, Conversations(batch.ids, batch.labels, batch.mask, batch.image_index, [None] * len(batch.ids)))
     yield out.logits
     yield model.masks(features, out.seg_image, out.seg_embeds).low_res
 

@@ -117,6 +117,8 @@ def mask_batch(model: Segmenter, images: int, caption_len: int, top_k: int, mask
         -(-uniform.log()).log(),
         targets_of(model, images, mask_points),
         [("random", "random")] * images,
+        [None] * images,
+        [],
     )
 
 

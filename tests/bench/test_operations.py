@@ -103,7 +103,9 @@ class Watched:
 
     def called(self, module: nn.Module, args: tuple[()], kwargs: dict[str, Any]) -> None:
         rows, tokens, _ = kwargs["inputs_embeds"].shape
-        self.calls.append(Call(rows, tokens, kwargs["attention_mask"].shape[1], torch.is_grad_enabled()))
+        cache = kwargs["past_key_values"]
+        keys = tokens if cache is None else tokens + cache.get_seq_length()
+        self.calls.append(Call(rows, tokens, keys, torch.is_grad_enabled()))
 
     def went(self, name: str, module: nn.Module, given: tuple[Tensor]) -> None:
         rows = given[0].shape[:-1].numel()
