@@ -54,8 +54,8 @@ def run(chosen: argparse.Namespace) -> None:
     pairs = {}
     for split in [chosen.split] if chosen.split else splits(*folders):
         if split.endswith(VIDEO):
-            table = compare_videos(*(read_video(folder, split) for folder in folders))
-            print(text(table, split, *names, heading=VIDEOS), end="\n\n")
+            rows, others = (read_video(folder, split) for folder in folders)
+            print(text(compare_videos(rows, others), split, *names, heading=VIDEOS), end="\n\n")
             continue
         first, second = (read(folder, split) for folder in folders)
         print(text(compare(first, second), split, *names, heading=_heading(first)), end="\n\n")
@@ -181,9 +181,11 @@ def read_video(folder: Path, split: str) -> list[dict[str, Any]]:
 
 
 def splits(first: Path, second: Path) -> list[str]:
-    """Names of the results that both have. Raises `ResultsError` when there is none."""
+    """Names of the results that both have, without sets of videos whose true masks are not published. Raises `ResultsError` when there
+    is none."""
     found = [
-        {path.stem for pattern in ("*.parquet", f"*{VIDEO}.jsonl") for path in folder.glob(pattern)} for folder in (first, second)
+        {path.stem for path in folder.glob("*.parquet")} | {path.stem for path in folder.glob(f"*{VIDEO}.jsonl") if _scored(path)}
+        for folder in (first, second)
     ]
     if not found[0] & found[1]:
         raise ResultsError(f"{first} and {second}: no result is in both; evaluate the same splits")
@@ -206,6 +208,11 @@ def text(table: pd.DataFrame, split: str, first: str, second: str, heading: str 
         values = f"{100 * row.first:.1f} | {100 * row.second:.1f}"
         lines.append(f"| {row.group} | {row.n} / {row.images} | {values} | {change} |")
     return "\n".join(lines)
+
+
+def _scored(path: Path) -> bool:
+    with path.open(encoding="utf-8") as file:
+        return json.loads(file.readline())["j"] is not None
 
 
 def _binned(values: np.ndarray, bins: Mapping[str, float]) -> Iterator[tuple[str, np.ndarray]]:

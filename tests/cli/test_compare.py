@@ -144,6 +144,8 @@ def test_videos_by_hand(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         lines = "".join(json.dumps(row) + "\n" for row in video_rows(gain))
         (tmp_path / name / "motion_video.jsonl").write_text(lines)
+        hidden = "".join(json.dumps(row | {"j": None, "f": None}) + "\n" for row in video_rows(gain))
+        (tmp_path / name / "hidden_video.jsonl").write_text(hidden)
     assert splits(tmp_path / "one", tmp_path / "two") == ["motion_video"]
     done = subprocess.run(
         [sys.executable, "-m", "ans", "compare", str(tmp_path / "one"), str(tmp_path / "two")],
@@ -152,7 +154,7 @@ def test_videos_by_hand(tmp_path: Path) -> None:
     )
     assert "| J&F (%) | n / clips | one | two |" in done.stdout
     assert "| all | 24 / 12 | 32.5 | 42.5 | **+10.0** (+10.0 to +10.0) |" in done.stdout
-    with pytest.raises(ResultsError, match=r"other_video.jsonl: not there.*motion_video"):
+    with pytest.raises(ResultsError, match=r"other_video.jsonl: not there.*hidden_video, motion_video"):
         read_video(tmp_path / "one", "other_video")
 
 
