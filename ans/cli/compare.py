@@ -1,11 +1,14 @@
 """Two evaluations of the same questions, side by side: `python -m ans compare A B [--split SPLIT]`.
 
-A and B are variants of this run (full, base) or folders of another's tables (/elsewhere/data/eval/full).
+A and B are variants of this run (full, base) or folders of another's tables (/elsewhere/data/eval/full). A set of videos of
+`evaluate.videos` is the split `<set>_video`.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,14 +17,17 @@ import pyarrow.parquet as pq
 from ans.data.masks import run_lengths
 from ans.data.records import QUERY_KINDS
 from ans.evaluation.metrics import FEWEST_IMAGES, iou, paired_bootstrap
+from ans.evaluation.video_metrics import Score, by_clip
 from ans.report.results import KEY, ResultsError
 
 HELP = "two variants side by side: by size of the object, length of the expression, ..."
 DATA = Path("data/eval")
 RESAMPLES, SEED = 2000, 0
 ALL = "all"
-EXPRESSIONS, CAPTIONS = "cIoU", "cIoU of what was found again by the caption"
-"""What is compared: headings of results about expressions, and about described regions."""
+EXPRESSIONS, CAPTIONS, VIDEOS = "cIoU", "cIoU of what was found again by the caption", "J&F"
+"""What is compared: headings of results about expressions, about described regions, and about expressions in videos."""
+VIDEO = "_video"
+"""How the name of a set of videos ends, among the splits."""
 WANTED = [*KEY, "sent", "references", "intersection", "union", "gt_counts", "height", "width", "category"]
 COLUMNS = ["group", "n", "images", "first", "second", "difference", "low", "high"]
 
@@ -47,6 +53,10 @@ def run(chosen: argparse.Namespace) -> None:
     folders = [_folder(where) for where in (chosen.first, chosen.second)]
     pairs = {}
     for split in [chosen.split] if chosen.split else splits(*folders):
+        if split.endswith(VIDEO):
+            rows, others = (read_video(folder, split) for folder in folders)
+            print(text(compare_videos(rows, others), split, *names, heading=VIDEOS), end="\n\n")
+            continue
         first, second = (read(folder, split) for folder in folders)
         print(text(compare(first, second), split, *names, heading=_heading(first)), end="\n\n")
         pairs[split] = first, second
@@ -67,11 +77,8 @@ def groups(table: pd.DataFrame) -> Iterator[tuple[str, np.ndarray]]:
     length = table["sent"].str.split().str.len()
     placed = table["sent"].str.contains(POSITIONS, case=False, regex=True).to_numpy()
     yield ALL, np.ones(len(table), bool)
-    for values, bins in ((share, SIZES), (length, LENGTHS)):
-        low = -np.inf
-        for name, high in bins.items():
-            yield name, ((values > low) & (values <= high)).to_numpy()
-            low = high
+    yield from _binned(share.to_numpy(), SIZES)
+    yield from _binned(length.to_numpy(), LENGTHS)
     yield "with a position word", placed
     yield "without", ~placed
     for kind in QUERY_KINDS.values():
@@ -97,6 +104,45 @@ def compare(first: pd.DataFrame, second: pd.DataFrame, resamples: int = RESAMPLE
             totals = [iou(int(i.sum()), int(u.sum())) for i, u in (a, b)]
             rows.append((name, int(chosen.sum()), images, *totals, difference, low, high))
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def compare_videos(
+    first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]], resamples: int = RESAMPLES, seed: int = SEED
+) -> pd.DataFrame:
+    """As `compare`, of J&F: the mean over expressions, clips resampled. Groups: all, each length of expression, objects that are seen in
+    every frame and others, and each kind that the data set has. ReVOS's expressions of what is not there count in none.
+
+    Both hold rows of `ans.evaluation.videos` with the same expressions. Raises `ValueError` where these differ, or have no true masks.
+    """
+    first, second = (sorted(rows, key=lambda row: (row["clip"], row["id"])) for rows in (first, second))
+    about = [[(row["clip"], row["id"], row["true"]) for row in rows] for rows in (first, second)]
+    if about[0] != about[1]:
+        raise ValueError(
+            f"the two tables ({len(first)} and {len(second)} rows) are not about the same expressions and true masks"
+        )
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a["kind"] != "absent"]
+    if not pairs or pairs[0][0]["j"] is None:
+        raise ValueError("the true masks of this set are not published, so there is no J&F to compare")
+    rows = []
+    for name, chosen in _video_groups([a for a, _ in pairs]):
+        if chosen.any():
+            own = [pair for pair, wanted in zip(pairs, chosen, strict=True) if wanted]
+            clips = [a["clip"] for a, _ in own]
+            a, b = (by_clip(clips, [Score(pair[i]["j"], pair[i]["f"]) for pair in own]) for i in (0, 1))
+            totals = [sums.sum() / counts.sum() for sums, counts in (a, b)]
+            rows.append((name, len(own), len(a[0]), *totals, *paired_bootstrap(b, a, resamples, seed)))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _video_groups(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, np.ndarray]]:
+    lengths = np.array([len(row["text"].split()) for row in rows])
+    seen = np.array([all(_area(counts) for counts in row["true"]) for row in rows])
+    yield ALL, np.ones(len(rows), bool)
+    yield from _binned(lengths, LENGTHS)
+    yield "seen in every frame", seen
+    yield "not in every frame", ~seen
+    for kind in sorted({row["kind"] for row in rows} - {""}):
+        yield kind, np.array([row["kind"] == kind for row in rows])
 
 
 def means(pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]], resamples: int = RESAMPLES, seed: int = SEED) -> pd.DataFrame:
@@ -125,9 +171,22 @@ def read(folder: Path, split: str) -> pd.DataFrame:
     return table.assign(area=[_area(counts) for counts in table["gt_counts"]])
 
 
+def read_video(folder: Path, split: str) -> list[dict[str, Any]]:
+    """The rows of a set of videos in a folder. Raises `ResultsError` naming the file that is not there, and those that are."""
+    path = folder / f"{split}.jsonl"
+    if not path.is_file():
+        there = ", ".join(sorted(other.stem for other in folder.glob(f"*{VIDEO}.jsonl"))) or "none"
+        raise ResultsError(f"{path}: not there; evaluate it first (sets of videos in that folder: {there})")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def splits(first: Path, second: Path) -> list[str]:
-    """Names of the results that both have. Raises `ResultsError` when there is none."""
-    found = [{path.stem for path in folder.glob("*.parquet")} for folder in (first, second)]
+    """Names of the results that both have, without sets of videos whose true masks are not published. Raises `ResultsError` when there
+    is none."""
+    found = [
+        {path.stem for path in folder.glob("*.parquet")} | {path.stem for path in folder.glob(f"*{VIDEO}.jsonl") if _scored(path)}
+        for folder in (first, second)
+    ]
     if not found[0] & found[1]:
         raise ResultsError(f"{first} and {second}: no result is in both; evaluate the same splits")
     return sorted(found[0] & found[1])
@@ -135,19 +194,32 @@ def splits(first: Path, second: Path) -> list[str]:
 
 def text(table: pd.DataFrame, split: str, first: str, second: str, heading: str = EXPRESSIONS) -> str:
     """The comparison as a Markdown table in percent; bold where the interval excludes 0."""
+    things = "clips" if heading == VIDEOS else "images"
     lines = [
         f"## {split}: {second} - {first}",
         "",
-        f"| {heading} (%) | n / images | {first} | {second} | difference (95 % interval) |",
+        f"| {heading} (%) | n / {things} | {first} | {second} | difference (95 % interval) |",
     ]
     lines += ["| :-- | --: | --: | --: | --: |"]
     for row in table.itertuples():
         mark = "**" if row.images >= FEWEST_IMAGES and (row.low > 0 or row.high < 0) else ""
-        interval = f"{100 * row.low:+.1f} to {100 * row.high:+.1f}" if row.images >= FEWEST_IMAGES else "too few images"
+        interval = f"{100 * row.low:+.1f} to {100 * row.high:+.1f}" if row.images >= FEWEST_IMAGES else f"too few {things}"
         change = f"{mark}{100 * row.difference:+.1f}{mark} ({interval})"
         values = f"{100 * row.first:.1f} | {100 * row.second:.1f}"
         lines.append(f"| {row.group} | {row.n} / {row.images} | {values} | {change} |")
     return "\n".join(lines)
+
+
+def _scored(path: Path) -> bool:
+    with path.open(encoding="utf-8") as file:
+        return json.loads(file.readline())["j"] is not None
+
+
+def _binned(values: np.ndarray, bins: Mapping[str, float]) -> Iterator[tuple[str, np.ndarray]]:
+    low = -np.inf
+    for name, high in bins.items():
+        yield name, (values > low) & (values <= high)
+        low = high
 
 
 def _heading(table: pd.DataFrame) -> str:

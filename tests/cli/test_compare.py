@@ -1,15 +1,17 @@
 """The paired comparison on a table whose numbers are computed here by hand."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from pycocotools import mask as coco
 
-from ans.cli.compare import compare, groups, means, read, splits, text
+from ans.cli.compare import compare, compare_videos, groups, means, read, read_video, splits, text
 from ans.report.results import Results, ResultsError
 from ans.report.tables import MEAN, score
 
@@ -112,3 +114,53 @@ def test_the_mean_over_results_is_that_of_the_report(folders: tuple[Path, Path])
     (row,) = means([(tables_of["base", name], tables_of["full", name]) for name in names], 100, 3).itertuples()
     assert (row.second, row.difference, row.low, row.high, row.images) == pytest.approx((expected.ciou, *expected.difference, 12))
     assert row.n == 36 + 3 * tables_of["base", "two"]["image_path"].nunique()
+
+
+def video_rows(gain: float, clips: int = 12) -> list[dict[str, Any]]:
+    """Three expressions a clip, of which the second is not seen in frame 1 and the third is of nothing; J of clip c is c / 20, of the
+    second `gain` more, F is J and 0.1."""
+    one, none = (coco.encode(np.full((4, 4), value, np.uint8, order="F"))["counts"].decode() for value in (1, 0))
+    rows = []
+    for clip in range(clips):
+        for number, (kind, true) in enumerate((("referring", [one, one]), ("reasoning", [one, none]), ("absent", [none, none]))):
+            j = clip / 20 + gain * (number == 1)
+            row = {"clip": f"{clip}", "id": f"{number}", "text": SENTS[number], "kind": kind, "true": true}
+            rows.append(row | {"j": j, "f": j + 0.1})
+    return rows
+
+
+def test_videos_by_hand(tmp_path: Path) -> None:
+    table = compare_videos(video_rows(0.0)[::-1], video_rows(0.2)).set_index("group")
+    mean = np.mean([clip / 20 for clip in range(12)]) + 0.05
+    assert table.index.tolist() == [
+        *("all", "1 to 2 words", "3 to 5 words", "seen in every frame", "not in every frame", "reasoning", "referring")
+    ]
+    assert table["n"].tolist() == [24, *[12] * 6] and set(table["images"]) == {12}
+    assert table["first"].tolist() == pytest.approx([mean] * 7)
+    gains = [0.1, 0, 0.2, 0, 0.2, 0.2, 0]  # the same in every clip, and so in every resample
+    for column in ("difference", "low", "high"):
+        assert table[column].tolist() == pytest.approx(gains, abs=1e-12)
+    for name, gain in (("one", 0.0), ("two", 0.2)):
+        (tmp_path / name).mkdir()
+        lines = "".join(json.dumps(row) + "\n" for row in video_rows(gain))
+        (tmp_path / name / "motion_video.jsonl").write_text(lines)
+        hidden = "".join(json.dumps(row | {"j": None, "f": None}) + "\n" for row in video_rows(gain))
+        (tmp_path / name / "hidden_video.jsonl").write_text(hidden)
+    assert splits(tmp_path / "one", tmp_path / "two") == ["motion_video"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ans", "compare", str(tmp_path / "one"), str(tmp_path / "two")],
+        capture_output=True,
+        text=True,
+    )
+    assert "| J&F (%) | n / clips | one | two |" in done.stdout
+    assert "| all | 24 / 12 | 32.5 | 42.5 | **+10.0** (+10.0 to +10.0) |" in done.stdout
+    with pytest.raises(ResultsError, match=r"other_video.jsonl: not there.*hidden_video, motion_video"):
+        read_video(tmp_path / "one", "other_video")
+
+
+def test_videos_that_cannot_be_compared() -> None:
+    with pytest.raises(ValueError, match="not about the same"):
+        compare_videos(video_rows(0.0), video_rows(0.0, clips=11))
+    hidden = [row | {"j": None, "f": None, "true": []} for row in video_rows(0.0)]
+    with pytest.raises(ValueError, match="not published"):
+        compare_videos(hidden, hidden)
