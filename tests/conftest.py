@@ -1,4 +1,5 @@
 import os
+from collections.abc import Iterator
 
 # One thread each, here and in what tests start: pytest runs as many processes as there are cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -7,7 +8,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from ans.model.segmenter import Segmenter  # noqa: E402
-from tests.golden_case import GoldenCase  # noqa: E402
+from tests.golden_case import GoldenCase, recorded_resize  # noqa: E402
 
 LONG = (
     "test_commands", "test_independent_step", "test_pipeline", "test_resume", "test_killed", "test_ranks", "test_lisa_pipeline",
@@ -23,6 +24,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def golden() -> GoldenCase:
     return GoldenCase()
+
+
+@pytest.fixture(scope="module")
+def as_recorded() -> Iterator[None]:
+    """See `recorded_resize`."""
+    with recorded_resize():
+        yield
 
 
 @pytest.fixture(scope="session")

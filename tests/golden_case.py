@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ans.model.family import Pixels
-from ans.model.preprocess import MEAN, STD, normalise
-from ans.model.segmenter import Features, Segmenter
+from ans.model import preprocess
+from ans.model.preprocess import MEAN, STD
 
 ROOT = Path(os.environ.get("ANS_GOLDEN_ROOT", Path(__file__).parent / "golden"))
 FOLDER = Path(os.environ.get("ANS_GOLDEN", ROOT / "sa2va"))
@@ -141,19 +141,6 @@ def _complete(tensors: dict[str, Tensor], meta: Mapping[str, Any], folder: Path)
     return tensors
 
 
-def seen(golden: GoldenCase, model: Segmenter, case: str) -> Pixels:
-    """What the official code was shown, which in one tile is not what we make of it (tests/model/test_parity.py)."""
-    image, shown = golden.image(case), [Image.fromarray(tile.numpy()) for tile in golden[f"{case}/tiles"]]
-    return Pixels(normalise(shown), model.config.family.grid(image.height, image.width))
-
-
-def features(golden: GoldenCase, model: Segmenter, case: str) -> Features:
-    image = golden.image(case)
-    return model.encode_pixels(
-        [seen(golden, model, case)], model.config.decoder.pixels(image)[None], [(image.height, image.width)]
-    )
-
-
 def hf_pixels(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """SAM2 pixels as the official inference makes them: mean and standard deviation rounded to bf16 (`hf_pre`), and with `dtype`
     bf16, as by default, the image and every step too."""
@@ -192,3 +179,16 @@ def given_to(module: nn.Module) -> Iterator[list[Tensor]]:
 def same_masks(ours: np.ndarray, golden: np.ndarray, logits: np.ndarray, near: float = 1e-3) -> bool:
     """Masks agree, except where the logit is too near zero for its sign to mean anything."""
     return not ((ours != golden) & (np.abs(logits) >= near)).any()
+
+
+@contextmanager
+def recorded_resize() -> Iterator[None]:
+    """Within, images are resized in one call, as by the official code that made the golden numbers. It ran under Pillow 13, which chooses
+    the order of the two passes by size; ours is always horizontal first, which `tests/model/test_resize.py` holds."""
+
+    def resize(image: Image.Image, width: int, height: int, filter: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:
+        return image.resize((width, height), filter)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preprocess, "resize", resize)
+        yield

@@ -13,6 +13,8 @@ from ans.model.families.sa2va_internvl import InternVL
 from ans.model.family import Inputs
 from tests.golden_case import GoldenCase, GoldenSet
 
+pytestmark = pytest.mark.usefixtures("as_recorded")
+
 GOLDEN = GoldenSet("sa2va_internlm2")
 VALUE, LOGIT = 1e-5, 1e-5
 """The official code against Llama with the weights taken apart: 2e-6 (`meta.json`)."""

@@ -14,6 +14,8 @@ from ans.model.config import ModelConfig
 from ans.model.segmenter import Conversations, Features, Segmenter
 from tests.golden_case import GoldenSet, hf_pixels, outputs, same_masks
 
+pytestmark = pytest.mark.usefixtures("as_recorded")
+
 GOLDEN = GoldenSet("sa2va_internvl3")
 META = GOLDEN.meta
 CASES = sorted(META["cases"])

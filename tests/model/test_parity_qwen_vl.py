@@ -28,6 +28,8 @@ from ans.model.modules import Features
 from ans.model.segmenter import Conversations, Segmenter
 from tests.golden_case import GoldenSet, given_to, hf_pixels, outputs, same_masks
 
+pytestmark = pytest.mark.usefixtures("as_recorded")
+
 SETS = {name: GoldenSet(name) for name in ("sa2va_qwen3vl", "sa2va_qwen25vl")}
 CASES = [(name, case) for name, golden in SETS.items() for case in sorted(golden.meta["cases"])]
 VALUE, LOGIT = 1e-4, 1e-3

@@ -25,6 +25,8 @@ from ans.model.segmenter import Segmenter
 from ans.model.video import choose_frames
 from tests.golden_case import ROOT, GoldenCase, hf_pixels, same_masks
 
+pytestmark = pytest.mark.usefixtures("as_recorded")
+
 GOLDEN = GoldenCase(ROOT / "video")
 RUNS = sorted(GOLDEN.meta["runs"])
 KINDS = {"official": ("official", "first"), "sa2va_i": ("original_decoder", "uniform")}

@@ -10,6 +10,8 @@ from ans.model.segmenter import Conversations, Features, Segmenter
 from ans.objectives import mask
 from tests.golden_case import GoldenCase
 
+pytestmark = pytest.mark.usefixtures("as_recorded")
+
 
 def close(ours: Tensor, golden: Tensor, tolerance: float = 1e-4) -> None:
     torch.testing.assert_close(ours.flatten().float(), golden.flatten().float(), rtol=1e-4, atol=tolerance)

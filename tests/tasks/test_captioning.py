@@ -12,9 +12,10 @@ from ans.model.segmenter import Conversations, Segmenter
 from ans.model.visual_prompt import region_cells
 from ans.tasks import captioning
 from ans.tasks.base import Losses
-from tests import golden_case
 from tests.golden_case import GoldenCase
 from tests.task_case import TaskCase
+
+pytestmark = pytest.mark.usefixtures("as_recorded")
 
 
 def test_the_official_conversation(golden: GoldenCase, golden_model: Segmenter) -> None:
@@ -22,7 +23,7 @@ def test_the_official_conversation(golden: GoldenCase, golden_model: Segmenter) 
     case = next(case for case in golden.cases if f"{case}/region_masks" in golden.tensors)
     said = golden.meta["text"][case]["conversation_before_template"]
     questions = [re.sub(r"region\d+", "region1", turn["input"].rpartition("\n")[2]) for turn in said]
-    features = golden_case.features(golden, golden_model, case)
+    features = golden_model.encode_images([golden.image(case)])
     cells = region_cells(golden[f"{case}/region_masks"], features.visual[0].grid.region)
     turns = captioning.conversation(
         golden_model.template, features.visual[0].grid.tokens, cells, questions, [turn["output"] for turn in said]

@@ -69,7 +69,7 @@ class Family(lisa.Family):
 
     def pixels(self, image: Image.Image, max_tiles: int | None = None) -> Pixels:
         side = self.vision.image_size
-        square = image.resize((side, side), Image.Resampling.BICUBIC)
+        square = preprocess.resize(image, side, side)
         values = preprocess.normalise([square], preprocess.CLIP_MEAN, preprocess.CLIP_STD)
         return Pixels(values, self.grid(image.height, image.width))
 
