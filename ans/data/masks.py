@@ -165,16 +165,21 @@ def compare_stated(area: Any, bbox: Any, counts: str, height: int, width: int) -
 
     "" where they agree but for rounding: tools measure outlines, whose edges lie up to a pixel from those of the drawn mask. Raises
     `ValueError` where the mask is another: an area of more than twice the other, or boxes that share less than half of their union.
+    Numbers may be written as texts; tools that do not measure state 0, or an empty bbox.
     """
     found, (x, y, w, h) = measure(counts, height, width)
-    said = ""
-    if type(area) in (int, float) and 0 < area < math.inf:
+    area, stated = _number(area), area
+    edges = [_number(edge) for edge in bbox] if isinstance(bbox, list) else []
+    said = "" if stated is None or (area is not None and area >= 0) else "an area that is no number of pixels"
+    if bbox not in (None, []) and (len(edges) != 4 or None in edges or min(edges[2:]) < 0):
+        said = said or "a bbox that is not x, y, width and height"
+    if area is not None and area > 0:
         slack = 2 * (w + h) + 4
         if not found / 2 - 4 <= area <= 2 * found + 4:
             raise ValueError(f"mask of {found} pixels, but the file states an area of {area:g}")
-        said = "an area that is not the mask's" if abs(area - found) > slack else ""
-    if isinstance(bbox, list) and len(bbox) == 4 and all(type(edge) in (int, float) and abs(edge) < 1e9 for edge in bbox):
-        left, top, wide, high = bbox
+        said = said or ("an area that is not the mask's" if abs(area - found) > slack else "")
+    if len(edges) == 4 and None not in edges:
+        left, top, wide, high = edges
         across = min(left + wide, x + w) - max(left, x)
         down = min(top + high, y + h) - max(top, y)
         shared = max(across, 0) * max(down, 0)
