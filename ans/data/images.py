@@ -40,6 +40,9 @@ PNG = b"\x89PNG\r\n\x1a\n"
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 """What an image may be. Pillow goes by the content, whatever the name, and knows 40 more: for PostScript it starts Ghostscript."""
 
+LOSSY = ("JPEG", "MPO", "WEBP")
+"""What a mask may not be."""
+
 BROKEN_NPZ = (OSError, EOFError, ValueError, SyntaxError, TypeError, struct.error, tokenize.TokenError, zlib.error)
 BROKEN_NPZ += (zipfile.BadZipFile, NotImplementedError, RuntimeError, RecursionError, MemoryError)
 """What zipfile and numpy raise on damaged files."""
@@ -269,6 +272,34 @@ def pictures(image: Image.Image) -> int:
         count = count if image.size == size else 1
         image.seek(0)
     return count
+
+
+def open_mask(file: Path | bytes, name: str = "mask") -> Image.Image:
+    """A mask's file, read and turned upright. Raises `FileNotFoundError`, or `ValueError` for one that is no image, that is compressed
+    with loss (whatever its suffix says: its numbers are not those that were drawn) or that holds several pictures."""
+    try:
+        with identify(file) as image:
+            if image.format in LOSSY or image.info.get("compression") == "jpeg":
+                raise ValueError(f"{name} is a {image.format}, whose compression blurs the mask's edge; save it as PNG")
+            if getattr(image, "n_frames", 1) > 1:
+                raise ValueError(f"{name} holds several pictures; save the one that is the mask")
+            image.load()
+            return upright(image)
+    except FileNotFoundError:
+        raise
+    except BROKEN_IMAGE as error:
+        reason = str(error)
+        raise ValueError(reason if reason.startswith(name) else f"not a readable image: {reason}") from error
+
+
+def drawn(image: Image.Image) -> np.ndarray:
+    """(height, width) bool of a mask as data sets publish it: all that is not black; of a cut-out what is not transparent."""
+    if "A" in image.getbands() or "transparency" in image.info:
+        alpha = np.asarray(image.convert("RGBA"))[..., 3]
+        if alpha.min() < 255:
+            return alpha >= 128
+    pixels = np.asarray(image if image.mode in ("1", "L") or image.mode.startswith("I") else image.convert("RGB"))
+    return pixels > 0 if pixels.ndim == 2 else np.asarray(pixels.any(2))
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -19,8 +19,8 @@ from xml.etree import ElementTree
 import numpy as np
 
 from ans.data import masks
-from ans.data.images import BROKEN_IMAGE, below, content, open_image, read_file, spelled
-from ans.data.mask_files import open_mask, read_mask
+from ans.data.images import BROKEN_IMAGE, below, content, open_image, open_mask, read_file, spelled
+from ans.data.mask_files import read_mask
 from ans.data.matching import check_size
 from ans.data.records import Noted, Skipped
 from ans.data.samples import TRAIN_SPLIT

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from ans.data.images import BROKEN_IMAGE, identify, upright
+from ans.data.images import BROKEN_IMAGE, open_mask
 
-LOSSY = ("JPEG", "MPO", "WEBP")
 MAX_VALUES = 16
 """Grey values, or colours, that still look like numbers of objects; an image has more."""
 
@@ -31,24 +30,6 @@ def read_mask(path: Path, name: str) -> tuple[np.ndarray, list[str]]:
     except BROKEN_IMAGE as error:
         reason = str(error)
         raise ValueError(reason if reason.startswith(name) else f"{name}: {reason}") from error
-
-
-def open_mask(file: Path | bytes, name: str = "mask") -> Image.Image:
-    """A mask's file, read and turned upright. Raises `FileNotFoundError`, or `ValueError` for one that is no image, that is compressed
-    with loss (whatever its suffix says: its numbers are not those that were drawn) or that holds several pictures."""
-    try:
-        with identify(file) as image:
-            if image.format in LOSSY or image.info.get("compression") == "jpeg":
-                raise ValueError(f"{name} is a {image.format}, whose compression blurs the mask's edge; save it as PNG")
-            if getattr(image, "n_frames", 1) > 1:
-                raise ValueError(f"{name} holds several pictures; save the one that is the mask")
-            image.load()
-            return upright(image)
-    except FileNotFoundError:
-        raise
-    except BROKEN_IMAGE as error:
-        reason = str(error)
-        raise ValueError(reason if reason.startswith(name) else f"not a readable image: {reason}") from error
 
 
 def suspicions(mask: np.ndarray) -> list[str]:
@@ -84,13 +65,6 @@ def inside(image: Image.Image) -> tuple[np.ndarray, list[str]]:
     if not notes and len(np.unique(colours[found].astype(np.int64) @ (256 ** np.arange(colours.shape[2])))) > 1:
         notes = ["several colours in one mask, taken for one object"]
     return found, notes
-
-
-def drawn(image: Image.Image) -> np.ndarray:
-    """(height, width) bool of a mask as data sets publish it: in black and white, all that is not black; else as `inside`."""
-    if image.mode in ("1", "L") and "transparency" not in image.info:
-        return np.asarray(image) > 0
-    return inside(image)[0]
 
 
 def _indexed(image: Image.Image) -> tuple[np.ndarray, list[str]]:

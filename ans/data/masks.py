@@ -168,17 +168,19 @@ def compare_stated(area: Any, bbox: Any, counts: str, height: int, width: int) -
     Numbers may be written as texts; tools that do not measure state 0, or an empty bbox.
     """
     found, (x, y, w, h) = measure(counts, height, width)
-    area, stated = _number(area), area
-    edges = [_number(edge) for edge in bbox] if isinstance(bbox, list) else []
-    said = "" if stated is None or (area is not None and area >= 0) else "an area that is no number of pixels"
-    if bbox not in (None, []) and (len(edges) != 4 or None in edges or min(edges[2:]) < 0):
-        said = said or "a bbox that is not x, y, width and height"
-    if area is not None and area > 0:
-        slack = 2 * (w + h) + 4
-        if not found / 2 - 4 <= area <= 2 * found + 4:
-            raise ValueError(f"mask of {found} pixels, but the file states an area of {area:g}")
-        said = said or ("an area that is not the mask's" if abs(area - found) > slack else "")
-    if len(edges) == 4 and None not in edges:
+    said = ""
+    if area is not None:
+        number = _number(area)
+        if number is None or number < 0:
+            said = "an area that is no number of pixels"
+        elif number > 0:
+            if not found / 2 - 4 <= number <= 2 * found + 4:
+                raise ValueError(f"mask of {found} pixels, but the file states an area of {number:g}")
+            said = "an area that is not the mask's" if abs(number - found) > 2 * (w + h) + 4 else ""
+    if bbox is not None and bbox != []:
+        edges = [edge for edge in map(_number, bbox if isinstance(bbox, list) else []) if edge is not None]
+        if len(edges) != 4 or len(bbox) != 4 or min(edges[2:]) < 0:
+            return said or "a bbox that is not x, y, width and height"
         left, top, wide, high = edges
         across = min(left + wide, x + w) - max(left, x)
         down = min(top + high, y + h) - max(top, y)

@@ -14,9 +14,9 @@ from PIL import Image
 from ans import cli
 from ans.data import masks
 from ans.data.clips import palette_masks
-from ans.data.images import TURNS, image_size, open_image
+from ans.data.images import TURNS, drawn, image_size, open_image
 from ans.data.importing import Imported, bring
-from ans.data.mask_files import drawn, read_mask
+from ans.data.mask_files import read_mask
 from ans.data.records import ImageRecord, Noted, Skipped
 from ans.data.sources import describe_anything, own, reason_seg, refcoco
 from ans.data.sources.common import entry_of, read, whole

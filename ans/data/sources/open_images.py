@@ -17,8 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ans.data import masks
-from ans.data.images import BROKEN_IMAGE, image_size, spelled
-from ans.data.mask_files import drawn, open_mask
+from ans.data.images import BROKEN_IMAGE, drawn, image_size, open_mask, spelled
 from ans.data.records import ImageRecord, Noted, Region, Skipped
 from ans.data.sources.common import source_folder
 

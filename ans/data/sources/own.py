@@ -193,10 +193,11 @@ def _read_annotations(path: Path) -> dict[int, Annotation]:
         categories = by_id(field({"categories": []} | content, "categories", list), "categories")
         names = {number: field({"name": ""} | entry, "name", str) for number, entry in categories.items()}
         annotations = by_id(field(content, "annotations", list), "annotations")
-        return {
-            number: (*(entry_of(images, a.get("image_id")) or ("no image", None)), a, entry_of(names, a.get("category_id")) or "")
-            for number, a in annotations.items()
-        }
+        found: dict[int, Annotation] = {}
+        for number, a in annotations.items():
+            file_name, size = entry_of(images, a.get("image_id")) or ("no image", None)
+            found[number] = file_name, size, a, entry_of(names, a.get("category_id")) or ""
+        return found
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: not a COCO listing: {error}") from error
 

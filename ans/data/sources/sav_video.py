@@ -17,8 +17,7 @@ import numpy as np
 from pycocotools import mask as coco
 
 from ans.data import masks
-from ans.data.images import BROKEN_IMAGE, frame, spelled
-from ans.data.mask_files import drawn, open_mask
+from ans.data.images import BROKEN_IMAGE, drawn, frame, open_mask, spelled
 from ans.data.records import ImageRecord, Region, Skipped
 from ans.data.sources.common import field, is_junk, parse_json, source_folder
 
