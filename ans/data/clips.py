@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ans.data import masks, video_sources
-from ans.data.images import BROKEN_IMAGE, SEPARATOR, below, identify, image_size, open_image
+from ans.data.images import BROKEN_IMAGE, SEPARATOR, below, image_size, open_image, open_mask
 from ans.data.records import Skipped
 from ans.data.sources.common import clean, field, parse_json
 from ans.data.videos import Frames, VideoFile
@@ -209,12 +209,12 @@ def palette_masks(paths: Sequence[Path], height: int, width: int) -> dict[str, t
         if not path.is_file():
             continue
         try:
-            with identify(path) as image:
-                if image.mode not in ("P", "L"):
-                    raise ValueError("a mask that is no palette image")
-                values = np.asarray(image)
+            image = open_mask(path)
         except BROKEN_IMAGE as error:
-            raise ValueError(str(error) if "palette" in str(error) else "a mask that cannot be read") from None
+            raise ValueError(reason if (reason := str(error)).startswith("mask is a") else "a mask that cannot be read") from None
+        if image.mode not in ("P", "L"):
+            raise ValueError("a mask that is no palette image")
+        values = np.asarray(image)
         if values.shape != (height, width):
             raise ValueError("a mask of another size than its frame")
         for value in np.unique(values[values > 0]).tolist():

@@ -31,11 +31,17 @@ SEPARATOR = "::"
 MAX_BYTES = 1 << 30
 """Of an image's file, and of a JSON about one image."""
 
+JPEG_PIXELS = 8 * 64
+"""Of a byte of a JPEG at most: of 64 pixels the mean takes a bit, whatever they show."""
+
 PNG = b"\x89PNG\r\n\x1a\n"
 """How a PNG begins."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 """What an image may be. Pillow goes by the content, whatever the name, and knows 40 more: for PostScript it starts Ghostscript."""
+
+LOSSY = ("JPEG", "MPO", "WEBP")
+"""What a mask may not be."""
 
 BROKEN_NPZ = (OSError, EOFError, ValueError, SyntaxError, TypeError, struct.error, tokenize.TokenError, zlib.error)
 BROKEN_NPZ += (zipfile.BadZipFile, NotImplementedError, RuntimeError, RecursionError, MemoryError)
@@ -43,6 +49,9 @@ BROKEN_NPZ += (zipfile.BadZipFile, NotImplementedError, RuntimeError, RecursionE
 
 BROKEN_IMAGE = (OSError, SyntaxError, ValueError, TypeError, IndexError, struct.error, zlib.error, Image.DecompressionBombError)
 """What Pillow raises on damaged files."""
+
+BITS, PHOTOMETRIC = 258, 262
+"""Tags of a TIFF: bits of a value, and whether 0 is black (1) or white (0)."""
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -113,9 +122,13 @@ def identify(file: bytes | Path) -> Image.Image:
     """Open an image, its pixels not yet read. Raises one of `BROKEN_IMAGE`, also for any format but `FORMATS`."""
     data = file if isinstance(file, bytes) else read_file(file)
     try:
-        return Image.open(BytesIO(_sound_png(data) if data.startswith(PNG) else data), formats=FORMATS)
+        image = Image.open(BytesIO(_sound_png(data) if data.startswith(PNG) else data), formats=FORMATS)
     except UnidentifiedImageError:
         raise ValueError(f"cannot identify image file as {', '.join(FORMATS[:-1])} or {FORMATS[-1]}") from None
+    width, height = image.size
+    if image.format in ("JPEG", "MPO") and len(data) * JPEG_PIXELS < width * height:  # libjpeg would fill it up with grey
+        raise ValueError(f"{len(data)} bytes, fewer than a JPEG of {width} x {height} pixels has")
+    return image
 
 
 def _sound_png(data: bytes) -> bytes:
@@ -245,7 +258,48 @@ def open_image(root: str | Path, locator: str) -> Image.Image:
 def decoded(data: bytes) -> Image.Image:
     """The image in a file's bytes, upright and RGB. Raises one of `BROKEN_IMAGE`."""
     with identify(data) as image:
+        if pictures(image) > 1:
+            raise ValueError(f"holds {pictures(image)} pictures, and nothing says which is meant; save the one that is")
         return _to_rgb(upright(image))
+
+
+def pictures(image: Image.Image) -> int:
+    """How many an animation, or a TIFF of several pages, has. The smaller copies in a photograph's TIFF or JPEG (MPO) do not count."""
+    count = getattr(image, "n_frames", 1) if image.format in ("GIF", "WEBP", "PNG", "TIFF") else 1
+    if image.format == "TIFF" and count > 1:
+        size = image.size
+        image.seek(1)
+        count = count if image.size == size else 1
+        image.seek(0)
+    return count
+
+
+def open_mask(file: Path | bytes, name: str = "mask") -> Image.Image:
+    """A mask's file, read and turned upright. Raises `FileNotFoundError`, or `ValueError` for one that is no image, that is compressed
+    with loss (whatever its suffix says: its numbers are not those that were drawn) or that holds several pictures."""
+    try:
+        with identify(file) as image:
+            if image.format in LOSSY or image.info.get("compression") == "jpeg":
+                raise ValueError(f"{name} is a {image.format}, whose compression blurs the mask's edge; save it as PNG")
+            if getattr(image, "n_frames", 1) > 1:
+                raise ValueError(f"{name} holds several pictures; save the one that is the mask")
+            image.load()
+            return upright(image)
+    except FileNotFoundError:
+        raise
+    except BROKEN_IMAGE as error:
+        reason = str(error)
+        raise ValueError(reason if reason.startswith(name) else f"not a readable image: {reason}") from error
+
+
+def drawn(image: Image.Image) -> np.ndarray:
+    """(height, width) bool of a mask as data sets publish it: all that is not black; of a cut-out what is not transparent."""
+    if "A" in image.getbands() or "transparency" in image.info:
+        alpha = np.asarray(image.convert("RGBA"))[..., 3]
+        if alpha.min() < 255:
+            return alpha >= 128
+    pixels = np.asarray(image if image.mode in ("1", "L") or image.mode.startswith("I") else image.convert("RGB"))
+    return pixels > 0 if pixels.ndim == 2 else np.asarray(pixels.any(2))
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -256,7 +310,12 @@ def upright(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """To 8 bits per channel. Pillow cuts 16 bits off at 255 instead of scaling them; everything else it converts."""
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise ValueError("grey values of which nothing says what is white (fractions, or 32 bits); save it with 8 or 16 bits")
     if image.mode.startswith("I"):
+        tags = getattr(image, "tag_v2", {})  # of a TIFF
+        if tags.get(BITS, (16,))[0] != 16 or tags.get(PHOTOMETRIC, 1) != 1:
+            raise ValueError("a TIFF of other than 8 or 16 bits, or whose white is 0; save it with 8 or 16 bits")
         pixels = np.asarray(image).astype(np.int64)
         if not 0 <= pixels.min() <= pixels.max() <= 65535:
             raise ValueError(f"grey values of 16 bits lie in 0..65535, found {pixels.min()} to {pixels.max()}")
@@ -312,7 +371,9 @@ def image_size(root: str | Path, locator: str) -> tuple[int, int]:
 
 def _orientation(image: Image.Image) -> int:
     """1 to 8; 1, upright, where the EXIF data has none or cannot be read: damaged metadata costs no sound image. Pillow's
-    `exif_transpose` also writes the data anew, which fails on values that it could read."""
+    `exif_transpose` also writes the data anew, which fails on values that it could read. A TIFF is turned by Pillow itself."""
+    if image.format == "TIFF":
+        return 1
     try:
         return int(image.getexif().get(0x0112, 1))
     except (*BROKEN_IMAGE, KeyError, AttributeError, OverflowError):

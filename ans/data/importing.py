@@ -8,6 +8,7 @@ import json
 import posixpath
 import re
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,12 +19,12 @@ from xml.etree import ElementTree
 import numpy as np
 
 from ans.data import masks
-from ans.data.images import BROKEN_IMAGE, below, content, identify, open_image, read_file, spelled
+from ans.data.images import BROKEN_IMAGE, below, content, open_image, open_mask, read_file, spelled
 from ans.data.mask_files import read_mask
 from ans.data.matching import check_size
 from ans.data.records import Noted, Skipped
 from ans.data.samples import TRAIN_SPLIT
-from ans.data.sources.common import by_id, clean, field, is_junk, parse_json
+from ans.data.sources.common import by_id, clean, entry_of, field, is_junk, parse_json, whole
 from ans.data.sources.own import ANNOTATIONS, EXPRESSIONS
 from ans.data.sources.reason_seg import draw_shape
 
@@ -86,6 +87,8 @@ def bring(source: Path, out: Path, images: Path | None, masks_in: Path | None, v
             line |= {"category": one.category} if one.category else {}
             line |= {"text": one.category} if one.category and named else {}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    if named and (without := sum(not one.category for one in found)):
+        said.append(Noted(ANNOTATIONS, f"objects without a class, and so without a text: {without}"))
     counts = {split: sum(of == split for of in splits.values()) for split in sorted(set(splits.values()))}
     return Imported(counts, len(found), said)
 
@@ -157,16 +160,22 @@ def _from_coco(path: Path, place: Path) -> Iterator[Found | Skipped]:
         annotations = by_id(field(listing, "annotations", list), "annotations")
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: not a COCO listing: {error}") from error
+    owners: dict[str, str] = {}
+    unused = set(images)
     for number, annotation in annotations.items():
         key = f"annotation {number}"
         try:
-            image = images.get(annotation.get("image_id"))
+            image = entry_of(images, annotation.get("image_id"))
             if image is None:
                 raise ValueError("image_id that is not in images")
-            name = _name(place, field(image, "file_name", str))
+            unused.discard(image["id"])
+            stated = field(image, "file_name", str)
+            name = _name(place, stated)
+            if owners.setdefault(name, stated) != stated:
+                raise ValueError(f"{stated} and {owners[name]} are both taken for {name}; name the folder of both with --images")
             width, height = _size(place, name)
-            if "width" in image or "height" in image:
-                check_size(name, (width, height), (field(image, "width", int), field(image, "height", int)), path.name)
+            if image.get("width") is not None or image.get("height") is not None:
+                check_size(name, (width, height), (whole(image, "width"), whole(image, "height")), path.name)
             segmentation = annotation.get("segmentation")
             if not segmentation and annotation.get("bbox"):
                 raise ValueError("a box without a mask")
@@ -175,10 +184,15 @@ def _from_coco(path: Path, place: Path) -> Iterator[Found | Skipped]:
                 yield Noted(key, "outline of fewer than three points, left out beside sound ones")
             if note := masks.compare_stated(annotation.get("area"), annotation.get("bbox"), counts, height, width):
                 yield Noted(key, note)
-            category = {"name": ""} | categories.get(annotation.get("category_id"), {})
-            yield _found(name, (width, height), field(category, "name", str), counts)
+            if annotation.get("iscrowd"):
+                yield Noted(key, "several objects in one mask (iscrowd), taken for one")
+            category = entry_of(categories, annotation.get("category_id"))
+            if category is None and annotation.get("category_id") is not None:
+                yield Noted(key, "category_id that is not in categories; the object has no class")
+            yield _found(name, (width, height), field({"name": ""} | (category or {}), "name", str), counts)
         except (ValueError, TypeError, AttributeError, FileNotFoundError) as error:
             yield Skipped(key, str(error))
+    yield from (Noted(f"image {number}", "image without an object, left out") for number in sorted(unused))
 
 
 def _found(name: str, size: tuple[int, int], category: str, counts: str) -> Found:
@@ -188,6 +202,7 @@ def _found(name: str, size: tuple[int, int], category: str, counts: str) -> Foun
 
 
 def _from_labelme(source: Path, place: Path, listings: list[Path]) -> Iterator[Found | Skipped]:
+    owners: dict[str, str] = {}
     for path in listings:
         key = path.relative_to(source).as_posix()
         try:
@@ -198,7 +213,11 @@ def _from_labelme(source: Path, place: Path, listings: list[Path]) -> Iterator[F
             name = _name(place, beside if not beside.startswith("..") else posixpath.basename(beside))
             width, height = _size(place, name)
             if listing.get("imageWidth") and listing.get("imageHeight"):
-                check_size(name, (width, height), (listing["imageWidth"], listing["imageHeight"]), key)
+                check_size(name, (width, height), (whole(listing, "imageWidth"), whole(listing, "imageHeight")), key)
+            if owners.setdefault(name, key) != key:
+                raise ValueError(f"{name} is the image of {owners[name]}, too")
+            if not shapes:
+                yield Noted(key, "no shape")
         except (ValueError, TypeError, FileNotFoundError) as error:
             yield Skipped(key, str(error))
             continue
@@ -206,8 +225,10 @@ def _from_labelme(source: Path, place: Path, listings: list[Path]) -> Iterator[F
         for number, shape in enumerate(shapes):
             try:
                 label, mask = field(shape, "label", str), draw_shape(shape, height, width)
+                if (shape.get("shape_type") or "polygon") == "polygon" and len(shape["points"]) < 3:
+                    raise ValueError("polygon of fewer than three points")
                 group = shape.get("group_id")
-                one = (label, group) if isinstance(group, int) else number  # pieces of one object have one number
+                one = (label, group) if type(group) is int else number  # pieces of one object have one number
                 drawn[one] = (label, mask | drawn[one][1] if one in drawn else mask)
             except ValueError as error:
                 yield Skipped(f"{key}, shape {number}", str(error))
@@ -220,31 +241,56 @@ def _from_labelme(source: Path, place: Path, listings: list[Path]) -> Iterator[F
 
 def _from_voc(source: Path, place: Path) -> Iterator[Found | Skipped]:
     """The n-th object of an XML is number n of its SegmentationObject."""
-    images = {path.stem: path for path in sorted(place.iterdir()) if path.suffix.lower() in SUFFIXES and not is_junk(path.name)}
+    images = _by_stem(place, sorted(place.iterdir()))
     for path in sorted((source / "SegmentationObject").glob("*.png")):
         if is_junk(path.name):
             continue
         key = f"SegmentationObject/{path.name}"
         try:
-            if path.stem not in images:
+            if _form(path.stem) not in images:
                 raise FileNotFoundError(f"no such image: {path.stem}")
-            name = images[path.stem].name
+            name = _only(images[_form(path.stem)])
             width, height = _size(place, name)
-            with identify(path) as image:
-                numbers = np.asarray(image)
+            numbers = np.asarray(open_mask(path, key))
             if numbers.ndim != 2:
                 raise ValueError("numbers of objects are the values of one channel; this image has colours")
-            check_size(key, numbers.shape[::-1], (width, height), name)
+            check_size("it", numbers.shape[::-1], (width, height), name)
             classes = _voc_classes(source / "Annotations" / f"{path.stem}.xml")
         except BROKEN_IMAGE as error:
             yield Skipped(key, str(error))
             continue
-        for number in sorted({*np.unique(numbers).tolist()} - {0, VOID}):
+        there = sorted({*map(int, np.unique(numbers))} - {0, VOID})
+        if classes and (without := [number for number in range(1, len(classes) + 1) if number not in there]):
+            yield Noted(key, f"objects of Annotations/{path.stem}.xml without a pixel: {', '.join(map(str, without))}")
+        for number in there:
             try:
+                if classes and number > len(classes):
+                    raise ValueError(f"Annotations/{path.stem}.xml has only {len(classes)} objects")
                 category = classes[number - 1] if number <= len(classes) else ""
                 yield _found(name, (width, height), category, masks.from_array(numbers == number))
             except ValueError as error:
                 yield Skipped(f"{key}, object {number}", str(error))
+
+
+def _by_stem(place: Path, paths: list[Path]) -> dict[str, list[str]]:
+    """Name without suffix, in one form of Unicode -> the images of that name, below `place`."""
+    found: dict[str, list[str]] = {}
+    for path in paths:
+        if path.suffix.lower() in SUFFIXES and not is_junk(path.name):
+            name = path.relative_to(place)
+            found.setdefault(_form(name.with_suffix("").as_posix()), []).append(name.as_posix())
+    return found
+
+
+def _form(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _only(names: list[str]) -> str:
+    """Raises `ValueError` where there are several: nothing says of which of them a mask is."""
+    if len(names) > 1:
+        raise ValueError(f"may be of {' or of '.join(names)}; remove one")
+    return names[0]
 
 
 def _voc_classes(path: Path) -> list[str]:
@@ -264,25 +310,27 @@ def _from_masks(images: Path, folder: Path) -> Iterator[Found | Skipped]:
     """`001.png` and `001_cup.png` are masks of `001.jpg`, the latter of a cup."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of masks")
-    paths = [path for path in sorted(images.rglob("*")) if path.suffix.lower() in SUFFIXES and not is_junk(path.name)]
-    stems = {path.relative_to(images).with_suffix("").as_posix(): path for path in paths if not path.is_relative_to(folder)}
+    stems = _by_stem(images, [path for path in sorted(images.rglob("*")) if not path.is_relative_to(folder)])
+    unused = set(stems)
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() not in SUFFIXES or is_junk(path.name):
             continue
         key = path.relative_to(folder).as_posix()
-        stem = path.relative_to(folder).with_suffix("").as_posix()
+        stem = _form(path.relative_to(folder).with_suffix("").as_posix())
         fitting = [of for of in stems if stem == of or re.match(re.escape(of) + "[-_. ]", stem)]
         try:
             if not fitting:
                 raise FileNotFoundError("no image of that name")
             owner = max(fitting, key=len)
-            name = stems[owner].relative_to(images).as_posix()
+            unused.discard(owner)
+            name = _only(stems[owner])
             width, height = _size(images, name)
             inside, notes = read_mask(path, key)
-            check_size(key, inside.shape[::-1], (width, height), name)
+            check_size("it", inside.shape[::-1], (width, height), name)
             rest = re.sub(r"[-_. ]+", " ", stem[len(owner) :]).strip()
             category = "" if re.fullmatch(r"(?:mask|seg|gt|label|[0-9 ])*", rest) else rest
             yield from (Noted(key, note) for note in notes)
             yield _found(name, (width, height), category, masks.from_array(inside))
         except (ValueError, FileNotFoundError) as error:
             yield Skipped(key, str(error))
+    yield from (Noted(name, "image without a mask, left out") for stem in sorted(unused) for name in stems[stem])

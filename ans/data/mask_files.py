@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from ans.data.images import BROKEN_IMAGE, identify, upright
+from ans.data.images import BROKEN_IMAGE, open_mask
 
-LOSSY = ("JPEG", "MPO", "WEBP")
 MAX_VALUES = 16
 """Grey values, or colours, that still look like numbers of objects; an image has more."""
 
@@ -25,44 +24,35 @@ def read_mask(path: Path, name: str) -> tuple[np.ndarray, list[str]]:
     Raises `FileNotFoundError`, or `ValueError` with the reason for a file that is no image or no mask.
     """
     try:
-        with identify(path) as image:
-            if image.format in LOSSY or image.info.get("compression") == "jpeg":
-                raise ValueError(f"{name} is a {image.format}, whose compression blurs the mask's edge; save it as PNG")
-            if image.format != "PNG" and getattr(image, "n_frames", 1) > 1:
-                raise ValueError(f"{name} holds several pictures; save the one that is the mask")
-            image.load()
-            image = upright(image)
+        return inside(open_mask(path, name))
     except FileNotFoundError:
         raise FileNotFoundError(f"no such mask: {name}") from None
     except BROKEN_IMAGE as error:
         reason = str(error)
-        raise ValueError(reason if reason.startswith(name) else f"{name}: not a readable image: {reason}") from error
-    try:
-        return _inside(image)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+        raise ValueError(reason if reason.startswith(name) else f"{name}: {reason}") from error
 
 
-def suspicions(inside: np.ndarray) -> list[str]:
+def suspicions(mask: np.ndarray) -> list[str]:
     """What looks wrong about a mask with a pixel."""
-    edges = (inside[0], inside[-1], inside[:, 0], inside[:, -1])
-    if inside.all():
+    edges = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
+    if mask.all():
         return ["mask that is the whole image"]
     # the surroundings of an object touch all edges, nearly whole
-    if inside.mean() > 0.5 and all(edge.mean() > 0.9 for edge in edges):
+    if mask.mean() > 0.5 and all(edge.mean() > 0.9 for edge in edges):
         return ["mask of more than half of the image and of its border: is it inverted?"]
     return []
 
 
-def _inside(image: Image.Image) -> tuple[np.ndarray, list[str]]:
+def inside(image: Image.Image) -> tuple[np.ndarray, list[str]]:
+    """(height, width) bool, and what is to be said of it. Raises `ValueError` with the reason for what is no mask."""
     notes: list[str] = []
     if "A" in image.getbands() or "transparency" in image.info:
         alpha = np.asarray(image.convert("RGBA"))[..., 3]
         if not alpha.any():
             raise ValueError("transparent everywhere")
         if alpha.min() < 255:  # a cut-out: its colours are those of the object
-            inside, notes = _levels(alpha)
-            return inside, [*notes, "cut-out, whose alpha channel is the mask"]
+            found, notes = _levels(alpha)
+            return found, [*notes, "cut-out, whose alpha channel is the mask"]
     if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         image = image.convert("RGB")  # in which black is 0
     if image.mode == "P":
@@ -71,10 +61,10 @@ def _inside(image: Image.Image) -> tuple[np.ndarray, list[str]]:
     if pixels.ndim == 2:
         return _levels(pixels)
     colours = pixels[..., : {2: 1, 3: 3, 4: 3}[pixels.shape[2]]]
-    inside, notes = _levels(colours.max(2))
-    if not notes and len(np.unique(colours[inside].astype(np.int64) @ (256 ** np.arange(colours.shape[2])))) > 1:
+    found, notes = _levels(colours.max(2))
+    if not notes and len(np.unique(colours[found].astype(np.int64) @ (256 ** np.arange(colours.shape[2])))) > 1:
         notes = ["several colours in one mask, taken for one object"]
-    return inside, notes
+    return found, notes
 
 
 def _indexed(image: Image.Image) -> tuple[np.ndarray, list[str]]:

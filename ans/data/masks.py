@@ -165,16 +165,23 @@ def compare_stated(area: Any, bbox: Any, counts: str, height: int, width: int) -
 
     "" where they agree but for rounding: tools measure outlines, whose edges lie up to a pixel from those of the drawn mask. Raises
     `ValueError` where the mask is another: an area of more than twice the other, or boxes that share less than half of their union.
+    Numbers may be written as texts; tools that do not measure state 0, or an empty bbox.
     """
     found, (x, y, w, h) = measure(counts, height, width)
     said = ""
-    if type(area) in (int, float) and 0 < area < math.inf:
-        slack = 2 * (w + h) + 4
-        if not found / 2 - 4 <= area <= 2 * found + 4:
-            raise ValueError(f"mask of {found} pixels, but the file states an area of {area:g}")
-        said = "an area that is not the mask's" if abs(area - found) > slack else ""
-    if isinstance(bbox, list) and len(bbox) == 4 and all(type(edge) in (int, float) and abs(edge) < 1e9 for edge in bbox):
-        left, top, wide, high = bbox
+    if area is not None:
+        number = _number(area)
+        if number is None or number < 0:
+            said = "an area that is no number of pixels"
+        elif number > 0:
+            if not found / 2 - 4 <= number <= 2 * found + 4:
+                raise ValueError(f"mask of {found} pixels, but the file states an area of {number:g}")
+            said = "an area that is not the mask's" if abs(number - found) > 2 * (w + h) + 4 else ""
+    if bbox is not None and bbox != []:
+        edges = [edge for edge in map(_number, bbox if isinstance(bbox, list) else []) if edge is not None]
+        if len(edges) != 4 or len(bbox) != 4 or min(edges[2:]) < 0:
+            return said or "a bbox that is not x, y, width and height"
+        left, top, wide, high = edges
         across = min(left + wide, x + w) - max(left, x)
         down = min(top + high, y + h) - max(top, y)
         shared = max(across, 0) * max(down, 0)
@@ -263,11 +270,18 @@ def check_counts(counts: Sequence[Any], height: int, width: int) -> None:
     table.reshape(-1)[np.arange(len(numbers)) + np.repeat(2 * start - first, sizes)] = numbers
     opening = table[start, 0]
     table[start, 0] = 0
-    runs = np.cumsum(table, axis=0)
-    runs -= np.repeat(runs[start] - table[start], rows, axis=0)
-    runs[(start + rows - 1)[sizes % 2 == 1], 1] = 0  # a column that ends earlier
-    runs[start, 0] = opening
-    if runs.min() < 0 or (np.add.reduceat(runs.sum(1), start) != height * width).any():
+    filled = np.zeros(len(counts), np.int64)
+    for column in (0, 1):  # each by itself: numpy is slow on rows of two
+        runs = np.cumsum(table[:, column])
+        runs -= np.repeat(runs[start] - table[start, column], rows)
+        if column == 0:
+            runs[start] = opening
+        else:
+            runs[(start + rows - 1)[sizes % 2 == 1]] = 0  # a column that ends earlier
+        if runs.min() < 0:
+            raise ValueError(NOT_FILLED)
+        filled += np.add.reduceat(runs, start)
+    if (filled != height * width).any():
         raise ValueError(NOT_FILLED)
 
 
@@ -290,14 +304,20 @@ def run_lengths(counts: Any) -> np.ndarray:
 
 
 def _numbers(codes: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """(numbers,) int64 of `codes` (n,) uint8 in 0..63, `ends` being the place of each number's last code."""
+    """(numbers,) int64 of `codes` (n,) uint8 in 0..63, `ends` being the place of each number's last code, which has its sign."""
+    numbers = ((codes[ends].view(np.int8) ^ 16) - 16).astype(np.int64)
     starts = np.concatenate([[0], ends[:-1] + 1])
-    lengths = ends - starts + 1
-    if lengths.max() > 7:  # more than any image's number of pixels
-        raise ValueError(BROKEN)
-    shifts = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
-    numbers = np.add.reduceat((codes & 31).astype(np.int64) << shifts, starts)
-    return numbers - np.where(codes[ends] & 16, 1 << (5 * lengths), 0)
+    several = np.flatnonzero(starts != ends)  # few: most are of one code
+    if len(several):
+        begin, further = starts[several], ends[several] - starts[several]
+        if further.max() > 6:  # more than any image's number of pixels
+            raise ValueError(BROKEN)
+        values = numbers[several] << (5 * further)
+        for place in range(int(further.max())):
+            there = further > place
+            values[there] += (codes[begin[there] + place] & 31).astype(np.int64) << (5 * place)
+        numbers[several] = values
+    return numbers
 
 
 def measure(counts: str, height: int, width: int) -> tuple[int, tuple[float, float, float, float]]:

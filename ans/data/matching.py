@@ -33,6 +33,7 @@ def region_mask(record: ImageRecord, region: Region, second: bool = False) -> np
 def check_size(name: str, found: tuple[int, int], stated: tuple[int, int], where: str) -> None:
     """Raise `ValueError` where an image's (width, height) is not the one that `where` states."""
     if found != stated:
-        turned = " (turned as its EXIF orientation says)" if found == stated[::-1] and found[0] != found[1] else ""
-        sizes = f"{found[0]} x {found[1]} pixels{turned}, but {where} says {stated[0]} x {stated[1]}"
+        swapped = found == stated[::-1] and found[0] != found[1]
+        turned = " (sides swapped, or the picture before its EXIF orientation is applied)" if swapped else ""
+        sizes = f"{found[0]} x {found[1]} pixels, but {where} says {stated[0]} x {stated[1]}{turned}"
         raise ValueError(f"{name} is {sizes}: masks would lie in the wrong place")

@@ -4,10 +4,12 @@ A frame is known by its number, from 0, in the order in which frames are shown; 
 many videos (of phones above all) are not those of one rate.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, overload
 
@@ -109,23 +111,28 @@ class VideoFile(Video):
 
 
 class FrameFolder(Video):
-    """A folder of pictures, each a frame: in order of their numbers where all names are numbers, else of their names."""
+    """A folder of pictures, each a frame, in order of their names; numbers in them count as such, so that `frame_10` follows `frame_9`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         found = [file for file in path.iterdir() if file.suffix.lower() in PICTURES and not file.name.startswith(".")]
         if not found:
             raise ValueError(f"{path}: holds no frame ({', '.join(PICTURES)})")
-        numbered = all(file.stem.isdecimal() for file in found)
-        found.sort(key=lambda file: (int(file.stem) if numbered else 0, file.name))
-        for first, second in zip(found, found[1:], strict=False):
-            if first.stem == second.stem:
+        found.sort(key=lambda file: (_ordered(file.stem), file.name))
+        for first, second in pairwise(found):
+            if _ordered(first.stem) == _ordered(second.stem):
                 raise ValueError(f"{path}: {first.name} and {second.name} are both frame {first.stem}; remove one")
         self.names = [file.name for file in found]
         self.times = [Fraction(number, FOLDER_RATE) for number in range(len(found))]
 
     def frame(self, number: int) -> Image.Image:
         return open_image(self.path, self.names[number])
+
+
+def _ordered(stem: str) -> list[tuple[int, str]]:
+    """What sorts the names of frames: each text with the number behind it, so that `1` and `001` are one frame."""
+    parts = re.split(r"([0-9]+)", stem)
+    return [(-1, text) if place % 2 == 0 else (int(text), "") for place, text in enumerate(parts)]
 
 
 def open_video(path: str | Path) -> VideoFile | FrameFolder:

@@ -146,7 +146,7 @@ def resume_folder(
     }
     folder = ResumeFolder(workspace.runs, description[0], conditions, config.launch.save_state_seconds)
     if accelerator.is_main_process:
-        folder.lock()
+        folder.lock(workspace.checkpoint)
     return folder
 
 

@@ -65,18 +65,24 @@ class ResumeFolder:
         self.description, self.conditions, self.seconds = dict(description), dict(conditions), seconds
         self.last = time.monotonic()
         self.cost = 0.0  # seconds that the last saving took
-        self._lock: IO[str] | None = None
+        self._locks: list[IO[str]] = []
         self._writer: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def lock(self) -> None:
-        """Keep others out until this process ends. Raises `ResumeError` when one is at work on the same run."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.folder / "lock", "w")  # noqa: SIM115
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ResumeError(f"{self.folder}: this run is locked by another process; wait for it or stop it") from error
+    def lock(self, results: Path) -> None:
+        """Keep others out until this process ends: of the run, and of `results`, the folder that it writes, where runs with other settings
+        would mix their files. Raises `ResumeError` when another is at work on either."""
+        what = {
+            self.folder / "lock": f"{self.folder}: this run",
+            results.with_name(f".{results.name}.lock"): f"{results}: this folder",
+        }
+        for path, named in what.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._locks.append(open(path, "w"))  # noqa: SIM115
+            try:
+                fcntl.flock(self._locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ResumeError(f"{named} is locked by another training; wait for it or stop it") from error
         for half_written in self.folder.glob(f".*.{STATE}"):  # by one that was killed
             half_written.unlink()
         for counted in self.folder.glob(f"{BAD_IMAGES}*"):  # whoever starts it again may have mended them
@@ -154,6 +160,8 @@ class ResumeFolder:
     def remove(self) -> None:
         self.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+        for lock in self._locks:
+            lock.close()
 
 
 def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:

@@ -423,6 +423,7 @@ def test_masks_of_the_subset_are_filtered(settings_of: Config, tmp_path: Path) -
         ({"area": 10**9}, "area that the image does not have"),
         ({"area": -1}, "area that the image does not have"),
         ({"id": "7"}, "id or area that is no whole number"),
+        ({"id": 7}, "id that is there twice"),
         ({"id": 2**63}, "id or area that is no whole number"),
         ({"bbox": [1, 2, 3]}, "bbox that is not four numbers"),
         ({"bbox": [1, 2, 3, "4"]}, "bbox that is not four numbers"),
@@ -442,7 +443,9 @@ def test_annotations_of_sa1b_of_another_form_are_skipped(tmp_path: Path, change:
     entry = sa1b.Entry("sa_3", "sa_3.jpg", "sa_3.json")
     (tmp_path / "sa_3.json").write_text(json.dumps({"image": image, "annotations": [annotation]}))
     assert sa1b.read_masks(tmp_path, entry, limits).id == [7]
-    (tmp_path / "sa_3.json").write_text(json.dumps({"image": image, "annotations": [annotation, annotation | change]}))
+    (tmp_path / "sa_3.json").write_text(
+        json.dumps({"image": image, "annotations": [annotation, annotation | {"id": 8} | change]})
+    )
     assert sa1b.read_masks(tmp_path, entry, limits) == Skipped("sa_3", f"not an SA-1B annotation: {reason}")
 
 

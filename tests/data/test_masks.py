@@ -182,10 +182,17 @@ def test_stated_measures_are_compared() -> None:
         (200, [20, 10, 20, 10]),
         (None, None),
         (201.7, [20.4, 9.6, 19.2, 10.9]),
-        ("200", ["20"]),
+        ("200", ["20", 10, 20, 10]),
+        (0, []),
         (0, [0, 0, 0, 0]),
     ):
         assert stated(area, bbox) == "", (area, bbox)
+    for area in (-1, float("nan"), "two", True, [200]):
+        assert stated(area, None) == "an area that is no number of pixels", area
+    for bbox in (["20"], [20, 10, 20], [40, 20, -20, -10], [20, 10, 20, None], {"x": 20}, "20 10 20 10", True):
+        assert stated(None, bbox) == "a bbox that is not x, y, width and height", bbox
+    with pytest.raises(ValueError, match="states an area of 500"):
+        stated("500", None)
     assert stated(330, None) == "an area that is not the mask's"
     assert stated(None, [20, 10, 20, 14]) == "a bbox that is not the mask's"
     for area, bbox in ((500, None), (50, None), (None, [10, 20, 10, 20]), (200, [20, 10, 40, 20]), (None, [40, 20, 20, 10])):

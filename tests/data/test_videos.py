@@ -80,8 +80,13 @@ def test_folders_go_by_number_or_by_name(tmp_path: Path) -> None:
     (tmp_path / ".3.png").write_bytes(b"")
     (tmp_path / "notes.txt").write_text("none")
     assert [bright(image) for image in open_video(tmp_path)] == [0, 1, 2]
-    picture(3).save(tmp_path / "a.png")  # then "10" comes before "2"
-    assert [bright(image) for image in open_video(tmp_path)] == [0, 2, 1, 3]
+    for name, value in (("a_10.png", 5), ("a_9.png", 4), ("a.png", 3)):
+        picture(value).save(tmp_path / name)
+    assert [bright(image) for image in open_video(tmp_path)] == [0, 1, 2, 3, 4, 5]
+    picture(0).save(tmp_path / "001.png")
+    with pytest.raises(ValueError, match="001.png and 1.png are both frame 001"):
+        open_video(tmp_path)
+    (tmp_path / "001.png").unlink()
     picture(0).save(tmp_path / "a.jpg")
     with pytest.raises(ValueError, match="a.jpg and a.png are both frame a"):
         open_video(tmp_path)

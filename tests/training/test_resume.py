@@ -113,10 +113,22 @@ def test_other_micro_batches_go_on_with_the_same_samples(
         assert [float(x) for x in one] == pytest.approx([float(x) for x in other], rel=2e-3), name
 
 
+def test_two_trainings_write_into_no_folder_at_once(tmp_path: Path) -> None:
+    """Neither two of one run, be it in two clones with one ANS_RUNS, nor two of other settings in one clone."""
+    first = state.ResumeFolder(tmp_path / "runs", {"a": 1}, {}, 60.0)
+    first.lock(tmp_path / "clone/checkpoint")
+    for settings, clone, reason in (({"a": 1}, "other", "this run"), ({"a": 2}, "clone", "checkpoint: this folder")):
+        with pytest.raises(ResumeError, match=f"{reason} is locked by another training"):
+            state.ResumeFolder(tmp_path / "runs", settings, {}, 60.0).lock(tmp_path / clone / "checkpoint")
+    state.ResumeFolder(tmp_path / "runs", {"a": 2}, {}, 60.0).lock(tmp_path / "other/checkpoint")
+    first.remove()
+    state.ResumeFolder(tmp_path / "runs", {"a": 1}, {}, 60.0).lock(tmp_path / "clone/checkpoint")
+
+
 def test_a_state_is_a_copy_and_comes_seldom_enough(tmp_path: Path) -> None:
     """A write of 3 s is followed by 147 s of training at least; what is written is what was when it was asked for."""
     folder = state.ResumeFolder(tmp_path, {"a": 1}, {}, 60.0)
-    folder.lock()
+    folder.lock(tmp_path / "checkpoint")
     weight, rows = torch.zeros(3), [1.0]
     folder.save({"step": 1, "weight": weight, "rows": rows})
     weight += 1

@@ -49,6 +49,12 @@ def field(record: Any, key: str, kind: type) -> Any:
     return value
 
 
+def whole(record: Any, key: str) -> int:
+    """`record[key]`, a whole number, which some tools write as 4.0. Raises as `field`."""
+    value = record.get(key) if isinstance(record, dict) else None
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else field(record, key, int)
+
+
 def by_id(entries: list[Any], what: str) -> dict[int, Any]:
     """id -> entry. Raises `ValueError`, which the caller completes with the file's name: also for an id that is there twice, since
     nothing says which of the two is meant."""
@@ -58,6 +64,11 @@ def by_id(entries: list[Any], what: str) -> dict[int, Any]:
         if (first := places.setdefault(number, place)) != place:
             raise ValueError(f"id {number} is there twice: {what}[{first}] and {what}[{place}]")
     return {number: entries[place] for number, place in places.items()}
+
+
+def entry_of(entries: dict[int, Any], number: Any) -> Any:
+    """The entry that `number` names, a whole number; None where there is none, and where it is none: True is not 1."""
+    return entries.get(int(number)) if type(number) in (int, float) and number == number // 1 else None
 
 
 def parse_json(content: bytes) -> Any:

@@ -13,12 +13,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ans.data import masks
-from ans.data.images import image_size
+from ans.data.images import image_size, read_bytes
 from ans.data.records import Expression, ImageRecord, Region, Skipped
 from ans.data.sources.common import clean, field, is_junk, parse_json, source_folder, tar_members
 
 SPLIT = "train"
 """The only one published; the folders (COCOStuff, LVIS, SAV, ...) are all of it."""
+
+TWICE = ""
+"""In place of a locator: there are two images of that name."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,11 @@ def plan(root: Path, folder: str, name: str) -> list[Task]:
     region_number = 0
     for place in _splits(root, folder, name):
         shards = sorted(shard for shard in (place / "images").glob("*.tar") if not is_junk(shard.name))
-        members = {stem: locator for shard in shards for stem, _, locator in tar_members(root, shard, (".jpg",))}
+        members: dict[str, str] = {}
+        for shard in shards:
+            for stem, _, locator in tar_members(root, shard, (".jpg",)):
+                if (first := members.setdefault(stem, locator)) != locator and not _same(root, first, locator):
+                    members[stem] = TWICE
         for img_id, regions in _read_annotations(place / "annotations.json").items():
             tasks.append(Task(f"{place.name}/{img_id}", regions, _find(regions, members), len(tasks), region_number))
             region_number += len(regions)
@@ -81,6 +88,9 @@ def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
     expression. `image_id` and `region_id` (= `sent_id`) are positions: published ids are text and only unique within a folder.
     """
     keys = [f"{task.key}[{i}]" for i in range(len(task.regions))]
+    if TWICE in task.frames:
+        yield from (Skipped(key, "image that the shards have twice, each time another") for key in keys)
+        return
     if not task.frames:
         yield from (Skipped(key, "image not in the shards") for key in keys)
         return
@@ -102,6 +112,10 @@ def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
     if found:
         second = task.frames[last] if any(region.second_counts for region in found) else ""
         yield ImageRecord(task.image_number, task.frames[first], width, height, tuple(found), second)
+
+
+def _same(root: Path, first: str, second: str) -> bool:
+    return first != TWICE and read_bytes(root, first) == read_bytes(root, second)
 
 
 def _find(regions: list[Any], members: dict[str, str]) -> list[str]:

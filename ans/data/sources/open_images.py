@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ans.data import masks
-from ans.data.images import BROKEN_IMAGE, identify, image_size, spelled
+from ans.data.images import BROKEN_IMAGE, drawn, image_size, open_mask, spelled
 from ans.data.records import ImageRecord, Noted, Region, Skipped
 from ans.data.sources.common import source_folder
 
@@ -148,12 +148,11 @@ def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
 def _read_mask(path: Path, width: int, height: int) -> np.ndarray:
     """(height, width) uint8, not zero on the object. Raises `ValueError` with one short reason, `FileNotFoundError`."""
     try:
-        with identify(path) as image:
-            stored = image.convert("L")
+        stored = Image.fromarray(drawn(open_mask(path)))
     except FileNotFoundError:
         raise
     except BROKEN_IMAGE as error:
-        raise ValueError("mask that cannot be read") from error
+        raise ValueError(reason if (reason := str(error)).startswith("mask is a") else "mask that cannot be read") from error
     wide, high = stored.size
     if abs(wide * height - high * width) > wide + high + width + height:  # every side may have been rounded by a pixel
         raise ValueError("mask of another aspect than the image")

@@ -25,7 +25,7 @@ from ans.data.images import BROKEN_IMAGE, SEPARATOR, below, content, decoded, re
 from ans.data.mask_files import read_mask, suspicions
 from ans.data.matching import check_size
 from ans.data.records import Expression, ImageRecord, Noted, Region, Skipped
-from ans.data.sources.common import by_id, clean, field, parse_json, source_folder
+from ans.data.sources.common import by_id, clean, entry_of, field, parse_json, source_folder, whole
 
 EXPRESSIONS, ANNOTATIONS = "expressions.jsonl", "annotations.json"
 KEYS = {"image", "mask", "annotation", "text", "split", "category"}
@@ -126,7 +126,11 @@ def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
         yield from (Noted(f"{EXPRESSIONS}:{one.line}", note) for note in notes)
         first = regions.get((region.counts, region.split))
         if first:
-            region = replace(first, expressions=first.expressions + region.expressions)
+            known = {expression.sent for expression in first.expressions}
+            new = tuple(expression for expression in region.expressions if expression.sent not in known)
+            if len(new) < len(region.expressions):
+                yield Noted(f"{EXPRESSIONS}:{one.line}", f"text that line {first.region_id} has of the same mask, taken once")
+            region = replace(first, expressions=first.expressions + new)
         regions[region.counts, region.split] = region
     if regions:
         yield ImageRecord(task.number, path, width, height, tuple(regions.values()), content=content(data))
@@ -187,21 +191,22 @@ def _read_annotations(path: Path) -> dict[int, Annotation]:
         listed = by_id(field(content, "images", list), "images")
         images = {number: (field(image, "file_name", str), _size(image)) for number, image in listed.items()}
         categories = by_id(field({"categories": []} | content, "categories", list), "categories")
-        names = {number: field(entry, "name", str) for number, entry in categories.items()}
+        names = {number: field({"name": ""} | entry, "name", str) for number, entry in categories.items()}
         annotations = by_id(field(content, "annotations", list), "annotations")
-        return {
-            number: (*images.get(a.get("image_id"), ("no image", None)), a, names.get(a.get("category_id"), ""))
-            for number, a in annotations.items()
-        }
+        found: dict[int, Annotation] = {}
+        for number, a in annotations.items():
+            file_name, size = entry_of(images, a.get("image_id")) or ("no image", None)
+            found[number] = file_name, size, a, entry_of(names, a.get("category_id")) or ""
+        return found
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: not a COCO listing: {error}") from error
 
 
 def _size(image: Any) -> tuple[int, int] | None:
     """(width, height) that a listing states of an image; some tools leave both out."""
-    if "width" not in image and "height" not in image:
+    if image.get("width") is None and image.get("height") is None:
         return None
-    return field(image, "width", int), field(image, "height", int)
+    return whole(image, "width"), whole(image, "height")
 
 
 def _region(root: Path, task: Task, one: Object, height: int, width: int) -> tuple[Region, list[str]]:

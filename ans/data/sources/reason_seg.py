@@ -7,9 +7,9 @@ labelled `ignore` count neither way; `flag` is not drawn. The files are UTF-8 or
 """
 
 import base64
-import json
 import math
 import os
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ans.data import masks
-from ans.data.images import BROKEN_IMAGE, identify, image_size, read_file
+from ans.data.images import BROKEN_IMAGE, drawn, image_size, open_mask, read_file
 from ans.data.matching import check_size
 from ans.data.records import QUERY_KINDS, Expression, ImageRecord, Noted, Region, Skipped
-from ans.data.sources.common import clean, field, is_junk, source_folder
+from ans.data.sources.common import clean, field, is_junk, parse_json, source_folder
 
 SPLITS = ("train", "val", "test")
 TARGET, IGNORED = 1, 255
@@ -29,7 +29,9 @@ ALL = "-all"
 """Behind the name of a split: with every question, not only the first."""
 
 Task = tuple[str, str, str, int]
-"""Folder below the root, names of the image and of the JSON, and position."""
+"""Folder below the root, names of the image and of the JSON (`TWICE`: there are two that it may be), and position."""
+
+TWICE = ""
 
 
 def plan(root: Path, folder: str, name: str) -> list[Task]:
@@ -51,6 +53,9 @@ def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
     path = f"{place}/{image}"
     key = os.path.splitext(path)[0]
     texts = []
+    if listing == TWICE:
+        yield Skipped(key, "image or JSON that is there twice, with suffixes of other spelling")
+        return
     try:
         content = field({"JSON": _parse(root / place / listing)}, "JSON", dict)
         width, height = image_size(root, path)
@@ -135,10 +140,10 @@ def _stored(shape: dict[str, Any], points: np.ndarray, height: int, width: int) 
     """A shape of type `mask`: a PNG in base64, and the first and last pixel, x and y, of where it lies."""
     try:
         data = base64.b64decode(field(shape, "mask", str), validate=True)
-        with identify(data) as image:
-            inside = np.asarray(image.convert("L")) > 0
+        inside = drawn(open_mask(data))
     except BROKEN_IMAGE as error:
-        raise ValueError("mask of a shape that cannot be read") from error
+        said = str(error) if "mask is a" in str(error) else "mask of a shape that cannot be read"
+        raise ValueError(said) from error
     whole = np.zeros((height, width), bool)
     if len(points) != 2:
         raise ValueError(f"mask of {len(points)} points, expected two corners")
@@ -167,10 +172,7 @@ def _parse(path: Path) -> Any:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
         text = content.decode("cp1252")  # a UnicodeDecodeError is a ValueError
-    try:
-        return json.loads(text)
-    except RecursionError as error:  # brackets without end
-        raise ValueError(f"not JSON: {error}") from error
+    return parse_json(text.encode())
 
 
 def _splits(root: Path, folder: str, name: str) -> list[str]:
@@ -183,7 +185,15 @@ def _splits(root: Path, folder: str, name: str) -> list[str]:
 
 def _pairs(place: Path) -> list[tuple[str, str]]:
     """Names of every image and of its JSON, which need not be there, in order; suffixes in any case."""
-    names = [os.path.splitext(entry.name) for entry in os.scandir(place) if not is_junk(entry.name)]
-    listings = {stem: stem + suffix for stem, suffix in names if suffix.lower() == ".json"}
-    images = sorted((stem, suffix) for stem, suffix in names if suffix.lower() in (".jpg", ".jpeg"))
-    return [(stem + suffix, listings.get(stem, f"{stem}.json")) for stem, suffix in images]
+    names = sorted(os.path.splitext(entry.name) for entry in os.scandir(place) if not is_junk(entry.name))
+    found: dict[str, list[str]] = defaultdict(list)
+    for stem, suffix in names:
+        if suffix.lower() == ".json":
+            found[stem].append(stem + suffix)
+    images = [(stem, suffix) for stem, suffix in names if suffix.lower() in (".jpg", ".jpeg")]
+    several = Counter(stem for stem, _ in images)
+    # nothing says which image a JSON is of, or which JSON is an image's, where there are two of a name
+    return [
+        (stem + suffix, TWICE if several[stem] > 1 or len(found[stem]) > 1 else found[stem][0] if found[stem] else f"{stem}.json")
+        for stem, suffix in images
+    ]

@@ -5,7 +5,6 @@ The image of a ref is the one that instances.json gives for its `image_id`; the 
 ignored. A ref of gRefCOCO becomes one region, the union of its objects, whose `region_id` is the ref's id; see `records.py`.
 """
 
-import json
 import os
 import pickle
 import struct
@@ -18,7 +17,7 @@ from typing import Any
 from ans.data import masks
 from ans.data.images import is_text, spelled
 from ans.data.records import Expression, ImageRecord, Noted, Region, Skipped
-from ans.data.sources.common import by_id, clean, field
+from ans.data.sources.common import by_id, clean, field, parse_json
 
 REFS = {
     "refcoco": "refs(unc).p",
@@ -53,8 +52,8 @@ def load_refs(path: Path) -> list[dict[str, Any]]:
     """
     if path.suffix == ".json":
         try:
-            refs = json.loads(path.read_bytes())
-        except (ValueError, RecursionError) as error:
+            refs = parse_json(path.read_bytes())
+        except ValueError as error:
             raise ValueError(f"{path}: not JSON: {error}") from error
         return _listed(refs, path)
     with open(path, "rb") as file:
@@ -170,7 +169,7 @@ def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
 
 def _read_instances(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, Any]], dict[int, str]]:
     try:
-        instances = json.loads(path.read_bytes())
+        instances = parse_json(path.read_bytes())
         images = by_id(field(instances, "images", list), "images")
         annotations = by_id(field(instances, "annotations", list), "annotations")
         named = by_id(field(instances, "categories", list), "categories")
@@ -178,7 +177,7 @@ def _read_instances(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, di
         for image in images.values():
             for key, kind in (("file_name", str), ("width", int), ("height", int)):
                 field(image, key, kind)
-    except (ValueError, RecursionError) as error:  # a RecursionError: json, on brackets without end
+    except ValueError as error:
         raise ValueError(f"{path}: not a COCO listing: {error}") from error
     return images, annotations, categories
 

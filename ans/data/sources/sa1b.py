@@ -150,6 +150,8 @@ def _columns(annotations: list[Any], height: int, width: int) -> Columns:
     edges = list(chain.from_iterable(boxes))
     if not set(map(type, edges)) <= {int, float} or not math.isfinite(sum(edges)):
         raise ValueError("bbox that is not four numbers")
+    if len(set(numbers)) < len(numbers):
+        raise ValueError("id that is there twice")
     masks.check_counts(counts, height, width)
     return numbers, areas, edges, counts
 

@@ -6,7 +6,6 @@
 Annotated frame i is frame 4 * i of the video. An object that is not seen has an empty mask, no mask, or no PNG.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -18,9 +17,9 @@ import numpy as np
 from pycocotools import mask as coco
 
 from ans.data import masks
-from ans.data.images import BROKEN_IMAGE, frame, identify, spelled
+from ans.data.images import BROKEN_IMAGE, drawn, frame, open_mask, spelled
 from ans.data.records import ImageRecord, Region, Skipped
-from ans.data.sources.common import field, is_junk, source_folder
+from ans.data.sources.common import field, is_junk, parse_json, source_folder
 
 ANNOTATED_EVERY = 4
 PAIRS_EVERY = 6
@@ -134,13 +133,15 @@ def read_masklets(annotation: Path) -> Masklets:
     if annotation.is_dir():
         return _from_pngs(annotation)
     try:
-        content = json.loads(annotation.read_bytes())
+        content = parse_json(annotation.read_bytes())
         height, width = (_whole(content, key) for key in ("video_height", "video_width"))
         ids = [field({"masklet_id": id_}, "masklet_id", int) for id_ in field(content, "masklet_id", list)]
+        if len(set(ids)) < len(ids):
+            raise ValueError("a masklet_id that is there twice")
         rles = [_row(row, len(ids)) for row in field(content, "masklet", list)]
         masklets = _measured(height, width, ids, rles)
         _compare(masklets, content)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{annotation}: {error}") from error
     return masklets
 
@@ -199,8 +200,7 @@ def _from_pngs(place: Path) -> Masklets:
     for k, folder in enumerate(folders.values()):
         for path in sorted(folder.glob("*.png")):
             try:
-                with identify(path) as image:
-                    mask = np.asarray(image.convert("L"))
+                mask = drawn(open_mask(path))
             except BROKEN_IMAGE:
                 raise ValueError(f"{place}: a mask that cannot be read") from None
             if size not in ((), mask.shape) or not path.stem.isdigit() or int(path.stem) % ANNOTATED_EVERY:

@@ -84,6 +84,8 @@ def _line(content: bytes) -> tuple[str, tuple[str, ...], tuple[str, ...], str]:
 
 def _clip(root: Path, folder: str, name: str, said: list[Line], split: str) -> Clip:
     place = f"{folder}/clips/{name}"
+    if (root / place).is_dir() and (root / f"{place}.mp4").exists():
+        raise ValueError("both a folder of frames and an mp4 in clips/; remove one")
     if (root / place).is_dir():
         pictures = FrameFolder(root / place).names
         names = tuple(Path(one).stem for one in pictures)
@@ -107,19 +109,25 @@ def _clip(root: Path, folder: str, name: str, said: list[Line], split: str) -> C
 
 
 def _masks(place: Path, names: tuple[str, ...], height: int, width: int) -> tuple[str, ...]:
-    there = {path.stem: path for path in place.glob("*.png")} if place.is_dir() else {}
+    called = f"masks/{place.parent.name}/{place.name}"
+    there: dict[str, Path] = {}
+    for path in sorted(place.iterdir()) if place.is_dir() else ():
+        if path.name.startswith("."):
+            continue
+        if path.suffix.lower() != ".png" or path.stem in there:
+            raise ValueError(f"{called}/{path.name}: a frame's mask is one PNG, and nothing else lies there")
+        there[path.stem] = path
     if not there:
-        raise ValueError(f"masks/{place.parent.name}/{place.name}: no PNG")
+        raise ValueError(f"{called}: no PNG")
     if strange := sorted(there.keys() - set(names)):
-        raise ValueError(f"masks/{place.parent.name}/{place.name}/{strange[0]}.png: the clip has no such frame")
+        raise ValueError(f"{called}/{strange[0]}.png: the clip has no such frame")
     found = []
     for name in names:
         counts = ""
         if name in there:
-            called = f"masks/{place.parent.name}/{place.name}/{name}.png"
-            mask, _ = read_mask(there[name], called)
+            mask, _ = read_mask(there[name], f"{called}/{name}.png")
             if mask.shape != (height, width):
-                raise ValueError(f"{called}: {mask.shape[1]} x {mask.shape[0]} pixels, the frame {width} x {height}")
+                raise ValueError(f"{called}/{name}.png: {mask.shape[1]} x {mask.shape[0]} pixels, the frame {width} x {height}")
             counts = masks.from_array(mask) if mask.any() else ""
         found.append(counts)
     return tuple(found)
