@@ -102,11 +102,22 @@ class SegmenterInference(SegmenterModules):
         Raises `ValueError` when the two lists differ in length.
         """
         read = self.read(images)
-        questions = self._referring(read, expressions)
-        answers = self.answer(read, questions, max_new_tokens)
-        masks = self._masks_of(read, questions, [answer.seg_states for answer in answers])
-        results = iter(Segmentation(self._decode(a.ids), found) for a, found in zip(answers, masks, strict=True))
+        results = iter(self._segmented(read, self._referring(read, expressions), max_new_tokens))
         return [[next(results) for _ in row] for row in expressions]
+
+    @torch.no_grad()
+    def ask(
+        self, images: Sequence[ImageLike] | Features | Read, questions: Sequence[Sequence[str]], max_new_tokens: int = 512
+    ) -> list[list[Segmentation]]:
+        """Answer every question about every image in its own words, with a mask for each `[SEG]` of the answer.
+
+        Raises `ValueError` when the two lists differ in length.
+        """
+        read = self.read(images)
+        _same_length("questions", questions, read)
+        asked = [Question(i, prompts.quoted(text)) for i, texts in enumerate(questions) for text in texts]
+        results = iter(self._segmented(read, asked, max_new_tokens))
+        return [[next(results) for _ in row] for row in questions]
 
     @torch.no_grad()
     def segment_given(
@@ -149,9 +160,10 @@ class SegmenterInference(SegmenterModules):
         images: Sequence[ImageLike] | Features | Read,
         masks: Sequence[np.ndarray | Tensor | Sequence[np.ndarray | Place]],
         max_new_tokens: int = 512,
+        question: str = prompts.DESCRIBE_PROMPT,
     ) -> list[list[str]]:
-        """Caption every region of every image. `masks`: per image (n, h, w), non-zero inside, or a list in which a region may also be
-        a `Place`, for the mask that `segment_at` finds there; each region is asked alone.
+        """Caption every region of every image, by `question`, which calls it `region1`. `masks`: per image (n, h, w), non-zero
+        inside, or a list in which a region may also be a `Place`, for the mask that `segment_at` finds there; each is asked alone.
 
         Raises `ValueError` for an empty mask, when the two lists differ in length, for a model that knows no regions, and as
         `segment_at` does.
@@ -164,7 +176,7 @@ class SegmenterInference(SegmenterModules):
         for i, regions in enumerate(masks):
             inside = regions.cpu() if isinstance(regions, Tensor) else torch.from_numpy(np.asarray(regions))
             cells = region_cells(inside > 0, read.visual[i].grid.region) if len(regions) else []
-            questions += [self._about_region(i, cell, prompts.DESCRIBE_PROMPT) for cell in cells]
+            questions += [self._about_region(i, cell, question) for cell in cells]
         answers = iter(self.answer(read, questions, max_new_tokens))
         return [[self._decode(next(answers).ids, self.template.stop_words) for _ in regions] for regions in masks]
 
@@ -207,6 +219,11 @@ class SegmenterInference(SegmenterModules):
         _same_length("expressions", expressions, read)
         question = self.template.segment_question
         return [Question(i, question(prompts.quoted(text))) for i, texts in enumerate(expressions) for text in texts]
+
+    def _segmented(self, read: Read, questions: Sequence[Question], max_new_tokens: int) -> list[Segmentation]:
+        answers = self.answer(read, questions, max_new_tokens)
+        masks = self._masks_of(read, questions, [answer.seg_states for answer in answers])
+        return [Segmentation(self._decode(a.ids), found) for a, found in zip(answers, masks, strict=True)]
 
     def _about_region(self, image: int, cells: Tensor, question: str) -> Question:
         return Question(image, self.region_question(cells[None], question), cells[None])
