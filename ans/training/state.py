@@ -74,7 +74,7 @@ class ResumeFolder:
         would mix their files. Raises `ResumeError` when another is at work on either."""
         what = {
             self.folder / "lock": f"{self.folder}: this run",
-            results.with_name(f".{results.name}.lock"): f"{results}: this folder",
+            results.with_name(f"{results.name}.lock"): f"{results}: this folder",
         }
         for path, named in what.items():
             path.parent.mkdir(parents=True, exist_ok=True)
