@@ -84,9 +84,9 @@ def _photograph(path: str) -> str:
     return name if name.startswith("COCO_") else path
 
 
-def is_taught(region: Region) -> bool:
-    """Whether a region is for supervised training. An expression of nothing (gRefCOCO) is not: `[SEG]` promises an object."""
-    return region.split == TRAIN_SPLIT and bool(region.expressions) and region.area > 0
+def is_taught(region: Region, no_target: bool = False) -> bool:
+    """Whether a region is for supervised training. An expression of nothing (gRefCOCO) is so with `no_target` alone."""
+    return region.split == TRAIN_SPLIT and bool(region.expressions) and (no_target or region.area > 0)
 
 
 class Regions:

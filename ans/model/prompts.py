@@ -42,6 +42,9 @@ _QUESTIONS = (
 )
 SEG_QUESTIONS = tuple(question + end for question, mark in _QUESTIONS for end in (mark, ""))
 SEG_ANSWERS = ("It is [SEG].", "Sure, [SEG].", "Sure, it is [SEG].", "Sure, the segmentation result is [SEG].", "[SEG].")
+REJECTION = "No target [SEG]."
+"""The answer to an expression of nothing, whose mask has no pixel; as the gRefCOCO data set in the official repository has it
+(`GRefCOCO_Dataset.py` of Pixel-SAIL, `sa2va_eval/projects/ST`). The released Sa2VA models never saw it."""
 
 
 @dataclass(frozen=True)

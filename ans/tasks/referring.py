@@ -26,6 +26,7 @@ class Settings(TaskSettings):
     sources: NonEmpty[str] = Field(
         ("refcoco", "refcoco_plus", "refcocog"), description="indexes whose training expressions are used"
     )
+    no_target: bool = Field(False, description="true: expressions of nothing (gRefCOCO) are learnt too, with an empty mask")
     max_images: Count | None = Field(None, description="the first so many images; none: all")
     objects_per_image: Count = Field(5, description="most objects of an image in one sample")
     objects_per_conversation: Count = Field(5, description="objects asked for in one conversation, one after the other")
@@ -94,7 +95,7 @@ class Task(base.Task[Settings, Batch]):
         for place, position in enumerate(positions):
             record, tokens = self.bad.instead(self.pool, position, lambda _, row: self._open(row, images))
             rng = self.rng(position)
-            regions = [region for region in record.regions if is_taught(region)]
+            regions = [region for region in record.regions if is_taught(region, settings.no_target)]
             picked = [regions[i] for i in rng.permutation(len(regions))[: settings.objects_per_image]]
             for region in picked:
                 targets.add(record, region, rng)
@@ -120,7 +121,8 @@ class Task(base.Task[Settings, Batch]):
             questions = template.training_questions(expression)
             text = questions[rng.integers(len(questions))].format(prompts.quoted(template.expression(expression)))
             image = "" if turns else template.image_string(image_tokens)
-            turns.append(prompts.Turn(image + text, prompts.SEG_ANSWERS[rng.integers(len(prompts.SEG_ANSWERS))]))
+            answer = prompts.SEG_ANSWERS[rng.integers(len(prompts.SEG_ANSWERS))]
+            turns.append(prompts.Turn(image + text, answer if region.area else prompts.REJECTION))
         return turns
 
     def losses(self, model: Segmenter, features: Features, batch: Batch, counts: Mapping[str, int], now: Now) -> Losses:
