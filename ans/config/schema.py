@@ -141,6 +141,9 @@ class World(Section):
     openimages_images: Count = Field(description="images in Open Images' layout")
     describe_images: Count = Field(description="images with described regions, in Describe Anything's layout")
     reasonseg_images: Count = Field(description="training images in ReasonSeg's layout; half as many each for val and test")
+    grounded_images: Number = Field(
+        0, description="training images with grounded captions, below glamm_data/; half as many for val, test"
+    )
     videos: Number = Field(0, description="films with expressions in each layout of videos, below videos/ (docs/video.md)")
     captioned_images: Number = Field(
         0, description="for studies: images of masks with true captions, and again with wrong ones, below captioned/"

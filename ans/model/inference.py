@@ -102,11 +102,22 @@ class SegmenterInference(SegmenterModules):
         Raises `ValueError` when the two lists differ in length.
         """
         read = self.read(images)
-        questions = self._referring(read, expressions)
-        answers = self.answer(read, questions, max_new_tokens)
-        masks = self._masks_of(read, questions, [answer.seg_states for answer in answers])
-        results = iter(Segmentation(self._decode(a.ids), found) for a, found in zip(answers, masks, strict=True))
+        results = iter(self._segmented(read, self._referring(read, expressions), max_new_tokens))
         return [[next(results) for _ in row] for row in expressions]
+
+    @torch.no_grad()
+    def ask(
+        self, images: Sequence[ImageLike] | Features | Read, questions: Sequence[Sequence[str]], max_new_tokens: int = 512
+    ) -> list[list[Segmentation]]:
+        """Answer every question about every image in its own words, with a mask for each `[SEG]` of the answer.
+
+        Raises `ValueError` when the two lists differ in length.
+        """
+        read = self.read(images)
+        _same_length("questions", questions, read)
+        asked = [Question(i, prompts.quoted(text)) for i, texts in enumerate(questions) for text in texts]
+        results = iter(self._segmented(read, asked, max_new_tokens))
+        return [[next(results) for _ in row] for row in questions]
 
     @torch.no_grad()
     def segment_given(
@@ -207,6 +218,11 @@ class SegmenterInference(SegmenterModules):
         _same_length("expressions", expressions, read)
         question = self.template.segment_question
         return [Question(i, question(prompts.quoted(text))) for i, texts in enumerate(expressions) for text in texts]
+
+    def _segmented(self, read: Read, questions: Sequence[Question], max_new_tokens: int) -> list[Segmentation]:
+        answers = self.answer(read, questions, max_new_tokens)
+        masks = self._masks_of(read, questions, [answer.seg_states for answer in answers])
+        return [Segmentation(self._decode(a.ids), found) for a, found in zip(answers, masks, strict=True)]
 
     def _about_region(self, image: int, cells: Tensor, question: str) -> Question:
         return Question(image, self.region_question(cells[None], question), cells[None])

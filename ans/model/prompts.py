@@ -30,6 +30,27 @@ DESCRIBE_PROMPTS = (
 )
 """The first is what evaluation asks; the others vary it in training."""
 
+GROUNDED_PROMPT = (
+    "Could you please give me a brief description of the image? Please respond with interleaved segmentation masks for the "
+    "corresponding parts of the answer."
+)
+"""What the official evaluation of grounded conversation asks (GLaMM's GCG); training asks one of `GROUNDED_QUESTIONS`."""
+GROUNDED_QUESTIONS = (
+    "Could you please give me a detailed description of the image? Please respond with interleaved segmentation masks for the "
+    "corresponding parts of the answer.",
+    "Can you provide a thorough description of this image? Please output with interleaved segmentation masks for the "
+    "corresponding phrases.",
+    "Please describe in detail the contents of the image. Please respond with interleaved segmentation masks for the "
+    "corresponding parts of the answer.",
+    "Could you give a comprehensive explanation of what can be found within this picture? Please output with interleaved "
+    "segmentation masks for the corresponding phrases.",
+    "Could you give me an elaborate explanation of this picture? Please respond with interleaved segmentation masks for the "
+    "corresponding phrases.",
+    "Could you provide me with a detailed analysis of this photo? Please output with interleaved segmentation masks for the "
+    "corresponding parts of the answer.",
+)
+PHRASE_START, PHRASE_END = "<p>", "</p>"
+
 _QUESTIONS = (
     ("Can you segment the {} in this image", "?"),
     ("Please segment {} in this image", "."),
@@ -184,6 +205,25 @@ def expression_text(raw: str) -> str:
     """An expression as the training questions hold it: lower case, without the final full stop."""
     text = raw.lower().strip()
     return text[:-1] if text.endswith(".") else text
+
+
+def grounded_answer(caption: str, spans: Sequence[tuple[int, int]]) -> str:
+    """The answer of grounded conversation: the caption, with each of the spans of its characters, which come in order and do not
+    overlap, marked as a phrase that has a mask."""
+    parts, end = [], 0
+    for start, stop in spans:
+        before = quoted(caption[end:start]) if start > end else ""
+        parts.append(f"{before}{PHRASE_START} {quoted(caption[start:stop])} {PHRASE_END} {SEG_TOKEN}")
+        end = stop
+    return "".join(parts) + (quoted(caption[end:]) if end < len(caption) else "")
+
+
+def grounded_parts(answer: str) -> tuple[str, list[str]]:
+    """The caption of a grounded answer, without its marks, and its phrases, as the official evaluation reads them."""
+    flat = answer.replace("\n", "").replace("  ", " ")
+    phrases = [found.strip() for found in re.findall(f"{PHRASE_START}(.*?){PHRASE_END}", flat)]
+    caption = re.sub("<.*?>", "", flat).replace(SEG_TOKEN, "")
+    return " ".join(caption.split()).strip("'").strip(), phrases
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, template: Template, text: str) -> list[int]:

@@ -4,6 +4,7 @@ model = Segmenter.from_pretrained("models/variants/full")
 model.segment([image], [["the left cup", "the man in red"]])   # per image, per expression: answer and masks
 model.segment_at([image], [[Place(points=[(90, 40)])]])        # per image: masks of what is pointed at
 model.describe([image], [masks])                               # per image, per region: a caption
+model.ask([image], [["What is here?"]])                        # per image, per question: answer and masks
 model.segment_video(frames, ["the ball that rolls away"])      # an iterator: per frame, per expression: answer and masks
 model.save_pretrained("folder")
 

@@ -47,7 +47,7 @@ DRIFT = 0.15
 """How far an object moves at most between two frames, in fractions of the image's short side, along x and along y."""
 
 SPLITS = ("train", "val", "testA", "testB", "test", "sa1b", "sav", "openimages", "describe")
-SPLITS += ("reasonseg", "sav_video", "own")
+SPLITS += ("reasonseg", "sav_video", "own", "grounded")
 """Groups of scenes; the position is the second number of a scene's seed, so new ones come last."""
 
 

@@ -33,7 +33,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ans.config.schema import World
-from ans.toy import world_captions, world_loops, world_more, world_videos
+from ans.toy import world_captions, world_grounded, world_loops, world_more, world_videos
 from ans.toy.scenes import (
     ATTRIBUTES,
     CATEGORIES,
@@ -195,6 +195,9 @@ def write_world(root: Path, world: World) -> dict[str, int]:
     counts = world_loops.write(root, world, objects)
     scenes = [scene for scene in _scenes(world) if "refcoco" in set_splits(*scene)]
     world_more.write(root, world, scenes, _instances(listings["refcoco"]), listings["refcoco"].refs)
+    if world.grounded_images:
+        world_grounded.write(root, world)
+        counts["grounded"] = world.grounded_images
     if world.videos:
         world_videos.write(root / "videos", world)
         counts["videos"] = world.videos

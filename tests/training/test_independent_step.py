@@ -167,6 +167,9 @@ ELSEWHERE = {
         f"train.clips.{name}": "its samples, loss and gradient: tests/tasks/test_clips.py"
         for name in ("enabled", "sources", "frames", "expressions")
     },
+    **{
+        f"train.grounded.{name}": "its answers, targets and loss: tests/tasks/test_grounded.py" for name in ("enabled", "sources")
+    },
     "train.referring.no_target": "its answers, targets and loss: tests/tasks/test_referring.py",
     "train.min_seg_rate": "stops a run: test_hooks.py",
     "train.gallery": "changes nothing: test_not_a_setting_of_the_result",
