@@ -160,9 +160,10 @@ class SegmenterInference(SegmenterModules):
         images: Sequence[ImageLike] | Features | Read,
         masks: Sequence[np.ndarray | Tensor | Sequence[np.ndarray | Place]],
         max_new_tokens: int = 512,
+        question: str = prompts.DESCRIBE_PROMPT,
     ) -> list[list[str]]:
-        """Caption every region of every image. `masks`: per image (n, h, w), non-zero inside, or a list in which a region may also be
-        a `Place`, for the mask that `segment_at` finds there; each region is asked alone.
+        """Caption every region of every image, by `question`, which calls it `region1`. `masks`: per image (n, h, w), non-zero
+        inside, or a list in which a region may also be a `Place`, for the mask that `segment_at` finds there; each is asked alone.
 
         Raises `ValueError` for an empty mask, when the two lists differ in length, for a model that knows no regions, and as
         `segment_at` does.
@@ -175,7 +176,7 @@ class SegmenterInference(SegmenterModules):
         for i, regions in enumerate(masks):
             inside = regions.cpu() if isinstance(regions, Tensor) else torch.from_numpy(np.asarray(regions))
             cells = region_cells(inside > 0, read.visual[i].grid.region) if len(regions) else []
-            questions += [self._about_region(i, cell, prompts.DESCRIBE_PROMPT) for cell in cells]
+            questions += [self._about_region(i, cell, question) for cell in cells]
         answers = iter(self.answer(read, questions, max_new_tokens))
         return [[self._decode(next(answers).ids, self.template.stop_words) for _ in regions] for regions in masks]
 
