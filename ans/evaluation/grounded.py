@@ -87,7 +87,7 @@ def metrics(conversations: Sequence[Conversation], similar: Similarity | None = 
 
 def ious(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """(n, m) IoU of masks (n, h, w) with masks (m, h, w); 0 where both are empty."""
-    first, second = (part.reshape(len(part), -1).astype(np.float64) for part in (predicted, truth))
+    first, second = (part.reshape(len(part), part.shape[1] * part.shape[2]).astype(np.float64) for part in (predicted, truth))
     shared = first @ second.T
     union = first.sum(1)[:, None] + second.sum(1)[None] - shared
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
@@ -148,6 +148,7 @@ def bert(folder: str) -> Similarity:
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    assert tokenizer is not None  # what its type allows
 
     def similar(first: str, second: str) -> float:
         with torch.no_grad():

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ans.data import masks
 from ans.data.images import BROKEN_IMAGE, image_size
 from ans.data.records import Expression, ImageRecord, Region, Skipped
@@ -177,4 +179,4 @@ def _union(rles: list[Any], height: int, width: int) -> str:
     parts = [masks.decode(masks.from_segmentation(rle, height, width), height, width) for rle in rles]
     if not any(part.any() for part in parts):
         raise ValueError("phrase without a pixel")
-    return masks.from_array(sum(part.astype(bool) for part in parts) > 0)
+    return masks.from_array(np.any(parts, axis=0))
