@@ -147,8 +147,8 @@ def bert(folder: str) -> Similarity:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
-    assert tokenizer is not None  # what its type allows
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder).eval()
 
     def similar(first: str, second: str) -> float:
         with torch.no_grad():
