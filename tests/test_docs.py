@@ -142,7 +142,21 @@ def test_modules_take_these_options(words: list[str], tmp_path: Path, monkeypatc
     module, arguments = words[2], words[3:]
     if module == "ans":
         command = parser().parse_args(arguments)
-        if arguments[0] in ("demo", "serve", "compare", "evaluate", "plan", "validate", "import", "convert", "export", "push"):
+        if arguments[0] in (
+            "demo",
+            "serve",
+            "compare",
+            "evaluate",
+            "plan",
+            "validate",
+            "import",
+            "convert",
+            "export",
+            "push",
+            "ground",
+            "score",
+            "dlc",
+        ):
             assert command.run
             return
         shutil.copy(ROOT / "params.yaml", tmp_path)

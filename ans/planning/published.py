@@ -21,6 +21,10 @@ COCO = Published("http://images.cocodataset.org/zips/train2014.zip", "13.5 GB")
 
 PUBLISHED = {
     "refcoco": Published("https://github.com/lichengunc/refer", "annotations only", coco=True),
+    "refcoco_m": Published("https://huggingface.co/datasets/moondream/refcoco-m", "0.6 GB", coco=True),
+    "grand_f": Published(
+        "https://huggingface.co/datasets/MBZUAI/GranD-f", "annotations; its images are linked by GLaMM's docs/datasets.md"
+    ),
     "reason_seg": Published("https://github.com/dvlab-research/LISA#dataset", "1,218 images"),
     "sa1b": Published(
         "https://ai.meta.com/datasets/segment-anything-downloads/",

@@ -206,7 +206,7 @@ def test_a_model_of_unknown_size_is_told(config: Config, tmp_path: Path) -> None
 
 
 def test_every_reader_says_where_its_data_is(config: Config) -> None:
-    assert {source.reader for source in config.sources.values()} | {"sav_video"} == set(PUBLISHED)
+    assert {source.reader for source in config.sources.values()} | {"sav_video", "refcoco_m", "grand_f"} == set(PUBLISHED)
 
 
 # --------------------------------------------------------------------------------------------------------- what is indexed

@@ -32,6 +32,16 @@ def source_folder(root: Path, folder: str, name: str) -> Path:
     return path
 
 
+def coco_folders(folder: str) -> tuple[str, ...]:
+    """Where the photographs of COCO's train2014 may lie, below `paths.root`; the first that exists is taken. `folder`: a source's own."""
+    return (
+        f"{folder}/coco2014/train2014",
+        "ref_seg/coco2014/train2014",
+        "coco2014/train2014",
+        "glamm_data/images/coco2014/train2014",
+    )
+
+
 def field(record: Any, key: str, kind: type) -> Any:
     """`record[key]`, an instance of `kind`; an integer of 64 bits, a text of whole characters (others cannot be stored).
 

@@ -17,7 +17,7 @@ from typing import Any
 from ans.data import masks
 from ans.data.images import is_text, spelled
 from ans.data.records import Expression, ImageRecord, Noted, Region, Skipped
-from ans.data.sources.common import by_id, clean, field, parse_json
+from ans.data.sources.common import by_id, clean, coco_folders, field, parse_json
 
 REFS = {
     "refcoco": "refs(unc).p",
@@ -71,16 +71,6 @@ def _listed(refs: Any, path: Path) -> list[dict[str, Any]]:
     return refs
 
 
-def image_folders(folder: str) -> tuple[str, ...]:
-    """Where the images may lie, below `paths.root`; the first that exists is taken. `folder` is the source's own."""
-    return (
-        f"{folder}/coco2014/train2014",
-        "ref_seg/coco2014/train2014",
-        "coco2014/train2014",
-        "glamm_data/images/coco2014/train2014",
-    )
-
-
 def listing(root: Path, folder: str, name: str) -> list[Path]:
     """instances.json and the refs file of source `name`. Raises `FileNotFoundError` naming `paths.root` and the key."""
     paths = [root / folder / "instances.json", root / folder / REFS[name]]
@@ -116,10 +106,10 @@ def plan(root: Path, folder: str, name: str) -> list[Task]:
     Raises `FileNotFoundError` without the listing or any image folder, `ValueError` naming a file that cannot be parsed.
     """
     instances_path, refs_path = listing(root, folder, name)
-    images_at = next((candidate for candidate in image_folders(folder) if (root / candidate).is_dir()), None)
+    images_at = next((candidate for candidate in coco_folders(folder) if (root / candidate).is_dir()), None)
     if images_at is None:
         raise FileNotFoundError(
-            f"no images for sources.{name}: looked below paths.root ({root}) in {', '.join(image_folders(folder))}"
+            f"no images for sources.{name}: looked below paths.root ({root}) in {', '.join(coco_folders(folder))}"
         )
     present = {entry.name for entry in os.scandir(root / images_at)}
     images, annotations, categories = _read_instances(instances_path)

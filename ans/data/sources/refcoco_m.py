@@ -2,7 +2,7 @@
 
     data/validation-*.parquet    image_id, file_name, samples: [{"id", "category", "sentences": [...], "mask": {"counts", "size"}}]
 
-The photographs in them are COCO's train2014, and are read from there (`refcoco.image_folders`), not from the parquet.
+The photographs in them are COCO's train2014, and are read from there (`common.coco_folders`), not from the parquet.
 """
 
 import glob
@@ -16,8 +16,7 @@ import pyarrow.parquet as pq
 from ans.data import masks
 from ans.data.images import BROKEN_IMAGE, image_size
 from ans.data.records import Expression, ImageRecord, Noted, Region, Skipped
-from ans.data.sources.common import clean, field, source_folder
-from ans.data.sources.refcoco import image_folders
+from ans.data.sources.common import clean, coco_folders, field, source_folder
 
 SPLIT = "val"
 
@@ -28,9 +27,9 @@ Task = tuple[str, dict[str, Any]]
 def plan(root: Path, folder: str, name: str) -> list[Task]:
     """Every image, in the order of the files. Raises `FileNotFoundError` without them or without COCO's photographs, `ValueError` naming a
     file that cannot be read."""
-    place = next((place for place in image_folders(folder) if (root / place).is_dir()), None)
+    place = next((place for place in coco_folders(folder) if (root / place).is_dir()), None)
     if place is None:
-        raise FileNotFoundError(f"no images for sources.{name}: looked below {root} in {', '.join(image_folders(folder))}")
+        raise FileNotFoundError(f"no images for sources.{name}: looked below {root} in {', '.join(coco_folders(folder))}")
     tasks = []
     for path in _files(root, folder, name):
         try:
