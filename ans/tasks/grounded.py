@@ -16,7 +16,7 @@ from ans.model.segmenter import Conversations, Features, Segmenter
 from ans.objectives.batches import Images, ImagesOf, Targets, labels_of, pad_right
 from ans.objectives.losses import mask_terms, seg_rate
 from ans.tasks import base
-from ans.tasks.base import Losses, Now, Setting
+from ans.tasks.base import Losses, Now, Panel, Setting
 
 
 class Settings(TaskSettings):
@@ -52,6 +52,8 @@ class Task(base.Task[Settings, Batch]):
     stream = 6
     counted = ("objects", "tokens")
     title, prefix = "grounded conversation", "grounded"
+    # no `_seg_rate`, below which a run stops: a base that never saw such answers begins at 0
+    panels = (Panel("[SEG] behind each phrase", {"grounded_seg_learnt": "would be said"}, share=True),)
 
     def __init__(self, settings: Settings, setting: Setting) -> None:
         super().__init__(settings, setting)
@@ -96,7 +98,7 @@ class Task(base.Task[Settings, Batch]):
         logits = model.masks(features, out.seg_image, out.seg_embeds).low_res
         loss, values = mask_terms(logits, batch.targets, train.loss, train.mask_points, counts["objects"])
         language = out.language_loss / counts["tokens"]
-        values |= {"language": language.detach(), "seg_rate": seg_rate(model, out, counts["objects"])}
+        values |= {"language": language.detach(), "seg_learnt": seg_rate(model, out, counts["objects"])}
         return Losses(loss + train.loss.language * language, {f"grounded_{name}": value for name, value in values.items()})
 
 

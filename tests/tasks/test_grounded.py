@@ -99,6 +99,7 @@ def test_the_loss_by_hand(case: TaskCase) -> None:
     assert float(losses.values["grounded_mask"]) == pytest.approx(entropy / place, rel=1e-4)
     assert float(losses.values["grounded_dice"]) == pytest.approx(dice / place, rel=1e-4)
     assert float(losses.values["grounded_language"]) == pytest.approx(language / count, rel=1e-4)
+    assert "grounded_seg_rate" not in losses.values, "a run would stop before it has learnt to say [SEG] here"
     weights = case.config.train.loss
     whole = weights.mask * entropy / place + weights.dice * dice / place + weights.language * language / count
     assert float(losses.total.detach()) == pytest.approx(whole, rel=1e-4)
