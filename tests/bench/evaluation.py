@@ -60,7 +60,7 @@ WEIGHTS = Path(__file__).parents[2] / "weights" / "tiny"
 def make_data(folder: Path, images: int) -> tuple[Config, Plan]:
     """A world below `folder` with `images` val scenes, and the plan of RefCOCO's and RefCOCO+'s val splits, which share them."""
     config = load(WEIGHTS.parents[1] / "params.yaml").changed({"paths.root": str(folder)})
-    few = {name: 1 for name in type(config.world).model_fields if name not in ("seed", "shift")}
+    few = {name: 1 for name in type(config.world).model_fields if name not in ("seed", "shift", "new_colours")}
     write_world(folder, config.world.model_copy(update=few | {"val_images": images}))
     workspace = Workspace(folder)
     for source in ("refcoco", "refcoco_plus"):

@@ -36,7 +36,7 @@ RLE = {"size": [10, 20], "counts": coco.encode(MASK)["counts"].decode()}
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("world")
-    world_loops.write(path, SIZE)
+    world_loops.write(path, SIZE, {})
     return path
 
 

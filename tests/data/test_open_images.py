@@ -32,7 +32,7 @@ HIGH_ID = "ff7c122b0eaa5d16"  # above 2 ** 63
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("world")
-    world_loops.write(path, SIZE)
+    world_loops.write(path, SIZE, {})
     return path
 
 

@@ -30,7 +30,7 @@ MASK[1:4, 2:7] = 255
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("world")
-    world_loops.write(path, SIZE)
+    world_loops.write(path, SIZE, {})
     return path
 
 
@@ -80,7 +80,7 @@ def test_the_second_frame_shows_the_same_background(root: Path) -> None:
 
 
 def test_the_second_frame_shows_the_same_object(tmp_path: Path) -> None:
-    world_loops.write(tmp_path, SIZE.model_copy(update={"sav_pairs": 20, "shift": 0.0}))
+    world_loops.write(tmp_path, SIZE.model_copy(update={"sav_pairs": 20, "shift": 0.0}), {})
     for record in common.read(sav, tmp_path, "sav/npz", "sav"):
         if record.second:
             one, two = (np.asarray(open_image(tmp_path, path), float) for path in (record.path, record.second))

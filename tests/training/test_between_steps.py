@@ -289,6 +289,11 @@ def test_examples_go_on_and_are_of_the_first_process() -> None:
 WHAT = {"preset": "tiny", "train.lr": 0.1, "the base weights": "a" * 64}
 
 
+def lock(folder: ResumeFolder) -> None:
+    """Lock a run that writes its results into a folder of its own."""
+    folder.lock(folder.folder.parent.with_name("results") / folder.folder.name)
+
+
 def test_a_run_is_found_by_what_decides_it(tmp_path: Path) -> None:
     folder = ResumeFolder(tmp_path, WHAT, {"code": "1"}, 60.0)
     assert folder.folder == ResumeFolder(tmp_path, dict(reversed(WHAT.items())), {"code": "2"}, 0.0).folder
@@ -296,9 +301,9 @@ def test_a_run_is_found_by_what_decides_it(tmp_path: Path) -> None:
     digits = folder.folder.name.removeprefix("train-")
     assert len(digits) == 12 and set(digits) <= set("0123456789abcdef")
     assert folder.load() is None
-    folder.lock()
-    with pytest.raises(ResumeError, match=r"train-.*locked by another process"):
-        ResumeFolder(tmp_path, WHAT, {}, 60.0).lock()
+    lock(folder)
+    with pytest.raises(ResumeError, match=r"train-.*: this run is locked by another training; wait for it or stop it"):
+        lock(ResumeFolder(tmp_path, WHAT, {}, 60.0))
 
 
 def test_a_lock_clears_away_what_a_killed_run_left(tmp_path: Path) -> None:
@@ -307,7 +312,7 @@ def test_a_lock_clears_away_what_a_killed_run_left(tmp_path: Path) -> None:
     for name in (".1234.state.pt", "bad_images_referring", "bad_images_loop1", "step_000002.pth", "state.pt"):
         (folder.folder / name).write_bytes(b"")
     assert folder.bad_images("loop1") == folder.folder / "bad_images_loop1"
-    folder.lock()
+    lock(folder)
     assert sorted(os.listdir(folder.folder)) == ["lock", "run.json", "state.pt", "step_000002.pth"]
     assert json.loads((folder.folder / "run.json").read_text()) == WHAT
     folder.remove()
@@ -316,7 +321,7 @@ def test_a_lock_clears_away_what_a_killed_run_left(tmp_path: Path) -> None:
 
 def test_a_run_is_continued_under_its_conditions(tmp_path: Path) -> None:
     begun = ResumeFolder(tmp_path, WHAT, {"code": "1", "cache": "on"}, 60.0)
-    begun.lock()
+    lock(begun)
     content = {"step": 7, "w": [torch.ones(2)], "nested": ({"x": torch.zeros(1)}, 3)}
     begun.save(content, wait=True)
     state = ResumeFolder(tmp_path, WHAT, {"code": "1", "cache": "on"}, 60.0).load()
@@ -333,13 +338,13 @@ def test_similar_runs_are_named_with_what_differs(tmp_path: Path) -> None:
         (mine | {"train.lr": 0.2, "the base weights": "b" * 64}, mine | {"a": 0, "b": 0, "c": 0}, WHAT | {"train.lr": 5})
     ):
         of = ResumeFolder(tmp_path, other, {}, 60.0)
-        of.lock()
+        lock(of)
         if number < 3:
             of.save({"step": 1}, wait=True)
     unsaved = ResumeFolder(tmp_path, mine | {"preset": "other"}, {}, 60.0)
-    unsaved.lock()
+    lock(unsaved)
     folder = ResumeFolder(tmp_path, mine, {}, 60.0)
-    folder.lock()
+    lock(folder)
     folder.save({"step": 1}, wait=True)
     lines = folder.similar()
     assert len(lines) == 2, "four differences are another run, and what has no state is none"
@@ -359,7 +364,7 @@ def test_a_state_is_due_after_its_seconds(tmp_path: Path, monkeypatch: pytest.Mo
     assert not folder.due()
     now = 1060.0
     assert folder.due()
-    folder.lock()
+    lock(folder)
     folder.save({"step": 1}, wait=True)
     assert not folder.due()
     now = 1119.0
@@ -370,7 +375,7 @@ def test_a_state_is_due_after_its_seconds(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_state_that_could_not_be_written_is_said_at_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = ResumeFolder(tmp_path, WHAT, {}, 60.0)
-    folder.lock()
+    lock(folder)
     threads = []
 
     def full(path: Path, content: Any) -> None:
