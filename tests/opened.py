@@ -21,11 +21,12 @@ sys.addaudithook(_hook)  # which cannot be taken back, hence the list
 
 @contextmanager
 def opened(folder: Path, at: Callable[[list[Path]], None] | None = None) -> Iterator[list[Path]]:
-    """The files below `folder` that are opened meanwhile. `at` sees the list before the last of them is opened, and may raise."""
+    """The files below `folder`, but for `facts.json`, that are opened meanwhile. `at` sees the list before the last of them is opened,
+    and may raise."""
     found: list[Path] = []
 
     def watch(path: Path) -> None:
-        if path.is_relative_to(folder):
+        if path.is_relative_to(folder) and path.name != "facts.json":
             found.append(path)
             if at is not None:
                 at(found)

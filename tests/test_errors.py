@@ -32,11 +32,12 @@ BY_COMMAND = {
     "unknown preset": ({"preset": "huge"}, "preset: no preset named 'huge'; there are lisa-7b, lisa-tiny, own, sa2va-1b,"),
     "unknown key": ({"train__stepz": 3}, "train.stepz: unknown key"),
     "no group": ({"train__groups": []}, "train.groups: "),
-    "numbers that blow up": ({"train__lr": 1e30, "train__warmup": 0.0}, "lower train.lr"),
+    "numbers that blow up": ({"train__loss__mask": 1e38}, "lower train.lr"),
 }
 BY_CALL = {
     "no samples": (
-        {"train__loop1__sources": {"sav": {"repeats": 0.0}}}, "train.loop1.sources: sav: no sample is left to train on",
+        {"train__loop1__sources": {"sav": {"repeats": 0.0}}},
+        "train.loop1.sources: repeats is 0 for each of them, so nothing would be learnt",
     ),
     "unknown source": (
         {"train__loop1__sources": {"nothing": {}}}, "train.loop1: no index named 'nothing'; there are describe, grefcoco,",

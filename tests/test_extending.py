@@ -47,6 +47,10 @@ LANGUAGE = {
 }  # fmt: skip
 """Of a LightOnOCR that is small enough for a test: cells of 16 x 16 pixels, of which the longer edge has six at most."""
 
+SMALL_WORLD = dict.fromkeys(World.model_fields, 1) | {
+    "videos": 0, "captioned_images": 0, "grounded_images": 0, "new_colours": False, "shift": 1.0,
+}  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -74,7 +78,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sam2 = {"location": "sam2_hiera_large.pt", "sha256": sha256(copy / "sam2_hiera_large.pt")}
     override(
         copy / "params.yaml", preset="sa2va-1b", paths__root=str(sets), launch__workers=0, index__max_bad_fraction=0.5,
-        launch__log_with=[], world=dict.fromkeys(World.model_fields, 1) | {"videos": 0, "shift": 1.0}, variants__base=[],
+        launch__log_with=[], world=SMALL_WORLD, variants__base=[],
         weights__source="path", weights__location=str(released), weights__sam2=sam2,
         train__steps=4, train__batch=4, train__accumulation=1, train__precision="float32", train__mask_points=0,
         train__lora__rank=4, train__checkpoint_activations=False, train__min_seg_rate=0.0,
