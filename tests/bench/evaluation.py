@@ -17,8 +17,8 @@ encoders count; one image, one thread, CPU seconds, the best of several turns. I
 seven_over_ideal: E + P + 7 D over the time of 7 expressions together, with E + P that of reading the image and D the rest of one.
 one_over_single, describe_one: four images with one expression, or one region, each: one by one over together.
 describe_seven: the same of seven regions of one image.
-of_limit_segment_1, of_limit_segment_7, of_limit_describe_1, of_limit_describe_7: the counted operations (products, convolutions,
-attention) at the speed of a matrix product measured before and after, over the time. of_limit: the least of them.
+of_*: of each of the four cases (of_limit_segment_1, ...) the counted operations (products, convolutions, attention) at the speed of a
+matrix product measured before and after, over the time. of_limit: the least of them.
 
 `--model`: a model with random weights of another family, one of `TWINS` in tests/small_releases.py. What it answers has no meaning, so
 masks are not compared (tests/evaluation/test_families.py does).
