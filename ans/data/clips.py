@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image
 
 from ans.data import masks, video_sources
-from ans.data.images import BROKEN_IMAGE, SEPARATOR, below, image_size, open_image, open_mask
+from ans.data.disk import below
+from ans.data.images import BROKEN_IMAGE, SEPARATOR, image_size, open_image, open_mask
 from ans.data.records import Skipped
 from ans.data.sources.common import clean, field, parse_json
 from ans.data.videos import Frames, VideoFile

@@ -6,30 +6,25 @@ video>.mp4::<number>`.
 """
 
 import hashlib
-import os
-import stat
 import struct
-import tokenize
-import unicodedata
-import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from ans.data.disk import MAX_BYTES, below, read_file
+from ans.data.npz import read_array
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
 SEPARATOR = "::"
-
-MAX_BYTES = 1 << 30
-"""Of an image's file, and of a JSON about one image."""
 
 JPEG_PIXELS = 8 * 64
 """Of a byte of a JPEG at most: of 64 pixels the mean takes a bit, whatever they show."""
@@ -42,10 +37,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 
 LOSSY = ("JPEG", "MPO", "WEBP")
 """What a mask may not be."""
-
-BROKEN_NPZ = (OSError, EOFError, ValueError, SyntaxError, TypeError, struct.error, tokenize.TokenError, zlib.error)
-BROKEN_NPZ += (zipfile.BadZipFile, NotImplementedError, RuntimeError, RecursionError, MemoryError)
-"""What zipfile and numpy raise on damaged files."""
 
 BROKEN_IMAGE = (OSError, SyntaxError, ValueError, TypeError, IndexError, struct.error, zlib.error, Image.DecompressionBombError)
 """What Pillow raises on damaged files."""
@@ -78,44 +69,6 @@ def array(npz: str, name: str) -> str:
 def frame(video: str, number: int) -> str:
     """Locator of a frame of an mp4, counted from 0."""
     return f"{video}{SEPARATOR}{number}"
-
-
-def below(root: str | Path, path: str) -> Path:
-    """`root`/`path`. Raises `ValueError` for a path that leaves the root, that has a control character (no tool shows those), or that is
-    longer than any file's."""
-    if path.startswith("/") or ".." in path.split("/"):
-        raise ValueError(f"{path}: leaves paths.root ({root}); refused")
-    if not is_text(path):
-        raise ValueError(f"{ascii(path)}: a path with a control character, or with bytes that are no text; refused")
-    if len(path) > 2000 or any(len(part.encode()) > 255 for part in path.split("/")):
-        raise ValueError(f"{path[:80]}...: a path longer than any file's")
-    return Path(root, path)
-
-
-def is_text(name: str) -> bool:
-    """Whether a name has characters alone: no control characters, no line breaks, no bytes that are no text."""
-    return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
-
-
-def spelled(root: str | Path, path: str) -> str:
-    """`path` below `root` as the disk spells it, where the two differ in the Unicode form of letters with accents or in the case of
-    the suffix; `path` itself where there is no such file."""
-    if below(root, path).exists():
-        return path
-    folder, _, name = path.rpartition("/")
-    if folder:
-        folder = f"{spelled(root, folder)}/"
-    return folder + _names(str(below(root, folder))).get(_form(name), name)
-
-
-@lru_cache(maxsize=16)
-def _names(folder: str) -> dict[str, str]:
-    return {_form(name): name for name in sorted(os.listdir(folder))} if os.path.isdir(folder) else {}
-
-
-def _form(name: str) -> str:
-    stem, suffix = os.path.splitext(unicodedata.normalize("NFC", name))
-    return stem + suffix.lower()
 
 
 def identify(file: bytes | Path) -> Image.Image:
@@ -151,17 +104,6 @@ def _sound_png(data: bytes) -> bytes:
     return b"".join(kept) if damaged else data
 
 
-def read_file(path: Path) -> bytes:
-    """The bytes of a file. Raises `FileNotFoundError`, or `ValueError`, which the caller completes with the name, for what is no plain
-    file (a pipe never ends) and for one larger than any image."""
-    state = path.stat()
-    if not stat.S_ISREG(state.st_mode):
-        raise ValueError("not a plain file")
-    if state.st_size > MAX_BYTES:
-        raise ValueError(f"has {state.st_size} bytes, more than any image")
-    return path.read_bytes()
-
-
 def content(data: bytes) -> str:
     """What a photograph is known by wherever it lies: size and digest of its file."""
     return f"{len(data)}:{hashlib.blake2b(data, digest_size=16).hexdigest()}"
@@ -193,52 +135,6 @@ def read_bytes(root: str | Path, locator: str) -> bytes:
     if len(content) != size:
         raise ValueError(f"{file_path}: ends before byte {offset + size}; is the download complete?")
     return content
-
-
-def read_array(path: Path, name: str) -> np.ndarray:
-    """The array `name` of an npz; nothing in it is unpickled. Raises `FileNotFoundError`, or `ValueError` naming the file."""
-    with _npz(path) as archive:
-        if f"{name}.npy" not in archive.namelist():
-            raise ValueError(f"it has no array {name!r}")
-        if archive.getinfo(f"{name}.npy").file_size > MAX_BYTES:
-            raise ValueError(f"array {name} unpacks to more than any image has")
-        content = archive.read(f"{name}.npy")  # whole, since its checksum is tested at its end
-        _header(BytesIO(content), len(content))
-        return np.lib.format.read_array(BytesIO(content), allow_pickle=False)
-
-
-def array_shapes(path: Path, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of those of `names` that an npz has; their values are not read. Raises as `read_array`."""
-    shapes = {}
-    with _npz(path) as archive:
-        for name in names:
-            if f"{name}.npy" in archive.namelist():
-                with archive.open(f"{name}.npy") as file:
-                    shapes[name] = _header(file, archive.getinfo(f"{name}.npy").file_size)
-    return shapes
-
-
-@contextmanager
-def _npz(path: Path) -> Iterator[zipfile.ZipFile]:
-    try:
-        if path.exists() and not path.is_file():
-            raise ValueError("not a plain file")
-        with zipfile.ZipFile(path) as archive:
-            yield archive
-    except FileNotFoundError:
-        raise
-    except BROKEN_NPZ as error:
-        raise ValueError(f"{path}: not a readable npz: {error}") from error
-
-
-def _header(file: IO[bytes], size: int) -> tuple[int, ...]:
-    """The shape of an npy file of `size` bytes. Raises `ValueError` when they do not hold it: numpy would ask for the memory."""
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, kind = read(file)
-    if file.tell() + int(np.prod(shape, dtype=object)) * kind.itemsize != size:
-        raise ValueError(f"{size} bytes do not hold {kind} of shape {shape}")
-    return shape
 
 
 def open_image(root: str | Path, locator: str) -> Image.Image:

@@ -19,7 +19,8 @@ from xml.etree import ElementTree
 import numpy as np
 
 from ans.data import masks
-from ans.data.images import BROKEN_IMAGE, below, content, open_image, open_mask, read_file, spelled
+from ans.data.disk import below, read_file, spelled
+from ans.data.images import BROKEN_IMAGE, content, open_image, open_mask
 from ans.data.mask_files import read_mask
 from ans.data.matching import check_size
 from ans.data.records import Noted, Skipped

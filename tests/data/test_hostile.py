@@ -17,8 +17,10 @@ from PIL import Image
 
 from ans.data import masks
 from ans.data.arrow import read_index
-from ans.data.images import FORMATS, MAX_BYTES, open_image, read_array, read_bytes, read_frame, spelled
+from ans.data.disk import MAX_BYTES, spelled
+from ans.data.images import FORMATS, open_image, read_bytes, read_frame
 from ans.data.mask_files import read_mask, suspicions
+from ans.data.npz import read_array
 from ans.data.records import Expression, ImageRecord, Region, Skipped
 from ans.data.samples import Evaluated, training_rows
 from ans.data.sources import own, reason_seg, sa1b, sav
@@ -172,7 +174,7 @@ def test_a_tar_whose_sizes_lie_is_named(tmp_path: Path, size: int) -> None:
 
 def test_an_npz_that_unpacks_to_more_than_an_image_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez_compressed(tmp_path / "a.npz", frame1=np.zeros((500, 500, 3), np.uint8))
-    monkeypatch.setattr("ans.data.images.MAX_BYTES", 10**5)
+    monkeypatch.setattr("ans.data.npz.MAX_BYTES", 10**5)
     with pytest.raises(ValueError, match=r"a\.npz: .*array frame1 unpacks to more than any image"):
         read_array(tmp_path / "a.npz", "frame1")
 

@@ -886,7 +886,7 @@ FAULTS: list[Fault] = [
     ),
     Fault(
         "what is no plain file is read",
-        "ans/data/images.py",
+        "ans/data/disk.py",
         "if not stat.S_ISREG(state.st_mode):",
         "if False:",
         ("tests/data/test_hostile.py::test_what_is_no_plain_file_is_refused_at_once[folder]",),

@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image
 
 from ans.data import masks
-from ans.data.images import BROKEN_IMAGE, drawn, image_size, open_mask, spelled
+from ans.data.disk import spelled
+from ans.data.images import BROKEN_IMAGE, drawn, image_size, open_mask
 from ans.data.records import ImageRecord, Noted, Region, Skipped
 from ans.data.sources.common import source_folder
 

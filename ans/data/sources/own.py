@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from ans.data import masks
-from ans.data.images import BROKEN_IMAGE, SEPARATOR, below, content, decoded, read_bytes, spelled
+from ans.data.disk import below, spelled
+from ans.data.images import BROKEN_IMAGE, SEPARATOR, content, decoded, read_bytes
 from ans.data.mask_files import read_mask, suspicions
 from ans.data.matching import check_size
 from ans.data.records import Expression, ImageRecord, Noted, Region, Skipped

@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ans.data import masks
-from ans.data.images import BROKEN_IMAGE, drawn, image_size, open_mask, read_file
+from ans.data.disk import read_file
+from ans.data.images import BROKEN_IMAGE, drawn, image_size, open_mask
 from ans.data.matching import check_size
 from ans.data.records import QUERY_KINDS, Expression, ImageRecord, Noted, Region, Skipped
 from ans.data.sources.common import clean, field, is_junk, parse_json, source_folder

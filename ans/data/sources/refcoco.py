@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ans.data import masks
-from ans.data.images import is_text, spelled
+from ans.data.disk import is_text, spelled
 from ans.data.records import Expression, ImageRecord, Noted, Region, Skipped
 from ans.data.sources.common import by_id, clean, coco_folders, field, parse_json
 

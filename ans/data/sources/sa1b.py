@@ -18,7 +18,8 @@ import orjson
 from ans.config.schema import SubsetSa1b
 from ans.data import masks
 from ans.data.arrow import ENTRY
-from ans.data.images import is_text, read_bytes
+from ans.data.disk import is_text
+from ans.data.images import read_bytes
 from ans.data.records import Skipped
 from ans.data.sources.common import field, is_junk, source_folder, tar_members
 

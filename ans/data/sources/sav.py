@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from ans.data import masks
-from ans.data.images import array, array_shapes, below, read_array
+from ans.data.disk import below
+from ans.data.images import array
+from ans.data.npz import array_shapes, read_array
 from ans.data.records import ImageRecord, Region, Skipped
 from ans.data.sources.common import source_folder
 

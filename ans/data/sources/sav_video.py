@@ -17,7 +17,8 @@ import numpy as np
 from pycocotools import mask as coco
 
 from ans.data import masks
-from ans.data.images import BROKEN_IMAGE, drawn, frame, open_mask, spelled
+from ans.data.disk import spelled
+from ans.data.images import BROKEN_IMAGE, drawn, frame, open_mask
 from ans.data.records import ImageRecord, Region, Skipped
 from ans.data.sources.common import field, is_junk, parse_json, source_folder
 

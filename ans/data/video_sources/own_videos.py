@@ -13,7 +13,8 @@ from typing import Any
 
 from ans.data import masks
 from ans.data.clips import Clip, ClipExpression, sized_frames
-from ans.data.images import below, frame
+from ans.data.disk import below
+from ans.data.images import frame
 from ans.data.mask_files import read_mask
 from ans.data.records import Skipped
 from ans.data.sources.common import clean, field, parse_json
