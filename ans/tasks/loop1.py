@@ -4,7 +4,6 @@ must come the object's mask. No text is given.
 With the Gumbel bridge the gradient of the mask runs through the caption's tokens into the student's reading of the first image.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +16,6 @@ from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ans.captions import likeness
 from ans.config.fields import Count, Name, Positive, Section, Share, Weight
 from ans.config.tasks import TaskSettings
 from ans.data.matching import region_mask
@@ -28,6 +26,7 @@ from ans.facts import read_facts
 from ans.model import prompts
 from ans.model.segmenter import Conversations, Features, Forward, Segmenter
 from ans.model.visual_prompt import region_cells
+from ans.objectives import captions
 from ans.objectives.batches import Images, ImagesOf, Targets, draw_questions, pad_right
 from ans.objectives.gumbel import straight_through
 from ans.objectives.losses import hard_iou, mask_terms, seg_rate
@@ -281,18 +280,21 @@ class Task(base.Task[Settings, Batch]):
                 advantage = hard_iou(logits, soft) - hard_iou(reference, soft)
             else:
                 words, greedy = student.words(student.chosen), student.words(student.greedy)
-                advantage = _likeness(model, words, teacher) - _likeness(model, greedy, teacher)
+                tokenizer = model.tokenizer
+                advantage = captions.cider(tokenizer, words, teacher) - captions.cider(tokenizer, greedy, teacher)
+                advantage = advantage.to(logits.device)
             reward = (advantage * student.log_probability).sum() / objects
             loss, values["advantage"] = loss - settings.reward * reward, advantage.sum() / objects
         values |= student.values | {"language": language.detach(), "seg_rate": seg_rate(model, out, objects)}
         values["teacher_confidence"] = weights.sum() / objects
-        values |= _teacher_values(teacher, ended, objects, logits.device)
+        for name, value in captions.statistics(teacher, ended, objects).items():
+            values[f"teacher_{name}"] = torch.tensor(value, device=logits.device)
         if counts["known"]:
             values |= self._truth(model, batch, teacher, counts["known"], logits.device)
         example = None
         if now.examples:
             texts = {"teacher": teacher, "student": student.words(student.chosen)}
-            decoded = {name: [str(model.tokenizer.decode(ids)) for ids in captions] for name, captions in texts.items()}
+            decoded = {name: [str(model.tokenizer.decode(ids)) for ids in said] for name, said in texts.items()}
             example = Example(batch.where, decoded, logits.detach(), batch.targets.soft)
         return Losses(loss, {f"loop1_{name}": value for name, value in values.items()}, example)
 
@@ -322,7 +324,7 @@ class Task(base.Task[Settings, Batch]):
         """The student reads image, region and the corrupted caption; its own choice at every position becomes the expression."""
         settings = self.settings
         corrupted_ids = [
-            corrupt(ids, settings.mask_ratio, uniform, model.text_tokens)
+            captions.corrupt(ids, settings.mask_ratio, uniform, model.text_tokens)
             for ids, uniform in zip(teacher, batch.corruption, strict=True)
         ]
         # read: image, region, question and the corrupted caption; predicted at each of its positions: the teacher's token
@@ -354,22 +356,18 @@ class Task(base.Task[Settings, Batch]):
         if embeds.requires_grad:
             embeds.register_hook(partial(_add_square, gradient))
         values = {
-            "kept_mass": _mean_per_object(kept, teacher, objects),
-            "changed_tokens": _mean_per_object((chosen != out.labels).float(), teacher, objects),
+            "kept_mass": captions.mean_per_object(kept, lengths, objects),
+            "changed_tokens": captions.mean_per_object((chosen != out.labels).float(), lengths, objects),
             "caption_gradient2": gradient,
         }
         extra: Tensor | float = 0.0
         if settings.denoising:
-            at = places.nonzero()[:, 0].to(model.device)
-            entropy = F.cross_entropy(out.logits[at].float(), out.labels[at], reduction="none")
-            each = torch.stack([part.sum() for part in places.split(lengths)])  # of each object, whose mean is taken
-            denoising = (entropy / each.repeat_interleave(each).to(model.device)).sum() / objects
+            denoising = captions.denoising(out.logits, out.labels, places, lengths, objects)
             extra, values["denoising"] = settings.denoising * denoising, denoising.detach()
         if not settings.reward:
             return Caption(teacher, embeds, extra, values, chosen)
         free = corrupted if settings.rescored == "corrupted" else torch.ones_like(corrupted)  # the other tokens are no choice
-        picked = logits.float().log_softmax(-1).gather(1, chosen[:, None])[:, 0].where(free, 0.0)
-        log_probability = torch.stack([part.sum() for part in picked.split(lengths)])
+        log_probability = captions.log_probability(logits, chosen, free, lengths)
         greedy = torch.where(free, logits.argmax(-1), out.labels)
         return Caption(teacher, embeds, extra, values, chosen, greedy, log_probability)
 
@@ -404,18 +402,6 @@ class Task(base.Task[Settings, Batch]):
         return None
 
 
-def corrupt(ids: list[int], ratio: float, uniform: Tensor, ordinary: Tensor) -> list[int]:
-    """`ids` with round(ratio * n) of its tokens replaced by tokens of `ordinary` (ids that are not special).
-
-    `uniform` (T, 2) in [0, 1): the tokens with the lowest first number are replaced, the second number says by what.
-    """
-    count = round(ratio * len(ids))
-    result = list(ids)
-    for place in uniform[: len(ids), 0].argsort()[:count].tolist():
-        result[place] = int(ordinary[int(uniform[place, 1] * len(ordinary))])
-    return result
-
-
 def describe(model: Segmenter, features: Features, batch: Batch) -> tuple[list[list[int]], list[bool], list[float]]:
     """Greedy captions of the objects: their tokens, whether they came to an end, and their confidence."""
     length = batch.noise.shape[1]
@@ -443,13 +429,6 @@ def segment(
     return out, model.masks(features, out.seg_image, out.seg_embeds).low_res
 
 
-def _likeness(model: Segmenter, captions: list[list[int]], references: list[list[int]]) -> Tensor:
-    """(R,) in [0, 1]: how much captions are like the teacher's, by CIDEr-D's measure."""
-    pairs = zip(captions, references, strict=True)
-    decode = model.tokenizer.decode
-    return torch.tensor([likeness(str(decode(one)), str(decode(other))) for one, other in pairs], device=model.device)
-
-
 def _table(model: Segmenter) -> Tensor:
     """The embeddings of all tokens, (V, D)."""
     return cast(Tensor, model.vlm.language_model.get_input_embeddings().weight)
@@ -464,18 +443,3 @@ def _no_text(model: Segmenter, logits: Tensor) -> Tensor:
 
 def _add_square(total: Tensor, gradient: Tensor) -> None:
     total.add_(gradient.detach().float().square().sum())
-
-
-def _mean_per_object(values: Tensor, captions: list[list[int]], objects: int) -> Tensor:
-    """Sum over objects of the mean over their tokens, divided by the step's objects."""
-    parts = values.detach().split([len(ids) for ids in captions])
-    return torch.stack([part.mean() if len(part) else part.sum() for part in parts]).sum() / objects
-
-
-def _teacher_values(captions: list[list[int]], ended: list[bool], objects: int, device: torch.device) -> dict[str, Tensor]:
-    """Share of captions that came to an end, their mean length in tokens, the share of empty ones, and of those that no other
-    object of the micro-batch has (an object by itself has such a one)."""
-    times = Counter(map(tuple, captions))
-    sums = (sum(ended), sum(map(len, captions)), sum(not ids for ids in captions), sum(count == 1 for count in times.values()))
-    names = ("teacher_ended", "teacher_length", "teacher_empty", "teacher_different")
-    return {name: torch.tensor(float(value), device=device) / objects for name, value in zip(names, sums, strict=True)}

@@ -17,7 +17,7 @@ class Fault:
 LOOP, SETUP, STEPPER, MIXTURE, SCHEDULE, EMA, GRADIENTS, SURGERY = (
     f"ans/training/{name}.py" for name in ("loop", "setup", "step", "mixture", "schedule", "ema", "gradients", "surgery")
 )
-LOSSES, MASK, GUMBEL = (f"ans/objectives/{name}.py" for name in ("losses", "mask", "gumbel"))
+LOSSES, MASK, GUMBEL, CAPTIONS = (f"ans/objectives/{name}.py" for name in ("losses", "mask", "gumbel", "captions"))
 REFERRING, LOOP1, LOOP2 = (f"ans/tasks/{name}.py" for name in ("referring", "loop1", "loop2"))
 MODULES, ADAPTERS = "ans/model/modules.py", "ans/model/adapters.py"
 
@@ -323,10 +323,12 @@ FAULTS: list[Fault] = [
         "corrupt(ids, settings.mask_ratio, uniform, torch.arange(len(model.tokenizer)))",
         BASE,
     ),
-    Fault("one token more is corrupted", LOOP1, "count = round(ratio * len(ids))", "count = round(ratio * len(ids)) + 1", BASE),
+    Fault(
+        "one token more is corrupted", CAPTIONS, "count = round(ratio * len(ids))", "count = round(ratio * len(ids)) + 1", BASE
+    ),
     Fault(
         "the other tokens are corrupted",
-        LOOP1,
+        CAPTIONS,
         "uniform[: len(ids), 0].argsort()",
         "uniform[: len(ids), 0].argsort(descending=True)",
         BASE,
@@ -355,14 +357,14 @@ FAULTS: list[Fault] = [
     Fault(
         "denoising over text tokens alone",
         LOOP1,
-        "F.cross_entropy(out.logits[at].float()",
-        "F.cross_entropy(logits[at].float()",
+        "captions.denoising(out.logits,",
+        "captions.denoising(logits,",
         BASE,
     ),
     Fault(
         "denoising as a mean over all tokens",
-        LOOP1,
-        "(entropy / each.repeat_interleave(each).to(model.device)).sum() / objects",
+        CAPTIONS,
+        "(entropy / each.repeat_interleave(each).to(logits.device)).sum() / objects",
         "entropy.mean()",
         settings("mask_ratio-1", "accumulation"),
     ),
@@ -441,8 +443,10 @@ FAULTS: list[Fault] = [
         "hard_iou(logits, soft)",
         settings("reward"),
     ),
-    Fault("the baseline is the sampled caption", LOOP1, "_likeness(model, greedy, teacher)", "0.0", settings("reward_by")),
-    Fault("tokens without a choice are rewarded", LOOP1, ".where(free, 0.0)", "", settings("reward-corrupted")),
+    Fault(
+        "the baseline is the sampled caption", LOOP1, "captions.cider(tokenizer, greedy, teacher)", "0.0", settings("reward_by")
+    ),
+    Fault("tokens without a choice are rewarded", CAPTIONS, ".where(free, 0.0)", "", settings("reward-corrupted")),
     Fault(
         "loop 1's answer is normalised by its objects",
         LOOP1,

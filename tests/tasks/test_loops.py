@@ -11,10 +11,11 @@ from torch.nn.utils.stateless import _reparametrize_module
 from ans.captions import likeness
 from ans.model import tokens
 from ans.objectives import mask
+from ans.objectives.captions import corrupt
 from ans.objectives.gumbel import _SoftGradient
 from ans.tasks import loop1
 from ans.tasks.base import Example, Losses
-from ans.tasks.loop1 import MaskSource, corrupt
+from ans.tasks.loop1 import MaskSource
 from ans.tasks.loop2 import region_shares
 from tests.task_case import TaskCase
 
