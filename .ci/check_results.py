@@ -64,7 +64,7 @@ def read_rows(read: Callable[[str], str], config: Config) -> Rows:
     for variant in config.variants:
         rows |= {
             (variant, name): json.loads(read(f"eval/{variant}/{name}.json"))
-            for name in config.evaluate.questions.caption_results()
+            for name in config.evaluate.scope.caption_results()
         }
     return rows | {TRAINING: json.loads(read("train/last_steps.json"))}
 
@@ -101,8 +101,8 @@ def disagreements(run: Rows, committed: Rows) -> list[str]:
 
 def gaps(reports: Path, rows: Rows, config: Config) -> list[str]:
     """What is missing below `reports`, or does not fit together, one line each."""
-    splits = config.evaluate.questions.split_results()
-    names = (*splits, *config.evaluate.questions.caption_results(), "mean")
+    splits = config.evaluate.scope.split_results()
+    names = (*splits, *config.evaluate.scope.caption_results(), "mean")
     expected = {(variant, name) for variant in config.variants for name in names} | {TRAINING}
     found = [f"{' '.join(key)}: is in the results or in params.yaml, not in both" for key in sorted(rows.keys() ^ expected)]
     for variant, split in sorted(rows.keys() & expected):

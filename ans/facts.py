@@ -23,7 +23,7 @@ NAME = "facts.json"
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownObject:
     """An object: its centre, in fractions of the image's width and height, and its true caption."""
 
     x: float
@@ -45,7 +45,7 @@ class Facts:
     """`kinds`: fact -> the words that state it. `objects`: locator -> the image's objects."""
 
     kinds: Mapping[str, frozenset[str]]
-    objects: Mapping[str, Sequence[Known]]
+    objects: Mapping[str, Sequence[KnownObject]]
 
     def true_caption(self, locator: str, mask: np.ndarray) -> str | None:
         """The true caption of the object at a mask (height, width), that whose centre is nearest to the mask's; None where nothing
@@ -78,7 +78,7 @@ def read_facts(root: Path) -> Facts | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         kinds = {name: frozenset(map(str, stated)) for name, stated in content["facts"].items()}
         objects = {
-            locator: tuple(Known(float(one["x"]), float(one["y"]), str(one["caption"])) for one in several)
+            locator: tuple(KnownObject(float(one["x"]), float(one["y"]), str(one["caption"])) for one in several)
             for locator, several in content["objects"].items()
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / ".ci" / "check_results.py"
 CONFIG = load(ROOT / "params.yaml")
 SPLIT = CONFIG.evaluate.splits[0]
-CAPTIONS = CONFIG.evaluate.questions.caption_results()[0]
+CAPTIONS = CONFIG.evaluate.scope.caption_results()[0]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from ans.data.arrow import read_index
 from ans.data.index import build
 from ans.data.matching import region_mask
 from ans.data.records import Region
-from ans.facts import Facts, Known, Verdict, read_facts
+from ans.facts import Facts, KnownObject, Verdict, read_facts
 from ans.toy.scenes import COLOURS, NEW_COLOURS, make_scene, render
 from ans.toy.world import write_world
 from ans.workspace import Workspace
@@ -22,7 +22,7 @@ from tests.pipeline import small_values
 KINDS = {"size": {"small", "large"}, "stripes": {"striped"}, "colour": {"red", "blue"}, "shape": {"circle", "square"}}
 FACTS = Facts(
     {name: frozenset(words) for name, words in KINDS.items()},
-    {"a.jpg": (Known(0.25, 0.5, "small red circle"), Known(0.75, 0.5, "large striped blue circle"))},
+    {"a.jpg": (KnownObject(0.25, 0.5, "small red circle"), KnownObject(0.75, 0.5, "large striped blue circle"))},
 )
 FIRST, SECOND = (known.caption for known in FACTS.objects["a.jpg"])
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ans.config.schema import Convert, LoraSize
 from ans.formats import shards
 from ans.formats.pth import DTYPES, Checkpoint, digest, read_pth, tensor_bytes
-from ans.formats.shards import Entry
+from ans.formats.shards import StoredTensor
 from ans.groups import SHARDS, TRAINABLE
 from ans.model.config import ModelConfig
 from ans.model.keys import COMPUTED, SEG_ROW
@@ -33,7 +33,7 @@ _PRECISIONS = {"float32": "F32", "bf16": "BF16"}
 class _Overlay:
     """A checkpoint read against a base: which HF tensors it brings, and their values. Every mismatch raises `ValueError`."""
 
-    def __init__(self, checkpoint: Checkpoint, base: dict[str, Entry], model: ModelConfig) -> None:
+    def __init__(self, checkpoint: Checkpoint, base: dict[str, StoredTensor], model: ModelConfig) -> None:
         self.path, self.state, self.meta = checkpoint.path, checkpoint.state, checkpoint.meta
         self.base, self.model, self.keys = base, model, model.keys
         try:
@@ -254,7 +254,7 @@ def convert(settings: Convert, base: Path, out: Path) -> None:
         (folder / "trained.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def _read(entry: Entry) -> Tensor:
+def _read(entry: StoredTensor) -> Tensor:
     """A base tensor in float32."""
     if entry.dtype not in DTYPES:
         raise ValueError(f"{entry.path}: holds {entry.dtype}; weights are floating point")

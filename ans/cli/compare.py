@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from ans.data.masks import run_lengths
 from ans.data.records import QUERY_KINDS
 from ans.evaluation.metrics import FEWEST_IMAGES, iou, paired_bootstrap
-from ans.evaluation.video_metrics import Score, by_clip
+from ans.evaluation.video_metrics import VideoScore, by_clip
 from ans.report.results import KEY, ResultsError
 
 HELP = "two variants side by side: by size of the object, length of the expression, ..."
@@ -128,7 +128,7 @@ def compare_videos(
         if chosen.any():
             own = [pair for pair, wanted in zip(pairs, chosen, strict=True) if wanted]
             clips = [a["clip"] for a, _ in own]
-            a, b = (by_clip(clips, [Score(pair[i]["j"], pair[i]["f"]) for pair in own]) for i in (0, 1))
+            a, b = (by_clip(clips, [VideoScore(pair[i]["j"], pair[i]["f"]) for pair in own]) for i in (0, 1))
             totals = [sums.sum() / counts.sum() for sums, counts in (a, b)]
             rows.append((name, len(own), len(a[0]), *totals, *paired_bootstrap(b, a, resamples, seed)))
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -65,8 +65,8 @@ def evaluate_checkpoint(
     changes: dict[str, Any] = {"evaluate.splits": [split], "evaluate.captions": [], "convert.source": str(checkpoint)}
     changes["launch.feature_cache_gb"] = 0.0  # the cache belongs to the run
     config = config.changed(changes | ({"evaluate.max_samples": limit} if limit is not None else {}))
-    questions = config.evaluate.questions
-    make_plan(questions, workspace.indexes, Path(config.paths.root))
+    scope = config.evaluate.scope
+    make_plan(scope, workspace.indexes, Path(config.paths.root))
     with tempfile.TemporaryDirectory(prefix="ans-evaluate-") as folder:
         aside = Aside(Path(folder))
         aside.indexes.parent.mkdir(parents=True)
@@ -74,7 +74,7 @@ def evaluate_checkpoint(
         convert(config.convert, workspace.base, aside.converted)
         make_variant(workspace.base, aside.converted, config.variants[VARIANT], aside.variant(VARIANT), whole=True)
         evaluate(config, VARIANT, aside)
-        (name,) = questions.split_results()
+        (name,) = scope.split_results()
         metrics = json.loads((aside.results(VARIANT) / f"{name}.json").read_text(encoding="utf-8"))
         step = json.loads((aside.converted / "trained.json").read_text(encoding="utf-8"))["step"]
     return {"checkpoint": str(checkpoint), "step": step, "split": split, **metrics}

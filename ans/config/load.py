@@ -18,7 +18,7 @@ from ans.config.schema import (
     SUBSET,
     Convert,
     Evaluate,
-    Index,
+    IndexSettings,
     Launch,
     Own,
     Paths,
@@ -51,7 +51,7 @@ class Config:
         self.own: dict[str, Own] = self._section("own")
         self.variants: dict[str, tuple[str, ...]] = self._section("variants")
         self.world: World = self._section("world")
-        self.index: Index = self._section("index")
+        self.index: IndexSettings = self._section("index")
         self.subset_sa1b: SubsetSa1b = self._section("subset_sa1b")
         self.weights: Weights = self._section("weights")
         self.train: TrainSettings = self._section("train")

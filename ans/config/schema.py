@@ -157,7 +157,7 @@ class World(Section):
     )
 
 
-class Index(Section):
+class IndexSettings(Section):
     """Reading the data sets."""
 
     max_bad_fraction: Share = Field(description="largest share of records that may be unreadable; with more the stage stops")
@@ -269,8 +269,8 @@ class Ema(Section):
 
 
 @dataclass(frozen=True)
-class Questions:
-    """What an evaluation asks. Made by `Evaluate.questions` and `Validation.questions`, not read from a file."""
+class Scope:
+    """What an evaluation asks. Made by `Evaluate.scope` and `ValidationSettings.scope`, not read from a file."""
 
     splits: tuple[str, ...]
     captions: tuple[str, ...] = ()
@@ -295,7 +295,7 @@ class Questions:
         return f"{split}_capped_{self.max_samples or 'all'}x{self.max_texts_per_image or 'all'}" if self.capped else split
 
 
-class Validation(Section):
+class ValidationSettings(Section):
     """Evaluation of a split while training goes on; the best tensors are kept, and training stops after `patience` evaluations
     without a better one."""
 
@@ -309,9 +309,9 @@ class Validation(Section):
     tokens_per_batch: Count = Field(8192, description="tokens of one batch: rows x (image + question + answer)")
 
     @property
-    def questions(self) -> Questions:
+    def scope(self) -> Scope:
         """What is asked: every expression of the split."""
-        return Questions(splits=(self.split,), max_samples=self.max_samples)
+        return Scope(splits=(self.split,), max_samples=self.max_samples)
 
 
 class TrainSettings(Section):
@@ -362,7 +362,7 @@ class TrainSettings(Section):
         "disagree), none",
     )
     ema: Ema = Field(Ema(), description="the teacher: an exponential moving average of the trained tensors")
-    validation: Validation | None = Field(
+    validation: ValidationSettings | None = Field(
         None,
         description="evaluation of a split as training goes, such as {split: refcoco_val, every: 100, max_samples: 200}; none: never",
     )
@@ -446,9 +446,9 @@ class Evaluate(Section):
     )
 
     @property
-    def questions(self) -> Questions:
+    def scope(self) -> Scope:
         """What is evaluated."""
-        return Questions(
+        return Scope(
             splits=self.splits, captions=self.captions, max_samples=self.max_samples, max_texts_per_image=self.max_texts_per_image
         )
 

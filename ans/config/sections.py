@@ -12,7 +12,7 @@ from ans.config.fields import Section
 from ans.config.schema import (
     Convert,
     Evaluate,
-    Index,
+    IndexSettings,
     Launch,
     OwnSets,
     Paths,
@@ -33,7 +33,7 @@ SECTIONS: dict[str, Any] = {
     "own": OwnSets,
     "variants": Variants,
     "world": World,
-    "index": Index,
+    "index": IndexSettings,
     "subset_sa1b": SubsetSa1b,
     "weights": Weights,
     "train": TrainSettings,

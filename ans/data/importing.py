@@ -35,7 +35,7 @@ VOID = 255
 
 
 @dataclass(frozen=True)
-class Found:
+class MaskedObject:
     """An object: its image, a path below the folder of images, whose size is (width, height) in pixels; its class; its mask."""
 
     image: str
@@ -94,7 +94,7 @@ def bring(source: Path, out: Path, images: Path | None, masks_in: Path | None, v
     return Imported(counts, len(found), said)
 
 
-def _annotation(number: int, image: int, one: Found) -> dict[str, Any]:
+def _annotation(number: int, image: int, one: MaskedObject) -> dict[str, Any]:
     width, height = one.size
     return {"id": number, "image_id": image, "segmentation": {"size": [height, width], "counts": one.counts}}
 
@@ -115,7 +115,7 @@ def _split(place: Path, names: list[str], val: float, group: str) -> dict[str, s
     return {name: "val" if key in chosen else TRAIN_SPLIT for name, key in keys.items()}
 
 
-def _read(source: Path, images: Path | None, masks_in: Path | None) -> tuple[Path, Iterator[Found | Skipped]]:
+def _read(source: Path, images: Path | None, masks_in: Path | None) -> tuple[Path, Iterator[MaskedObject | Skipped]]:
     """The folder of images, and what is found. The format is told by what is there."""
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such file or folder")
@@ -153,7 +153,7 @@ def _name(place: Path, name: str) -> str:
     raise FileNotFoundError(f"no such image: {name}")
 
 
-def _from_coco(path: Path, place: Path) -> Iterator[Found | Skipped]:
+def _from_coco(path: Path, place: Path) -> Iterator[MaskedObject | Skipped]:
     try:
         listing = parse_json(read_file(path))
         images = by_id(field(listing, "images", list), "images")
@@ -196,13 +196,13 @@ def _from_coco(path: Path, place: Path) -> Iterator[Found | Skipped]:
     yield from (Noted(f"image {number}", "image without an object, left out") for number in sorted(unused))
 
 
-def _found(name: str, size: tuple[int, int], category: str, counts: str) -> Found:
+def _found(name: str, size: tuple[int, int], category: str, counts: str) -> MaskedObject:
     if masks.measure(counts, size[1], size[0])[0] == 0:
         raise ValueError("mask without a pixel")
-    return Found(name, size, clean(category) if category.strip() else "", counts)
+    return MaskedObject(name, size, clean(category) if category.strip() else "", counts)
 
 
-def _from_labelme(source: Path, place: Path, listings: list[Path]) -> Iterator[Found | Skipped]:
+def _from_labelme(source: Path, place: Path, listings: list[Path]) -> Iterator[MaskedObject | Skipped]:
     owners: dict[str, str] = {}
     for path in listings:
         key = path.relative_to(source).as_posix()
@@ -240,7 +240,7 @@ def _from_labelme(source: Path, place: Path, listings: list[Path]) -> Iterator[F
                 yield Skipped(f"{key}, shape {one}", str(error))
 
 
-def _from_voc(source: Path, place: Path) -> Iterator[Found | Skipped]:
+def _from_voc(source: Path, place: Path) -> Iterator[MaskedObject | Skipped]:
     """The n-th object of an XML is number n of its SegmentationObject."""
     images = _by_stem(place, sorted(place.iterdir()))
     for path in sorted((source / "SegmentationObject").glob("*.png")):
@@ -307,7 +307,7 @@ def _voc_classes(path: Path) -> list[str]:
         raise ValueError(f"{path.name}: not XML: {error}") from error
 
 
-def _from_masks(images: Path, folder: Path) -> Iterator[Found | Skipped]:
+def _from_masks(images: Path, folder: Path) -> Iterator[MaskedObject | Skipped]:
     """`001.png` and `001_cup.png` are masks of `001.jpg`, the latter of a cup."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of masks")

@@ -64,13 +64,13 @@ def build(
     metadata["root_listing"] = readers.fingerprint(root, source.folder, name, source.reader)
     settings = metadata | {"caps": [source.max_images, source.max_samples], "decode": config.index.decode}
     with Parts(workspace.runs, settings, root) as place:
-        tasks = reader.plan(root, source.folder, name)
+        found = reader.plan(root, source.folder, name)
         read_one = partial(reader.read_one, root)
         if config.index.decode and schema is RECORD and source.reader != "own":  # which opens them in any case
             read_one = partial(_opened, root, read_one)
         write = partial(_write_part, schema, read_one)
-        if schema is ENTRY:  # a task is a shard of thousands of images
-            paths = parts.write_parts(tasks, write, place, 1, f"index {name}", "shard", workers)
+        if schema is ENTRY:  # what is unread is a shard of thousands of images
+            paths = parts.write_parts(found, write, place, 1, f"index {name}", "shard", workers)
             return assemble(
                 workspace.index(name),
                 name,
@@ -81,7 +81,7 @@ def build(
                 source.max_images,
                 per_image=True,
             )
-        paths = parts.write_parts(tasks[: source.max_images], write, place, part, f"index {name}", "image", workers)
+        paths = parts.write_parts(found[: source.max_images], write, place, part, f"index {name}", "image", workers)
         return assemble(workspace.index(name), name, paths, schema, metadata, config.index.max_bad_fraction, source.max_samples)
 
 
@@ -110,15 +110,15 @@ class Parts:
         self._lock.__exit__(None, None, None)
 
 
-def _write_part(schema: pa.Schema, read_one: Callable[[Any], Iterable[Any]], tasks: Sequence[Any], path: Path) -> None:
+def _write_part(schema: pa.Schema, read_one: Callable[[Any], Iterable[Any]], found: Sequence[Any], path: Path) -> None:
     skipped = Skips()
-    items = (item for task in tasks for item in ((task,) if isinstance(task, Skipped) else read_one(task)))
+    items = (item for unread in found for item in ((unread,) if isinstance(unread, Skipped) else read_one(unread)))
     write_file(path, schema, to_batches(schema, skipped.drop(items)), {}, skipped.report)
 
 
-def _opened(root: Path, read_one: Callable[[Any], Iterable[Any]], task: Any) -> Iterator[Any]:
+def _opened(root: Path, read_one: Callable[[Any], Iterable[Any]], unread: Any) -> Iterator[Any]:
     """What a reader gives; of an image that does not open as training opens it, or not at the record's size, each region skipped."""
-    for item in read_one(task):
+    for item in read_one(unread):
         if isinstance(item, ImageRecord) and (reason := broken(root, item)):
             yield from (Skipped(f"{item.path}, region {region.region_id}", reason) for region in item.regions)
         else:

@@ -1,6 +1,6 @@
 """Long work cut into parts: done by several processes, streamed, and taken up again after a kill.
 
-A part is the file of `size` tasks in a row. It gets its name when it is whole, so what lies there after a kill is done.
+A part is the file of `size` items in a row. It gets its name when it is whole, so what lies there after a kill is done.
 """
 
 import fcntl
@@ -21,11 +21,11 @@ log = logging.getLogger(__name__)
 LOCK = "lock"
 
 Write = Callable[[Sequence[Any], Path], None]
-"""Does some tasks and writes their file. Runs in another process: a function of a module, or a `partial` of one."""
+"""Does some items and writes their file. Runs in another process: a function of a module, or a `partial` of one."""
 
 
-class Tasks(Protocol):
-    """What is cut into parts: a list, or anything that gives the tasks of a slice."""
+class Items(Protocol):
+    """What is cut into parts: a list, or anything that gives the items of a slice."""
 
     def __len__(self) -> int: ...
 
@@ -60,37 +60,37 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def write_parts(
-    tasks: Tasks, write: Write, folder: Path, size: int, name: str, unit: str, workers: int | None = None
+    items: Items, write: Write, folder: Path, size: int, name: str, unit: str, workers: int | None = None
 ) -> list[Path]:
-    """Do all tasks and return the parts in order, those of an interrupted run in `folder` included.
+    """Do all items and return the parts in order, those of an interrupted run in `folder` included.
 
     What is written does not depend on `workers` (None: one per core). Raises what `write` raises.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    starts = range(0, len(tasks), size)
+    starts = range(0, len(items), size)
     paths = [folder / f"{start // size:06d}" for start in starts]
     missing = [(start, path) for start, path in zip(starts, paths, strict=True) if not path.exists()]
     workers = min(workers or processes(), len(missing))
-    with Progress(len(tasks), name, unit) as progress:
-        progress.start_at(len(tasks) - sum(min(size, len(tasks) - start) for start, _ in missing))
-        for done in _results(missing, tasks, write, size, workers):
+    with Progress(len(items), name, unit) as progress:
+        progress.start_at(len(items) - sum(min(size, len(items) - start) for start, _ in missing))
+        for done in _results(missing, items, write, size, workers):
             progress.update(done)
     return paths
 
 
-def _results(missing: list[tuple[int, Path]], tasks: Tasks, write: Write, size: int, workers: int) -> Iterator[int]:
-    """The number of tasks of every part that has been written."""
+def _results(missing: list[tuple[int, Path]], items: Items, write: Write, size: int, workers: int) -> Iterator[int]:
+    """The number of items of every part that has been written."""
     if workers <= 1:
         for start, path in missing:
-            yield _whole(write, tasks[start : start + size], path)
+            yield _whole(write, items[start : start + size], path)
         return
     running: deque[Future[int]] = deque()
     with ProcessPoolExecutor(workers) as pool:
         try:
             for start, path in missing:
-                if len(running) == 2 * workers:  # tasks are not sent out faster than they are done
+                if len(running) == 2 * workers:  # items are not sent out faster than they are done
                     yield running.popleft().result()
-                running.append(pool.submit(_whole, write, tasks[start : start + size], path))
+                running.append(pool.submit(_whole, write, items[start : start + size], path))
             while running:
                 yield running.popleft().result()
         finally:
@@ -98,7 +98,7 @@ def _results(missing: list[tuple[int, Path]], tasks: Tasks, write: Write, size: 
                 future.cancel()
 
 
-def _whole(write: Write, tasks: Sequence[Any], path: Path) -> int:
+def _whole(write: Write, items: Sequence[Any], path: Path) -> int:
     with replacing(path) as temporary:
-        write(tasks, temporary)
-    return len(tasks)
+        write(items, temporary)
+    return len(items)

@@ -67,9 +67,9 @@ class _Entries:
     def __len__(self) -> int:
         return self.table.num_rows
 
-    def __getitem__(self, wanted: slice) -> list[sa1b.Entry]:
+    def __getitem__(self, wanted: slice) -> list[sa1b.ImageFiles]:
         start, stop, _ = wanted.indices(len(self))
-        return [sa1b.Entry(**row) for row in self.table.slice(start, stop - start).to_pylist()]
+        return [sa1b.ImageFiles(**row) for row in self.table.slice(start, stop - start).to_pylist()]
 
 
 def _choose(available: int, subset: SubsetSa1b) -> np.ndarray:
@@ -80,7 +80,7 @@ def _choose(available: int, subset: SubsetSa1b) -> np.ndarray:
     return np.sort(np.random.default_rng(subset.seed).choice(available, subset.images, replace=False))
 
 
-def _write_part(root: Path, subset: SubsetSa1b, decode: bool, entries: Sequence[sa1b.Entry], path: Path) -> None:
+def _write_part(root: Path, subset: SubsetSa1b, decode: bool, entries: Sequence[sa1b.ImageFiles], path: Path) -> None:
     skipped = Skips()
     images = skipped.drop(_read(root, entry, subset, decode) for entry in entries)
     gc.disable()  # a JSON has no cycles, and to look for some among its dicts takes a fifth of the time
@@ -90,16 +90,16 @@ def _write_part(root: Path, subset: SubsetSa1b, decode: bool, entries: Sequence[
         gc.enable()
 
 
-def _read(root: Path, entry: sa1b.Entry, subset: SubsetSa1b, decode: bool) -> sa1b.Masks | Skipped:
+def _read(root: Path, entry: sa1b.ImageFiles, subset: SubsetSa1b, decode: bool) -> sa1b.MaskColumns | Skipped:
     found = sa1b.read_masks(root, entry, subset)
-    if decode and isinstance(found, sa1b.Masks):
+    if decode and isinstance(found, sa1b.MaskColumns):
         record = ImageRecord(found.image_id, found.path, found.width, found.height)
         if reason := broken(root, record):
             return Skipped(entry.name, reason)
     return found
 
 
-def _to_batch(images: list[sa1b.Masks]) -> pa.RecordBatch:
+def _to_batch(images: list[sa1b.MaskColumns]) -> pa.RecordBatch:
     """Column by column: as records of their own the hundred masks of an image would take as long as to parse its JSON."""
     n = sum(len(image.id) for image in images)
     empty = pa.repeat("", n)

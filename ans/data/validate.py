@@ -59,7 +59,7 @@ def validate(folder: Path) -> Validated:
 
 
 class _Rows:
-    """Numbers of an index's rows, as tasks."""
+    """Numbers of an index's rows, as items."""
 
     def __init__(self, rows: int) -> None:
         self.rows = rows

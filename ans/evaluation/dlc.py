@@ -50,7 +50,7 @@ Judge = Callable[[str], str]
 
 
 @dataclass(frozen=True)
-class Asked:
+class JudgedRegion:
     """A region of the benchmark: its image, its mask (height, width) bool, its class, and the questions about its description."""
 
     number: str
@@ -61,7 +61,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Score:
+class RegionScore:
     """Of a region: the means of what its positive and its negative questions score; None where it has no negative one."""
 
     recognised: bool
@@ -69,7 +69,7 @@ class Score:
     negative: float | None
 
 
-def read(folder: Path) -> list[Asked]:
+def read(folder: Path) -> list[JudgedRegion]:
     """The regions that qa.json asks about, in its order. Raises `FileNotFoundError`, or `ValueError` naming what is not as published."""
     files = {name: folder / name for name in ("annotations.json", "qa.json", "class_names.json")}
     content = {}
@@ -91,13 +91,17 @@ def read(folder: Path) -> list[Asked]:
             mask = masks.decode(masks.from_segmentation(region["segmentation"], height, width), height, width).astype(bool)
             if not any(question["type"] == "positive" for question in questions):
                 raise ValueError(f"region {number} has no positive question")
-            found.append(Asked(number, field(image, "file_name", str), mask, content["class_names.json"][number], questions))
+            found.append(
+                JudgedRegion(number, field(image, "file_name", str), mask, content["class_names.json"][number], questions)
+            )
         return found
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder}: not as DLC-Bench is published: {error!r:.200}") from error
 
 
-def describe(model: Segmenter, folder: Path, regions: Sequence[Asked], question: str, max_new_tokens: int) -> dict[str, str]:
+def describe(
+    model: Segmenter, folder: Path, regions: Sequence[JudgedRegion], question: str, max_new_tokens: int
+) -> dict[str, str]:
     """Region -> the model's description."""
     said = {}
     for region in regions:
@@ -143,7 +147,7 @@ def chosen(answer: str, choices: Sequence[str]) -> int | None:
     return LETTERS.index(answer[0]) if answer[1:2] == "\n" and answer[0] in LETTERS else None
 
 
-def judged(region: Asked, description: str, judge: Judge) -> Score:
+def judged(region: JudgedRegion, description: str, judge: Judge) -> RegionScore:
     """The score of a description. Where the object is not recognised no question scores more than 0; an answer that means no choice
     scores 0. Raises `ValueError` for a letter that no choice has."""
     first = recognition(region.name)
@@ -153,7 +157,7 @@ def judged(region: Asked, description: str, judge: Judge) -> Score:
         value = float(_value(judge(prompt(description, question)), question, region.number))
         scores[question["type"]].append(value if recognised else min(0.0, value))
     positive, negative = scores["positive"], scores["negative"]
-    return Score(recognised, sum(positive) / len(positive), sum(negative) / len(negative) if negative else None)
+    return RegionScore(recognised, sum(positive) / len(positive), sum(negative) / len(negative) if negative else None)
 
 
 def _value(answer: str, question: Mapping[str, Any], number: str) -> Any:
@@ -164,7 +168,7 @@ def _value(answer: str, question: Mapping[str, Any], number: str) -> Any:
     return 0 if place is None else choices[place][1]
 
 
-def metrics(scores: Sequence[Score]) -> dict[str, float]:
+def metrics(scores: Sequence[RegionScore]) -> dict[str, float]:
     """`dlc_positive` and `dlc_negative`, means over regions (those without negative questions left out), and their mean `dlc`."""
     positive = sum(score.positive for score in scores) / len(scores)
     negatives = [score.negative for score in scores if score.negative is not None]

@@ -29,9 +29,9 @@ def evaluate(config: Config, variant: str, workspace: Workspace = Workspace()) -
     Batches are planned from the data alone and handed out whole, so any number of processes gives the same numbers. Each is kept
     when it is done; a run that was killed, started again, does the others. Raises what `make_plan` and `record_image` raise.
     """
-    settings, questions, root = config.evaluate, config.evaluate.questions, Path(config.paths.root)
+    settings, scope, root = config.evaluate, config.evaluate.scope, Path(config.paths.root)
     accelerator = connect(settings.precision)
-    plan = make_plan(questions, workspace.indexes, root)
+    plan = make_plan(scope, workspace.indexes, root)
     folder, results, predictions = workspace.variant(variant), workspace.results(variant), workspace.predictions(variant)
     model_config = ModelConfig.from_folder(folder)
     batches = plan.batches(lambda *size: row_tokens(model_config, *size) + settings.max_new_tokens, settings.tokens_per_batch)
@@ -59,8 +59,8 @@ def evaluate(config: Config, variant: str, workspace: Workspace = Workspace()) -
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         with ExitStack() as stack:
-            tables = {name: ExpressionTable(predictions / f"{name}.parquet", protocol) for name in questions.split_results()}
-            tables |= {name: CaptionTable(predictions / f"{name}.parquet", protocol) for name in questions.caption_results()}
+            tables = {name: ExpressionTable(predictions / f"{name}.parquet", protocol) for name in scope.split_results()}
+            tables |= {name: CaptionTable(predictions / f"{name}.parquet", protocol) for name in scope.caption_results()}
             for table in tables.values():
                 stack.enter_context(table)
             for number in range(len(batches)):
@@ -69,7 +69,7 @@ def evaluate(config: Config, variant: str, workspace: Workspace = Workspace()) -
         for name, table in tables.items():
             write_json(
                 results / f"{name}.json",
-                table.summary() | {"images": plan.counts[name]["images"], "capped": int(questions.capped)},
+                table.summary() | {"images": plan.counts[name]["images"], "capped": int(scope.capped)},
             )
         write_json(predictions / "protocol.json", protocol)
         kept.remove()

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ans.config.schema import Questions
+from ans.config.schema import Scope
 from ans.data.arrow import Index, read_index
 from ans.data.readers import check_listing
 from ans.data.records import Expression, ImageRecord, Region
@@ -40,7 +40,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedSplit:
     """What one result asks of each image of an index: every expression of a region of `part`, or, for captions, the region."""
 
     result: str
@@ -80,7 +80,7 @@ class Planned:
 class Plan:
     """`images` in the order of their first split. `counts[result]`: questions, images, and a checksum of what is asked."""
 
-    asked: tuple[Asked, ...]
+    asked: tuple[AskedSplit, ...]
     images: tuple[Planned, ...]
     counts: dict[str, dict[str, int | str]]
     facts: Facts | None = None
@@ -109,18 +109,18 @@ class Plan:
         return batches
 
 
-def make_plan(settings: Questions, index_folder: Path, root: Path) -> Plan:
+def make_plan(scope: Scope, index_folder: Path, root: Path) -> Plan:
     """Go through the indexes once, in the order of `splits` and then `captions`.
 
     Raises `ValueError` naming a split that no index holds, and `ListingChanged` for an index that is out of date.
     """
     indexes: dict[Path, Index] = {}
     asked = [
-        _asked(index_folder, split, result, "splits", settings.max_texts_per_image, indexes)
-        for split, result in zip(settings.splits, settings.split_results(), strict=True)
+        _asked(index_folder, split, result, "splits", scope.max_texts_per_image, indexes)
+        for split, result in zip(scope.splits, scope.split_results(), strict=True)
     ]
     asked += [
-        _asked(index_folder, split, result, "captions", settings.max_texts_per_image, indexes)
+        _asked(index_folder, split, result, "captions", scope.max_texts_per_image, indexes)
         for split, result in zip(settings.captions, settings.caption_results(), strict=True)
     ]
     for index in indexes.values():
@@ -149,14 +149,14 @@ def make_plan(settings: Questions, index_folder: Path, root: Path) -> Plan:
     return Plan(tuple(asked), tuple(images.values()), counts, read_facts(root))
 
 
-def _asked(folder: Path, split: str, result: str, kind: str, max_texts: int | None, indexes: dict[Path, Index]) -> Asked:
+def _asked(folder: Path, split: str, result: str, kind: str, max_texts: int | None, indexes: dict[Path, Index]) -> AskedSplit:
     source, _, part = split.rpartition("_")
     path = folder / f"{source}.arrow"
     if not path.is_file():
         raise ValueError(f"split {split}: there is no index {path}; a split is <index>_<part>, e.g. refcoco_val")
     if path not in indexes:
         indexes[path] = read_index(path)
-    return Asked(result, indexes[path], part, kind == "captions", max_texts)
+    return AskedSplit(result, indexes[path], part, kind == "captions", max_texts)
 
 
 def _key(record: ImageRecord, questions: Sequence[Question]) -> str:

@@ -38,7 +38,7 @@ def make_protocol(config: Config, variant: str, folder: Path, model: ModelConfig
         "max_new_tokens": settings.max_new_tokens,
         "max_samples": settings.max_samples,
         "max_texts_per_image": settings.max_texts_per_image,
-        "capped": settings.questions.capped,
+        "capped": settings.scope.capped,
         "splits": plan.counts,
     }
 

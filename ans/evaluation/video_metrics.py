@@ -63,7 +63,7 @@ def boundary_f(pred: np.ndarray, gt: np.ndarray) -> float:
 
 
 @dataclass(frozen=True)
-class Score:
+class VideoScore:
     """One expression: means over its frames, in [0, 1]. `a` and `r` are NaN where the video's foreground was not given."""
 
     j: float
@@ -99,16 +99,16 @@ class Scorer:
         self._sums += values
         self._frames += 1
 
-    def score(self) -> Score:
+    def score(self) -> VideoScore:
         """Means over the frames. Raises `ValueError` without any."""
         if not self._frames:
             raise ValueError("score: no frames, so there is nothing to average")
-        return Score(*(self._sums / self._frames).tolist())
+        return VideoScore(*(self._sums / self._frames).tolist())
 
 
 def score(
     preds: Iterable[np.ndarray | None] | None, gts: Sequence[np.ndarray], foreground: Sequence[np.ndarray] | None = None
-) -> Score:
+) -> VideoScore:
     """Of one expression: `gts` (n, h, w), and as many predictions; None where there is none at all."""
     scorer = Scorer()
     for number, (pred, gt) in enumerate(zip([None] * len(gts) if preds is None else preds, gts, strict=True)):
@@ -116,7 +116,7 @@ def score(
     return scorer.score()
 
 
-def summarise(scores: Sequence[Score]) -> dict[str, float]:
+def summarise(scores: Sequence[VideoScore]) -> dict[str, float]:
     """`j`, `f`, `jf` over all expressions, x 100 as in every publication, and `n`. Raises `ValueError` without any."""
     if not scores:
         raise ValueError("summarise: no expressions, so there is nothing to average")
@@ -128,7 +128,7 @@ REVOS_KINDS = {0: "referring", 1: "reasoning"}
 """Its `type_id`s; of 2, expressions of what is not there, there is no result."""
 
 
-def summarise_revos(scores: Sequence[tuple[int, Score]]) -> dict[str, float]:
+def summarise_revos(scores: Sequence[tuple[int, VideoScore]]) -> dict[str, float]:
     """Of ReVOS's expressions with their `type_id`: `j`, `f`, `jf`, `a`, `r` of each kind (`j_referring`, ...), and over all, the mean of
     the two kinds whatever their numbers. As its script does, each expression's values are rounded to hundredths of a percent.
 
@@ -139,7 +139,7 @@ def summarise_revos(scores: Sequence[tuple[int, Score]]) -> dict[str, float]:
         own = [one for type_id, one in scores if type_id == number]
         if not own:
             raise ValueError(f"summarise_revos: no expression of type_id {number} ({kind})")
-        for key in (field.name for field in fields(Score)):
+        for key in (field.name for field in fields(VideoScore)):
             found[f"{key}_{kind}"] = float(np.mean([round(100 * getattr(one, key), 2) for one in own]))
         found[f"jf_{kind}"] = (found[f"j_{kind}"] + found[f"f_{kind}"]) / 2
         found[f"n_{kind}"] = len(own)
@@ -148,7 +148,7 @@ def summarise_revos(scores: Sequence[tuple[int, Score]]) -> dict[str, float]:
     return found
 
 
-def by_clip(clips: Sequence[str], scores: Sequence[Score]) -> tuple[np.ndarray, np.ndarray]:
+def by_clip(clips: Sequence[str], scores: Sequence[VideoScore]) -> tuple[np.ndarray, np.ndarray]:
     """(clips,) sums of J&F and numbers of expressions, of each clip, in order of the clips' names."""
     names = sorted(set(clips))
     place = {name: number for number, name in enumerate(names)}
@@ -159,13 +159,13 @@ def by_clip(clips: Sequence[str], scores: Sequence[Score]) -> tuple[np.ndarray, 
     return sums, counts
 
 
-def interval(clips: Sequence[str], scores: Sequence[Score], resamples: int, seed: int) -> tuple[float, float]:
+def interval(clips: Sequence[str], scores: Sequence[VideoScore], resamples: int, seed: int) -> tuple[float, float]:
     """95 % bootstrap interval of J&F, in [0, 1], over clips: the expressions of one are not independent."""
     return bootstrap_interval(*by_clip(clips, scores), resamples, seed)
 
 
 def difference(
-    clips: Sequence[str], first: Sequence[Score], second: Sequence[Score], resamples: int, seed: int
+    clips: Sequence[str], first: Sequence[VideoScore], second: Sequence[VideoScore], resamples: int, seed: int
 ) -> tuple[float, float, float]:
     """J&F of `first` less that of `second`, of the same expressions, with its 95 % interval over clips: (difference, low, high)."""
     return paired_bootstrap(by_clip(clips, first), by_clip(clips, second), resamples, seed)

@@ -19,7 +19,7 @@ from ans.data import masks
 from ans.data.clips import Clip, ClipFrames, checksum, read
 from ans.evaluation.kept import Kept
 from ans.evaluation.protocol import fingerprint, weights_checksum
-from ans.evaluation.video_metrics import REVOS_KINDS, Score, Scorer, interval, summarise, summarise_revos
+from ans.evaluation.video_metrics import REVOS_KINDS, Scorer, VideoScore, interval, summarise, summarise_revos
 from ans.files import replacing, write_json
 from ans.model import prompts
 from ans.model.segmenter import Segmenter
@@ -134,7 +134,7 @@ def summary(rows: Sequence[Row]) -> dict[str, float | int]:
     asked = [row for row in rows if row["kind"] != "absent"]
     found: dict[str, float | int] = {}
     if asked and all(row["j"] is not None for row in asked):
-        scores = [Score(*(row[key] for key in "jfar")) for row in asked]
+        scores = [VideoScore(*(row[key] for key in "jfar")) for row in asked]
         low, high = interval([row["clip"] for row in asked], scores, RESAMPLES, SEED)
         kinds = {kind: number for number, kind in REVOS_KINDS.items()}
         if {row["kind"] for row in asked} == set(kinds):

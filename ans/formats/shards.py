@@ -44,7 +44,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
-class Entry:
+class StoredTensor:
     """One tensor of a safetensors file. `start`, `stop`: its bytes, counted from the beginning of the file."""
 
     path: Path
@@ -63,7 +63,7 @@ class Entry:
         return data
 
 
-def header(path: Path) -> dict[str, Entry]:
+def header(path: Path) -> dict[str, StoredTensor]:
     """The tensors that a safetensors file holds, by name.
 
     Raises `ValueError` naming the file and the reason when its header does not describe exactly the bytes that follow it.
@@ -74,7 +74,7 @@ def header(path: Path) -> dict[str, Entry]:
         raise ValueError(f"{path}: not a whole safetensors file ({error}); fetch or write it again") from error
 
 
-def _header(path: Path) -> dict[str, Entry]:
+def _header(path: Path) -> dict[str, StoredTensor]:
     size = path.stat().st_size
     with open(path, "rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
@@ -92,7 +92,7 @@ def _header(path: Path) -> dict[str, Entry]:
             raise ValueError(f"tensor {name} has dtype {dtype}, shape {shape}, offsets {start}:{stop}")
         if math.prod(shape) * _ITEM_BYTES[dtype] != stop - start:
             raise ValueError(f"tensor {name} {dtype}{shape} does not take the {stop - start} bytes that its offsets claim")
-        entries[name] = Entry(path, dtype, tuple(shape), 8 + length + start, 8 + length + stop)
+        entries[name] = StoredTensor(path, dtype, tuple(shape), 8 + length + start, 8 + length + stop)
     end = 8 + length
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
         if entry.start != end:
@@ -118,12 +118,12 @@ def files(folder: Path) -> list[Path]:
     return found
 
 
-def entries(folder: Path) -> dict[str, Entry]:
+def entries(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of a model folder, by name.
 
     Raises `ValueError` naming file and reason: a link, a damaged file, a tensor in two files, an index that says otherwise.
     """
-    found: dict[str, Entry] = {}
+    found: dict[str, StoredTensor] = {}
     for path in files(folder):
         refuse_link(path)
         for name, entry in header(path).items():

@@ -38,7 +38,7 @@ class Read:
 
 
 @dataclass(frozen=True)
-class Question:
+class Query:
     """About image number `image`: its text behind the image, and the grid cells (n, rows, columns) of the regions in it."""
 
     image: int
@@ -115,7 +115,7 @@ class SegmenterInference(SegmenterModules):
         """
         read = self.read(images)
         _same_length("questions", questions, read)
-        asked = [Question(i, prompts.quoted(text)) for i, texts in enumerate(questions) for text in texts]
+        asked = [Query(i, prompts.quoted(text)) for i, texts in enumerate(questions) for text in texts]
         results = iter(self._segmented(read, asked, max_new_tokens))
         return [[next(results) for _ in row] for row in questions]
 
@@ -200,7 +200,7 @@ class SegmenterInference(SegmenterModules):
 
     @torch.no_grad()
     def answer(
-        self, images: Features | Read, questions: Sequence[Question], max_new_tokens: int, confidence: bool = False
+        self, images: Features | Read, questions: Sequence[Query], max_new_tokens: int, confidence: bool = False
     ) -> list[Generated]:
         """Greedy answers as ids, with the states of their `[SEG]`s, and, if asked for, the probability of their tokens. What all
         questions about an image share, up to its last image token, runs once."""
@@ -215,18 +215,18 @@ class SegmenterInference(SegmenterModules):
 
     # ------------------------------------------------------------------------------------------------------------ inside
 
-    def _referring(self, read: Read, expressions: Sequence[Sequence[str]]) -> list[Question]:
+    def _referring(self, read: Read, expressions: Sequence[Sequence[str]]) -> list[Query]:
         _same_length("expressions", expressions, read)
         question = self.template.segment_question
-        return [Question(i, question(prompts.quoted(text))) for i, texts in enumerate(expressions) for text in texts]
+        return [Query(i, question(prompts.quoted(text))) for i, texts in enumerate(expressions) for text in texts]
 
-    def _segmented(self, read: Read, questions: Sequence[Question], max_new_tokens: int) -> list[Segmentation]:
+    def _segmented(self, read: Read, questions: Sequence[Query], max_new_tokens: int) -> list[Segmentation]:
         answers = self.answer(read, questions, max_new_tokens)
         masks = self._masks_of(read, questions, [answer.seg_states for answer in answers])
         return [Segmentation(self._decode(a.ids), found) for a, found in zip(answers, masks, strict=True)]
 
-    def _about_region(self, image: int, cells: Tensor, question: str) -> Question:
-        return Question(image, self.region_question(cells[None], question), cells[None])
+    def _about_region(self, image: int, cells: Tensor, question: str) -> Query:
+        return Query(image, self.region_question(cells[None], question), cells[None])
 
     def _prompt(self, text: str) -> list[int]:
         """Ids of a question about an image, for which one image token stands: a text behind the image's end is cut into the same
@@ -243,7 +243,7 @@ class SegmenterInference(SegmenterModules):
         rows = [[level.flatten(0, 1) for level in one.levels] for one in visual]
         return self.inputs(padded, mask, positions, rows, padded=len(set(map(len, wholes))) > 1)
 
-    def _continued(self, read: Read, questions: Sequence[Question], answer: Sequence[int] = ()) -> tuple[Prefix, Inputs]:
+    def _continued(self, read: Read, questions: Sequence[Query], answer: Sequence[int] = ()) -> tuple[Prefix, Inputs]:
         """Each question's prefix, and its prompt from the image's end on with the beginning of its answer."""
         suffixes = []
         visual = [[level.new_zeros(0, level.shape[-1]) for level in read.visual[0].levels]]
@@ -258,7 +258,7 @@ class SegmenterInference(SegmenterModules):
         padded = prefix.padded or len(set(map(len, suffixes))) > 1
         return prefix, self.inputs(ids, torch.cat([prefix.mask, mask], dim=1), prefix.positions(mask), visual, padded)
 
-    def _masks_of(self, read: Read, questions: Sequence[Question], states: Sequence[Tensor]) -> list[np.ndarray]:
+    def _masks_of(self, read: Read, questions: Sequence[Query], states: Sequence[Tensor]) -> list[np.ndarray]:
         """Masks (n, h, w) bool of each question from the states (n, D) of its `[SEG]`s, decoded `MASKS_AT_ONCE` at a time."""
         owners = [question.image for question, found in zip(questions, states, strict=True) for _ in found]
         masks: list[np.ndarray] = []

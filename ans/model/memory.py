@@ -32,7 +32,7 @@ class Sam2(Protocol):
 
 
 @dataclass
-class Known:
+class KeptFrames:
     """Of some frames, by number: `maps` (N, M, S/16, S/16) of image and masks, `pointers` (N, D) to the objects."""
 
     maps: dict[int, Tensor] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Memory:
 
     def __init__(self, model: "SAM2Base") -> None:
         self.model = model
-        self.prompted, self.recent = Known(), Known()
+        self.prompted, self.recent = KeptFrames(), KeptFrames()
 
     def write(self, frame: int, coarse: Tensor, low_res: Tensor, pointer: Tensor, prompted: bool) -> None:
         """Keep a frame, of which `coarse` (1, D, S/16, S/16) is the encoder's map and `low_res` (N, S/4, S/4) are the logits.

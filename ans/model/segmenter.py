@@ -20,12 +20,12 @@ import torch
 from ans.groups import Part
 from ans.model import loading
 from ans.model.config import ModelConfig
-from ans.model.inference import Question, Read, Segmentation
+from ans.model.inference import Query, Read, Segmentation
 from ans.model.modules import Conversations, Features, Forward
 from ans.model.places import Place
 from ans.model.video import SegmenterVideo
 
-__all__ = ["Conversations", "Features", "Forward", "Place", "Question", "Read", "Segmentation", "Segmenter"]
+__all__ = ["Conversations", "Features", "Forward", "Place", "Query", "Read", "Segmentation", "Segmenter"]
 
 
 class Segmenter(SegmenterVideo):

@@ -17,7 +17,7 @@ from ans.model import prompts
 from ans.model.decoder import Levels, Propagation
 from ans.model.family import Inputs, Visual
 from ans.model.generate import pad_left, prefill
-from ans.model.inference import Question, Read, Segmentation, SegmenterInference
+from ans.model.inference import Query, Read, Segmentation, SegmenterInference
 from ans.model.preprocess import ImageLike, as_image
 
 Choice = Literal["first", "uniform"]
@@ -30,7 +30,7 @@ OBJECTS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
-class Video:
+class ReadVideo:
     """A video that was read. `chosen`: numbers of the frames that the language model saw, `levels`: the mask decoder's features of
     each, `read`: what the language model keeps of all of them, as of one image. `size`: (height, width) of every frame."""
 
@@ -89,7 +89,7 @@ class SegmenterVideo(SegmenterInference):
         if not len(frames):
             raise ValueError("frames: there is none")
         video = self.read_video(frames, choose_frames(len(frames), choice, frames_read))
-        asked = [Question(0, self.template.video_question(prompts.quoted(text))) for text in expressions]
+        asked = [Query(0, self.template.video_question(prompts.quoted(text))) for text in expressions]
         answers = self.answer(video.read, asked, max_new_tokens)
         states = torch.cat([answer.seg_states for answer in answers]) if answers else torch.empty(0, 0)
         counts = [len(answer.seg_states) for answer in answers]
@@ -98,7 +98,7 @@ class SegmenterVideo(SegmenterInference):
         return self._segmentations(video, texts, counts, self.propagate(video, vectors, propagation))
 
     @torch.no_grad()
-    def read_video(self, frames: Sequence[ImageLike], chosen: Sequence[int]) -> Video:
+    def read_video(self, frames: Sequence[ImageLike], chosen: Sequence[int]) -> ReadVideo:
         """Read the frames of these numbers, one tile each. Raises `ValueError` for a family that reads no videos, or for frames of
         different sizes."""
         if not self.config.family.videos:
@@ -110,9 +110,9 @@ class SegmenterVideo(SegmenterInference):
         visual = self.image_tokens(features)
         levels = [tuple(level[i : i + 1] for level in features.levels) for i in range(len(chosen))]
         read = Read(visual, (), features.sizes, prefill(self.vlm, self._beginning(visual)))
-        return Video(frames, list(chosen), levels, read, size)
+        return ReadVideo(frames, list(chosen), levels, read, size)
 
-    def propagate(self, video: Video, vectors: Tensor, propagation: Propagation | Literal["none"]) -> Iterator[Tensor]:
+    def propagate(self, video: ReadVideo, vectors: Tensor, propagation: Propagation | Literal["none"]) -> Iterator[Tensor]:
         """Logits (N, S/4, S/4) of the objects that `vectors` (N, W) name, for each frame of the video in its order."""
         chosen = dict(zip(video.chosen, video.levels, strict=True))
         parts = vectors.split(OBJECTS_AT_ONCE)
@@ -138,7 +138,7 @@ class SegmenterVideo(SegmenterInference):
     # ------------------------------------------------------------------------------------------------------------ inside
 
     def _segmentations(
-        self, video: Video, texts: Sequence[str], counts: Sequence[int], logits: Iterator[Tensor]
+        self, video: ReadVideo, texts: Sequence[str], counts: Sequence[int], logits: Iterator[Tensor]
     ) -> Iterator[list[Segmentation]]:
         if not sum(counts):  # no frame has to be seen for that
             nothing = np.zeros((0, *video.size), bool)
@@ -158,7 +158,7 @@ class SegmenterVideo(SegmenterInference):
         return self.sam.decode(self.sam.project(levels), index, vectors).low_res
 
     @torch.no_grad()
-    def _levels(self, video: Video, number: int) -> Levels:
+    def _levels(self, video: ReadVideo, number: int) -> Levels:
         """The mask decoder's features of one frame that was not chosen."""
         image = as_image(video.frames[number])
         _same_size(number, (image.height, image.width), video.chosen[0], video.size)

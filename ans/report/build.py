@@ -25,8 +25,8 @@ def build(config: Config, workspace: Workspace = Workspace()) -> None:
     `ResultsError` naming the first file that is missing or does not fit.
     """
     settings, root, reports, data = config.report, Path(config.paths.root), workspace.reports, workspace.root / "data"
-    figures, questions = reports / "figures", config.evaluate.questions
-    names = questions.split_results(), questions.caption_results()
+    figures, scope = reports / "figures", config.evaluate.scope
+    names = scope.split_results(), scope.caption_results()
     results = read_results(reports, data, tuple(config.variants), *names)
     training = read_training(workspace.training / "plots", workspace.checkpoint)
     indexes = [_read(workspace.index_report(source), "index") for source in (*config.sources, *config.own, SUBSET)]

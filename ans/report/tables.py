@@ -20,7 +20,7 @@ MEAN = "mean"
 
 
 @dataclass(frozen=True)
-class Score:
+class SplitScore:
     """cIoU of one variant on one split of so many `images` in [0, 1], its 95 % interval, and (difference to base, low, high)."""
 
     ciou: float
@@ -34,7 +34,7 @@ class Score:
         return self.images >= FEWEST_IMAGES and (self.difference[1] > 0 or self.difference[2] < 0)
 
 
-Scores = dict[tuple[str, str], Score]
+Scores = dict[tuple[str, str], SplitScore]
 
 MEANS_SHOWN = {"miou": "mIoU", **{f"p{percent}": f"P@0.{percent // 10}" for percent in THRESHOLDS}, "seg_rate": "says [SEG]"}
 MEANS_SHOWN["ciou_forced"] = "cIoU, [SEG] given"
@@ -81,7 +81,7 @@ INTERVALS = ("ciou_low", "ciou_high", "difference", "difference_low", "differenc
 
 
 def score(results: Results, resamples: int, seed: int) -> Scores:
-    """`Score` for each (variant, split), and for each (variant, `MEAN`).
+    """`SplitScore` for each (variant, split), and for each (variant, `MEAN`).
 
     Images, not expressions, are resampled; for the mean, an image that several splits share is drawn for all of them at once.
     """
@@ -91,7 +91,7 @@ def score(results: Results, resamples: int, seed: int) -> Scores:
         base = _image_sums(results, BASE, splits)
         for variant in results.variants:
             sums = _image_sums(results, variant, splits)
-            scores[variant, split] = Score(
+            scores[variant, split] = SplitScore(
                 ciou=float(np.mean([iou(*total) for total in zip(*(values.sum(axis=0) for values in sums), strict=True)])),
                 interval=bootstrap_interval(*sums, resamples, seed),
                 difference=paired_bootstrap(sums, base, resamples, seed),
@@ -160,7 +160,7 @@ def markdown(results: Results, scores: Scores, first: Mapping[str, str], picture
     counts = {split: results.metrics[BASE, split]["n"] for split in results.splits}
     total = f"{sum(counts.values())} expressions in {len(results.splits)} splits"
 
-    def by_split(variants: list[str], cell: Callable[[Score], str]) -> list[str]:
+    def by_split(variants: list[str], cell: Callable[[SplitScore], str]) -> list[str]:
         rows = [
             [split, f"{counts[split]} / {images[split]}", *(cell(scores[variant, split]) for variant in variants)]
             for split in results.splits
@@ -267,7 +267,7 @@ def mean_over_splits(results: Results, variant: str, key: str) -> str:
     return f"{100 * np.mean([results.metrics[variant, split][key] for split in results.splits]):.1f}"
 
 
-def _intervals(score: Score) -> tuple[float, ...]:
+def _intervals(score: SplitScore) -> tuple[float, ...]:
     return *score.interval, *score.difference
 
 
@@ -276,12 +276,12 @@ def _write_csv(path: Path, header: list[str], rows: list[list[object]]) -> None:
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
 
 
-def _ciou_cell(value: Score) -> str:
+def _ciou_cell(value: SplitScore) -> str:
     low, high = value.interval
     return f"{100 * value.ciou:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def _difference_cell(value: Score) -> str:
+def _difference_cell(value: SplitScore) -> str:
     difference, low, high = (f"{100 * number:+.1f}" for number in value.difference)
     mark = "**" if value.differs else ""
     return f"{mark}{difference}{mark} ({low} to {high})"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ans.evaluation.video_metrics import Score, difference
+from ans.evaluation.video_metrics import VideoScore, difference
 from ans.report.results import BASE, ResultsError
 
 
@@ -27,7 +27,7 @@ class Videos:
         """J&F, x 100, of a variant less that of the base, with its interval over clips."""
         rows = [row for row in self.rows[variant, name] if row["kind"] != "absent"]
         base = [row for row in self.rows[BASE, name] if row["kind"] != "absent"]
-        own, theirs = ([Score(row["j"], row["f"]) for row in one] for one in (rows, base))
+        own, theirs = ([VideoScore(row["j"], row["f"]) for row in one] for one in (rows, base))
         change, low, high = difference([row["clip"] for row in rows], own, theirs, resamples, seed)
         return 100 * change, 100 * low, 100 * high
 

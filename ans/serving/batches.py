@@ -47,7 +47,7 @@ class Answered:
 
 
 @dataclass
-class Counts:
+class WorkerCounts:
     """What the worker did so far. `images`: read by the model; `requests` less these were answered from an image read for another."""
 
     requests: int = 0
@@ -68,7 +68,7 @@ class Batcher:
     questions: int = 64
     longest: int = 64
     max_new_tokens: int = 128
-    counts: Counts = field(default_factory=Counts)
+    counts: WorkerCounts = field(default_factory=WorkerCounts)
 
     def __post_init__(self) -> None:
         self._waiting: deque[tuple[Asked, Future[Answered]]] = deque()
@@ -150,7 +150,7 @@ class Batcher:
             _settle(future, found)
 
 
-def answer(model: Segmenter, batch: Sequence[Asked], max_new_tokens: int, counts: Counts | None = None) -> list[Answered]:
+def answer(model: Segmenter, batch: Sequence[Asked], max_new_tokens: int, counts: WorkerCounts | None = None) -> list[Answered]:
     """All of a batch at once; each image that is asked about is read once."""
     images = {asked.key: asked.image for asked in batch}
     numbers = {key: number for number, key in enumerate(images)}

@@ -30,7 +30,7 @@ from ans.toy.recipe import (
     POINT_SHARE,
     POINTS_ONLY,
     SAM2_LR_SCALE,
-    Scene,
+    TrainingScene,
     bag_of_words,
     grid_of,
     load_scenes,
@@ -166,7 +166,9 @@ def sam_pixels(arrays: list[np.ndarray]) -> Tensor:
     return torch.stack([F.pad(image, (0, SIDE - image.shape[2], 0, SIDE - image.shape[1])) for image in images])
 
 
-def joint_loss(model: Segmenter, bag: nn.EmbeddingBag, scenes: list[Scene], rng: np.random.Generator, align: float) -> Tensor:
+def joint_loss(
+    model: Segmenter, bag: nn.EmbeddingBag, scenes: list[TrainingScene], rng: np.random.Generator, align: float
+) -> Tensor:
     """Stage (b): 12 images with up to `EACH` expressions each; `align` weighs the pull to the word vectors."""
     chosen = [scenes[i] for i in rng.choice(len(scenes), 12, replace=False)]
     encoded, index, texts, targets = [], [], [], []

@@ -60,7 +60,7 @@ def waves(side: int, width: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Scene:
+class TrainingScene:
     """One image of the base's world in memory: pixels as uint8 RGB, and per object its mask, its centre (x, y in fractions of the
     mask part's square), its cells of the region grid, its expressions and its caption."""
 
@@ -73,9 +73,9 @@ class Scene:
     captions: list[str]
 
 
-def load_scenes(root: Path, split: str, model: ModelConfig, prepare: Prepare) -> list[Scene]:
+def load_scenes(root: Path, split: str, model: ModelConfig, prepare: Prepare) -> list[TrainingScene]:
     """Every image with a region of `split`, the expressions of the three sets put together per object. `prepare`: an image ->
-    `Scene.tile` and `Scene.sam`."""
+    `TrainingScene.tile` and `TrainingScene.sam`."""
     found: dict[str, tuple[ImageRecord, dict[int, tuple[Region, list[str], str]]]] = {}
     for name, record in records_of(root):
         regions = found.setdefault(record.path, (record, {}))[1]
@@ -95,7 +95,7 @@ def load_scenes(root: Path, split: str, model: ModelConfig, prepare: Prepare) ->
         inside = torch.tensor([sam.shape[1], sam.shape[0]]) / max(sam.shape)
         masks = np.stack([region_mask(record, region) for region, _, _ in usable])
         scenes.append(
-            Scene(
+            TrainingScene(
                 tile,
                 sam,
                 torch.stack([model.decoder.soft_target(torch.from_numpy(one)) for one in masks]),
@@ -147,7 +147,7 @@ def word_vectors(bag: nn.EmbeddingBag, model: Segmenter, texts: list[str]) -> Te
 def sam_loss(
     model: Segmenter,
     bag: nn.EmbeddingBag,
-    scenes: list[Scene],
+    scenes: list[TrainingScene],
     rng: np.random.Generator,
     point_share: float,
     points: Callable[[Tensor], Tensor],

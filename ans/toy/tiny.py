@@ -34,7 +34,7 @@ from ans.toy.recipe import (
     POINTS_ONLY,
     SAM2_LR_SCALE,
     SEED,
-    Scene,
+    TrainingScene,
     bag_of_words,
     grid_of,
     load_scenes,
@@ -171,7 +171,7 @@ def _pixels(arrays: list[np.ndarray]) -> Tensor:
 
 
 def _caption_row(
-    model: Segmenter, place: int, scene: Scene, number: int, rng: np.random.Generator
+    model: Segmenter, place: int, scene: TrainingScene, number: int, rng: np.random.Generator
 ) -> tuple[int, prompts.Turn, Tensor]:
     cells = scene.cells[number][None]
     question = prompts.DESCRIBE_PROMPTS[rng.integers(len(prompts.DESCRIBE_PROMPTS))]
@@ -191,7 +191,7 @@ def _forward_rows(
     return out.language_loss / len(out.labels), out.seg_embeds, out.seg_image
 
 
-def vlm_loss(model: Segmenter, scenes: list[Scene], rng: np.random.Generator) -> Tensor:
+def vlm_loss(model: Segmenter, scenes: list[TrainingScene], rng: np.random.Generator) -> Tensor:
     """Stage (b): 16 images, up to 3 region captions of each."""
     chosen = [scenes[i] for i in rng.choice(len(scenes), 16, replace=False)]
     rows: list[tuple[int, prompts.Turn, Tensor | None]] = []
@@ -201,7 +201,9 @@ def vlm_loss(model: Segmenter, scenes: list[Scene], rng: np.random.Generator) ->
     return _forward_rows(model, [scene.tile for scene in chosen], rows)[0]
 
 
-def joint_loss(model: Segmenter, bag: nn.EmbeddingBag, scenes: list[Scene], rng: np.random.Generator, align: float) -> Tensor:
+def joint_loss(
+    model: Segmenter, bag: nn.EmbeddingBag, scenes: list[TrainingScene], rng: np.random.Generator, align: float
+) -> Tensor:
     """Stage (c): 12 images, up to 4 segmentation rows and one caption of each; `align` weighs the pull to the word vectors."""
     chosen = [scenes[i] for i in rng.choice(len(scenes), 12, replace=False)]
     rows: list[tuple[int, prompts.Turn, Tensor | None]] = []

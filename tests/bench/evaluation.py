@@ -37,7 +37,7 @@ import numpy as np
 import torch
 
 from ans.config import Config, load
-from ans.config.schema import Questions
+from ans.config.schema import Scope
 from ans.data.images import open_image
 from ans.data.index import build
 from ans.data.matching import record_image
@@ -65,7 +65,7 @@ def make_data(folder: Path, images: int) -> tuple[Config, Plan]:
     workspace = Workspace(folder)
     for source in ("refcoco", "refcoco_plus"):
         build(source, config, workspace)
-    return config, make_plan(Questions(splits=("refcoco_val", "refcoco_plus_val")), workspace.indexes, folder)
+    return config, make_plan(Scope(splits=("refcoco_val", "refcoco_plus_val")), workspace.indexes, folder)
 
 
 def batches(plan: Plan, model: Segmenter, budget: int, expressions: int) -> list[list[Item]]:

@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 
 from ans.model import prompts
-from ans.model.segmenter import Question, Segmenter
+from ans.model.segmenter import Query, Segmenter
 from tests.bench import add_scales
 from tests.bench.evaluation import peak_anonymous
 
@@ -84,7 +84,7 @@ def all_at_once(model: Segmenter, frames: Sequence[Any], text: str) -> list[np.n
     pixels = torch.stack([model.config.decoder.pixels(image) for image in images])
     levels = [model.sam.encode(one[None]) for one in pixels]
     video = model.read_video(images, list(range(min(5, len(images)))))
-    (answer,) = model.answer(video.read, [Question(0, model.template.video_question(prompts.quoted(text)))], NEW_TOKENS)
+    (answer,) = model.answer(video.read, [Query(0, model.template.video_question(prompts.quoted(text)))], NEW_TOKENS)
     vectors = model.seg_embed(answer.seg_states)
     tracker = model.sam.tracker("official")
     logits = [

@@ -339,7 +339,7 @@ def test_an_unused_task_may_name_what_is_not_there(config: Config) -> None:
 def test_loading_needs_no_framework() -> None:
     """All that light stages read: only the tasks' own settings, which `Config.tasks` reads, come with PyTorch."""
     code = (
-        "import sys; from ans.config import load; c = load(); c.train.trained, c.evaluate.questions, c.evaluation_indexes(); "
+        "import sys; from ans.config import load; c = load(); c.train.trained, c.evaluate.scope, c.evaluation_indexes(); "
         "from ans.cli.document import document; document(c, 'evaluate'); print(*({'torch', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""

@@ -156,7 +156,7 @@ def test_only_plain_members_of_a_tar_count(tmp_path: Path) -> None:
         ):  # fmt: skip
             tar.addfile(info, io.BytesIO(data))
     found = list(sa1b.read_one(tmp_path, tmp_path / "sa_000000.tar"))
-    entries = {item.name: item for item in found if isinstance(item, sa1b.Entry)}
+    entries = {item.name: item for item in found if isinstance(item, sa1b.ImageFiles)}
     assert set(entries) == {"sa_1", "sa_9"} and read_bytes(tmp_path, entries["sa_9"].image) == b"x"
     assert {(item.key, item.reason.partition(",")[0]) for item in found if isinstance(item, Skipped)} == {
         ("sa_6", "image without JSON"), ("'sa_7\\n'", "name with a control character"), ("'sa_8\\udcff'", "name with a control character"),

@@ -269,7 +269,7 @@ def test_listing_sa1b_opens_no_json_and_knows_every_layout(tmp_path: Path) -> No
         shard.add(base / "sa_1.jpg", "deep/sa_8.jpg")
         shard.add(base / "sa_1.json", "deep/sa_8.json")
     found = list(common.read(sa1b, tmp_path, "sa1b", "sa1b"))
-    entries = {entry.name: entry for entry in found if isinstance(entry, sa1b.Entry)}
+    entries = {entry.name: entry for entry in found if isinstance(entry, sa1b.ImageFiles)}
     assert sorted(entries) == ["sa_1", "sa_2", "sa_3", "sa_4", "sa_8"]
     assert (entries["sa_4"].image, entries["sa_4"].annotation) == ("sa1b/img/sa_4.jpg", "sa1b/js/sa_4.json")
     assert {skipped for skipped in found if isinstance(skipped, Skipped)} == {
@@ -440,7 +440,7 @@ def test_annotations_of_sa1b_of_another_form_are_skipped(tmp_path: Path, change:
     annotation = {"id": 7, "area": 5, "bbox": [1.0, 0.0, 2.0, 4.0], "segmentation": mask, "predicted_iou": 0.9}
     image = {"image_id": 3, "width": 5, "height": 4}
     limits = load(PARAMS).changed({"subset_sa1b.min_predicted_iou": 0.5}).subset_sa1b
-    entry = sa1b.Entry("sa_3", "sa_3.jpg", "sa_3.json")
+    entry = sa1b.ImageFiles("sa_3", "sa_3.jpg", "sa_3.json")
     (tmp_path / "sa_3.json").write_text(json.dumps({"image": image, "annotations": [annotation]}))
     assert sa1b.read_masks(tmp_path, entry, limits).id == [7]
     (tmp_path / "sa_3.json").write_text(

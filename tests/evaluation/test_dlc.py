@@ -77,24 +77,24 @@ QUESTIONS = [
 @pytest.mark.parametrize(
     ("answers", "score"),
     [
-        (["Yes", "A", "B", "B"], dlc.Score(True, 0.0, 1.0)),
-        (["No", "A", "B", "B"], dlc.Score(False, -0.5, 0.0)),  # nothing scores more than 0
-        (["A. Yes", "C", "no idea", "A"], dlc.Score(True, 0.0, -1.0)),
+        (["Yes", "A", "B", "B"], dlc.RegionScore(True, 0.0, 1.0)),
+        (["No", "A", "B", "B"], dlc.RegionScore(False, -0.5, 0.0)),  # nothing scores more than 0
+        (["A. Yes", "C", "no idea", "A"], dlc.RegionScore(True, 0.0, -1.0)),
     ],
 )
-def test_a_region_by_hand(answers: list[str], score: dlc.Score) -> None:
-    region = dlc.Asked("1", "a.jpg", np.ones((2, 2), bool), "cup", QUESTIONS)
+def test_a_region_by_hand(answers: list[str], score: dlc.RegionScore) -> None:
+    region = dlc.JudgedRegion("1", "a.jpg", np.ones((2, 2), bool), "cup", QUESTIONS)
     left = iter(answers)
     assert dlc.judged(region, "a cup", lambda text: next(left)) == score
 
 
 def test_the_mean_over_regions_leaves_out_those_without_negative_questions() -> None:
-    found = dlc.metrics([dlc.Score(True, 1.0, 0.5), dlc.Score(False, 0.0, None)])
+    found = dlc.metrics([dlc.RegionScore(True, 1.0, 0.5), dlc.RegionScore(False, 0.0, None)])
     assert found == {"dlc_positive": 0.5, "dlc_negative": 0.5, "dlc": 0.5, "recognised": 0.5, "n": 2}
 
 
 def test_a_letter_that_no_choice_has_is_an_error() -> None:
-    region = dlc.Asked("7", "a.jpg", np.ones((2, 2), bool), "cup", QUESTIONS[:1])
+    region = dlc.JudgedRegion("7", "a.jpg", np.ones((2, 2), bool), "cup", QUESTIONS[:1])
     left = iter(["Yes", "D. none"])
     with pytest.raises(ValueError, match="region 7: the judge says 'D. none', of 3 choices"):
         dlc.judged(region, "a cup", lambda text: next(left))

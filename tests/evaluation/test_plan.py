@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ans.config import ConfigError, load
-from ans.config.schema import Questions
+from ans.config.schema import Scope
 from ans.data.readers import ListingChanged, fingerprint
 from ans.data.records import Expression, ImageRecord, Region
 from ans.evaluation.plan import Plan, Planned, make_plan
 from tests.indexes import write_records
 
-SETTINGS = Questions(splits=("refcoco_val", "refcoco_plus_val"), captions=("refcoco_val",))
+SETTINGS = Scope(splits=("refcoco_val", "refcoco_plus_val"), captions=("refcoco_val",))
 
 
 def region(number: int, split: str, texts: int, area: int = 4) -> Region:

@@ -140,13 +140,13 @@ with opened(Path({str(work.parent / "world")!r}), interrupt(2)):
 
 def test_what_is_left(work: Path, config: Config, uninterrupted) -> None:
     out, files, _ = uninterrupted
-    names = (*config.evaluate.questions.split_results(), "refcocog_val_captions")
+    names = (*config.evaluate.scope.split_results(), "refcocog_val_captions")
     assert set(files) == {"protocol.json", *(f"{name}.json" for name in names), *(f"{name}.parquet" for name in names)}
     protocol = json.loads(files["protocol.json"])
     assert protocol["prompt"] == " Please segment {} in this image."
     assert protocol["weights_sha256"] == weights_checksum(work / "models" / "base") and protocol["code_sha256"] == code_checksum()
     assert protocol["precision"] == "float32" and protocol["capped"] is False
-    for name in config.evaluate.questions.split_results():
+    for name in config.evaluate.scope.split_results():
         metrics, table = (
             json.loads(files[f"{name}.json"]),
             pd.read_parquet(Workspace(out).predictions("base") / f"{name}.parquet"),

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from ans.evaluation.metrics import iou
 from ans.evaluation.video_metrics import (
-    Score,
+    VideoScore,
     boundary,
     boundary_f,
     difference,
@@ -80,7 +80,7 @@ def test_the_golden_summaries(expressions) -> None:
     found = summarise([score(preds, gts) for _, preds, gts, _ in expressions.values()])
     assert {key: round(found[key.lower().replace("&", "")], 2) for key in summary["mevis"]} == summary["mevis"]
     official = EXPECTED["dataset"]["per_expression_J_F_A_R_official_revos"]
-    revos = summarise_revos([(expressions[name][0], Score(*values)) for name, values in official.items()])
+    revos = summarise_revos([(expressions[name][0], VideoScore(*values)) for name, values in official.items()])
     for ours, theirs in (("referring", "referring"), ("reasoning", "reason")):
         for key in ("J", "F", "A", "R", "JF"):
             assert revos[f"{key.lower()}_{ours}"] == pytest.approx(summary["revos"][theirs][key], abs=1e-6)
@@ -136,7 +136,12 @@ def test_accuracy_and_robustness_by_hand() -> None:
 
 
 def test_revos_is_the_mean_of_its_kinds() -> None:
-    kinds = [(0, Score(0.5, 0.7, 1, 1)), (1, Score(0.1, 0.1, 1, 1)), (1, Score(0.20004, 0.1, 1, 1)), (2, Score(0, 0, 0, 0))]
+    kinds = [
+        (0, VideoScore(0.5, 0.7, 1, 1)),
+        (1, VideoScore(0.1, 0.1, 1, 1)),
+        (1, VideoScore(0.20004, 0.1, 1, 1)),
+        (2, VideoScore(0, 0, 0, 0)),
+    ]
     found = summarise_revos(kinds)
     assert found["j"] == pytest.approx((50 + 15) / 2) and found["jf"] == pytest.approx((60 + 12.5) / 2)
     with pytest.raises(ValueError, match="type_id 1"):
@@ -146,11 +151,11 @@ def test_revos_is_the_mean_of_its_kinds() -> None:
 def test_intervals_are_over_clips() -> None:
     """Two clips' worth of equal expressions say no more than two clips; a difference in every clip is one."""
     clips = [f"clip{number}" for number in range(12) for _ in range(3)]
-    scores = [Score(x, x) for x in np.repeat(np.linspace(0.2, 0.8, 12), 3)]
+    scores = [VideoScore(x, x) for x in np.repeat(np.linspace(0.2, 0.8, 12), 3)]
     low, high = interval(clips, scores, 2000, 0)
     alone = interval(clips[::3], scores[::3], 2000, 0)
     assert (low, high) == pytest.approx(alone) and low < 0.5 < high
-    better = [Score(one.j + 0.1, one.f + 0.1) for one in scores]
+    better = [VideoScore(one.j + 0.1, one.f + 0.1) for one in scores]
     assert difference(clips, better, scores, 2000, 0) == pytest.approx((0.1, 0.1, 0.1))
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from ans.model import prompts
 from ans.model.decoder import resized
 from ans.model.decoders.sam2 import HF, ORIGINAL
-from ans.model.inference import Question
+from ans.model.inference import Query
 from ans.model.memory import ConsistentTracker, Memory, Sam2Tracker
 from ans.model.segmenter import Segmenter
 from ans.model.video import choose_frames
@@ -98,7 +98,7 @@ def compute(model: Segmenter, name: str) -> Run:
         chosen = choose_frames(told["frames"], choice, told.get("sample_num_frames", 5))
         assert chosen == sorted(set(told["lm_frames"]))
         video = model.read_video(frames_of(case), chosen)
-        question = Question(0, told["text"].removeprefix("<image>\n"))
+        question = Query(0, told["text"].removeprefix("<image>\n"))
         (answer,) = model.answer(video.read, [question], told["max_new_tokens"])
         done = Run(ids, answer.ids, answer.seg_states, model.seg_embed(answer.seg_states))
         record(patch, sam, done)

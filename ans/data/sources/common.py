@@ -18,10 +18,10 @@ def read(source: ModuleType, root: Path, folder: str, name: str) -> Iterator[Ima
     """All records of a source in order, in this process. `index.build` does the same in several.
 
     A source is a module with `plan(root, folder, name)`, the list of its images, not opened, each as a `Skipped` or as what
-    `read_one(root, task)` makes records of; and with `fingerprint(root, folder, name)`.
+    `read_one(root, unread)` makes records of; and with `fingerprint(root, folder, name)`.
     """
-    for task in source.plan(root, folder, name):
-        yield from (task,) if isinstance(task, Skipped) else source.read_one(root, task)
+    for unread in source.plan(root, folder, name):
+        yield from (unread,) if isinstance(unread, Skipped) else source.read_one(root, unread)
 
 
 def source_folder(root: Path, folder: str, name: str) -> Path:

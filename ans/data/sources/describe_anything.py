@@ -25,7 +25,7 @@ TWICE = ""
 
 
 @dataclass(frozen=True)
-class Task:
+class Unread:
     """One image: `key` names it for people, `regions` is what annotations.json says of it, `frames` where it lies (several of a
     video; nowhere: none). `image_number` and `region_number` count the images and regions before it.
     """
@@ -37,12 +37,12 @@ class Task:
     region_number: int
 
 
-def plan(root: Path, folder: str, name: str) -> list[Task]:
+def plan(root: Path, folder: str, name: str) -> list[Unread]:
     """Every image with described regions, folder by folder in order of their names.
 
     Raises `FileNotFoundError` without the folder, `ValueError` naming an annotations.json or a shard that cannot be read.
     """
-    tasks: list[Task] = []
+    found: list[Unread] = []
     region_number = 0
     for place in _splits(root, folder, name):
         shards = sorted(shard for shard in (place / "images").glob("*.tar") if not is_junk(shard.name))
@@ -52,9 +52,9 @@ def plan(root: Path, folder: str, name: str) -> list[Task]:
                 if (first := members.setdefault(stem, locator)) != locator and not _same(root, first, locator):
                     members[stem] = TWICE
         for img_id, regions in _read_annotations(place / "annotations.json").items():
-            tasks.append(Task(f"{place.name}/{img_id}", regions, _find(regions, members), len(tasks), region_number))
+            found.append(Unread(f"{place.name}/{img_id}", regions, _find(regions, members), len(found), region_number))
             region_number += len(regions)
-    return tasks
+    return found
 
 
 def fingerprint(root: Path, folder: str, name: str) -> list[str]:
@@ -81,37 +81,37 @@ def _read_annotations(path: Path) -> dict[str, list[Any]]:
     return {img_id: regions if isinstance(regions, list) else [regions] for img_id, regions in content.items()}
 
 
-def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
+def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
     """The record of an image, and one `Skipped` per region that cannot be used.
 
     Of a video the first frame with a mask is taken, and the last frame as the second. Each region has its caption as its one
     expression. `image_id` and `region_id` (= `sent_id`) are positions: published ids are text and only unique within a folder.
     """
-    keys = [f"{task.key}[{i}]" for i in range(len(task.regions))]
-    if TWICE in task.frames:
+    keys = [f"{unread.key}[{i}]" for i in range(len(unread.regions))]
+    if TWICE in unread.frames:
         yield from (Skipped(key, "image that the shards have twice, each time another") for key in keys)
         return
-    if not task.frames:
+    if not unread.frames:
         yield from (Skipped(key, "image not in the shards") for key in keys)
         return
-    rles = [_frame_masks(region) for region in task.regions]
-    described = [frame for frame in range(len(task.frames)) if any(isinstance(_at(rle, frame), dict) for rle in rles)]
-    first, last = (described or [0])[0], len(task.frames) - 1
+    rles = [_frame_masks(region) for region in unread.regions]
+    described = [frame for frame in range(len(unread.frames)) if any(isinstance(_at(rle, frame), dict) for rle in rles)]
+    first, last = (described or [0])[0], len(unread.frames) - 1
     try:
-        width, height = image_size(root, task.frames[first])
+        width, height = image_size(root, unread.frames[first])
     except (ValueError, FileNotFoundError):
         yield from (Skipped(key, "image that cannot be read") for key in keys)
         return
     found = []
-    for i, (key, region, rle) in enumerate(zip(keys, task.regions, rles, strict=True)):
+    for i, (key, region, rle) in enumerate(zip(keys, unread.regions, rles, strict=True)):
         try:
             later = _at(rle, last) if last > first else None
-            found.append(_region(region, _at(rle, first), later, task.region_number + i, width, height))
+            found.append(_region(region, _at(rle, first), later, unread.region_number + i, width, height))
         except ValueError as error:
             yield Skipped(key, str(error))
     if found:
-        second = task.frames[last] if any(region.second_counts for region in found) else ""
-        yield ImageRecord(task.image_number, task.frames[first], width, height, tuple(found), second)
+        second = unread.frames[last] if any(region.second_counts for region in found) else ""
+        yield ImageRecord(unread.image_number, unread.frames[first], width, height, tuple(found), second)
 
 
 def _same(root: Path, first: str, second: str) -> bool:

@@ -38,7 +38,7 @@ IMAGES = {
 
 
 @dataclass(frozen=True)
-class Task:
+class Unread:
     """An image: its split, locator, number, and caption; of each phrase its text, its first character (None: not said), its RLEs."""
 
     split: str
@@ -48,21 +48,21 @@ class Task:
     phrases: list[tuple[Any, Any, list[Any]]]
 
 
-def plan(root: Path, folder: str, name: str) -> list[Task | Skipped]:
+def plan(root: Path, folder: str, name: str) -> list[Unread | Skipped]:
     """Every image, split by split in the order of its listing.
 
     Raises `FileNotFoundError` without any listing, `ValueError` naming one that cannot be read.
     """
-    tasks: list[Task | Skipped] = []
+    found: list[Unread | Skipped] = []
     for split, listing in _listings(root, folder, name).items():
         place = next((place for place in IMAGES[split] if (root / folder / place).is_dir()), IMAGES[split][0])
         rows = _annotated(listing) if split == "train" else _evaluated(listing)
         for file_name, caption, phrases in rows:
             if isinstance(caption, str):
-                tasks.append(Task(split, f"{folder}/{place}/{file_name}", len(tasks), caption.strip('"').strip(), phrases))
+                found.append(Unread(split, f"{folder}/{place}/{file_name}", len(found), caption.strip('"').strip(), phrases))
             else:
-                tasks.append(Skipped(f"{split}/{file_name}", "image without a caption"))
-    return tasks
+                found.append(Skipped(f"{split}/{file_name}", "image without a caption"))
+    return found
 
 
 def fingerprint(root: Path, folder: str, name: str) -> list[str]:
@@ -71,22 +71,22 @@ def fingerprint(root: Path, folder: str, name: str) -> list[str]:
     return [f"{path.name}: {path.stat().st_size} bytes" for path in files if path.is_file()]
 
 
-def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
+def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
     """The record of an image, with a region for each phrase; one `Skipped` for each that cannot be used."""
-    key = task.path.rpartition("/")[2]
+    key = unread.path.rpartition("/")[2]
     try:
-        width, height = image_size(root, task.path)
-        if clean(task.caption) != task.caption:
+        width, height = image_size(root, unread.path)
+        if clean(unread.caption) != unread.caption:
             raise ValueError("caption with line breaks, in which places are not those that are stated")
     except BROKEN_IMAGE as error:
         yield Skipped(key, "image that is not there" if isinstance(error, FileNotFoundError) else str(error).partition(": ")[0])
         return
     regions: list[Region] = []
     end = 0
-    for place, (phrase, span, rles) in enumerate(sorted(task.phrases, key=_start)):
+    for place, (phrase, span, rles) in enumerate(sorted(unread.phrases, key=_start)):
         try:
             start, text = (
-                (place, clean(field({"phrase": phrase}, "phrase", str))) if span is None else _within(task.caption, span)
+                (place, clean(field({"phrase": phrase}, "phrase", str))) if span is None else _within(unread.caption, span)
             )
             if span is not None and start < end:
                 raise ValueError("phrase that overlaps with another")
@@ -96,10 +96,10 @@ def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
             continue
         end = start + len(text) if span is not None else 0
         area, bbox = masks.measure(counts, height, width)
-        number = 1000 * task.number + place
-        regions.append(Region(number, task.split, "", area, bbox, counts, (Expression(start, text, task.caption),)))
+        number = 1000 * unread.number + place
+        regions.append(Region(number, unread.split, "", area, bbox, counts, (Expression(start, text, unread.caption),)))
     if regions:
-        yield ImageRecord(task.number, task.path, width, height, tuple(regions))
+        yield ImageRecord(unread.number, unread.path, width, height, tuple(regions))
 
 
 def _listings(root: Path, folder: str, name: str) -> dict[str, Path]:

@@ -32,11 +32,11 @@ MASK_PATH = re.compile(r"\w[\w.-]*\.png", re.ASCII)  # a plain name: no path lea
 CLASS_CODE = re.compile(r"/[a-z]/")
 
 
-Task = tuple[str, str, list[tuple[str, str, str]]]
+Unread = tuple[str, str, list[tuple[str, str, str]]]
 """Folder, ImageID, and for every mask of the image its MaskPath, class name and BoxID."""
 
 
-def plan(root: Path, folder: str, name: str) -> list[Task]:
+def plan(root: Path, folder: str, name: str) -> list[Unread]:
     """Every image with masks, in order of ImageID.
 
     Raises `FileNotFoundError` without the listing or the folders, `ValueError` naming a CSV that cannot be read.
@@ -102,12 +102,12 @@ def _read_classes(path: Path) -> dict[str, str]:
     return classes
 
 
-def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
+def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
     """The record of an image, and one `Skipped` per mask that cannot be used.
 
     `image_id` is the ImageID as a signed 64-bit number, `region_id` the BoxID as a number.
     """
-    folder, image_id, rows = task
+    folder, image_id, rows = unread
     path = f"{folder}/images/{SPLIT}/{image_id}.jpg"
     width = height = 0
     reason = "" if IMAGE_ID.fullmatch(image_id) else "ImageID that is not 16 hexadecimal digits"

@@ -51,7 +51,7 @@ class Object:
 
 
 @dataclass(frozen=True)
-class Task:
+class Unread:
     """One image, its position, and what the lines say of it."""
 
     folder: str
@@ -60,7 +60,7 @@ class Task:
     objects: list[Object]
 
 
-def plan(root: Path, folder: str, name: str) -> list[Task | Skipped]:
+def plan(root: Path, folder: str, name: str) -> list[Unread | Skipped]:
     """Every image that a line names, in the order of the lines; lines that cannot be used as `Skipped`.
 
     Raises `FileNotFoundError` without expressions.jsonl or images, `ValueError` naming an annotations.json that cannot be read.
@@ -83,7 +83,7 @@ def plan(root: Path, folder: str, name: str) -> list[Task | Skipped]:
                 by_image[image].append(found)
             except ValueError as error:
                 skipped.append(Skipped(f"{EXPRESSIONS}:{line}", str(error)))
-    return [*skipped, *(Task(folder, image, number, objects) for number, (image, objects) in enumerate(by_image.items()))]
+    return [*skipped, *(Unread(folder, image, number, objects) for number, (image, objects) in enumerate(by_image.items()))]
 
 
 def fingerprint(root: Path, folder: str, name: str) -> list[str]:
@@ -100,27 +100,27 @@ def fingerprint(root: Path, folder: str, name: str) -> list[str]:
     return lines
 
 
-def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
+def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
     """The record of an image, and one `Skipped` per line that cannot be used.
 
     Lines of one object (the same mask) are joined. `image_id` is the image's position, `region_id` the line, and `sent_id` 1000
     times the line and the text's position. Images are opened whole: there are few, and a damaged one is named here.
     """
-    path = f"{task.folder}/images/{task.image}"
+    path = f"{unread.folder}/images/{unread.image}"
     try:
         data = read_bytes(root, path)
         width, height = decoded(data).size
     except FileNotFoundError:
-        yield from (Skipped(f"{EXPRESSIONS}:{one.line}", f"no such image: images/{task.image}") for one in task.objects)
+        yield from (Skipped(f"{EXPRESSIONS}:{one.line}", f"no such image: images/{unread.image}") for one in unread.objects)
         return
     except BROKEN_IMAGE as error:
-        reason = f"images/{task.image}: not a readable image: {error}"
-        yield from (Skipped(f"{EXPRESSIONS}:{one.line}", reason) for one in task.objects)
+        reason = f"images/{unread.image}: not a readable image: {error}"
+        yield from (Skipped(f"{EXPRESSIONS}:{one.line}", reason) for one in unread.objects)
         return
     regions: dict[tuple[str, str], Region] = {}
-    for one in task.objects:
+    for one in unread.objects:
         try:
-            region, notes = _region(root, task, one, height, width)
+            region, notes = _region(root, unread, one, height, width)
         except (ValueError, FileNotFoundError) as error:
             yield Skipped(f"{EXPRESSIONS}:{one.line}", str(error))
             continue
@@ -134,7 +134,7 @@ def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
             region = replace(first, expressions=first.expressions + new)
         regions[region.counts, region.split] = region
     if regions:
-        yield ImageRecord(task.number, path, width, height, tuple(regions.values()), content=content(data))
+        yield ImageRecord(unread.number, path, width, height, tuple(regions.values()), content=content(data))
 
 
 def _read_line(content: bytes, line: int, annotations: "dict[int, Annotation]", base: Path) -> tuple[str, Object]:
@@ -210,13 +210,13 @@ def _size(image: Any) -> tuple[int, int] | None:
     return whole(image, "width"), whole(image, "height")
 
 
-def _region(root: Path, task: Task, one: Object, height: int, width: int) -> tuple[Region, list[str]]:
+def _region(root: Path, unread: Unread, one: Object, height: int, width: int) -> tuple[Region, list[str]]:
     """The region, and what is to be said of it. Raises `ValueError` or `FileNotFoundError` with a reason."""
     notes: list[str] = []
     if one.size is not None:
-        check_size(f"images/{task.image}", (width, height), one.size, ANNOTATIONS)
+        check_size(f"images/{unread.image}", (width, height), one.size, ANNOTATIONS)
     if one.mask:
-        inside, notes = read_mask(root / task.folder / "masks" / one.mask, f"masks/{one.mask}")
+        inside, notes = read_mask(root / unread.folder / "masks" / one.mask, f"masks/{one.mask}")
         if inside.shape != (height, width):
             raise ValueError(f"masks/{one.mask} is {inside.shape[1]} x {inside.shape[0]}, its image {width} x {height}")
         counts = masks.from_array(inside)

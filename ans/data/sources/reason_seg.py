@@ -29,13 +29,13 @@ TARGET, IGNORED = 1, 255
 ALL = "-all"
 """Behind the name of a split: with every question, not only the first."""
 
-Task = tuple[str, str, str, int]
+Unread = tuple[str, str, str, int]
 """Folder below the root, names of the image and of the JSON (`TWICE`: there are two that it may be), and position."""
 
 TWICE = ""
 
 
-def plan(root: Path, folder: str, name: str) -> list[Task]:
+def plan(root: Path, folder: str, name: str) -> list[Unread]:
     """Every image, split by split in order of their names. Raises `FileNotFoundError` without the folder or any split."""
     pairs = [(f"{folder}/{split}", pair) for split in _splits(root, folder, name) for pair in _pairs(root / folder / split)]
     return [(place, *pair, number) for number, (place, pair) in enumerate(pairs)]
@@ -46,11 +46,11 @@ def fingerprint(root: Path, folder: str, name: str) -> list[str]:
     return [f"{split}: {len(_pairs(root / folder / split))} jpg" for split in _splits(root, folder, name)]
 
 
-def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
+def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
     """In `train` one record per question, with one region: they are different wordings. In `val` and `test` one record; its
     region has the first question, the only one that LISA evaluates, and a second region of the split `val-all` or `test-all` has
     all of them. `image_id` and `region_id` are the image's position."""
-    place, image, listing, number = task
+    place, image, listing, number = unread
     path = f"{place}/{image}"
     key = os.path.splitext(path)[0]
     texts = []

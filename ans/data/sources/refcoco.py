@@ -88,7 +88,7 @@ def fingerprint(root: Path, folder: str, name: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Task:
+class Unread:
     """One image with its refs. `image` is its entry in instances.json and `path` its locator; without, `missing` says why."""
 
     image: dict[str, Any]
@@ -100,7 +100,7 @@ class Task:
     missing: str = ""
 
 
-def plan(root: Path, folder: str, name: str) -> list[Task]:
+def plan(root: Path, folder: str, name: str) -> list[Unread]:
     """Every image with refs, in order of image id.
 
     Raises `FileNotFoundError` without the listing or any image folder, `ValueError` naming a file that cannot be parsed.
@@ -120,7 +120,7 @@ def plan(root: Path, folder: str, name: str) -> list[Task]:
         if (first := places.setdefault(number, place)) != place:
             raise ValueError(f"{refs_path}: ref_id {number} is there twice: refs[{first}] and refs[{place}]")
         by_image[_field(ref, "image_id", int, refs_path)].append(ref)
-    tasks = []
+    found = []
     for image_id in sorted(by_image):
         image, refs = images.get(image_id), by_image[image_id]
         wanted = {ann_id for ref in refs for ann_id in _ann_ids(ref, refs_path)}
@@ -131,30 +131,30 @@ def plan(root: Path, folder: str, name: str) -> list[Task]:
             plain = "/" not in image["file_name"] and is_text(image["file_name"])
             path = spelled(root, path) if plain else path
             missing = "" if plain and os.path.basename(path) in present else f"image file not in {images_at}"
-        tasks.append(Task(image or {}, path, refs, targets, categories, refs_path, missing))
-    return tasks
+        found.append(Unread(image or {}, path, refs, targets, categories, refs_path, missing))
+    return found
 
 
-def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
+def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
     """The image with its referred regions; and for what cannot be used one `Skipped` per ref.
 
     Raises `ValueError` naming the refs file where a ref is not as published.
     """
-    if task.missing:
-        yield from (Skipped(f"ref {_field(ref, 'ref_id', int, task.file)}", task.missing) for ref in task.refs)
+    if unread.missing:
+        yield from (Skipped(f"ref {_field(ref, 'ref_id', int, unread.file)}", unread.missing) for ref in unread.refs)
         return
-    drawn = {ann_id: _mask(ann_id, task) for ref in task.refs for ann_id in _ann_ids(ref, task.file) if ann_id != -1}
+    drawn = {ann_id: _mask(ann_id, unread) for ref in unread.refs for ann_id in _ann_ids(ref, unread.file) if ann_id != -1}
     regions: dict[tuple[int, str], Region] = {}
-    for ref in task.refs:
-        yield from _notes(ref, task, drawn)
-        outcome = _union(ref, task, drawn) if task.file.suffix == ".json" else _region(ref, task, drawn)
+    for ref in unread.refs:
+        yield from _notes(ref, unread, drawn)
+        outcome = _union(ref, unread, drawn) if unread.file.suffix == ".json" else _region(ref, unread, drawn)
         if isinstance(outcome, Skipped):
             yield outcome
             continue
         key = (outcome.region_id, outcome.split)  # several refs may describe one object
         regions[key] = _joined(regions[key], outcome) if key in regions else outcome
     if regions:
-        yield ImageRecord(task.image["id"], task.path, task.image["width"], task.image["height"], tuple(regions.values()))
+        yield ImageRecord(unread.image["id"], unread.path, unread.image["width"], unread.image["height"], tuple(regions.values()))
 
 
 def _read_instances(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, Any]], dict[int, str]]:
@@ -190,23 +190,23 @@ Drawn = dict[int, str | ValueError]
 """Annotation -> its mask, or why there is none."""
 
 
-def _region(ref: dict[str, Any], task: Task, drawn: Drawn) -> Region | Skipped:
-    key = f"ref {_field(ref, 'ref_id', int, task.file)}"
+def _region(ref: dict[str, Any], unread: Unread, drawn: Drawn) -> Region | Skipped:
+    key = f"ref {_field(ref, 'ref_id', int, unread.file)}"
     counts = drawn[ref["ann_id"]]
     if isinstance(counts, ValueError):
         return Skipped(key, str(counts))
-    area, bbox = masks.measure(counts, task.image["height"], task.image["width"])
+    area, bbox = masks.measure(counts, unread.image["height"], unread.image["width"])
     if area == 0:
         return Skipped(key, "mask without a pixel")
-    split, category = _field(ref, "split", str, task.file), _category(ref["ann_id"], task)
-    return Region(ref["ann_id"], split, category, area, bbox, counts, _sentences(ref, task.file))
+    split, category = _field(ref, "split", str, unread.file), _category(ref["ann_id"], unread)
+    return Region(ref["ann_id"], split, category, area, bbox, counts, _sentences(ref, unread.file))
 
 
-def _union(ref: dict[str, Any], task: Task, drawn: Drawn) -> Region | Skipped:
+def _union(ref: dict[str, Any], unread: Unread, drawn: Drawn) -> Region | Skipped:
     """A ref of gRefCOCO. Crowds among its objects are left out, as its own reader does."""
-    ref_id, height, width = _field(ref, "ref_id", int, task.file), task.image["height"], task.image["width"]
-    ids = [id_ for id_ in _ann_ids(ref, task.file) if id_ != -1]
-    counts = [drawn[id_] for id_ in ids if not task.annotations.get(id_, {}).get("iscrowd")]
+    ref_id, height, width = _field(ref, "ref_id", int, unread.file), unread.image["height"], unread.image["width"]
+    ids = [id_ for id_ in _ann_ids(ref, unread.file) if id_ != -1]
+    counts = [drawn[id_] for id_ in ids if not unread.annotations.get(id_, {}).get("iscrowd")]
     wrong = next((error for error in counts if isinstance(error, ValueError)), None)
     if wrong or (ids and not counts):
         return Skipped(f"ref {ref_id}", str(wrong or "only crowds"))
@@ -214,24 +214,24 @@ def _union(ref: dict[str, Any], task: Task, drawn: Drawn) -> Region | Skipped:
     area, bbox = masks.measure(union, height, width)
     if ids and not area:
         return Skipped(f"ref {ref_id}", "mask without a pixel")
-    names = dict.fromkeys(_category(id_, task) for id_ in ids)
+    names = dict.fromkeys(_category(id_, unread) for id_ in ids)
     category = next(iter(names)) if len(names) == 1 else ""
-    return Region(ref_id, _field(ref, "split", str, task.file), category, area, bbox, union, _sentences(ref, task.file))
+    return Region(ref_id, _field(ref, "split", str, unread.file), category, area, bbox, union, _sentences(ref, unread.file))
 
 
-def _category(ann_id: int, task: Task) -> str:
-    number: Any = task.annotations[ann_id].get("category_id")
-    return task.categories.get(number, "") if isinstance(number, int) else ""
+def _category(ann_id: int, unread: Unread) -> str:
+    number: Any = unread.annotations[ann_id].get("category_id")
+    return unread.categories.get(number, "") if isinstance(number, int) else ""
 
 
-def _mask(ann_id: int, task: Task) -> str | ValueError:
-    annotation = task.annotations.get(ann_id)
+def _mask(ann_id: int, unread: Unread) -> str | ValueError:
+    annotation = unread.annotations.get(ann_id)
     if annotation is None:
         return ValueError("annotation not in instances.json")
-    if annotation.get("image_id") != task.image["id"]:
+    if annotation.get("image_id") != unread.image["id"]:
         return ValueError("annotation of another image")
     try:
-        return masks.from_segmentation(annotation.get("segmentation"), task.image["height"], task.image["width"])
+        return masks.from_segmentation(annotation.get("segmentation"), unread.image["height"], unread.image["width"])
     except ValueError as error:
         return error
 
@@ -254,21 +254,21 @@ def _usable(text: str) -> str | ValueError:
     return text if found == text.strip() else found
 
 
-def _notes(ref: dict[str, Any], task: Task, drawn: Drawn) -> Iterator[Noted]:
+def _notes(ref: dict[str, Any], unread: Unread, drawn: Drawn) -> Iterator[Noted]:
     """What is left out of a ref that is used, and masks that are not as instances.json states them. They are used as they are:
     they are what the published results were measured on."""
-    key = f"ref {_field(ref, 'ref_id', int, task.file)}"
-    for sentence in _field(ref, "sentences", list, task.file):
-        if isinstance(error := _usable(_field(sentence, "sent", str, task.file)), ValueError):
+    key = f"ref {_field(ref, 'ref_id', int, unread.file)}"
+    for sentence in _field(ref, "sentences", list, unread.file):
+        if isinstance(error := _usable(_field(sentence, "sent", str, unread.file)), ValueError):
             yield Noted(key, f"expression left out: {error}")
-    for ann_id in _ann_ids(ref, task.file):
+    for ann_id in _ann_ids(ref, unread.file):
         if isinstance(counts := drawn.get(ann_id), str):
-            annotation = task.annotations[ann_id]
+            annotation = unread.annotations[ann_id]
             if masks.degenerate(annotation["segmentation"]):
                 yield Noted(key, "outline of fewer than three points, left out beside sound ones")
             try:
                 stated = annotation.get("area"), annotation.get("bbox")
-                said = masks.compare_stated(*stated, counts, task.image["height"], task.image["width"])
+                said = masks.compare_stated(*stated, counts, unread.image["height"], unread.image["width"])
             except ValueError:
                 said = "mask that is not where, or not as large as, instances.json states"
             if said:

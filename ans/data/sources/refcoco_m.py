@@ -20,24 +20,24 @@ from ans.data.sources.common import clean, coco_folders, field, source_folder
 
 SPLIT = "val"
 
-Task = tuple[str, dict[str, Any]]
+Unread = tuple[str, dict[str, Any]]
 """Locator of the image, and its row."""
 
 
-def plan(root: Path, folder: str, name: str) -> list[Task]:
+def plan(root: Path, folder: str, name: str) -> list[Unread]:
     """Every image, in the order of the files. Raises `FileNotFoundError` without them or without COCO's photographs, `ValueError` naming a
     file that cannot be read."""
     place = next((place for place in coco_folders(folder) if (root / place).is_dir()), None)
     if place is None:
         raise FileNotFoundError(f"no images for sources.{name}: looked below {root} in {', '.join(coco_folders(folder))}")
-    tasks = []
+    found = []
     for path in _files(root, folder, name):
         try:
             rows = pq.read_table(path, columns=["image_id", "file_name", "samples"]).to_pylist()
-            tasks += [(f"{place}/{field(row, 'file_name', str)}", row) for row in rows]
+            found += [(f"{place}/{field(row, 'file_name', str)}", row) for row in rows]
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             raise ValueError(f"{path}: not a parquet of RefCOCO-M: {error}") from error
-    return tasks
+    return found
 
 
 def fingerprint(root: Path, folder: str, name: str) -> list[str]:
@@ -45,10 +45,10 @@ def fingerprint(root: Path, folder: str, name: str) -> list[str]:
     return [f"{path.name}: {path.stat().st_size} bytes" for path in _files(root, folder, name)]
 
 
-def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
+def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
     """The image with its regions, and one `Skipped` per sample that cannot be used. A sentence has no id of its own: it is the
     sample's, times 1000, and its place."""
-    path, row = task
+    path, row = unread
     try:
         width, height = image_size(root, path)
         number = field(row, "image_id", int)

@@ -33,7 +33,7 @@ SCHEMA = ENTRY
 
 
 @dataclass(frozen=True)
-class Entry:
+class ImageFiles:
     """One image and its annotations, not opened: `name` is their common stem, `image` and `annotation` are locators."""
 
     name: str
@@ -42,7 +42,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Masks:
+class MaskColumns:
     """One image's masks, column by column: `id`, `area` and `edges` in pixels, `counts` (RLE).
 
     `edges` are x, y, width and height of the first box, then those of the next.
@@ -66,7 +66,7 @@ def plan(root: Path, folder: str, name: str) -> list[Path]:
     return [base, *([base / "img"] if {"img", "js"} <= set(folders) else []), *shards]
 
 
-def read_one(root: Path, shard: Path) -> Iterator[Entry | Skipped]:
+def read_one(root: Path, shard: Path) -> Iterator[ImageFiles | Skipped]:
     """Every image of a shard. An image or a JSON without its partner is a `Skipped`.
 
     Raises `ValueError` naming a tar that cannot be read.
@@ -102,7 +102,7 @@ def _contents(place: Path) -> tuple[list[str], list[str], str]:
     return folders, tars, f"{suffixes.count('.jpg')} jpg, {suffixes.count('.json')} json"
 
 
-def read_masks(root: Path, entry: Entry, limits: SubsetSa1b) -> Masks | Skipped:
+def read_masks(root: Path, entry: ImageFiles, limits: SubsetSa1b) -> MaskColumns | Skipped:
     """Open one JSON and keep the masks within `limits`; one without any is a `Skipped`, and so is a JSON that is not as
     published.
 
@@ -122,11 +122,11 @@ def read_masks(root: Path, entry: Entry, limits: SubsetSa1b) -> Masks | Skipped:
         return Skipped(entry.name, f"not an SA-1B annotation: {error}")
     if not kept[0]:
         return Skipped(entry.name, "no mask within the limits" if any(columns[1]) else "no mask with a pixel")
-    return Masks(image_id, entry.image, width, height, *kept)
+    return MaskColumns(image_id, entry.image, width, height, *kept)
 
 
 Columns = tuple[list[int], list[int], list[float], list[str]]
-"""`id`, `area`, `edges` and `counts` of `Masks`."""
+"""`id`, `area`, `edges` and `counts` of `MaskColumns`."""
 
 
 def _columns(annotations: list[Any], height: int, width: int) -> Columns:
@@ -183,7 +183,7 @@ def _files(root: Path, folder: Path) -> Iterator[tuple[str, str, str]]:
             yield stem, suffix.lower(), f"{below}/{entry.name}"
 
 
-def _pair(files: Iterable[tuple[str, str, str]]) -> Iterator[Entry | Skipped]:
+def _pair(files: Iterable[tuple[str, str, str]]) -> Iterator[ImageFiles | Skipped]:
     waiting: dict[str, tuple[str, str]] = {}
     for stem, suffix, locator in files:
         if not is_text(f"{stem}{locator}"):
@@ -196,8 +196,8 @@ def _pair(files: Iterable[tuple[str, str, str]]) -> Iterator[Entry | Skipped]:
             waiting[stem] = other
             yield Skipped(f"{stem}{suffix}", "name that is there twice, of which the first counts")
         elif suffix == ".jpg":
-            yield Entry(stem, locator, other[1])
+            yield ImageFiles(stem, locator, other[1])
         else:
-            yield Entry(stem, other[1], locator)
+            yield ImageFiles(stem, other[1], locator)
     for stem, (suffix, _) in waiting.items():
         yield Skipped(stem, "image without JSON" if suffix == ".jpg" else "JSON without image")

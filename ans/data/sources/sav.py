@@ -22,22 +22,22 @@ NAME = re.compile(r"masklet_data_\d+\.npz")
 ARRAYS = ("frame1", "mask1", "frame2", "mask2")
 
 
-Task = tuple[Path, int]
+Unread = tuple[Path, int]
 """A file and its position."""
 
 
-def plan(root: Path, folder: str, name: str) -> list[Task]:
+def plan(root: Path, folder: str, name: str) -> list[Unread]:
     """Every file, in order of their paths. Raises `FileNotFoundError` without the folder."""
     paths = [place / file_name for place, names in _folders(source_folder(root, folder, name)) for file_name in names]
     return [(path, number) for number, path in enumerate(paths)]
 
 
-def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
+def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
     """One record with one region; `image_id` and `region_id` are the position among all files.
 
     An object that is gone in the second frame is kept without it. Of the frames only the headers are read here.
     """
-    yield _pair(root, *task)
+    yield _pair(root, *unread)
 
 
 def fingerprint(root: Path, folder: str, name: str) -> list[str]:

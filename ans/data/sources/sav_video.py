@@ -46,11 +46,11 @@ class Masklets:
     visibility_changes: np.ndarray
 
 
-Task = tuple[Path, Path, int]
+Unread = tuple[Path, Path, int]
 """A JSON or a folder of PNGs; the video, or the folder of its frames; the video's position."""
 
 
-def plan(root: Path, folder: str, name: str) -> list[Task]:
+def plan(root: Path, folder: str, name: str) -> list[Unread]:
     """Every annotated video, in order of their paths. Raises `FileNotFoundError` without the folder."""
     base = source_folder(root, folder, name)
     found = []
@@ -74,10 +74,10 @@ def fingerprint(root: Path, folder: str, name: str) -> list[str]:
     return lines
 
 
-def read_one(root: Path, task: Task) -> Iterator[ImageRecord | Skipped]:
+def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
     """The records of a video: two frames in a row of the annotated ones, every second. `image_id` is 100,000 times the video's
     position and the frame's number, `region_id` the object's number."""
-    annotation, video, number = task
+    annotation, video, number = unread
     key = annotation.relative_to(root).as_posix()
     if not video.exists():
         yield Skipped(key, "neither video nor frames")

@@ -16,7 +16,7 @@ from ans.report.gallery import KINDS, candidates, choose, compared, order
 from ans.report.headline import Headline
 from ans.report.pictures import photo
 from ans.report.results import KEY, Results
-from ans.report.tables import Score, Scores, is_number
+from ans.report.tables import Scores, SplitScore, is_number
 from ans.report.training import Training
 from ans.report.videos import Videos
 
@@ -62,12 +62,12 @@ class Page:
         return choose(table, orders, self.examples)
 
 
-def ciou_cell(score: Score) -> Html:
+def ciou_cell(score: SplitScore) -> Html:
     low, high = score.interval
     return Html(f"<td>{100 * score.ciou:.1f}<small>{100 * low:.1f} to {100 * high:.1f}</small></td>")
 
 
-def difference_cell(score: Score) -> Html:
+def difference_cell(score: SplitScore) -> Html:
     change, low, high = (100 * value for value in score.difference)
     kind = ("up" if change > 0 else "down") if score.differs else ""
     return Html(f'<td><span class="{kind}">{change:+.1f}</span><small>{low:+.1f} to {high:+.1f}</small></td>')

@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 from PIL import Image
 from torch import nn
 
-from ans.config.schema import Validation as Settings
+from ans.config.schema import ValidationSettings
 from ans.data.matching import record_image
 from ans.evaluation.metrics import summarise
 from ans.evaluation.plan import Row, make_plan
@@ -34,7 +34,7 @@ class Validation(Hook):
 
     def __init__(
         self,
-        settings: Settings,
+        settings: ValidationSettings,
         indexes: Path,
         root: Path,
         model: Segmenter,
@@ -47,7 +47,7 @@ class Validation(Hook):
     ) -> None:
         self.settings, self.root, self.model, self.trained, self.every = settings, root, model, trained, every
         self.curves, self.sinks, self.progress, self.accelerator = curves, sinks, progress, accelerator
-        self.plan = make_plan(settings.questions, indexes, root)
+        self.plan = make_plan(settings.scope, indexes, root)
         self.batches = self.plan.batches(
             lambda *size: row_tokens(model.config, *size) + settings.max_new_tokens, settings.tokens_per_batch
         )

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ans.config import load
-from ans.config.schema import Questions
+from ans.config.schema import Scope
 from ans.data.matching import record_image
 from ans.evaluation.plan import make_plan
 from ans.workspace import Workspace
@@ -44,7 +44,7 @@ metadata:
 
 def write(split: str, out: Path, workspace: Workspace, root: Path, max_samples: int | None = None) -> Path:
     """Write the task and return its folder. Raises what `make_plan` raises: the questions are those of an evaluation."""
-    plan = make_plan(Questions((split,), max_samples=max_samples), workspace.indexes, root)
+    plan = make_plan(Scope((split,), max_samples=max_samples), workspace.indexes, root)
     rows: list[dict[str, Any]] = []
     for planned in plan.images:
         item = plan.item(planned)
