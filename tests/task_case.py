@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ans.config.schema import TrainSettings
+from ans.config.training import TrainSettings
 from ans.data.samples import Evaluated
 from ans.model.adapters import add_lora, select_trained
 from ans.model.segmenter import Features, Segmenter

@@ -7,7 +7,8 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from ans.config.schema import Convert, LoraSize, Precision, StoredGroup
+from ans.config.fields import Precision
+from ans.config.schema import Convert, LoraSize, StoredGroup
 
 HELP = "a .pth on its base, in the Hugging Face layout"
 

@@ -1,11 +1,13 @@
 """What every section of `params.yaml` is made of: strict types, ranges, and a line of documentation for each setting."""
 
 import re
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 T = TypeVar("T")
+
+Precision = Literal["float32", "bf16"]
 
 
 class ConfigError(ValueError):

@@ -25,7 +25,6 @@ from ans.config.schema import (
     Report,
     Source,
     SubsetSa1b,
-    TrainSettings,
     VideoFolder,
     VideoSet,
     Weights,
@@ -33,6 +32,7 @@ from ans.config.schema import (
 )
 from ans.config.sections import SECTIONS, suggestion, task_names, task_role, task_settings
 from ans.config.tasks import TaskSettings
+from ans.config.training import TrainSettings
 from ans.config.validated import dotted, validated
 
 

@@ -19,12 +19,12 @@ from ans.config.schema import (
     Report,
     Sources,
     SubsetSa1b,
-    TrainSettings,
     Variants,
     Weights,
     World,
 )
 from ans.config.tasks import TaskSettings
+from ans.config.training import TrainSettings
 
 SECTIONS: dict[str, Any] = {
     "paths": Paths,

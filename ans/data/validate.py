@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ans.config.schema import TrainSettings
+from ans.config.training import TrainSettings
 from ans.data import parts
 from ans.data.arrow import read_index
 from ans.data.images import open_image

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ans.config.schema import Scope
+from ans.config.scope import Scope
 from ans.data.arrow import Index, read_index
 from ans.data.readers import check_listing
 from ans.data.records import Expression, ImageRecord, Region
@@ -121,7 +121,7 @@ def make_plan(scope: Scope, index_folder: Path, root: Path) -> Plan:
     ]
     asked += [
         _asked(index_folder, split, result, "captions", scope.max_texts_per_image, indexes)
-        for split, result in zip(settings.captions, settings.caption_results(), strict=True)
+        for split, result in zip(scope.captions, scope.caption_results(), strict=True)
     ]
     for index in indexes.values():
         check_listing(index, root)
@@ -140,7 +140,7 @@ def make_plan(scope: Scope, index_folder: Path, root: Path) -> Plan:
             image.captions += len(found) if one.captions else 0
             digest.update(_key(record, found).encode())
             questions, seen = questions + len(found), seen + 1
-            if seen == settings.max_samples:
+            if seen == scope.max_samples:
                 break
         if not seen:
             known = ", ".join(sorted(one.index.splits())) or "none"

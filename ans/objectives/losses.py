@@ -4,7 +4,7 @@ of all micro-batches and processes add up to the loss of one large batch."""
 import torch
 from torch import Tensor
 
-from ans.config.schema import LossWeights
+from ans.config.training import LossWeights
 from ans.model.segmenter import Forward, Segmenter
 from ans.objectives import mask
 from ans.objectives.batches import Targets

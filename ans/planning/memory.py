@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from ans.config.schema import TrainSettings
+from ans.config.training import TrainSettings
 from ans.model import prompts
 from ans.model.config import ModelConfig
 from ans.model.segmenter import Segmenter

@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ans.config.schema import TrainSettings
 from ans.config.tasks import TaskSettings
+from ans.config.training import TrainSettings
 from ans.data.arrow import Index
 from ans.data.bad_images import BadImages
 from ans.data.mixing import keyed_rng

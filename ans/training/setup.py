@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ans.config import Config
-from ans.config.schema import TrainSettings
 from ans.config.sections import task_names
+from ans.config.training import TrainSettings
 from ans.data.arrow import Index, read_index
 from ans.data.clips import Clip, read
 from ans.data.readers import check_listing

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ans.config.schema import TrainSettings
+from ans.config.training import TrainSettings
 from ans.model.segmenter import Features, Segmenter
 from ans.objectives.batches import Images
 from ans.tasks.base import AnyTask, Now

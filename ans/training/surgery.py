@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ans.config.schema import Surgery
+from ans.config.training import Surgery
 
 
 def combine(first: Tensor, second: Tensor, rule: Surgery, beta: float) -> Tensor:

@@ -37,7 +37,7 @@ import numpy as np
 import torch
 
 from ans.config import Config, load
-from ans.config.schema import Scope
+from ans.config.scope import Scope
 from ans.data.images import open_image
 from ans.data.index import build
 from ans.data.matching import record_image

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ans.config import Config
-from ans.config.schema import TrainSettings
+from ans.config.training import TrainSettings
 from ans.model import prompts
 from ans.model.config import ModelConfig
 from ans.model.four_bit import hold_in_four_bits

@@ -10,9 +10,8 @@ from ruamel.yaml import YAML
 from ans.cli import main
 from ans.cli.document import document, kind_of
 from ans.config import Config, ConfigError, load
-from ans.config.fields import Count, List, NonEmpty, Section, Share
+from ans.config.fields import Count, List, NonEmpty, Precision, Section, Share
 from ans.config.presets import BY_PRESET
-from ans.config.schema import Precision
 from ans.config.sections import all_fields
 from ans.errors import run
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ans.config import ConfigError, load
-from ans.config.schema import Scope
+from ans.config.scope import Scope
 from ans.data.readers import ListingChanged, fingerprint
 from ans.data.records import Expression, ImageRecord, Region
 from ans.evaluation.plan import Plan, Planned, make_plan

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ans.config.schema import LossWeights
+from ans.config.training import LossWeights
 from ans.objectives import mask
 from ans.objectives.batches import Targets
 from ans.objectives.losses import mask_terms

@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 from PIL import Image
 from torch import nn
 
-from ans.config.schema import ValidationSettings
+from ans.config.training import ValidationSettings
 from ans.data.matching import record_image
 from ans.evaluation.metrics import summarise
 from ans.evaluation.plan import Row, make_plan

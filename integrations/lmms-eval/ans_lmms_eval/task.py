@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ans.config import load
-from ans.config.schema import Scope
+from ans.config.scope import Scope
 from ans.data.matching import record_image
 from ans.evaluation.plan import make_plan
 from ans.workspace import Workspace
