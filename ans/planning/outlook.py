@@ -1,28 +1,21 @@
 """What a run will do and need, computed before it starts; needs no GPU, and no data for most of it."""
 
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from ans.config import Config
-from ans.config.load import index_of
-from ans.config.schema import SUBSET
 from ans.config.tasks import TaskSettings
-from ans.data.arrow import is_absent, read_index
-from ans.data.readers import ListingChanged, check_listing
 from ans.groups import shards_of
 from ans.model.adapters import group_of_parameter
 from ans.model.config import ModelConfig
 from ans.model.segmenter import Segmenter
-from ans.planning import memory
+from ans.planning import memory, missing
 from ans.planning.memory import Micro
-from ans.planning.published import COCO, PUBLISHED
 from ans.planning.released import RELEASED
 from ans.tasks import load as load_task
 from ans.tasks.base import AnyTask
@@ -71,17 +64,17 @@ class Outlook:
 
 def look_ahead(config: Config, workspace: Workspace = Workspace()) -> Outlook:
     """The outlook on a run with these settings. What is wrong with them, or not there, is listed, not raised."""
-    train, settings, wrong = config.train, *_tasks(config)
+    train, settings, wrong = config.train, *missing.tasks_of(config)
     processes = config.launch.processes * config.launch.machines
     found = Outlook(config.preset, processes, train.batch, train.accumulation, *_steps(config))
-    found.missing += wrong + _weights(config) + _packages(config) + _data(config, workspace)
-    for split in dict.fromkeys([*config.evaluate.splits, *config.evaluate.captions, *_validated(config)]):
-        known, problem = _split(split, config, workspace)
+    found.missing += wrong + missing.trust(config) + missing.packages(config) + missing.data_sets(config, workspace)
+    for split in dict.fromkeys([*config.evaluate.splits, *config.evaluate.captions, *missing.validated(config)]):
+        known, problem = missing.look_up(split, config, workspace)
         found.splits[split] = known
         found.missing += [problem] if problem else []
     if settings and (model := _model(config)) is not None:
         _add_needs(found, config, workspace, model, settings)
-    found.command = _command(config, workspace)
+    found.command = missing.command(config, workspace)
     return found
 
 
@@ -109,16 +102,6 @@ def _add_needs(
     found.free = shutil.disk_usage(workspace.root).free / 1e9
     if found.free < (needed := sum(found.disk.values())):
         found.missing.append(f"disk: the run needs {needed:.0f} GB here, {found.free:.0f} GB are free")
-
-
-# ------------------------------------------------------------------------------------------------------------- the training
-
-
-def _tasks(config: Config) -> tuple[dict[str, TaskSettings], list[str]]:
-    try:
-        return config.tasks, []
-    except ValueError as error:
-        return {}, [str(error)]
 
 
 def _steps(config: Config) -> tuple[int | None, str]:
@@ -153,7 +136,7 @@ def _groups(model: Segmenter) -> dict[str, dict[str, Any]]:
 
 def _count_samples(found: Outlook, config: Config, workspace: Workspace, model: Segmenter) -> None:
     """Samples of each source and, where epochs count, the steps; both only when all that the training reads is indexed."""
-    if any(_indexed(name, config, workspace) is not None for name in config.training_indexes()):
+    if any(missing.not_indexed(name, config, workspace) is not None for name in config.training_indexes()):
         return
     try:
         tasks: dict[str, AnyTask] = setup.load_tasks(config, workspace, model, first_process=False)
@@ -210,113 +193,6 @@ def _disk(config: Config, model: Segmenter, trained: int, steps: int | None, tea
         "state to resume from, the old one and the new": 2 * (4 + 8 + 4 * teacher) * trained / 1e9,
         **({"features of the frozen encoders": config.launch.feature_cache_gb} if config.launch.feature_cache_gb else {}),
     }
-
-
-# ------------------------------------------------------------------------------------------------------------ what is there
-
-
-def _weights(config: Config) -> list[str]:
-    weights, found = config.weights, []
-    if weights.source == "hub" and not re.fullmatch(r"[0-9a-f]{40}", weights.revision or ""):
-        found.append(
-            f"weights.revision: the commit of {weights.location} that you trust, 40 digits; they are listed at "
-            f"https://huggingface.co/{weights.location}/commits/main"
-        )
-    if weights.source == "url" and not weights.sha256:
-        found.append(f"weights.sha256: the files below {weights.location} with their sha256; sha256sum prints it")
-    if weights.source in ("embedded", "path") and not Path(weights.location).is_dir():
-        found.append(f"weights.location: there is no folder {weights.location}")
-    if weights.sam2 is not None and not re.fullmatch(r"[0-9a-f]{64}", weights.sam2.sha256):
-        found.append(f"weights.sam2.sha256: the sha256 of {weights.sam2.location}, 64 digits; sha256sum prints it")
-    return found
-
-
-def _packages(config: Config) -> list[str]:
-    wanted = config.train.four_bit or config.evaluate.four_bit or config.train.optimizer == "paged_adamw"
-    return ["bitsandbytes: not installed; pip install bitsandbytes"] if wanted and find_spec("bitsandbytes") is None else []
-
-
-def _is_world(config: Config, workspace: Workspace) -> bool:
-    return (workspace.root / config.paths.root).resolve() == workspace.world.resolve()
-
-
-def _data(config: Config, workspace: Workspace) -> list[str]:
-    """The root, and each data set that the settings name and that is not there."""
-    root, world = Path(config.paths.root), _is_world(config, workspace)
-    if world and config.weights.source == "embedded":
-        return []  # stage `world` makes it
-    found = []
-    if world:
-        found.append("paths.root: the folder of the data sets; now it is the synthetic world, which this preset cannot use")
-    elif not root.is_dir():
-        found.append(f"paths.root: there is no folder {root}")
-    coco = False
-    for name in dict.fromkeys(map(_source, _wanted(config))):
-        source = config.source(name)
-        if source is None:  # an unknown index; reported with the settings
-            continue
-        if world or not (root / source.folder).is_dir():
-            of = PUBLISHED.get(source.reader)
-            coco = coco or (of is not None and of.coco)
-            about = f" ({of.size}; {of.link})" if of else " (your own data, docs/your-data.md)" if source.reader == "own" else ""
-            found.append(f"data set {name}: {'' if world else f'{root}/'}{source.folder}{about}")
-    if coco:
-        found.append(f"COCO's images, train2014, for RefCOCO and the like ({COCO.size}; {COCO.link})")
-    return found
-
-
-def _wanted(config: Config) -> list[str]:
-    """The indexes that the settings name."""
-    tasks, _ = _tasks(config)
-    training = [index for of in tasks.values() for index in of.indexes()]
-    return [*training, *(index_of(split) for split in _validated(config)), *config.evaluation_indexes()]
-
-
-def _source(index: str) -> str:
-    return "sa1b" if index == SUBSET else index
-
-
-def _validated(config: Config) -> list[str]:
-    return [config.train.validation.split] if config.train.validation else []
-
-
-def _indexed(name: str, config: Config, workspace: Workspace) -> str | None:
-    """Why the index cannot be read yet; None where it can, and is of the data below `paths.root`."""
-    path = workspace.index(name)
-    if not path.is_file() or is_absent(path):
-        return "not indexed yet"
-    try:
-        check_listing(read_index(path), config.paths.root)
-    except (ListingChanged, OSError):
-        return "indexed from other data"
-    return None
-
-
-def _split(split: str, config: Config, workspace: Workspace) -> tuple[str, str | None]:
-    """What is known of a split, and what is wrong with it."""
-    name, _, part = split.rpartition("_")
-    if (reason := _indexed(name, config, workspace)) is not None:
-        return reason, None
-    there = sorted(read_index(workspace.index(name)).splits())
-    if part in there:
-        return "there", None
-    return "not there", f"split {split}: {name} has no region of it; its splits are {', '.join(f'{name}_{of}' for of in there)}"
-
-
-def _command(config: Config, workspace: Workspace) -> str:
-    """What starts the run, with a placeholder for each setting that is missing."""
-    parts = ["dvc exp run", f"-S preset={config.preset}"]
-    if config.weights.source != "embedded":
-        root = "/data" if _is_world(config, workspace) else config.paths.root
-        parts.append(f"-S paths.root={root}")
-    if config.weights.source == "hub":
-        parts.append(f"-S weights.revision={config.weights.revision or '$COMMIT'}")
-    if config.weights.source != "embedded":
-        parts.append(f"-S launch.processes={config.launch.processes if config.launch.processes > 1 else '$GPUS'}")
-    return " ".join(parts)
-
-
-# -------------------------------------------------------------------------------------------------------------------- text
 
 
 def text(found: Outlook) -> str:

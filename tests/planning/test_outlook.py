@@ -180,7 +180,7 @@ def test_what_is_there_is_not_missing(config: Config, tmp_path: Path) -> None:
 
 
 def test_checksums_packages_and_settings_are_in_the_list(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ans.planning.outlook.find_spec", lambda name: None)
+    monkeypatch.setattr("ans.planning.missing.find_spec", lambda name: None)
     here = Workspace(tmp_path)
     changes: dict[str, Any] = {"preset": "lisa-7b", "weights.revision": COMMIT, "train.referring.sources": ["nothing"]}
     found = look_ahead(config.changed(changes), here)
