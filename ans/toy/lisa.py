@@ -23,6 +23,7 @@ from ans.model.families.lisa import TEMPLATE, Llava
 from ans.model.preprocess import CLIP_MEAN, CLIP_STD, longest_side, middle_square, normalise, resize
 from ans.model.segmenter import Conversations, Features, Segmenter
 from ans.objectives.batches import pad_right
+from ans.toy.expressions import VOCABULARY
 from ans.toy.recipe import (
     ALIGN_SHARE,
     LR,
@@ -40,7 +41,6 @@ from ans.toy.recipe import (
     waves,
     word_vectors,
 )
-from ans.toy.world import VOCABULARY
 
 SEED = 18
 STEPS = {"sam": 2500, "joint": 1200}

@@ -26,6 +26,7 @@ from ans.model.families.sa2va_internvl import InternVL
 from ans.model.preprocess import normalise, sam_image
 from ans.model.segmenter import Conversations, Features, Segmenter
 from ans.objectives.batches import pad_right
+from ans.toy.expressions import VOCABULARY
 from ans.toy.recipe import (
     ALIGN_SHARE,
     LR,
@@ -45,7 +46,6 @@ from ans.toy.recipe import (
     waves,
     word_vectors,
 )
-from ans.toy.world import VOCABULARY
 
 STEPS = {"sam2": 4500, "vlm": 3000, "joint": 3000}
 TILE, PATCH, SIDE = 96, 8, 128

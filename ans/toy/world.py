@@ -1,9 +1,6 @@
 """The synthetic world: scenes of coloured shapes, written in the very layouts of RefCOCO, RefCOCO+, RefCOCOg and of the sets in
 `world_loops.py` and `world_more.py`. One seed gives byte-identical files.
 
-Descriptions have a meaning (`matches`) that is independent of how they are found: an expression is written only when it holds
-of exactly one object both under the strict and under the lenient reading of every comparison of positions (`refers`).
-
 Scenes of the three referring sets are shared, as on the real sets (all are COCO train2014):
 
 =========  =====================  ==========================================================
@@ -33,35 +30,19 @@ from PIL import Image
 from tqdm import tqdm
 
 from ans.config.schema import World
-from ans.toy import world_captions, world_grounded, world_loops, world_more, world_videos
+from ans.toy import expressions, world_captions, world_grounded, world_loops, world_more, world_videos
 from ans.toy.scenes import (
-    ATTRIBUTES,
     CATEGORIES,
-    COLOURS,
     EXTREMES,
-    RADII,
-    RELATIONS,
     SHAPES,
     SIDES,
     SPLITS,
-    TEXTURES,
-    Description,
     Scene,
-    Shape,
     bbox,
     make_scene,
-    matches,
     outline,
-    refers,
     render,
-    where,
 )
-
-VOCABULARY: tuple[str, ...] = (
-    "the", "a", "left", "right", "top", "bottom", "of", "to", "on", "in", "middle", "leftmost", "rightmost", "above", "below",
-    "and", "shape", "that", "is", *RADII, *TEXTURES, *COLOURS, *SHAPES,
-)  # fmt: skip
-"""Every word of every expression, in lower case."""
 
 
 @dataclass
@@ -72,108 +53,6 @@ class _Listing:
     annotations: list[dict[str, Any]] = field(default_factory=list)
     refs: list[dict[str, Any]] = field(default_factory=list)
     sentences: int = 0
-
-
-# ------------------------------------------------------------------------------------------------------------ expressions
-
-
-def _short_descriptions(scene: Scene, places: Sequence[str | None]) -> list[list[Description]]:
-    """For every object all descriptions by attributes and one of `places` that mean it, those of fewest words first."""
-    found: list[list[Description]] = [[] for _ in scene.shapes]
-    subsets = list(itertools.product((False, True), repeat=len(ATTRIBUTES)))
-    every = [
-        tuple(getattr(shape, name) if keep else None for name, keep in zip(ATTRIBUTES, kept, strict=True))
-        for shape in scene.shapes
-        for kept in subsets
-    ]
-    for words in dict.fromkeys(every):
-        count = sum(word is not None for word in words)
-        alone = len(matches(scene, Description(*words))) == 1
-        for place in places:
-            if place is None and (count == 0 or not alone):
-                continue
-            if place is not None and count > 2:  # never among the shortest: the caption itself has three or four words
-                continue
-            if place in EXTREMES and alone:  # "leftmost star" of a single star: true, but nobody says so
-                continue
-            description = Description(*words, place=place)
-            if (target := refers(scene, description)) is not None:
-                found[target].append(description)
-    return [sorted(options, key=_length) for options in found]
-
-
-def _length(description: Description) -> int:
-    """In words; "on the left" counts as "left"."""
-    optional = (description.size, description.texture, description.colour, description.place)
-    return 1 + sum(word is not None for word in optional)
-
-
-def _pick(options: Sequence[Description], count: int, rng: np.random.Generator) -> list[Description]:
-    """`count` different ones, of hardly more words than the shortest where there are enough of these."""
-    short = [option for option in options if _length(option) <= _length(options[0]) + 1] if options else []
-    pool = short if len(short) >= count else list(options)[:count]
-    return [pool[i] for i in rng.permutation(len(pool))[:count]]
-
-
-def _with_place(description: Description, rng: np.random.Generator) -> str:
-    """ "left red circle" or "red circle on the left"."""
-    place, phrase = description.place, description.phrase
-    if place is None:
-        return phrase
-    if place in EXTREMES or (place != "middle" and rng.random() < 0.6):
-        return f"{place} {phrase}"
-    return f"{phrase} {where(place)}"
-
-
-def _refcoco(options: Sequence[Description], rng: np.random.Generator) -> list[str]:
-    return [_with_place(description, rng) for description in _pick(options, int(rng.integers(2, 4)), rng)]
-
-
-def _refcoco_plus(shape: Shape, options: Sequence[Description], rng: np.random.Generator) -> list[str]:
-    others = [option for option in options if option.phrase != shape.caption]
-    texts = [option.phrase for option in _pick(others, int(rng.integers(1, 3)), rng)]
-    return [shape.caption, *(texts or [f"the {shape.caption}"])]
-
-
-def _refcocog(scene: Scene, target: int, plain: Sequence[list[Description]], rng: np.random.Generator) -> list[str]:
-    texts: list[str] = []
-    for _ in range(int(rng.integers(1, 3))):
-        text = _long_expression(scene, target, plain, rng)
-        if text not in texts:
-            texts.append(text)
-    return texts
-
-
-def _long_expression(scene: Scene, target: int, plain: Sequence[list[Description]], rng: np.random.Generator) -> str:
-    shape = scene.shapes[target]
-    article = "the" if rng.random() < 0.7 else "a"
-    for _ in range(8):
-        kept = rng.random(4) < (0.6, 0.3, 0.7, 0.9)
-        words = [getattr(shape, name) if keep else None for name, keep in zip(ATTRIBUTES, kept, strict=True)]
-        kind = rng.random()
-        if kind < 0.7:
-            other = int(rng.choice([i for i in range(len(scene.shapes)) if i != target]))
-            landmark = plain[other][rng.integers(len(plain[other]))]
-            relation = str(rng.choice(list(RELATIONS)))
-            if refers(scene, Description(*words, relation=relation, landmark=landmark)) == target:
-                joint = " that is " if rng.random() < 0.3 else " "
-                return f"{article} {Description(*words).phrase}{joint}{RELATIONS[relation]} the {landmark.phrase}"
-        elif kind < 0.85:
-            place = str(rng.choice(SIDES))
-            if refers(scene, Description(*words, place=place)) == target:
-                return f"the {Description(*words).phrase} {where(place)}"
-        else:
-            noun = Description(colour=shape.colour, shape=shape.shape).phrase
-            return f"the {noun} that is {shape.size} and {shape.texture}"
-    return f"the {shape.caption}"
-
-
-def _raw(text: str, rng: np.random.Generator) -> str:
-    """As typed by somebody in a hurry; never equal to `text`."""
-    return (text.upper(), f"{text}.", text.capitalize(), f"{text} ")[rng.integers(4)]
-
-
-# ------------------------------------------------------------------------------------------------------------------ files
 
 
 def write_world(root: Path, world: World) -> dict[str, int]:
@@ -246,7 +125,7 @@ def _write_scene(
     annotations = [_annotation(scene, i, masks[i], image_id, index) for i in range(len(scene.shapes))]
     referred = [i for i in range(len(scene.shapes)) if i == 0 or rng.random() >= 0.1]
     crowd = [_crowd(np.any(masks, axis=0), image_id)] if index % 10 == 5 else []
-    anywhere = _short_descriptions(scene, (None, *SIDES, *EXTREMES))
+    anywhere = expressions.short_descriptions(scene, (None, *SIDES, *EXTREMES))
     plain = [[option for option in options if option.place is None] for options in anywhere]
     for name_of_set, its_split in set_splits(split, index).items():
         listing = listings[name_of_set]
@@ -258,11 +137,11 @@ def _write_scene(
                 continue
             match name_of_set:
                 case "refcoco":
-                    texts = _refcoco(anywhere[i], rng)
+                    texts = expressions.like_refcoco(anywhere[i], rng)
                 case "refcoco+":
-                    texts = _refcoco_plus(scene.shapes[i], plain[i], rng)
+                    texts = expressions.like_refcoco_plus(scene.shapes[i], plain[i], rng)
                 case _:
-                    texts = _refcocog(scene, i, plain, rng)
+                    texts = expressions.like_refcocog(scene, i, plain, rng)
             _add_ref(listing, annotations[i], name, i, its_split, texts, rng)
     return scene, folder / name
 
@@ -318,7 +197,7 @@ def _add_ref(
             "split": split,
             "category_id": annotation["category_id"],
             "sentences": [
-                {"tokens": text.split(), "raw": _raw(text, rng), "sent_id": first + k, "sent": text}
+                {"tokens": text.split(), "raw": expressions.as_typed(text, rng), "sent_id": first + k, "sent": text}
                 for k, text in enumerate(texts)
             ],
         }

@@ -14,7 +14,7 @@ from ans.data.images import open_image
 from ans.data.records import ImageRecord, Skipped
 from ans.data.sources import common, describe_anything
 from ans.toy import scenes, world_loops
-from ans.toy.world import VOCABULARY
+from ans.toy.expressions import VOCABULARY
 
 SIZE = World(
     seed=3,

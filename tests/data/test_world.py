@@ -12,7 +12,7 @@ from pycocotools import mask as coco
 from ans.config.schema import World
 from ans.data import masks
 from ans.data.sources.refcoco import load_refs
-from ans.toy import scenes, world
+from ans.toy import expressions, scenes, world
 from ans.toy.scenes import Description
 from tests.data.worlds import scene_of_image
 
@@ -75,7 +75,7 @@ def test_every_expression_means_exactly_its_object(root: Path, name: str) -> Non
         for sentence in ref["sentences"]:
             assert scenes.matches(scene, parse(sentence["sent"])) == [target], sentence["sent"]
             assert scenes.refers(scene, parse(sentence["sent"])) == target, sentence["sent"]
-            assert set(sentence["tokens"]) <= set(world.VOCABULARY)
+            assert set(sentence["tokens"]) <= set(expressions.VOCABULARY)
             assert sentence["raw"] != sentence["sent"] and sentence["tokens"] == sentence["sent"].split()
         texts = [sentence["sent"] for sentence in ref["sentences"]]
         assert len(set(texts)) == len(texts)
