@@ -25,7 +25,7 @@ PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, imported when they are first used: PyTorch takes seconds, and light stages do without it."""
+    """Return one of the public names, imported when they are first used: PyTorch takes seconds, and light stages do without it."""
     if name not in PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, attribute = PLACES[name]

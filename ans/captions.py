@@ -19,17 +19,17 @@ NGrams = Counter[tuple[str, ...]]
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words and numbers of a text."""
+    """Return lower-case words and numbers of a text."""
     return re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text.lower())
 
 
 def exact(caption: str, references: Sequence[str]) -> bool:
-    """Whether a caption has the words of one of its references."""
+    """Return whether a caption has the words of one of its references."""
     return words(caption) in [words(reference) for reference in references]
 
 
 def token_accuracy(caption: str, references: Sequence[str]) -> tuple[int, int]:
-    """(right, total) words of a caption under free generation, against the reference that fits best.
+    """Return (right, total) words of a caption under free generation, against the reference that fits best.
 
     Right is a word in its place; the total is the longer text's length, so that words too many and words missing both count.
     """
@@ -42,7 +42,7 @@ def token_accuracy(caption: str, references: Sequence[str]) -> tuple[int, int]:
 
 
 def cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """CIDEr-D in [0, 10] of each caption; the metric of a split is their mean.
+    """Return CIDEr-D in [0, 10] of each caption; the metric of a split is their mean.
 
     As in pycocoevalcap (`cider_scorer.py` of tylin/coco-caption; Vedantam et al., CVPR 2015): tf-idf vectors of n-grams of 1 to 4
     words, idf from the references of this very split (one document per caption), counts clipped at the reference's, a Gaussian
@@ -64,7 +64,7 @@ def cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[
 
 
 def likeness(caption: str, reference: str) -> float:
-    """A tenth of CIDEr-D with every n-gram as important as any other: in [0, 1], and it depends on these two texts alone."""
+    """Return a tenth of CIDEr-D with every n-gram as important as any other: in [0, 1], and it depends on these two texts alone."""
     said, wanted = _ngrams(caption), _ngrams(reference)
     return _similarity(said, wanted, dict.fromkeys(wanted, 1.0), 1.0)
 
@@ -75,7 +75,7 @@ def _ngrams(text: str) -> NGrams:
 
 
 def _similarity(said: NGrams, wanted: NGrams, idf: dict[tuple[str, ...], float], unseen: float) -> float:
-    """Clipped cosine of the tf-idf vectors, averaged over the lengths of n-grams, with the penalty."""
+    """Return clipped cosine of the tf-idf vectors, averaged over the lengths of n-grams, with the penalty."""
     dot, norm_said, norm_wanted = ([0.0] * LONGEST for _ in range(3))
     for ngram, count in said.items():
         weight, n = idf.get(ngram, unseen), len(ngram) - 1

@@ -30,6 +30,6 @@ def run(main: Callable[..., None], *arguments: str) -> None:
 
 
 def _message(error: Exception) -> str:
-    """Its text; of an error in a data-loading process, which PyTorch passes on as a whole traceback, the last line of that."""
+    """Return its text; of an error in a data-loading process, which PyTorch passes on as a whole traceback, the last line of that."""
     text = str(error)
     return text.strip().splitlines()[-1].partition(": ")[2] if "Original Traceback" in text else text

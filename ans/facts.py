@@ -48,7 +48,7 @@ class Facts:
     objects: Mapping[str, Sequence[KnownObject]]
 
     def true_caption(self, locator: str, mask: np.ndarray) -> str | None:
-        """The true caption of the object at a mask (height, width), that whose centre is nearest to the mask's; None where nothing
+        """Return the true caption of the object at a mask (height, width), that whose centre is nearest to the mask's; None where nothing
         is known of the image, or the mask has no pixel."""
         objects = self.objects.get(locator)
         if not objects or not mask.any():
@@ -58,7 +58,7 @@ class Facts:
         return min(objects, key=lambda known: (known.x - x) ** 2 + (known.y - y) ** 2).caption
 
     def judge(self, locator: str, truth: str, caption: str) -> Verdict:
-        """How a caption fits the object of that true caption."""
+        """Return how a caption fits the object of that true caption."""
         others = [known.caption for known in self.objects[locator] if known.caption != truth]
         right = self._agreeing(caption, truth)
         return Verdict(right, len(self.kinds), any(self._agreeing(caption, other) > right for other in others))
@@ -70,7 +70,7 @@ class Facts:
 
 @lru_cache(maxsize=4)
 def read_facts(root: Path) -> Facts | None:
-    """What is known below `root`, or None. Raises `ValueError` naming a file that is not of this form."""
+    """Return what is known below `root`, or None. Raises `ValueError` naming a file that is not of this form."""
     path = root / NAME
     if not path.is_file():
         return None

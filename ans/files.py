@@ -15,7 +15,7 @@ HOST = re.sub(r"\W+", "-", platform.node()) or "here"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it takes the place of `path` at the end, and is removed on failure."""
+    """Give a temporary path beside `path` to write to; it takes the place of `path` at the end, and is removed on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:
@@ -26,7 +26,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def temporary_name(path: Path) -> Path:
-    """A name beside `path`, which ends as it does since a suffix may choose the format, for what this process writes in its place.
+    """Return a name beside `path`, which ends as it does since a suffix may choose the format, for what this process writes in its place.
 
     What processes of this machine that were killed have left in place of `path` is removed; those of others, which may write into the
     same folder, are not known here.
@@ -42,7 +42,7 @@ def temporary_name(path: Path) -> Path:
 
 @lru_cache(maxsize=64)
 def _left_by_the_dead(folder: str) -> dict[str, list[Path]]:
-    """Name -> temporary files and folders in its place whose process is gone. Looked up once per process: folders may be large."""
+    """Return name -> temporary files and folders in its place whose process is gone. Looked up once per process: folders may be large."""
     found: dict[str, list[Path]] = {}
     for name in os.listdir(folder):
         match = re.fullmatch(rf"\.([0-9]{{1,10}})-{HOST}\.(.+)", name)

@@ -40,5 +40,5 @@ SHARDS = ("vision", "embed_head", "llm", "proj", "fcs", "sam2_decoder", "sam2_en
 
 
 def shards_of(groups: Iterable[str]) -> dict[str, str]:
-    """Shard -> the trained group that changes it."""
+    """Return shard -> the trained group that changes it."""
     return {TRAINABLE[group].shard: group for group in groups}

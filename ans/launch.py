@@ -63,7 +63,7 @@ def start(module: str, settings: Launch, machine: int, arguments: Sequence[str])
 
 
 def environments(settings: Launch, machine: int) -> list[dict[str, str]]:
-    """What each process of a machine is told by its environment: threads, its place, and where the first one is met, as PyTorch
+    """Return what each process of a machine is told by its environment: threads, its place, and where the first one is met, as PyTorch
     reads it. On one machine the processes meet at a free port, so two runs there do not meet."""
     # Threads are ours to share out, or 8 processes would each take all cores.
     common = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads(settings.processes)))}
@@ -137,7 +137,7 @@ def threads(processes: int) -> int:
 
 
 def _first(failed: Sequence[tuple[int, int]], failures: Path) -> str:
-    """What is to be said of the processes that failed first, each with its place and exit code: the error that came first. One
+    """Return what is to be said of the processes that failed first, each with its place and exit code: the error that came first. One
     that is no user's has printed its traceback itself."""
     place, code = failed[0]
     if all(code < 0 for _, code in failed):  # what others say, who lost it, is no reason

@@ -20,7 +20,7 @@ Run = tuple[str, Path]
 
 
 def paint(image: Image.Image, masks: Sequence[np.ndarray], expressions: Sequence[str]) -> Image.Image:
-    """The image with each (height, width) bool mask tinted and outlined in its colour, and the expressions as a legend below."""
+    """Return the image with each (height, width) bool mask tinted and outlined in its colour, and the expressions as a legend below."""
     pixels = np.asarray(image).astype(float)
     for number, mask in enumerate(masks):
         colour = COLOURS[number % len(COLOURS)]
@@ -47,7 +47,7 @@ def paint(image: Image.Image, masks: Sequence[np.ndarray], expressions: Sequence
 
 
 def _lines(text: str, size: int, width: int) -> list[list[Run]]:
-    """The text in lines of at most `width` pixels: cut between words, and inside a word that is longer by itself."""
+    """Return the text in lines of at most `width` pixels: cut between words, and inside a word that is longer by itself."""
     lines: list[str] = []
     for word in text.split():
         whole = f"{lines[-1]} {word}" if lines else word
@@ -79,7 +79,7 @@ def _runs(text: str) -> list[Run]:
 
 @cache
 def _font_with(character: str) -> Path:
-    """The first font that has a character; the default where none has, which draws an empty box."""
+    """Return the first font that has a character; the default where none has, which draws an empty box."""
     if found := next((path for path in _fonts() if ord(character) in _characters(path)), None):
         return found
     log.warning(f"note: no font is installed for {character!r} in the legend; one of the Noto family may have it")
@@ -87,7 +87,7 @@ def _font_with(character: str) -> Path:
 
 
 def _fonts() -> Iterator[Path]:
-    """matplotlib's own, then those of the system, plain ones first."""
+    """Yield matplotlib's own fonts, then those of the system, plain ones first."""
     from matplotlib import font_manager  # seconds on a machine whose fonts it has not listed yet
 
     yield Path(font_manager.findfont("DejaVu Sans"))
@@ -96,7 +96,7 @@ def _fonts() -> Iterator[Path]:
 
 @cache
 def _characters(path: Path) -> frozenset[int]:
-    """Code points that a font can draw; none of a file that is no scalable font."""
+    """Return code points that a font can draw; none of a file that is no scalable font."""
     from matplotlib.ft2font import FT2Font
 
     try:

@@ -18,7 +18,7 @@ TIMEOUT = timedelta(hours=1)
 
 
 def connect(precision: Literal["float32", "bf16"]) -> Accelerator:
-    """This process' place among those that `ans.launch` started, on GPUs where there are any, else on CPUs by gloo. When the
+    """Take this process' place among those that `ans.launch` started, on GPUs where there are any, else on CPUs by gloo. When the
     launcher ends, however it does, this process gets a SIGTERM.
 
     Raises `RuntimeError` when the processes did not find each other: each would do the whole work alone and overwrite the rest.

@@ -78,7 +78,7 @@ class Progress:
         return f"{self.name}: " + ", ".join([f"{self.unit} {self.n:,} of {self.total:,}", *values, *self._speed()])
 
     def _speed(self) -> list[str]:
-        """What a unit takes, and what is left."""
+        """Return what a unit takes, and what is left."""
         if self.n == self.warm:
             return [f"started within {duration(time.monotonic() - self.started)}"]
         each = (time.monotonic() - self.warm_at) / (self.n - self.warm)
@@ -90,7 +90,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it: 40 s, 12 min, 3 h 20 min, 2 d 4 h."""
+    """Return a time as people say it: 40 s, 12 min, 3 h 20 min, 2 d 4 h."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -16,7 +16,7 @@ LISTED = ("ans.data.video_sources", "ans.model.decoders", "ans.model.families")
 
 
 def closure(*modules: str) -> set[Path]:
-    """Files, relative to `ROOT`, of `modules` and of all that they import from `PACKAGES`, at the top or inside a function; what is
+    """Return files, relative to `ROOT`, of `modules` and of all that they import from `PACKAGES`, at the top or inside a function; what is
     imported for type checkers alone decides nothing.
 
     The `__init__.py` of every package on the way counts, since Python runs it. Raises `ModuleNotFoundError` for a module without
@@ -38,7 +38,7 @@ def closure(*modules: str) -> set[Path]:
 
 
 def digest(*modules: str) -> str:
-    """sha256 over names and contents of `closure(*modules)`."""
+    """Return sha256 over names and contents of `closure(*modules)`."""
     total = hashlib.sha256()
     for path in sorted(closure(*modules)):
         total.update(path.as_posix().encode() + b"\0" + (ROOT / path).read_bytes() + b"\0")
@@ -60,7 +60,7 @@ def _imports(path: Path) -> tuple[str, ...]:
 
 
 def _executed(node: ast.AST) -> Iterator[ast.AST]:
-    """The nodes below `node` that can run: not those in `if TYPE_CHECKING:`."""
+    """Yield the nodes below `node` that can run: not those in `if TYPE_CHECKING:`."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
             for other in child.orelse:

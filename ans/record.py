@@ -36,18 +36,18 @@ def recorded(folder: Path, stage: str) -> Iterator[None]:
 
 
 def read(folder: Path, stage: str) -> Record | None:
-    """The last run of a stage here; None where its results came from DVC's cache, or it was started without DVC."""
+    """Return the last run of a stage here; None where its results came from DVC's cache, or it was started without DVC."""
     path = folder / f"stage-{stage}.json"
     return Record(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 def now() -> Record:
-    """Of what begins now."""
+    """Return the record of what begins now."""
     return Record(datetime.now().strftime("%Y-%m-%d %H:%M"), _commit(), _machine(), os.environ.get("DVC_EXP_NAME", ""))
 
 
 def duration(seconds: float) -> str:
-    """For a reader: "42 s", "3 min 5 s", "5 h 12 min"."""
+    """Return it for a reader: "42 s", "3 min 5 s", "5 h 12 min"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -62,7 +62,7 @@ def _commit() -> str:
 
 
 def _git(*arguments: str) -> str:
-    """What git answers; "" where there is none, or no repository."""
+    """Return what git answers; "" where there is none, or no repository."""
     try:
         return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -70,7 +70,7 @@ def _git(*arguments: str) -> str:
 
 
 def _machine() -> str:
-    """Its processors and its GPUs, as Linux names them."""
+    """Return its processors and its GPUs, as Linux names them."""
     names = _values(Path("/proc/cpuinfo"), "model name")
     gpus = [_values(path, "Model")[0] for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))]
     counted = [f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus)]

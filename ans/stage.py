@@ -53,14 +53,14 @@ def one_set_of_parameters() -> Iterator[None]:
 
 
 def _recorded() -> AbstractContextManager[None]:
-    """When and where the stage ran is written down, where DVC started it."""
+    """Return when and where the stage ran is written down, where DVC started it."""
     if "DVC_STAGE" not in os.environ:
         return nullcontext()
     return recorded(Workspace(Path(os.environ["DVC_ROOT"])).records, os.environ["DVC_STAGE"])
 
 
 def _record() -> Path | None:
-    """Where this run's parameters are written down: by the process of DVC, and when that began."""
+    """Return where this run's parameters are written down: by the process of DVC, and when that began."""
     if (dvc := dvc_process()) is None:
         return None
     began = hashlib.sha256(str(dvc.create_time()).encode()).hexdigest()[:8]
@@ -68,7 +68,7 @@ def _record() -> Path | None:
 
 
 def dvc_process() -> psutil.Process | None:
-    """The DVC that started this process as one of its stages; a shell may stand between."""
+    """Return the DVC that started this process as one of its stages; a shell may stand between."""
     if "DVC_STAGE" not in os.environ:
         return None
     for parent in psutil.Process().parents():
@@ -78,7 +78,7 @@ def dvc_process() -> psutil.Process | None:
 
 
 def _read() -> dict[str, Any]:
-    """All parameters that results depend on, the chosen preset's included, by dotted path."""
+    """Return all parameters that results depend on, the chosen preset's included, by dotted path."""
     values = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
     preset = PRESETS / f"{values.get('preset')}.yaml"
     of_preset = yaml.safe_load(preset.read_text(encoding="utf-8")) if preset.exists() else {}

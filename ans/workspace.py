@@ -31,7 +31,7 @@ class Workspace:
         return self.root / "reports/data" / f"{name}.json"
 
     def selected(self, stage: str) -> Path:
-        """The indexes that `train` or `evaluate` reads, by content."""
+        """Return the indexes that `train` or `evaluate` reads, by content."""
         return self.root / "data/selected" / f"{stage}.json"
 
     @property
@@ -67,11 +67,11 @@ class Workspace:
         return self.training / "live"
 
     def results(self, variant: str) -> Path:
-        """Metrics of a variant, one file per split."""
+        """Return metrics of a variant, one file per split."""
         return self.reports / "eval" / variant
 
     def predictions(self, variant: str) -> Path:
-        """Predictions of a variant, one table per split."""
+        """Return predictions of a variant, one table per split."""
         return self.root / "data/eval" / variant
 
     @property

@@ -71,7 +71,7 @@ def _values(
     tokens: int | None = None,
     section: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """The base's `config.json`; `section`: what the mask decoder's weights add to its section. The official size of SAM2, of which
+    """Return the base's `config.json`; `section`: what the mask decoder's weights add to its section. The official size of SAM2, of which
     official files say nothing, has no section."""
     values = family.assembled(released, tokens)
     said = {**(values.get(decoder.section) or decoder.released), **section}
@@ -79,7 +79,7 @@ def _values(
 
 
 def _network(path: Path, decoder: type[MaskDecoder]) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
-    """The mask decoder's released tensors, under their HF names, and what its section has to say for them."""
+    """Return the mask decoder's released tensors, under their HF names, and what its section has to say for them."""
     state = load_file(path) if path.suffix == ".safetensors" else read_pth(path).state
     name = next(name for name, kind in decoders().items() if kind is decoder)
     network = Keys(decoder.keys).to_hf(state, name)
@@ -92,7 +92,7 @@ def _network(path: Path, decoder: type[MaskDecoder]) -> tuple[dict[str, Tensor],
 def _tables(
     language: Path, config: ModelConfig, tokenizer: PreTrainedTokenizerBase, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Token embeddings and output layer with rows for the new tokens, drawn from `generator`."""
+    """Return token embeddings and output layer with rows for the new tokens, drawn from `generator`."""
     family = config.family
     rows, added = config.language.vocab_size, len(family.new_tokens)
     first, end = len(tokenizer) - added, len(tokenizer)
@@ -113,7 +113,7 @@ def _tables(
 
 
 def _seg_layers(width: int, depth: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """`text_hidden_fcs` (two linear layers), uniform in +-1/sqrt(width) as `nn.Linear` begins, but from `generator`."""
+    """Return `text_hidden_fcs` (two linear layers), uniform in +-1/sqrt(width) as `nn.Linear` begins, but from `generator`."""
     shapes = {"0.weight": (width, width), "0.bias": (width,), "2.weight": (depth, width), "2.bias": (depth,)}
     return {
         f"text_hidden_fcs.{name}": (torch.rand(shape, generator=generator) * 2 - 1) / width**0.5 for name, shape in shapes.items()

@@ -123,7 +123,7 @@ class _Overlay:
         return {*self.plain, *self.pairs, *self.rows}
 
     def check_groups(self, given: Iterable[str] | None) -> None:
-        """Each group that it should hold is whole, and nothing that it holds would be dropped."""
+        """Check that each group that it should hold is whole, and that nothing that it holds would be dropped."""
         stored = self.meta.get("trained") or ()
         if not isinstance(stored, list | tuple) or not all(isinstance(group, str) for group in stored):
             raise ValueError(f"{self.path}: meta.trained is {stored!r:.80}, expected a list of groups")
@@ -145,7 +145,7 @@ class _Overlay:
                     raise ValueError(f"{self.path}: {what}{name} is missing, though group {group} was trained (convert.groups)")
 
     def _wanted(self, group: str) -> Iterator[str]:
-        """HF names of the base's tensors that a checkpoint in which `group` was trained must hold, or have LoRA of."""
+        """Return HF names of the base's tensors that a checkpoint in which `group` was trained must hold, or have LoRA of."""
         shard = TRAINABLE[group].shard if group in TRAINABLE else group
         names = (name for name in self.base if self.keys.shard_of(name) == shard and self.keys.reached(name))
         if group != "lora":
@@ -154,7 +154,7 @@ class _Overlay:
         return (name for name in names if name.endswith(".weight") and name.split(".")[-2] in targets)
 
     def lora_scale(self, given: LoraSize | None) -> float:
-        """alpha / rank, as stored by our runs or as given."""
+        """Return alpha / rank, as stored by our runs or as given."""
         if not self.pairs:
             return 0.0
         stored = self.stored_lora
@@ -172,18 +172,18 @@ class _Overlay:
         return size.alpha / size.rank
 
     def value(self, name: str) -> Tensor | None:
-        """Its own tensor of that name, or None."""
+        """Return its own tensor of that name, or None."""
         return self.state[self.plain[name]] if name in self.plain else None
 
     def with_row(self, name: str, tensor: Tensor) -> Tensor:
-        """`tensor` with its own row of `[SEG]` in it, where it has one."""
+        """Return `tensor` with its own row of `[SEG]` in it, where it has one."""
         if name in self.rows:
             tensor = tensor.clone()
             tensor[self.seg_token] = self.state[self.rows[name]][0].float()
         return tensor
 
     def delta(self, name: str, scale: float) -> Tensor | None:
-        """scale * B A in float32, or None where no LoRA is."""
+        """Return scale * B A in float32, or None where no LoRA is."""
         if name not in self.pairs:
             return None
         a, b = (self.state[self.pairs[name][side]].float() for side in "AB")
@@ -255,14 +255,14 @@ def convert(settings: Convert, base: Path, out: Path) -> None:
 
 
 def _read(entry: StoredTensor) -> Tensor:
-    """A base tensor in float32."""
+    """Return a base tensor in float32."""
     if entry.dtype not in DTYPES:
         raise ValueError(f"{entry.path}: holds {entry.dtype}; weights are floating point")
     return torch.frombuffer(entry.read(), dtype=DTYPES[entry.dtype]).reshape(entry.shape).float()
 
 
 def config_for_remote(model: ModelConfig, code: str | None = None) -> dict[str, Any]:
-    """`config.json` as the official remote code, if there is some, and `ans` both read it.
+    """Return `config.json` as the official remote code, if there is some, and `ans` both read it.
 
     `auto_map` names the classes in the repository `code` (None: the family's), since a folder brings no code of its own.
     """
@@ -274,7 +274,7 @@ def config_for_remote(model: ModelConfig, code: str | None = None) -> dict[str, 
 
 
 def _write_configs(folder: Path, model: ModelConfig, code: str | None, learnt_regions: bool) -> None:
-    """What the official remote code, if there is some, and `ans` both need to load the folder."""
+    """Write what the official remote code, if there is some, and `ans` both need to load the folder."""
     values = config_for_remote(model, code)
     if learnt_regions and not model.regions:
         values["regions"] = True

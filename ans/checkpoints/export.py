@@ -33,8 +33,8 @@ def export_hub(
     base_model: str | None = None,
     measured: Measured = Measured(),  # noqa: B008  (it is frozen)
 ) -> None:
-    """A folder to upload: the variant's files (hard links, or copies) and a `README.md` with its numbers, for the hub's own tables too
-    (`model-index`).
+    """Write a folder to upload: the variant's files (hard links, or copies) and a `README.md` with its numbers, for the hub's own
+    tables too (`model-index`).
 
     `base_model`: the hub's name of the base, for the card. Raises `FileNotFoundError` when `variant` was not made by `filter`.
     """
@@ -54,7 +54,7 @@ def export_hub(
 
 
 def export_adapter(variant: Path, checkpoint: Path, out: Path) -> None:
-    """The variant's difference to its base: `adapter_model.safetensors` with `adapter_config.json`, which PEFT loads on the
+    """Write the variant's difference to its base: `adapter_model.safetensors` with `adapter_config.json`, which PEFT loads on the
     base's language model, and `other_groups.safetensors` with the other trained groups under their HF names.
 
     Raises `ValueError` when `checkpoint` is not the one that the variant was made of, or holds LoRA without its alpha.
@@ -170,7 +170,7 @@ SYNTHETIC = (
 
 
 def model_card(variant: Path, record: dict[str, Any], reports: Path, base_model: str | None, measured: Measured) -> str:
-    """The card's text: front matter for the hub, what was trained, how, and every measured split of this variant."""
+    """Return the card's text: front matter for the hub, what was trained, how, and every measured split of this variant."""
     from ans.model.config import ModelConfig
 
     model = ModelConfig.from_folder(variant)
@@ -201,13 +201,13 @@ def model_card(variant: Path, record: dict[str, Any], reports: Path, base_model:
 
 
 def _measured(folder: Path) -> dict[str, dict[str, Any]]:
-    """The metrics of every split that was evaluated; those of captions are left out."""
+    """Return the metrics of every split that was evaluated; those of captions are left out."""
     found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
     return {split: values for split, values in found.items() if "ciou" in values}
 
 
 def _table(results: dict[str, dict[str, Any]], measured: Measured) -> str:
-    """The splits for readers, or nothing."""
+    """Return the splits for readers, or nothing."""
     rows = [
         f"| {split} | {100 * m['ciou']:.1f} | {100 * m['miou']:.1f} | {100 * m['seg_rate']:.1f} | {m['n']} |\n"
         for split, m in results.items()
@@ -217,7 +217,7 @@ def _table(results: dict[str, dict[str, Any]], measured: Measured) -> str:
 
 
 def _index(name: str, results: dict[str, dict[str, Any]], measured: Measured) -> str:
-    """The same for the hub, as the front matter's `model-index`."""
+    """Return the same for the hub, as the front matter's `model-index`."""
     if not results:
         return ""
     entries = []

@@ -186,7 +186,7 @@ def _snapshot(repository: str, commit: str, staging: Path) -> None:
 
 
 def _advice(error: Exception, repository: str, commit: str) -> str:
-    """What went wrong with a download from the hub, and what to do about it, in one line."""
+    """Return what went wrong with a download from the hub, and what to do about it, in one line."""
     from huggingface_hub import constants, errors
 
     page, tokens = f"{constants.ENDPOINT}/{repository}", f"{constants.ENDPOINT}/settings/tokens"

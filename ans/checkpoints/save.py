@@ -24,7 +24,7 @@ def save_trained(path: Path, keys: Keys, trained: Mapping[str, Tensor], meta: Ma
 
 
 def save_durably(path: Path, content: Mapping[str, object]) -> None:
-    """`torch.save`, whole or not at all. The file is on the disk, not in a cache, when this returns.
+    """Save as `torch.save` does, whole or not at all. The file is on the disk, not in a cache, when this returns.
 
     Raises `OSError` naming `path` when it cannot be written; what was there before is untouched then.
     """
@@ -41,7 +41,7 @@ def save_durably(path: Path, content: Mapping[str, object]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """A renamed file survives a power cut only once its folder is on the disk too."""
+    """Write out the folder: a renamed file survives a power cut only once its folder is on the disk too."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

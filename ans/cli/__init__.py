@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the commands take. `run` of the parsed arguments runs the chosen one."""
+    """Return what the commands take. `run` of the parsed arguments runs the chosen one."""
     found = argparse.ArgumentParser(
         prog="python -m ans", description="Segment by words, describe regions, and work with the results of a run."
     )

@@ -68,7 +68,7 @@ def run(chosen: argparse.Namespace) -> None:
 
 
 def groups(table: pd.DataFrame) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, rows as bool) of: all, each object size, each length of expression (of a described region: of its first reference), with
+    """Yield (name, rows as bool) of: all, each object size, each length of expression (of a described region: of its first reference), with
     and without position words, and ReasonSeg's long and short queries.
 
     Sizes are shares of the image, not COCO's pixels: images of a few hundred pixels and of 4,000 then mean the same by "small".
@@ -86,7 +86,7 @@ def groups(table: pd.DataFrame) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def compare(first: pd.DataFrame, second: pd.DataFrame, resamples: int = RESAMPLES, seed: int = SEED) -> pd.DataFrame:
-    """One row per group that is not empty: n, images, cIoU of both in [0, 1], and second - first with its 95 % interval.
+    """Return one row per group that is not empty: n, images, cIoU of both in [0, 1], and second - first with its 95 % interval.
 
     Both tables hold the same expressions, with the columns of `ans.evaluation.tables.EXPRESSIONS` and `area` (of the true mask in
     pixels). Images are resampled, the same for both. Raises `ValueError` where the expressions differ.
@@ -109,8 +109,8 @@ def compare(first: pd.DataFrame, second: pd.DataFrame, resamples: int = RESAMPLE
 def compare_videos(
     first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]], resamples: int = RESAMPLES, seed: int = SEED
 ) -> pd.DataFrame:
-    """As `compare`, of J&F: the mean over expressions, clips resampled. Groups: all, each length of expression, objects that are seen in
-    every frame and others, and each kind that the data set has. ReVOS's expressions of what is not there count in none.
+    """Compare as `compare` does, J&F: the mean over expressions, clips resampled. Groups: all, each length of expression, objects that
+    are seen in every frame and others, and each kind that the data set has. ReVOS's expressions of what is not there count in none.
 
     Both hold rows of `ans.evaluation.videos` with the same expressions. Raises `ValueError` where these differ, or have no true masks.
     """
@@ -146,7 +146,8 @@ def _video_groups(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, np.ndar
 
 
 def means(pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]], resamples: int = RESAMPLES, seed: int = SEED) -> pd.DataFrame:
-    """One row, as `compare` has it, for the unweighted mean over several results; an image that they share is drawn for all at once."""
+    """Return one row, as `compare` has it, for the unweighted mean over several results; an image that they share is drawn for all at
+    once."""
     sums = []
     for tables in zip(*pairs, strict=True):
         joined = pd.concat([_image_sums(table) for table in tables], axis=1, keys=range(len(tables))).fillna(0).sort_index()
@@ -158,7 +159,7 @@ def means(pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]], resamples: int = R
 
 
 def read(folder: Path, split: str) -> pd.DataFrame:
-    """The table of a split in a folder. Of described regions: what was found again by the caption alone, the first reference as
+    """Return the table of a split in a folder. Of described regions: what was found again by the caption alone, the first reference as
     `sent`. Raises `ResultsError` naming the file that is not there, and those that are."""
     path = folder / f"{split}.parquet"
     if not path.is_file():
@@ -172,7 +173,7 @@ def read(folder: Path, split: str) -> pd.DataFrame:
 
 
 def read_video(folder: Path, split: str) -> list[dict[str, Any]]:
-    """The rows of a set of videos in a folder. Raises `ResultsError` naming the file that is not there, and those that are."""
+    """Return the rows of a set of videos in a folder. Raises `ResultsError` naming the file that is not there, and those that are."""
     path = folder / f"{split}.jsonl"
     if not path.is_file():
         there = ", ".join(sorted(other.stem for other in folder.glob(f"*{VIDEO}.jsonl"))) or "none"
@@ -181,8 +182,8 @@ def read_video(folder: Path, split: str) -> list[dict[str, Any]]:
 
 
 def splits(first: Path, second: Path) -> list[str]:
-    """Names of the results that both have, without sets of videos whose true masks are not published. Raises `ResultsError` when there
-    is none."""
+    """Return names of the results that both have, without sets of videos whose true masks are not published. Raises `ResultsError` when
+    there is none."""
     found = [
         {path.stem for path in folder.glob("*.parquet")} | {path.stem for path in folder.glob(f"*{VIDEO}.jsonl") if _scored(path)}
         for folder in (first, second)
@@ -193,7 +194,7 @@ def splits(first: Path, second: Path) -> list[str]:
 
 
 def text(table: pd.DataFrame, split: str, first: str, second: str, heading: str = EXPRESSIONS) -> str:
-    """The comparison as a Markdown table in percent; bold where the interval excludes 0."""
+    """Return the comparison as a Markdown table in percent; bold where the interval excludes 0."""
     things = "clips" if heading == VIDEOS else "images"
     lines = [
         f"## {split}: {second} - {first}",
@@ -227,7 +228,7 @@ def _heading(table: pd.DataFrame) -> str:
 
 
 def _folder(where: str) -> Path:
-    """The tables of a variant, or in a folder. Raises `ResultsError` for a variant that is not there, naming those that are."""
+    """Return the tables of a variant, or in a folder. Raises `ResultsError` for a variant that is not there, naming those that are."""
     folder = Path(where) if Path(where).is_dir() else DATA / where
     if not folder.is_dir():
         there = ", ".join(sorted(path.name for path in DATA.glob("*") if path.is_dir())) or "none"
@@ -245,5 +246,5 @@ def _sums(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _area(counts: str) -> int:
-    """Pixels of a compressed RLE: the sum of its every second run."""
+    """Return pixels of a compressed RLE: the sum of its every second run."""
     return int(run_lengths(counts)[1::2].sum())

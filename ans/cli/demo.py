@@ -44,7 +44,7 @@ def run(chosen: argparse.Namespace) -> None:
 
 
 def models(first: Path, others: list[Path]) -> dict[str, Path]:
-    """Name -> folder: the model, the variants beside it if it is one, and others. Two of one name go by their paths."""
+    """Return name -> folder: the model, the variants beside it if it is one, and others. Two of one name go by their paths."""
     beside = sorted(path.parent for path in first.parent.glob("*/variant.json")) if (first / "variant.json").is_file() else []
     found: dict[str, Path] = {}
     for path in dict.fromkeys([first, *beside, *others]):

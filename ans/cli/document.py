@@ -32,7 +32,7 @@ class Node:
 
 
 def document(config: Config, key: str | None = None) -> str:
-    """The configuration, or the section or setting of that dotted path, as YAML with comments.
+    """Return the configuration, or the section or setting of that dotted path, as YAML with comments.
 
     Raises `ConfigError` for an unknown path, with the one that was probably meant.
     """
@@ -51,14 +51,14 @@ def document(config: Config, key: str | None = None) -> str:
 
 
 def doc_of(kind: Any) -> str:
-    """The documentation of a section: the first paragraph of its class, or the description of a collection by name."""
+    """Return the documentation of a section: the first paragraph of its class, or the description of a collection by name."""
     if isinstance(kind, type):
         return " ".join((kind.__doc__ or "").split("\n\n")[0].split()) if "__doc__" in vars(kind) else ""
     return next(of.description or "" for of in get_args(kind) if isinstance(of, FieldInfo))
 
 
 def kind_of(setting: FieldInfo) -> str:
-    """The type and range of a setting, in words."""
+    """Return the type and range of a setting, in words."""
     return _kind(setting.annotation, setting.metadata)
 
 
@@ -101,14 +101,14 @@ def _inside(config: Config, section: Section, path: tuple[str, ...]) -> list[Nod
 
 
 def _entry(config: Config, path: tuple[str, ...], value: Any) -> Node:
-    """An entry of a collection by name: a section, shown on one line, or a value."""
+    """Return an entry of a collection by name: a section, shown on one line, or a value."""
     if isinstance(value, Section):
         return Node(path, value.model_dump(exclude_none=True), "", (config.origin(*path),), _inside(config, value, path))
     return Node(path, value, "", (config.origin(*path),))
 
 
 def _lines(node: Node, depth: int) -> str:
-    """The lines of a node. An entry of a collection is one line below its collection, and a section by itself."""
+    """Return the lines of a node. An entry of a collection is one line below its collection, and a section by itself."""
     short = depth > 0 and isinstance(node.value, dict) and node.inside and node.value
     head = f"{'  ' * depth}{node.path[-1]}:" + (f" {_yaml(node.value)}" if short or not node.inside else "")
     comment = node.doc + (f" [{'; '.join(node.notes)}]" if node.notes else "")
@@ -117,7 +117,7 @@ def _lines(node: Node, depth: int) -> str:
 
 
 def _yaml(value: Any) -> str:
-    """A value on one line."""
+    """Return a value on one line."""
     yaml, stream = YAML(typ="safe", pure=True), StringIO()
     yaml.default_flow_style, yaml.width, yaml.sort_base_mapping_type_on_output = True, 10_000, False
     yaml.dump(_plain(value), stream)
@@ -125,7 +125,7 @@ def _yaml(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """As it may stand in params.yaml."""
+    """Return it as it may stand in params.yaml."""
     if isinstance(value, dict):
         return {key: _plain(of) for key, of in value.items()}
     if isinstance(value, tuple):
@@ -134,7 +134,7 @@ def _plain(value: Any) -> Any:
 
 
 def _kind(annotation: Any, metadata: Sequence[Any]) -> str:
-    """The words for a type: `integer >= 1`, `list of a | b`, `text or none`."""
+    """Return the words for a type: `integer >= 1`, `list of a | b`, `text or none`."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _kind(arguments[0], [*_flat(arguments[1:]), *metadata])
@@ -153,5 +153,5 @@ def _kind(annotation: Any, metadata: Sequence[Any]) -> str:
 
 
 def _flat(metadata: Sequence[Any]) -> list[Any]:
-    """What `Field(ge=1)` stands for, in place of itself."""
+    """Return what `Field(ge=1)` stands for, in place of itself."""
     return [inner for of in metadata for inner in (of.metadata if isinstance(of, FieldInfo) else [of])]

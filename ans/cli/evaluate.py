@@ -32,7 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(chosen: argparse.Namespace) -> None:
-    """Raises what `evaluate_checkpoint` does."""
+    """Run the command. Raises what `evaluate_checkpoint` does."""
     from ans.config import load
 
     with contextlib.redirect_stdout(sys.stderr):  # notes, so that the output is the result alone
@@ -52,8 +52,8 @@ class Aside(Workspace):
 def evaluate_checkpoint(
     config: "Config", checkpoint: Path, split: str, limit: int | None = None, workspace: Workspace = Workspace()
 ) -> dict[str, Any]:
-    """The metrics that the stages `convert`, `filter` and `evaluate` would write for the variant `full`, with the checkpoint, its step
-    and the split in front. `limit`: images.
+    """Return the metrics that the stages `convert`, `filter` and `evaluate` would write for the variant `full`, with the checkpoint,
+    its step and the split in front. `limit`: images.
 
     Raises what these stages do, and does so for a split that is not there before anything is made.
     """
@@ -81,7 +81,7 @@ def evaluate_checkpoint(
 
 
 def table(result: dict[str, Any]) -> str:
-    """One line for each entry, shares with four decimals."""
+    """Return one line for each entry, shares with four decimals."""
     return "\n".join(
         f"{name:<12} {value:.4f}" if isinstance(value, float) else f"{name:<12} {value}" for name, value in result.items()
     )

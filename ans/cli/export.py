@@ -35,7 +35,7 @@ def run(chosen: argparse.Namespace) -> None:
 
 
 def measured(variant: Path) -> "Measured":
-    """How the numbers of a variant of this run came about, from what the evaluation left; nothing for another run's."""
+    """Return how the numbers of a variant of this run came about, from what the evaluation left; nothing for another run's."""
     from ans.checkpoints.export import Measured
     from ans.evaluation.protocol import fingerprint
 

@@ -17,13 +17,13 @@ MODEL = Path("models/variants/full")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What a command takes that loads a model for one image."""
+    """Add what a command takes that loads a model for one image."""
     loading(parser)
     parser.add_argument("image", type=Path, metavar="IMAGE")
 
 
 def loading(parser: argparse.ArgumentParser) -> None:
-    """The options of every command that loads a model."""
+    """Add the options of every command that loads a model."""
     parser.add_argument("--model", type=Path, default=MODEL, help=f"a folder in the Hugging Face layout (default: {MODEL})")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer, in tokens (default: %(default)s)")
@@ -38,14 +38,14 @@ def needs(extra: str, *packages: str) -> None:
 
 
 def read_image(path: Path) -> Image.Image:
-    """The upright RGB image. Raises `FileNotFoundError` or `ValueError` naming the file."""
+    """Return the upright RGB image. Raises `FileNotFoundError` or `ValueError` naming the file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such image")
     return open_image(path.parent, path.name)
 
 
 def load_model(chosen: argparse.Namespace) -> "Segmenter":
-    """The model that the arguments name, on their device. Raises `ValueError` or `FileNotFoundError` that says what to do."""
+    """Return the model that the arguments name, on their device. Raises `ValueError` or `FileNotFoundError` that says what to do."""
     check(chosen)
     import torch
 

@@ -6,7 +6,7 @@ from ans.model.places import Place
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """`--point` and `--box`, each as often as there are objects; `places` has them in their order."""
+    """Add `--point` and `--box`, each as often as there are objects; `places` has them in their order."""
     parser.add_argument(
         "--point",
         dest="places",
@@ -22,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(places: list[Place], size: tuple[int, int]) -> None:
-    """`size`: (width, height) of the image in pixels. Raises `ValueError` for a place outside of it."""
+    """Check the places. `size`: (width, height) of the image in pixels. Raises `ValueError` for a place outside of it."""
     for place in places:
         place.check(size[1], size[0])
 

@@ -23,7 +23,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(chosen: argparse.Namespace) -> None:
-    """Raises `SystemExit` with status 1 where something is missing."""
+    """Run the command. Raises `SystemExit` with status 1 where something is missing."""
     from ans.config import load
     from ans.planning.outlook import look_ahead, text
 

@@ -21,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(chosen: argparse.Namespace) -> None:
-    """Raises `SystemExit` with status 1 where a line cannot be used."""
+    """Run the command. Raises `SystemExit` with status 1 where a line cannot be used."""
     from ans.cli import model
     from ans.data.validate import advice, contact_sheet, steps_of, validate
 

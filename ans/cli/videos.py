@@ -21,7 +21,7 @@ Paint = Callable[[Image.Image, Sequence[np.ndarray], Sequence[str]], Image.Image
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that only a video has."""
+    """Add the options that only a video has."""
     group = parser.add_argument_group("videos", "where IMAGE is a video (.mp4, .mov, .mkv, .webm, .avi) or a folder of frames")
     group.add_argument("--propagation", help="original_decoder, official or none (default: the first that the model can do)")
     group.add_argument("--choice", help="which frames are read: first or uniform (default: first with official, else uniform)")
@@ -88,12 +88,13 @@ class Result:
         return f"{self.expression}: {found if self.seg else 'no mask: the answer has no [SEG]'} ({self.answer})"
 
     def as_json(self) -> dict[str, Any]:
-        """`masks`: the run lengths of each frame, as pycocotools decodes them."""
+        """Return the masks. `masks`: the run lengths of each frame, as pycocotools decodes them."""
         return {"expression": self.expression, "answer": self.answer, "masks": self.rles}
 
 
 def palette(found: Sequence[np.ndarray]) -> Image.Image:
-    """Masks (h, w) of one frame as one picture: the number of the expression, from 1; where two overlap, that of the first; else 0."""
+    """Return masks (h, w) of one frame as one picture: the number of the expression, from 1; where two overlap, that of the first; else
+    0."""
     values = np.zeros(found[0].shape, np.uint8)
     for number in range(len(found), 0, -1):
         values[found[number - 1]] = number

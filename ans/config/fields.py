@@ -23,7 +23,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _none(cls, value: Any, info: ValidationInfo) -> Any:
-        """`none` written out, for settings that may be None: an empty value leaves it to the preset."""
+        """Take `none` as written out, for settings that may be None: an empty value leaves it to the preset."""
         optional = info.field_name is not None and type(None) in get_args(cls.model_fields[info.field_name].annotation)
         return None if optional and value == "none" else value
 
@@ -47,7 +47,8 @@ def _name(value: str) -> str:
 
 
 def _folder(value: str) -> str:
-    """DVC watches `paths.root`/`folder`, and readers look there too: both have to mean the same place."""
+    """Check a folder below `paths.root`. DVC watches `paths.root`/`folder`, and readers look there too: both have to mean the same
+    place."""
     parts = value.split("/")
     if not value.strip("./ ") or value.startswith("/") or value != value.strip() or ".." in parts or "$" in value:
         raise ValueError("must be the path of a folder below paths.root, without .. and $")
@@ -57,7 +58,7 @@ def _folder(value: str) -> str:
 
 
 def owner_and_name(value: str) -> str:
-    """A repository of the hub. Raises `ValueError` for what is not one."""
+    """Return a repository of the hub. Raises `ValueError` for what is not one."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", value):
         raise ValueError("expected owner/name")
     return value

@@ -14,7 +14,7 @@ MAX_DEPTH = 30
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The sections of a file. Raises `ConfigError` naming the file for one that is not YAML or has no sections.
+    """Return the sections of a file. Raises `ConfigError` naming the file for one that is not YAML or has no sections.
 
     Read as DVC reads it, as YAML 1.2: to PyYAML, the `1e-05` that `dvc exp run -S train.lr=1e-5` writes is a text.
     """

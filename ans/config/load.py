@@ -85,7 +85,7 @@ class Config:
         return found
 
     def changed(self, values: Mapping[str, Any]) -> "Config":
-        """The configuration with other values in `params.yaml`, by dotted path."""
+        """Return the configuration with other values in `params.yaml`, by dotted path."""
         raw = copy.deepcopy(dict(self._raw))
         for path, value in values.items():
             *parents, last = path.split(".")
@@ -96,34 +96,34 @@ class Config:
         return Config(raw, self._presets)
 
     def source(self, name: str) -> Source | Own | None:
-        """Where the set lies from which the index of that name is made."""
+        """Return where the set lies from which the index of that name is made."""
         return self.sources.get(name) or self.own.get(name)
 
     def training_indexes(self) -> tuple[str, ...]:
-        """The indexes that training reads: those of its tasks and of the validation."""
+        """Return the indexes that training reads: those of its tasks and of the validation."""
         names = [index for of in self.tasks.values() for index in of.indexes()]
         if self.train.validation:
             names.append(index_of(self.train.validation.split))
         return tuple(dict.fromkeys(names))
 
     def training_clips(self) -> dict[str, VideoFolder]:
-        """The sets of videos that training reads, by name."""
+        """Return the sets of videos that training reads, by name."""
         return {name: clips for of in self.tasks.values() for name, clips in of.clips().items()}
 
     def clips_left_out(self) -> dict[str, VideoSet]:
-        """The evaluated sets of videos, none of whose clips training learns from; none where it learns from no clips."""
+        """Return the evaluated sets of videos, none of whose clips training learns from; none where it learns from no clips."""
         return self.evaluate.videos if self.training_clips() else {}
 
     def evaluation_indexes(self) -> tuple[str, ...]:
-        """The indexes that evaluation reads."""
+        """Return the indexes that evaluation reads."""
         return tuple(dict.fromkeys(index_of(split) for split in (*self.evaluate.splits, *self.evaluate.captions)))
 
     def evaluated_alone(self) -> tuple[str, ...]:
-        """The indexes that are evaluated and that training does not read: it does not leave out their images."""
+        """Return the indexes that are evaluated and that training does not read: it does not leave out their images."""
         return tuple(name for name in self.evaluation_indexes() if name not in self.training_indexes())
 
     def task(self, name: str) -> TaskSettings:
-        """The settings of a task, on or off. Reading them imports it."""
+        """Return the settings of a task, on or off. Reading them imports it."""
         kind, given = task_settings(name), self._merged("train").get(name, {})
         if not isinstance(given, dict):
             raise ConfigError(f"{self._place(('train', name))}: expected a section, found {given!r:.200}")
@@ -135,7 +135,7 @@ class Config:
         return self._validated(kind, values, ("train", name))
 
     def origin(self, *path: str) -> str:
-        """Where the setting at `path` has its value from: `params.yaml`, `preset NAME` or `default`."""
+        """Return where the setting at `path` has its value from: `params.yaml`, `preset NAME` or `default`."""
         if _says(_at(self._raw, path)):
             return "params.yaml"
         return f"preset {self.preset}" if _at(self._presets[self.preset], path) is not None else "default"
@@ -160,7 +160,7 @@ class Config:
         return validated(kind, values, path, self._place)
 
     def _place(self, path: tuple[str, ...]) -> str:
-        """The path at which the user finds the value."""
+        """Return the path at which the user finds the value."""
         in_preset = not _says(_at(self._raw, path)) and _at(self._presets[self.preset], path) is not None
         return (where(self.preset) if in_preset else "") + dotted(path)
 
@@ -202,7 +202,7 @@ def load(path: str | Path = "params.yaml") -> Config:
 
 
 def index_of(split: str) -> str:
-    """The index that a split, `<index>_<part>`, belongs to."""
+    """Return the index that a split, `<index>_<part>`, belongs to."""
     return split.rpartition("_")[0]
 
 
@@ -222,7 +222,8 @@ def _known(raw: Mapping[Any, Any], known: list[str]) -> None:
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`below` with what `above` says in its place; a None there says nothing. Sections are merged, lists and other values replaced."""
+    """Return `below` with what `above` says in its place; a None there says nothing. Sections are merged, lists and other values
+    replaced."""
     merged = dict(below)
     for key, value in above.items():
         if isinstance(value, dict) and isinstance(merged.get(key), dict):
@@ -235,7 +236,7 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _says(value: Any) -> bool:
-    """Whether a value in params.yaml is one: an empty one says nothing, nor does a section of nothing but such."""
+    """Return whether a value in params.yaml is one: an empty one says nothing, nor does a section of nothing but such."""
     return any(map(_says, value.values())) if isinstance(value, Mapping) and value else value is not None
 
 

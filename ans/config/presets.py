@@ -18,7 +18,7 @@ Presets = Mapping[str, Mapping[str, Any]]
 
 
 def read_presets(folder: Path = FOLDER) -> Presets:
-    """Name -> sections of every preset. Raises `ConfigError` naming the file."""
+    """Return name -> sections of every preset. Raises `ConfigError` naming the file."""
     return {path.stem: _read(path, path.stat().st_mtime_ns) for path in sorted(folder.glob("*.yaml"))}
 
 
@@ -28,7 +28,7 @@ def _read(path: Path, _: int) -> dict[str, Any]:
 
 
 def where(name: str) -> str:
-    """What an error of a preset begins with: its file."""
+    """Return what an error of a preset begins with: its file."""
     return f"ans/presets/{name}.yaml: "
 
 
@@ -48,7 +48,7 @@ def check_presets(presets: Presets) -> None:
 
 
 def check_tasks(presets: Presets) -> None:
-    """As `check_presets`, of the settings of tasks. Reading them imports the tasks."""
+    """Check as `check_presets` does, of the settings of tasks. Reading them imports the tasks."""
     for name, values in presets.items():
         for task in task_names():
             if (own := values["train"].get(task)) is not None:

@@ -18,12 +18,12 @@ class Scope:
         return self.max_samples is not None or self.max_texts_per_image is not None
 
     def split_results(self) -> tuple[str, ...]:
-        """The names under which the results of `splits` are kept. Those of a part of a split have its size in them
+        """Return the names under which the results of `splits` are kept. Those of a part of a split have its size in them
         (images x expressions per image), so that they never stand in the place of a full result."""
         return tuple(self._name(split) for split in self.splits)
 
     def caption_results(self) -> tuple[str, ...]:
-        """The names under which the captioning results of `captions` are kept; see `split_results`."""
+        """Return the names under which the captioning results of `captions` are kept; see `split_results`."""
         return tuple(self._name(f"{split}_captions") for split in self.captions)
 
     def _name(self, split: str) -> str:

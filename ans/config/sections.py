@@ -46,22 +46,22 @@ TASKS = Path(__file__).parents[1] / "tasks"
 
 
 def task_names() -> list[str]:
-    """The tasks that there are: one file each."""
+    """Return the tasks that there are: one file each."""
     return sorted(path.stem for path in TASKS.glob("*.py") if path.stem not in ("__init__", "base"))
 
 
 def task_settings(name: str) -> type[TaskSettings]:
-    """The settings of a task, which its file declares. Importing it imports PyTorch."""
+    """Return the settings of a task, which its file declares. Importing it imports PyTorch."""
     return importlib.import_module(f"ans.tasks.{name}").Settings
 
 
 def task_role(name: str) -> str:
-    """`primary` or `auxiliary`. Importing it imports PyTorch."""
+    """Return `primary` or `auxiliary`. Importing it imports PyTorch."""
     return importlib.import_module(f"ans.tasks.{name}").Task.role
 
 
 def fields(kind: type[Section], path: str) -> Iterator[tuple[str, FieldInfo]]:
-    """(dotted path, field) of every setting in a section and in the sections within."""
+    """Yield (dotted path, field) of every setting in a section and in the sections within."""
     for name, field in kind.model_fields.items():
         yield f"{path}.{name}", field
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
@@ -69,7 +69,7 @@ def fields(kind: type[Section], path: str) -> Iterator[tuple[str, FieldInfo]]:
 
 
 def all_fields() -> dict[str, FieldInfo]:
-    """Every setting by its dotted path."""
+    """Return every setting by its dotted path."""
     found = {path: of for name, kind in SECTIONS.items() if isinstance(kind, type) for path, of in fields(kind, name)}
     for name in task_names():
         found |= fields(task_settings(name), f"train.{name}")
@@ -77,7 +77,7 @@ def all_fields() -> dict[str, FieldInfo]:
 
 
 def suggestion(path: str) -> str:
-    """What was probably meant by an unknown path, as the end of a message."""
+    """Return what was probably meant by an unknown path, as the end of a message."""
     last, known = path.rpartition(".")[2], [*SECTIONS, *(f"train.{name}" for name in task_names()), *all_fields()]
     same = [other for other in known if other.rpartition(".")[2] == last]
     near = same or difflib.get_close_matches(path, known, n=1)

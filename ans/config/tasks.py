@@ -16,12 +16,12 @@ class TaskSettings(Section):
 
     @abstractmethod
     def indexes(self) -> tuple[str, ...]:
-        """The indexes that the task reads."""
+        """Return the indexes that the task reads."""
 
     def labelled(self) -> tuple[str, ...]:
-        """Those of them whose evaluated images it leaves out."""
+        """Return those of them whose evaluated images it leaves out."""
         return ()
 
     def clips(self) -> Mapping[str, VideoFolder]:
-        """The sets of videos that the task reads, by name."""
+        """Return the sets of videos that the task reads, by name."""
         return {}

@@ -39,7 +39,7 @@ class Lora(Section):
     )
 
     def scale(self) -> float:
-        """What the product of the adapters' matrices is multiplied by."""
+        """Return what the product of the adapters' matrices is multiplied by."""
         return self.alpha / self.rank
 
 
@@ -147,9 +147,9 @@ class TrainSettings(Section):
         return tuple(group for group in self.groups if group != "lora" or self.lora.enabled)
 
     def effective_batch(self, processes: int) -> int:
-        """Images per optimizer step over all processes."""
+        """Return images per optimizer step over all processes."""
         return self.batch * self.accumulation * processes
 
     def epoch_steps(self, samples: int, processes: int) -> int:
-        """Optimizer steps of a pass over `samples` images with expressions."""
+        """Return optimizer steps of a pass over `samples` images with expressions."""
         return -(-samples // self.effective_batch(processes))

@@ -32,12 +32,12 @@ Path = tuple[str, ...]
 
 
 def dotted(path: Path) -> str:
-    """The path of a setting as the user writes it."""
+    """Return the path of a setting as the user writes it."""
     return ".".join(path)
 
 
 def validated(kind: Any, values: Any, section: Path, place: Callable[[Path], str] = dotted, partial: bool = False) -> Any:
-    """`values` as `kind`, the section at the path `section`. Raises `ConfigError` for the first that cannot be used; `place` says
+    """Return `values` as `kind`, the section at the path `section`. Raises `ConfigError` for the first that cannot be used; `place` says
     where the user finds it. Of a `partial` section, what is missing may stand elsewhere."""
     try:
         return TypeAdapter(kind).validate_python(values)

@@ -74,14 +74,14 @@ class Index:
         return int(self._starts[-1])
 
     def record(self, i: int) -> ImageRecord:
-        """Row `i`. Raises `IndexError` outside of 0 .. len - 1."""
+        """Return row `i`. Raises `IndexError` outside of 0 .. len - 1."""
         if not 0 <= i < len(self):
             raise IndexError(f"{self.path}: row {i} of {len(self)}")
         batch = int(np.searchsorted(self._starts, i, side="right")) - 1
         return _to_record(self._batch(batch).slice(i - int(self._starts[batch]), 1).to_pylist()[0])
 
     def region_counts(self, splits: Sequence[str], described: bool = False) -> np.ndarray:
-        """(rows,) number of regions of every row that have a pixel and belong to one of `splits`, and, if `described`, have a
+        """Return (rows,) number of regions of every row that have a pixel and belong to one of `splits`, and, if `described`, have a
         text; their masks are not read."""
         counts = [np.zeros(0, np.int64)]
         for batch in batches_of(self._file):
@@ -94,7 +94,7 @@ class Index:
         return np.concatenate(counts)
 
     def photographs(self) -> Iterator[tuple[str, str, frozenset[str]]]:
-        """Path, `content` and the splits of the regions of every row; neither masks nor texts are read."""
+        """Yield path, `content` and the splits of the regions of every row; neither masks nor texts are read."""
         for batch in batches_of(self._file):
             splits: list[set[str]] = [set() for _ in range(batch.num_rows)]
             rows = np.repeat(np.arange(batch.num_rows), sizes(batch)).tolist()
@@ -103,12 +103,12 @@ class Index:
             yield from zip(batch["path"].to_pylist(), batch["content"].to_pylist(), map(frozenset, splits), strict=True)
 
     def splits(self) -> set[str]:
-        """The splits that regions belong to."""
+        """Return the splits that regions belong to."""
         columns = (batch["regions"].flatten().field("split") for batch in batches_of(self._file))
         return {split for column in columns for split in column.unique().to_pylist()}
 
     def records(self) -> Iterator[ImageRecord]:
-        """All rows, in order."""
+        """Yield all rows, in order."""
         for batch in batches_of(self._file):
             yield from map(_to_record, batch.to_pylist())
 
@@ -119,7 +119,7 @@ def read_index(path: str | Path) -> Index:
 
 
 def is_absent(path: Path) -> bool:
-    """Whether an index, of either kind, has no rows because its folder was not there. Raises `ValueError` for another file."""
+    """Return whether an index, of either kind, has no rows because its folder was not there. Raises `ValueError` for another file."""
     try:
         with pa.memory_map(str(path)) as file:
             return metadata_of(pa.ipc.open_file(file), path)["root_listing"] == ABSENT
@@ -128,7 +128,7 @@ def is_absent(path: Path) -> bool:
 
 
 def sizes(batch: pa.RecordBatch) -> np.ndarray:
-    """(rows,) regions of every row, or 1 where rows have none."""
+    """Return (rows,) regions of every row, or 1 where rows have none."""
     if "regions" not in batch.schema.names:
         return np.ones(batch.num_rows, np.int64)
     return pc.list_value_length(batch["regions"]).to_numpy()
@@ -182,7 +182,7 @@ def open_index(path: Path, schema: pa.Schema) -> pa.ipc.RecordBatchFileReader:
 
 
 def metadata_of(file: pa.ipc.RecordBatchFileReader, path: Path) -> dict[str, str]:
-    """The `METADATA` of the index at `path`. Raises `ValueError` where it lacks some."""
+    """Return the `METADATA` of the index at `path`. Raises `ValueError` where it lacks some."""
     found = {key.decode(): value.decode() for key, value in (file.schema.metadata or {}).items()}
     if missing := set(METADATA) - set(found):
         raise ValueError(f"{path}: an index of an older version ({min(missing)} is missing); `dvc repro` makes it anew")

@@ -24,7 +24,7 @@ class BadImages:
         self.path: Path | None = None
 
     def instead(self, pool: Pool, position: int, take: Callable[[int, int], T]) -> T:
-        """What `take` makes of the sample at `position`; where that raises, of the one at the same place of the next epoch's order,
+        """Return what `take` makes of the sample at `position`; where that raises, of the one at the same place of the next epoch's order,
         and so on: a function of the files alone, so that any number of processes, and a resumed run, see the same.
 
         Raises `ValueError` naming the image when the share is passed.

@@ -25,7 +25,7 @@ from ans.data.videos import Frames, VideoFile
 
 
 def readers() -> tuple[str, ...]:
-    """The names of all readers: the files of `ans/data/video_sources`."""
+    """Return the names of all readers: the files of `ans/data/video_sources`."""
     return tuple(sorted(found.name for found in pkgutil.iter_modules(video_sources.__path__)))
 
 
@@ -61,13 +61,13 @@ class Clip:
         return tuple(dict.fromkeys(locator.partition(SEPARATOR)[0] for locator in self.frames))
 
     def target(self, expression: ClipExpression, frame: int) -> np.ndarray:
-        """(h, w) bool: what is meant in one frame. Raises `ValueError` where that is not published."""
+        """Return (h, w) bool: what is meant in one frame. Raises `ValueError` where that is not published."""
         if expression.objects is None:
             raise ValueError(f"{self.name}: the masks of expression {expression.id} are not published")
         return self._united([self.masks[key][frame] for key in expression.objects])
 
     def all_objects(self, frame: int) -> np.ndarray:
-        """(h, w) bool: the foreground of one frame; where the data set does not say it, the union of all masks."""
+        """Return (h, w) bool: the foreground of one frame; where the data set does not say it, the union of all masks."""
         return self._united([self.foreground[frame]] if self.foreground else [rows[frame] for rows in self.masks.values()])
 
     def _united(self, counts: Sequence[str]) -> np.ndarray:
@@ -96,7 +96,7 @@ class ClipFrames(Frames):
 
 
 def read(reader: str, root: str | Path, folder: str, split: str) -> Iterator[Clip | Skipped]:
-    """The clips of a data set in order, and a `Skipped` for each that cannot be used; `folder` lies below `root`.
+    """Yield the clips of a data set in order, and a `Skipped` for each that cannot be used; `folder` lies below `root`.
 
     Raises `FileNotFoundError` for a listing that is not there, `ValueError` naming one that cannot be read, and for an unknown reader.
     """
@@ -108,7 +108,7 @@ def read(reader: str, root: str | Path, folder: str, split: str) -> Iterator[Cli
 
 
 def checksum(clips: Iterable[Clip | Skipped]) -> str:
-    """sha256 over all that a data set says: frames, expressions and masks. Of the pictures only names and sizes take part."""
+    """Return sha256 over all that a data set says: frames, expressions and masks. Of the pictures only names and sizes take part."""
     return hashlib.sha256(json.dumps([asdict(clip) for clip in clips], sort_keys=True).encode()).hexdigest()
 
 
@@ -125,7 +125,7 @@ class Listed:
 
 
 def load_json(path: Path) -> Any:
-    """A JSON file's content. Raises `FileNotFoundError`, or `ValueError` naming the file."""
+    """Return a JSON file's content. Raises `FileNotFoundError`, or `ValueError` naming the file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
@@ -135,7 +135,7 @@ def load_json(path: Path) -> Any:
 
 
 def load_masks(path: Path) -> dict[str, Any]:
-    """A JSON file that says something by key. Raises as `load_json`, also for one that does not."""
+    """Return a JSON file that says something by key. Raises as `load_json`, also for one that does not."""
     content = load_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: must hold a JSON object")
@@ -143,7 +143,7 @@ def load_masks(path: Path) -> dict[str, Any]:
 
 
 def listing(path: Path) -> list[Listed]:
-    """The videos of a `meta_expressions.json`, in order of their names. Frames and ids are sorted as texts ("10" before "2"), as all
+    """Read the videos of a `meta_expressions.json`, in order of their names. Frames and ids are sorted as texts ("10" before "2"), as all
     published code does. Raises as `load_json`, also for names that lead out of their folder."""
     found = []
     try:
@@ -164,7 +164,7 @@ def listing(path: Path) -> list[Listed]:
 
 
 def numbers(values: Any) -> tuple[str, ...]:
-    """Ids as texts, from a number, a text, or a list of such. Raises `ValueError` for anything else."""
+    """Return ids as texts, from a number, a text, or a list of such. Raises `ValueError` for anything else."""
     several = values if isinstance(values, list) else [values]
     if not all(isinstance(value, int | str) and not isinstance(value, bool) for value in several):
         raise ValueError(f"ids are {values!r:.80}, expected numbers or texts")
@@ -172,8 +172,8 @@ def numbers(values: Any) -> tuple[str, ...]:
 
 
 def sized_frames(root: Path, folder: str, names: Sequence[str], suffix: str = ".jpg") -> tuple[tuple[str, ...], int, int]:
-    """Locators of the frames `folder`/`name``suffix`, and their height and width. Raises `ValueError` for a frame that is not there, that
-    is damaged, or of another size than the first."""
+    """Return locators of the frames `folder`/`name``suffix`, and their height and width. Raises `ValueError` for a frame that is not
+    there, that is damaged, or of another size than the first."""
     locators, sizes = [], []
     for name in names:
         locators.append(posixpath.join(folder, f"{name}{suffix}"))
@@ -191,7 +191,7 @@ def sized_frames(root: Path, folder: str, names: Sequence[str], suffix: str = ".
 
 
 def run_lengths(rles: Any, frames: int, height: int, width: int) -> tuple[str, ...]:
-    """`counts` of each frame from a list of RLEs, None where nothing is seen; a mask without a pixel becomes "" too. Raises
+    """Return `counts` of each frame from a list of RLEs, None where nothing is seen; a mask without a pixel becomes "" too. Raises
     `ValueError` for a list of another length, or run lengths that are damaged."""
     if not isinstance(rles, list) or len(rles) != frames:
         raise ValueError("not one mask per frame")
@@ -203,7 +203,7 @@ def run_lengths(rles: Any, frames: int, height: int, width: int) -> tuple[str, .
 
 
 def palette_masks(paths: Sequence[Path], height: int, width: int) -> dict[str, tuple[str, ...]]:
-    """Object (the value, from 1) -> `counts` of each frame, from a PNG per frame; one that is not there shows nothing. Values need
+    """Return object (the value, from 1) -> `counts` of each frame, from a PNG per frame; one that is not there shows nothing. Values need
     not be in a row. Raises `ValueError` for one that is damaged, of another size, or not of single values."""
     found: dict[str, list[str]] = {}
     for frame, path in enumerate(paths):
@@ -224,5 +224,5 @@ def palette_masks(paths: Sequence[Path], height: int, width: int) -> dict[str, t
 
 
 def expression(id_: str, said: Mapping[str, Any], objects: tuple[str, ...] | None, kind: str = "") -> ClipExpression:
-    """An expression of a listing. Raises `ValueError` for a text that cannot be used."""
+    """Return an expression of a listing. Raises `ValueError` for a text that cannot be used."""
     return ClipExpression(id_, clean(field(said, "exp", str)), objects, kind)

@@ -29,7 +29,7 @@ class Reasons:
         self.examples[reason] += examples[: EXAMPLES - len(self.examples[reason])]
 
     def report(self) -> dict[str, Any]:
-        """Reason -> `count` and `examples`."""
+        """Return reason -> `count` and `examples`."""
         return {reason: {"count": n, "examples": self.examples[reason]} for reason, n in sorted(self.counts.items())}
 
 
@@ -40,7 +40,7 @@ class Skips:
         self.skipped, self.noted = Reasons(), Reasons()
 
     def drop(self, items: Iterable[Any]) -> Iterator[Any]:
-        """The items that are no `Skipped`."""
+        """Yield the items that are no `Skipped`."""
         for item in items:
             if isinstance(item, Skipped):
                 self.count(item)
@@ -51,7 +51,7 @@ class Skips:
         (self.noted if isinstance(item, Noted) else self.skipped).add(item.reason, times, [item.key])
 
     def add(self, report: dict[str, dict[str, Any]]) -> None:
-        """Another's report."""
+        """Add another's report."""
         for reasons, key in ((self.skipped, "skipped"), (self.noted, "noted")):
             for reason, entry in report.get(key, {}).items():
                 reasons.add(reason, entry["count"], entry["examples"])
@@ -67,7 +67,7 @@ class Skips:
             )
 
     def report(self) -> dict[str, Any]:
-        """`skipped`, and `noted` where anything was: reason -> `count` and `examples`."""
+        """Return `skipped`, and `noted` where anything was: reason -> `count` and `examples`."""
         noted = self.noted.report()
         return {"skipped": self.skipped.report()} | ({"noted": noted} if noted else {})
 

@@ -11,8 +11,8 @@ MAX_BYTES = 1 << 30
 
 
 def below(root: str | Path, path: str) -> Path:
-    """`root`/`path`. Raises `ValueError` for a path that leaves the root, that has a control character (no tool shows those), or that is
-    longer than any file's."""
+    """Return `root`/`path`. Raises `ValueError` for a path that leaves the root, that has a control character (no tool shows those), or
+    that is longer than any file's."""
     if path.startswith("/") or ".." in path.split("/"):
         raise ValueError(f"{path}: leaves paths.root ({root}); refused")
     if not is_text(path):
@@ -23,12 +23,12 @@ def below(root: str | Path, path: str) -> Path:
 
 
 def is_text(name: str) -> bool:
-    """Whether a name has characters alone: no control characters, no line breaks, no bytes that are no text."""
+    """Return whether a name has characters alone: no control characters, no line breaks, no bytes that are no text."""
     return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
 
 
 def spelled(root: str | Path, path: str) -> str:
-    """`path` below `root` as the disk spells it, where the two differ in the Unicode form of letters with accents or in the case of
+    """Return `path` below `root` as the disk spells it, where the two differ in the Unicode form of letters with accents or in the case of
     the suffix; `path` itself where there is no such file."""
     if below(root, path).exists():
         return path
@@ -49,8 +49,8 @@ def _form(name: str) -> str:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a file. Raises `FileNotFoundError`, or `ValueError`, which the caller completes with the name, for what is no plain
-    file (a pipe never ends) and for one larger than any image."""
+    """Return the bytes of a file. Raises `FileNotFoundError`, or `ValueError`, which the caller completes with the name, for what is no
+    plain file (a pipe never ends) and for one larger than any image."""
     state = path.stat()
     if not stat.S_ISREG(state.st_mode):
         raise ValueError("not a plain file")

@@ -57,17 +57,17 @@ TURNS = {
 
 
 def member(tar: str, offset: int, size: int) -> str:
-    """Locator of `size` bytes from `offset` on of a tar."""
+    """Return the locator of `size` bytes from `offset` on of a tar."""
     return f"{tar}{SEPARATOR}{offset}:{size}"
 
 
 def array(npz: str, name: str) -> str:
-    """Locator of an array of an npz file."""
+    """Return the locator of an array of an npz file."""
     return f"{npz}{SEPARATOR}{name}"
 
 
 def frame(video: str, number: int) -> str:
-    """Locator of a frame of an mp4, counted from 0."""
+    """Return the locator of a frame of an mp4, counted from 0."""
     return f"{video}{SEPARATOR}{number}"
 
 
@@ -85,8 +85,8 @@ def identify(file: bytes | Path) -> Image.Image:
 
 
 def _sound_png(data: bytes) -> bytes:
-    """A PNG without the parts that its checksums call damaged. Raises `ValueError` where those are the pixels or their colours: Pillow
-    compares the checksums of neither, so a mask with a changed byte would be another mask."""
+    """Return a PNG without the parts that its checksums call damaged. Raises `ValueError` where those are the pixels or their colours:
+    Pillow compares the checksums of neither, so a mask with a changed byte would be another mask."""
     kept, place, damaged = [PNG], len(PNG), False
     while place < len(data):
         length = int.from_bytes(data[place : place + 4])
@@ -105,12 +105,12 @@ def _sound_png(data: bytes) -> bytes:
 
 
 def content(data: bytes) -> str:
-    """What a photograph is known by wherever it lies: size and digest of its file."""
+    """Return what a photograph is known by wherever it lies: size and digest of its file."""
     return f"{len(data)}:{hashlib.blake2b(data, digest_size=16).hexdigest()}"
 
 
 def byte_size(root: str | Path, locator: str) -> int | None:
-    """The size in bytes of a file or a tar's member; None for a frame or an array, and where there is no file."""
+    """Return the size in bytes of a file or a tar's member; None for a frame or an array, and where there is no file."""
     path, _, part = locator.partition(SEPARATOR)
     if part:
         return int(part.partition(":")[2]) if ":" in part else None
@@ -121,7 +121,7 @@ def byte_size(root: str | Path, locator: str) -> int | None:
 
 
 def read_bytes(root: str | Path, locator: str) -> bytes:
-    """The bytes of a file or a tar's member. Raises `FileNotFoundError`, or `ValueError` for a tar that ends too early."""
+    """Return the bytes of a file or a tar's member. Raises `FileNotFoundError`, or `ValueError` for a tar that ends too early."""
     path, _, part = locator.partition(SEPARATOR)
     file_path = below(root, path)
     if not part:
@@ -138,7 +138,7 @@ def read_bytes(root: str | Path, locator: str) -> bytes:
 
 
 def open_image(root: str | Path, locator: str) -> Image.Image:
-    """The image of an `ImageRecord.path`, upright (EXIF orientation applied) and RGB.
+    """Return the image of an `ImageRecord.path`, upright (EXIF orientation applied) and RGB.
 
     Raises `FileNotFoundError` or `ValueError`, both naming the file.
     """
@@ -152,7 +152,7 @@ def open_image(root: str | Path, locator: str) -> Image.Image:
 
 
 def decoded(data: bytes) -> Image.Image:
-    """The image in a file's bytes, upright and RGB. Raises one of `BROKEN_IMAGE`."""
+    """Return the image in a file's bytes, upright and RGB. Raises one of `BROKEN_IMAGE`."""
     with identify(data) as image:
         if pictures(image) > 1:
             raise ValueError(f"holds {pictures(image)} pictures, and nothing says which is meant; save the one that is")
@@ -160,7 +160,8 @@ def decoded(data: bytes) -> Image.Image:
 
 
 def pictures(image: Image.Image) -> int:
-    """How many an animation, or a TIFF of several pages, has. The smaller copies in a photograph's TIFF or JPEG (MPO) do not count."""
+    """Return how many an animation, or a TIFF of several pages, has. The smaller copies in a photograph's TIFF or JPEG (MPO) do not
+    count."""
     count = getattr(image, "n_frames", 1) if image.format in ("GIF", "WEBP", "PNG", "TIFF") else 1
     if image.format == "TIFF" and count > 1:
         size = image.size
@@ -171,8 +172,8 @@ def pictures(image: Image.Image) -> int:
 
 
 def open_mask(file: Path | bytes, name: str = "mask") -> Image.Image:
-    """A mask's file, read and turned upright. Raises `FileNotFoundError`, or `ValueError` for one that is no image, that is compressed
-    with loss (whatever its suffix says: its numbers are not those that were drawn) or that holds several pictures."""
+    """Return a mask's file, read and turned upright. Raises `FileNotFoundError`, or `ValueError` for one that is no image, that is
+    compressed with loss (whatever its suffix says: its numbers are not those that were drawn) or that holds several pictures."""
     try:
         with identify(file) as image:
             if image.format in LOSSY or image.info.get("compression") == "jpeg":
@@ -189,7 +190,7 @@ def open_mask(file: Path | bytes, name: str = "mask") -> Image.Image:
 
 
 def drawn(image: Image.Image) -> np.ndarray:
-    """(height, width) bool of a mask as data sets publish it: all that is not black; of a cut-out what is not transparent."""
+    """Return (height, width) bool of a mask as data sets publish it: all that is not black; of a cut-out what is not transparent."""
     if "A" in image.getbands() or "transparency" in image.info:
         alpha = np.asarray(image.convert("RGBA"))[..., 3]
         if alpha.min() < 255:
@@ -199,13 +200,13 @@ def drawn(image: Image.Image) -> np.ndarray:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF orientation says."""
+    """Return the image turned as its EXIF orientation says."""
     turn = TURNS.get(_orientation(image))
     return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """To 8 bits per channel. Pillow cuts 16 bits off at 255 instead of scaling them; everything else it converts."""
+    """Convert to 8 bits per channel. Pillow cuts 16 bits off at 255 instead of scaling them; everything else it converts."""
     if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
         raise ValueError("grey values of which nothing says what is white (fractions, or 32 bits); save it with 8 or 16 bits")
     if image.mode.startswith("I"):
@@ -220,7 +221,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_frame(path: Path, number: int) -> Image.Image:
-    """Frame `number`, counted from 0, of an mp4, RGB. Raises `FileNotFoundError`, or `ValueError` naming the file."""
+    """Return the frame `number`, counted from 0, of an mp4, RGB. Raises `FileNotFoundError`, or `ValueError` naming the file."""
     import av  # it brings FFmpeg along, and only videos need that
 
     if not path.is_file():
@@ -242,7 +243,7 @@ def read_frame(path: Path, number: int) -> Image.Image:
 
 
 def turned(image: "VideoFrame") -> Image.Image:
-    """A decoded frame as the video's display matrix wants it shown, RGB."""
+    """Return a decoded frame as the video's display matrix wants it shown, RGB."""
     turns = round(image.rotation / 90) % 4  # against the clock
     upright = image.to_image()
     return upright.rotate(90 * turns, expand=True) if turns else upright
@@ -250,7 +251,7 @@ def turned(image: "VideoFrame") -> Image.Image:
 
 @lru_cache(maxsize=64)
 def shown_at(path: str, changed: int) -> list[int]:
-    """When each frame is shown, in the order in which they are: a rate would say it only of videos of a constant one."""
+    """Return when each frame is shown, in the order in which they are: a rate would say it only of videos of a constant one."""
     import av
 
     with av.open(path) as container:
@@ -259,14 +260,14 @@ def shown_at(path: str, changed: int) -> list[int]:
 
 
 def image_size(root: str | Path, locator: str) -> tuple[int, int]:
-    """(width, height) in pixels of what `open_image` returns for a JPEG or PNG, without decoding it. Raises as `open_image`."""
+    """Return (width, height) in pixels of what `open_image` returns for a JPEG or PNG, without decoding it. Raises as `open_image`."""
     with _image_errors(root, locator), identify(read_bytes(root, locator)) as image:
         width, height = image.size
         return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 to 8; 1, upright, where the EXIF data has none or cannot be read: damaged metadata costs no sound image. Pillow's
+    """Return 1 to 8; 1, upright, where the EXIF data has none or cannot be read: damaged metadata costs no sound image. Pillow's
     `exif_transpose` also writes the data anew, which fails on values that it could read. A TIFF is turned by Pillow itself."""
     if image.format == "TIFF":
         return 1
@@ -287,7 +288,7 @@ def _image_errors(root: str | Path, locator: str) -> Iterator[None]:
 
 
 def _from_array(pixels: np.ndarray) -> Image.Image:
-    """(height, width, 3), uint8 or float in 0..255 or 0..1, to an image. Black in 0..1 and in 0..255 is the same."""
+    """Convert (height, width, 3), uint8 or float in 0..255 or 0..1, to an image. Black in 0..1 and in 0..255 is the same."""
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0 or pixels.dtype.kind not in "uf":
         raise ValueError(f"a frame is (height, width, 3) of uint8 or float, found {pixels.shape} of {pixels.dtype}")
     if pixels.dtype.kind == "f":

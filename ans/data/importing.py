@@ -100,7 +100,7 @@ def _annotation(number: int, image: int, one: MaskedObject) -> dict[str, Any]:
 
 
 def _split(place: Path, names: list[str], val: float, group: str) -> dict[str, str]:
-    """Image -> split. By digests, so that the same images give the same split wherever they lie."""
+    """Return image -> split. By digests, so that the same images give the same split wherever they lie."""
     try:
         pattern = re.compile(group) if group else None
     except re.error as error:
@@ -116,7 +116,7 @@ def _split(place: Path, names: list[str], val: float, group: str) -> dict[str, s
 
 
 def _read(source: Path, images: Path | None, masks_in: Path | None) -> tuple[Path, Iterator[MaskedObject | Skipped]]:
-    """The folder of images, and what is found. The format is told by what is there."""
+    """Return the folder of images, and what is found. The format is told by what is there."""
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such file or folder")
     if masks_in is not None:
@@ -139,12 +139,12 @@ def _read(source: Path, images: Path | None, masks_in: Path | None) -> tuple[Pat
 
 @lru_cache(maxsize=1024)
 def _size(place: Path, name: str) -> tuple[int, int]:
-    """(width, height) of an image, opened whole: a damaged one is left out here."""
+    """Return (width, height) of an image, opened whole: a damaged one is left out here."""
     return open_image(place, name).size
 
 
 def _name(place: Path, name: str) -> str:
-    """A path below the folder of images in the disk's spelling; of one that is not there, as Windows may have written it."""
+    """Return a path below the folder of images in the disk's spelling; of one that is not there, as Windows may have written it."""
     for form in (name, name.replace("\\", "/"), posixpath.basename(name.replace("\\", "/"))):
         if ".." not in form.split("/") and not form.startswith("/"):
             found = spelled(place, posixpath.normpath(form))
@@ -241,7 +241,7 @@ def _from_labelme(source: Path, place: Path, listings: list[Path]) -> Iterator[M
 
 
 def _from_voc(source: Path, place: Path) -> Iterator[MaskedObject | Skipped]:
-    """The n-th object of an XML is number n of its SegmentationObject."""
+    """Read VOC: the n-th object of an XML is number n of its SegmentationObject."""
     images = _by_stem(place, sorted(place.iterdir()))
     for path in sorted((source / "SegmentationObject").glob("*.png")):
         if is_junk(path.name):
@@ -274,7 +274,7 @@ def _from_voc(source: Path, place: Path) -> Iterator[MaskedObject | Skipped]:
 
 
 def _by_stem(place: Path, paths: list[Path]) -> dict[str, list[str]]:
-    """Name without suffix, in one form of Unicode -> the images of that name, below `place`."""
+    """Return name without suffix, in one form of Unicode -> the images of that name, below `place`."""
     found: dict[str, list[str]] = {}
     for path in paths:
         if path.suffix.lower() in SUFFIXES and not is_junk(path.name):
@@ -288,14 +288,14 @@ def _form(name: str) -> str:
 
 
 def _only(names: list[str]) -> str:
-    """Raises `ValueError` where there are several: nothing says of which of them a mask is."""
+    """Return the only one. Raises `ValueError` where there are several: nothing says of which of them a mask is."""
     if len(names) > 1:
         raise ValueError(f"may be of {' or of '.join(names)}; remove one")
     return names[0]
 
 
 def _voc_classes(path: Path) -> list[str]:
-    """The classes of the objects of an XML, in order; of none without one."""
+    """Return the classes of the objects of an XML, in order; of none without one."""
     if not path.is_file():
         return []
     data = path.read_bytes()
@@ -308,7 +308,7 @@ def _voc_classes(path: Path) -> list[str]:
 
 
 def _from_masks(images: Path, folder: Path) -> Iterator[MaskedObject | Skipped]:
-    """`001.png` and `001_cup.png` are masks of `001.jpg`, the latter of a cup."""
+    """Read a folder of masks: `001.png` and `001_cup.png` are masks of `001.jpg`, the latter of a cup."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of masks")
     stems = _by_stem(images, [path for path in sorted(images.rglob("*")) if not path.is_relative_to(folder)])

@@ -117,7 +117,7 @@ def _write_part(schema: pa.Schema, read_one: Callable[[Any], Iterable[Any]], fou
 
 
 def _opened(root: Path, read_one: Callable[[Any], Iterable[Any]], unread: Any) -> Iterator[Any]:
-    """What a reader gives; of an image that does not open as training opens it, or not at the record's size, each region skipped."""
+    """Yield what a reader gives; of an image that does not open as training opens it, or not at the record's size, each region skipped."""
     for item in read_one(unread):
         if isinstance(item, ImageRecord) and (reason := broken(root, item)):
             yield from (Skipped(f"{item.path}, region {region.region_id}", reason) for region in item.regions)
@@ -126,7 +126,7 @@ def _opened(root: Path, read_one: Callable[[Any], Iterable[Any]], unread: Any) -
 
 
 def broken(root: Path, record: ImageRecord) -> str:
-    """Why training could not open the image of a record, or its second frame; "" where it can."""
+    """Return why training could not open the image of a record, or its second frame; "" where it can."""
     try:
         for second in (False, True) if record.second else (False,):
             record_image(root, record, second)
@@ -185,7 +185,7 @@ def _all(paths: list[Path], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
 
 
 def _names_twice(paths: list[Path]) -> dict[str, int]:
-    """Name -> how often, of the names that several entries have."""
+    """Return name -> how often, of the names that several entries have."""
     names = pa.chunked_array([batch["name"] for batch in _all(paths, ENTRY)], pa.string())
     counted = names.value_counts()
     several = counted.filter(pc.greater(counted.field("counts"), 1))
@@ -193,7 +193,7 @@ def _names_twice(paths: list[Path]) -> dict[str, int]:
 
 
 def _once(batches: Iterable[pa.RecordBatch], twice: Iterable[str]) -> Iterator[pa.RecordBatch]:
-    """Of the entries with one of the names `twice` the first."""
+    """Yield, of the entries with one of the names `twice` the first."""
     waiting = set(twice)
     if not waiting:
         yield from batches
@@ -209,7 +209,7 @@ def _once(batches: Iterable[pa.RecordBatch], twice: Iterable[str]) -> Iterator[p
 
 
 def _capped(batches: Iterable[pa.RecordBatch], cap: int) -> Iterator[pa.RecordBatch]:
-    """The first rows that hold `cap` regions; of the last row the first regions."""
+    """Yield the first rows that hold `cap` regions; of the last row the first regions."""
     for batch in batches:
         ends = np.cumsum(sizes(batch))
         rows = int(np.searchsorted(ends, cap, side="right"))  # that are kept whole

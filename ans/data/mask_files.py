@@ -19,7 +19,7 @@ SOFT_EDGE = 9
 
 
 def read_mask(path: Path, name: str) -> tuple[np.ndarray, list[str]]:
-    """(height, width) bool, and what is to be said of the file. `name` is what messages call it.
+    """Return (height, width) bool, and what is to be said of the file. `name` is what messages call it.
 
     Raises `FileNotFoundError`, or `ValueError` with the reason for a file that is no image or no mask.
     """
@@ -33,7 +33,7 @@ def read_mask(path: Path, name: str) -> tuple[np.ndarray, list[str]]:
 
 
 def suspicions(mask: np.ndarray) -> list[str]:
-    """What looks wrong about a mask with a pixel."""
+    """Return what looks wrong about a mask with a pixel."""
     edges = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
     if mask.all():
         return ["mask that is the whole image"]
@@ -44,7 +44,7 @@ def suspicions(mask: np.ndarray) -> list[str]:
 
 
 def inside(image: Image.Image) -> tuple[np.ndarray, list[str]]:
-    """(height, width) bool, and what is to be said of it. Raises `ValueError` with the reason for what is no mask."""
+    """Return (height, width) bool, and what is to be said of it. Raises `ValueError` with the reason for what is no mask."""
     notes: list[str] = []
     if "A" in image.getbands() or "transparency" in image.info:
         alpha = np.asarray(image.convert("RGBA"))[..., 3]
@@ -68,7 +68,7 @@ def inside(image: Image.Image) -> tuple[np.ndarray, list[str]]:
 
 
 def _indexed(image: Image.Image) -> tuple[np.ndarray, list[str]]:
-    """By colour and by number the same pixels are inside, or nothing says which of the two is meant."""
+    """Return (height, width) bool: by colour and by number the same pixels are inside, or nothing says which of the two is meant."""
     numbers = np.asarray(image)
     inside = np.asarray(np.asarray(image.convert("RGB")).any(2))
     if (inside != (numbers > 0)).any():
@@ -78,7 +78,7 @@ def _indexed(image: Image.Image) -> tuple[np.ndarray, list[str]]:
 
 
 def _levels(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Of one value per pixel: outside is 0; of a soft edge what is half or more is inside."""
+    """Return (height, width) bool, of one value per pixel: outside is 0; of a soft edge what is half or more is inside."""
     if values.dtype == bool:
         return values, []
     if values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -98,7 +98,7 @@ def _levels(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
 
 
 def _near_edge(inside: np.ndarray) -> np.ndarray:
-    """The pixels around which, `SOFT_EDGE` across, some are inside and some outside."""
+    """Return the pixels around which, `SOFT_EDGE` across, some are inside and some outside."""
     image = Image.fromarray(inside.astype(np.uint8))
     most, least = image.filter(ImageFilter.MaxFilter(SOFT_EDGE)), image.filter(ImageFilter.MinFilter(SOFT_EDGE))
     return np.asarray(most) > np.asarray(least)

@@ -19,7 +19,7 @@ MAX_SIDE = 65535
 
 
 def from_segmentation(segmentation: Any, height: int, width: int) -> str:
-    """A COCO `segmentation` (outlines, or an RLE with compressed or listed counts) -> compressed RLE `counts`.
+    """Map a COCO `segmentation` (outlines, or an RLE with compressed or listed counts) to compressed RLE `counts`.
 
     A number may be written as a text (in outlines) or as 4.0. Outlines without an inside are left out beside sound ones
     (`degenerate` counts them). Raises `ValueError` with one short reason for any other form that an export may have, when there is
@@ -52,12 +52,12 @@ def from_segmentation(segmentation: Any, height: int, width: int) -> str:
 
 
 def degenerate(segmentation: Any) -> int:
-    """How many of the outlines of a segmentation, of which `from_segmentation` draws some, have no inside and are left out."""
+    """Return how many of the outlines of a segmentation, of which `from_segmentation` draws some, have no inside and are left out."""
     return sum(not _has_inside(outline) for outline in _outlines(segmentation)) if isinstance(segmentation, list) else 0
 
 
 def _outlines(segmentation: Any) -> list[list[float]]:
-    """The outlines of a segmentation as numbers x, y, x, y. Raises `ValueError` with the reason for every other form."""
+    """Return the outlines of a segmentation as numbers x, y, x, y. Raises `ValueError` with the reason for every other form."""
     if segmentation is None:
         raise ValueError("empty segmentation: null")
     if not isinstance(segmentation, list):
@@ -99,14 +99,14 @@ NUMBER = re.compile(r"[+-]?[0-9]{1,9}(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,2})?")
 
 
 def _number(value: Any) -> float | None:
-    """A finite number, also one written as a text; None for anything else."""
+    """Return a finite number, also one written as a text; None for anything else."""
     if isinstance(value, str) and NUMBER.fullmatch(value):
         value = float(value)
     return float(value) if type(value) in (int, float) and abs(value) < 1e15 else None
 
 
 def _kind(value: Any) -> str:
-    """What a value is, in a message of one wording per kind."""
+    """Return what a value is, in a message of one wording per kind."""
     if isinstance(value, float | int) and not isinstance(value, bool):
         return "NaN" if value != value else "not finite, or far too large"
     return {type(None): "null", bool: "true or false", str: "a text", dict: "a record", list: "a list"}.get(
@@ -115,7 +115,7 @@ def _kind(value: Any) -> str:
 
 
 def _has_inside(outline: Sequence[float]) -> bool:
-    """Whether an outline has three points that differ."""
+    """Return whether an outline has three points that differ."""
     return len(outline) >= 6 and len(set(zip(outline[::2], outline[1::2], strict=False))) >= 3
 
 
@@ -161,7 +161,7 @@ def _listed_runs(counts: list[Any], pixels: int) -> list[int]:
 
 
 def compare_stated(area: Any, bbox: Any, counts: str, height: int, width: int) -> str:
-    """What is to be said of a mask and the `area` and `bbox` that a file states of it, each None where it states none.
+    """Return what is to be said of a mask and the `area` and `bbox` that a file states of it, each None where it states none.
 
     "" where they agree but for rounding: tools measure outlines, whose edges lie up to a pixel from those of the drawn mask. Raises
     `ValueError` where the mask is another: an area of more than twice the other, or boxes that share less than half of their union.
@@ -195,7 +195,7 @@ def compare_stated(area: Any, bbox: Any, counts: str, height: int, width: int) -
 
 
 def decode(counts: str, height: int, width: int) -> np.ndarray:
-    """Compressed `counts` -> (height, width) uint8 in {0, 1}.
+    """Map compressed `counts` to (height, width) uint8 in {0, 1}.
 
     Raises `ValueError` when the run lengths do not fill the image: pycocotools would leave what is missing as it finds the
     memory.
@@ -205,13 +205,13 @@ def decode(counts: str, height: int, width: int) -> np.ndarray:
 
 
 def union(counts: Sequence[str], height: int, width: int) -> str:
-    """The pixels of any of several masks, as compressed `counts`; of none, a mask without a pixel."""
+    """Return the pixels of any of several masks, as compressed `counts`; of none, a mask without a pixel."""
     rles = [{"size": [height, width], "counts": text.encode("ascii")} for text in counts]
     return coco.merge(rles)["counts"].decode("ascii") if rles else from_array(np.zeros((height, width), np.uint8))
 
 
 def polygon(points: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(height, width) bool: the inside of a closed polygon of whole-numbered (points, 2) x, y, and its outline, one pixel wide.
+    """Return (height, width) bool: the inside of a closed polygon of whole-numbered (points, 2) x, y, and its outline, one pixel wide.
 
     As OpenCV's `fillPoly` (even-odd, by rows) with `polylines` over it: an edge goes from its left end, one pixel per step
     along its longer side, to the nearer pixel of the other side, to the first of two that are equally near (its `LineIterator`).
@@ -240,7 +240,7 @@ def polygon(points: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def from_array(mask: np.ndarray) -> str:
-    """(height, width), zero outside the object -> compressed RLE `counts`."""
+    """Map (height, width), zero outside the object to compressed RLE `counts`."""
     return coco.encode(np.asfortranarray(mask > 0, np.uint8))["counts"].decode("ascii")
 
 
@@ -286,7 +286,7 @@ def check_counts(counts: Sequence[Any], height: int, width: int) -> None:
 
 
 def run_lengths(counts: Any) -> np.ndarray:
-    """Compressed `counts` -> run lengths (n,) int64, zeros first. Raises `ValueError` on text that is none.
+    """Map compressed `counts` to run lengths (n,) int64, zeros first. Raises `ValueError` on text that is none.
 
     pycocotools trusts what it is given and reads past the end of broken text, so text from files is checked here first.
     The coding: little-endian groups of five bits + 48, bit 5 says that more follow; from the fourth run on, the difference to the
@@ -304,7 +304,7 @@ def run_lengths(counts: Any) -> np.ndarray:
 
 
 def _numbers(codes: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """(numbers,) int64 of `codes` (n,) uint8 in 0..63, `ends` being the place of each number's last code, which has its sign."""
+    """Return (numbers,) int64 of `codes` (n,) uint8 in 0..63, `ends` being the place of each number's last code, which has its sign."""
     numbers = ((codes[ends].view(np.int8) ^ 16) - 16).astype(np.int64)
     starts = np.concatenate([[0], ends[:-1] + 1])
     several = np.flatnonzero(starts != ends)  # few: most are of one code
@@ -321,7 +321,7 @@ def _numbers(codes: np.ndarray, ends: np.ndarray) -> np.ndarray:
 
 
 def measure(counts: str, height: int, width: int) -> tuple[int, tuple[float, float, float, float]]:
-    """Area in pixels and box (x, y, width, height) in pixels of a mask given by its compressed `counts`."""
+    """Return the area in pixels and box (x, y, width, height) in pixels of a mask given by its compressed `counts`."""
     rle = {"size": [height, width], "counts": counts}
     x, y, w, h = coco.toBbox(rle).tolist()
     return int(coco.area(rle)), (x, y, w, h)

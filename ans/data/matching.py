@@ -11,7 +11,7 @@ from ans.data.records import ImageRecord, Region
 
 
 def record_image(root: str | Path, record: ImageRecord, second: bool = False) -> Image.Image:
-    """The image of a record, or its second frame, upright and RGB. Raises as `open_image`, and `ValueError` naming the file where
+    """Return the image of a record, or its second frame, upright and RGB. Raises as `open_image`, and `ValueError` naming the file where
     its size is not the record's: masks would lie in the wrong place."""
     locator = record.second if second else record.path
     image = open_image(root, locator)
@@ -20,7 +20,7 @@ def record_image(root: str | Path, record: ImageRecord, second: bool = False) ->
 
 
 def region_mask(record: ImageRecord, region: Region, second: bool = False) -> np.ndarray:
-    """The region's mask in the record's image, or in its second frame: (height, width) uint8 in {0, 1}.
+    """Return the region's mask in the record's image, or in its second frame: (height, width) uint8 in {0, 1}.
 
     Raises `ValueError` naming image and region for run lengths that do not fill the image.
     """

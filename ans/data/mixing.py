@@ -8,12 +8,12 @@ import numpy as np
 
 
 def keyed_rng(*key: int) -> np.random.Generator:
-    """A generator that depends on its key alone: (seed, purpose, position)."""
+    """Return a generator that depends on its key alone: (seed, purpose, position)."""
     return np.random.default_rng(list(key))
 
 
 def interleaved(step: int, share: float) -> bool:
-    """Whether `step` (from 0) is one of the `share` (0..1) of steps that are evenly spread, the very first step being one."""
+    """Return whether `step` (from 0) is one of the `share` (0..1) of steps that are evenly spread, the very first step being one."""
     return ceil((step + 1) * share) > ceil(step * share)
 
 
@@ -31,11 +31,11 @@ class Pool:
             raise ValueError(f"{name}: no sample is left to train on")
 
     def __len__(self) -> int:
-        """Samples of an epoch."""
+        """Return samples of an epoch."""
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def at(self, position: int) -> tuple[int, int]:
-        """(source, sample of it) at `position`."""
+        """Return (source, sample of it) at `position`."""
         epoch, offset = divmod(position, len(self))
         slot = int(_order(len(self), *self.key, epoch)[offset])
         source = int(np.searchsorted(self.ends, slot, side="right"))

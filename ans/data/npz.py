@@ -21,7 +21,7 @@ BROKEN_NPZ += (zipfile.BadZipFile, NotImplementedError, RuntimeError, RecursionE
 
 
 def read_array(path: Path, name: str) -> np.ndarray:
-    """The array `name` of an npz; nothing in it is unpickled. Raises `FileNotFoundError`, or `ValueError` naming the file."""
+    """Return the array `name` of an npz; nothing in it is unpickled. Raises `FileNotFoundError`, or `ValueError` naming the file."""
     with _npz(path) as archive:
         if f"{name}.npy" not in archive.namelist():
             raise ValueError(f"it has no array {name!r}")
@@ -33,7 +33,7 @@ def read_array(path: Path, name: str) -> np.ndarray:
 
 
 def array_shapes(path: Path, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of those of `names` that an npz has; their values are not read. Raises as `read_array`."""
+    """Return name -> shape of those of `names` that an npz has; their values are not read. Raises as `read_array`."""
     shapes = {}
     with _npz(path) as archive:
         for name in names:
@@ -57,7 +57,7 @@ def _npz(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _header(file: IO[bytes], size: int) -> tuple[int, ...]:
-    """The shape of an npy file of `size` bytes. Raises `ValueError` when they do not hold it: numpy would ask for the memory."""
+    """Return the shape of an npy file of `size` bytes. Raises `ValueError` when they do not hold it: numpy would ask for the memory."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, kind = read(file)

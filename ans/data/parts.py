@@ -33,7 +33,7 @@ class Items(Protocol):
 
 
 def processes() -> int:
-    """How many may run at once: the cores that this process may use."""
+    """Return how many may run at once: the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -79,7 +79,7 @@ def write_parts(
 
 
 def _results(missing: list[tuple[int, Path]], items: Items, write: Write, size: int, workers: int) -> Iterator[int]:
-    """The number of items of every part that has been written."""
+    """Yield the number of items of every part that has been written."""
     if workers <= 1:
         for start, path in missing:
             yield _whole(write, items[start : start + size], path)

@@ -13,12 +13,12 @@ class ListingChanged(RuntimeError):
 
 
 def load(reader: str) -> ModuleType:
-    """The module `ans/data/sources/<reader>.py`, imported by name, so that a change of one reader concerns its sets alone."""
+    """Return the module `ans/data/sources/<reader>.py`, imported by name, so that a change of one reader concerns its sets alone."""
     return importlib.import_module(f"ans.data.sources.{reader}")
 
 
 def fingerprint(root: Path, folder: str, name: str, reader: str) -> str:
-    """sha256 of what the reader says of a set's listing: names, sizes and numbers of files, for your own data also contents."""
+    """Return sha256 of what the reader says of a set's listing: names, sizes and numbers of files, for your own data also contents."""
     return hashlib.sha256("\n".join(load(reader).fingerprint(root, folder, name)).encode()).hexdigest()
 
 
@@ -28,7 +28,7 @@ def check_listing(index: Index, root: str | Path) -> None:
 
 
 def check(metadata: dict[str, str], path: Path, root: Path) -> None:
-    """As `check_listing`, for the metadata of an index at `path`."""
+    """Check as `check_listing` does, for the metadata of an index at `path`."""
     source, folder = metadata["source"], metadata["folder"]
     if fingerprint(root, folder, source, metadata["reader"]) != metadata["root_listing"]:
         stage = f"own@{source}" if metadata["reader"] == "own" else f"index@{source}"

@@ -30,7 +30,7 @@ class Evaluated:
                     self.add(path, known)
 
     def add(self, path: str, known: str = "") -> None:
-        """One more photograph, with the `content` of its record where that is known."""
+        """Add one more photograph, with the `content` of its record where that is known."""
         self._names.add(_photograph(path))
         if known:
             self._contents.add(known)
@@ -39,7 +39,7 @@ class Evaluated:
             self._unopened.setdefault(size, []).append(path)
 
     def holds(self, path: str, known: str) -> bool:
-        """Whether the photograph at `path`, with the `content` of its record or "", is one of them."""
+        """Return whether the photograph at `path`, with the `content` of its record or "", is one of them."""
         if _photograph(path) in self._names or known in self._contents:
             return True
         if not self._unopened:
@@ -61,7 +61,7 @@ class Evaluated:
 
 
 def training_rows(indexes: Sequence[Index], evaluated: Evaluated) -> tuple[list[tuple[int, int]], int]:
-    """(index, row) of every image with regions for supervised training, without those that are evaluated; how many these were."""
+    """Return (index, row) of every image with regions for supervised training, without those that are evaluated; how many these were."""
     kept, left_out = [], 0
     for number, index in enumerate(indexes):
         taught = index.region_counts((TRAIN_SPLIT,), described=True) > 0
@@ -79,13 +79,13 @@ def _bytes_of(known: str) -> int:
 
 
 def _photograph(path: str) -> str:
-    """What an image is known by. A COCO photograph has one name wherever it lies: each RefCOCO set may have its own folder."""
+    """Return what an image is known by. A COCO photograph has one name wherever it lies: each RefCOCO set may have its own folder."""
     name = path.rpartition("/")[2]
     return name if name.startswith("COCO_") else path
 
 
 def is_taught(region: Region, no_target: bool = False) -> bool:
-    """Whether a region is for supervised training. An expression of nothing (gRefCOCO) is so with `no_target` alone."""
+    """Return whether a region is for supervised training. An expression of nothing (gRefCOCO) is so with `no_target` alone."""
     return region.split == TRAIN_SPLIT and bool(region.expressions) and (no_target or region.area > 0)
 
 
@@ -111,6 +111,6 @@ class Regions:
         return record, self.usable(record)[i - (int(self.ends[row - 1]) if row else 0)]
 
     def usable(self, record: ImageRecord) -> list[Region]:
-        """The regions of an image of this source that are samples."""
+        """Return the regions of an image of this source that are samples."""
         of_splits = [region for region in record.regions if region.area and region.split in self.SPLITS]
         return [region for region in of_splits if region.expressions or not self.described]

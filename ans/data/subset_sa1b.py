@@ -100,7 +100,7 @@ def _read(root: Path, entry: sa1b.ImageFiles, subset: SubsetSa1b, decode: bool) 
 
 
 def _to_batch(images: list[sa1b.MaskColumns]) -> pa.RecordBatch:
-    """Column by column: as records of their own the hundred masks of an image would take as long as to parse its JSON."""
+    """Build the batch column by column: as records of their own the hundred masks of an image would take as long as to parse its JSON."""
     n = sum(len(image.id) for image in images)
     empty = pa.repeat("", n)
     columns = {

@@ -72,7 +72,7 @@ class _Rows:
 
 
 def decode(path: Path, root: Path, runs: Path, workers: int | None = None) -> tuple[int, list[Skipped]]:
-    """How many rows the index at `path` has, and the images that training could not open, each with the reason.
+    """Return how many rows the index at `path` has, and the images that training could not open, each with the reason.
 
     Every image is opened as training does, by `workers` processes (None: one per core). Killed, it is taken up where it was.
     """
@@ -100,7 +100,7 @@ TILE, COLUMNS, ROWS = 240, 6, 8
 
 
 def contact_sheet(found: Validated, root: Path) -> Image.Image:
-    """Masks over their images with their text or class: of the objects, evenly spread, as many as there is room for."""
+    """Return masks over their images with their text or class: of the objects, evenly spread, as many as there is room for."""
     objects = [(record, region) for record in found.records for region in record.regions]
     chosen = objects[:: -(-len(objects) // (COLUMNS * ROWS)) or 1]
     sheet = Image.new("RGB", (COLUMNS * TILE, max(-(-len(chosen) // COLUMNS), 1) * (TILE + 16)), "white")
@@ -125,7 +125,7 @@ PASSES = 10
 
 
 def steps_of(found: Validated) -> str:
-    """How many steps the preset `own` makes of what there is to learn from; "" where there is nothing."""
+    """Return how many steps the preset `own` makes of what there is to learn from; "" where there is nothing."""
     images = found.splits.get(TRAIN_SPLIT, Counter())["images"] if found.splits.get(TRAIN_SPLIT, Counter())["expressions"] else 0
     if not images:
         return ""
@@ -138,7 +138,7 @@ def steps_of(found: Validated) -> str:
 
 
 def advice(found: Validated) -> list[str]:
-    """What a folder lacks, or has, that a training or an evaluation will stumble over."""
+    """Return what a folder lacks, or has, that a training or an evaluation will stumble over."""
     said = []
     evaluated = [split for split in found.splits if split != TRAIN_SPLIT]
     if not evaluated:

@@ -42,7 +42,7 @@ class Frames(Sequence[Image.Image], ABC):
     @overload
     def __getitem__(self, index: slice) -> list[Image.Image]: ...
     def __getitem__(self, index: int | slice) -> Image.Image | list[Image.Image]:
-        """A frame, decoded now and not kept. Raises `IndexError`, or `ValueError` or `FileNotFoundError` naming the file."""
+        """Return a frame, decoded now and not kept. Raises `IndexError`, or `ValueError` or `FileNotFoundError` naming the file."""
         if isinstance(index, slice):
             return [self.frame(number) for number in range(*index.indices(len(self)))]
         number = index + len(self) if index < 0 else index
@@ -52,7 +52,7 @@ class Frames(Sequence[Image.Image], ABC):
 
     @abstractmethod
     def frame(self, number: int) -> Image.Image:
-        """Frame `number`, which is there."""
+        """Return the frame `number`, which is there."""
 
 
 class Video(Frames):
@@ -130,13 +130,13 @@ class FrameFolder(Video):
 
 
 def _ordered(stem: str) -> list[tuple[int, str]]:
-    """What sorts the names of frames: each text with the number behind it, so that `1` and `001` are one frame."""
+    """Return what sorts the names of frames: each text with the number behind it, so that `1` and `001` are one frame."""
     parts = re.split(r"([0-9]+)", stem)
     return [(-1, text) if place % 2 == 0 else (int(text), "") for place, text in enumerate(parts)]
 
 
 def open_video(path: str | Path) -> VideoFile | FrameFolder:
-    """The frames of a video file, or of a folder of pictures: a sequence that decodes a frame when it is asked for.
+    """Return the frames of a video file, or of a folder of pictures: a sequence that decodes a frame when it is asked for.
 
     Raises `FileNotFoundError`, or `ValueError` naming a file that is no video, or a folder without frames.
     """
@@ -149,7 +149,7 @@ def open_video(path: str | Path) -> VideoFile | FrameFolder:
 
 
 def is_video(path: Path) -> bool:
-    """Whether `open_video` would take it, by its name alone."""
+    """Return whether `open_video` would take it, by its name alone."""
     return path.is_dir() or path.suffix.lower() in CONTAINERS
 
 

@@ -70,7 +70,8 @@ class RegionScore:
 
 
 def read(folder: Path) -> list[JudgedRegion]:
-    """The regions that qa.json asks about, in its order. Raises `FileNotFoundError`, or `ValueError` naming what is not as published."""
+    """Return the regions that qa.json asks about, in its order. Raises `FileNotFoundError`, or `ValueError` naming what is not as
+    published."""
     files = {name: folder / name for name in ("annotations.json", "qa.json", "class_names.json")}
     content = {}
     for name, path in files.items():
@@ -102,7 +103,7 @@ def read(folder: Path) -> list[JudgedRegion]:
 def describe(
     model: Segmenter, folder: Path, regions: Sequence[JudgedRegion], question: str, max_new_tokens: int
 ) -> dict[str, str]:
-    """Region -> the model's description."""
+    """Return region -> the model's description."""
     said = {}
     for region in regions:
         image = open_image(folder / "images", region.image)
@@ -111,7 +112,7 @@ def describe(
 
 
 def recognition(name: str) -> Mapping[str, Any]:
-    """The question that comes first: whether the description is of what the region is. Its article and number are as published for
+    """Return the question that comes first: whether the description is of what the region is. Its article and number are as published for
     all classes of the benchmark."""
     several = name.endswith("s") and name != "bus"
     article = "" if several else "an " if name[0].lower() in "aeiou" else "a "
@@ -121,13 +122,13 @@ def recognition(name: str) -> Mapping[str, Any]:
 
 
 def prompt(description: str, question: Mapping[str, Any]) -> str:
-    """What the judge is asked."""
+    """Return what the judge is asked."""
     choices = "".join(f"{LETTERS[i].upper()}. {text}\n" for i, (text, _) in enumerate(question["choices"]))
     return PROMPT.replace("{question}", f"{question['question']}\n{choices}".strip()).replace("{description}", description)
 
 
 def chosen(answer: str, choices: Sequence[str]) -> int | None:
-    """Which choice an answer means: the choice, its letter, or both; the only choice that it holds; what its letter at the beginning
+    """Return which choice an answer means: the choice, its letter, or both; the only choice that it holds; what its letter at the beginning
     says; of several that it holds the last, and of those that begin there the longest; the longest choice that holds it. None: no such."""
     answer, texts = answer.strip().lower(), [choice.strip().lower() for choice in choices]
     held = []
@@ -148,7 +149,7 @@ def chosen(answer: str, choices: Sequence[str]) -> int | None:
 
 
 def judged(region: JudgedRegion, description: str, judge: Judge) -> RegionScore:
-    """The score of a description. Where the object is not recognised no question scores more than 0; an answer that means no choice
+    """Return the score of a description. Where the object is not recognised no question scores more than 0; an answer that means no choice
     scores 0. Raises `ValueError` for a letter that no choice has."""
     first = recognition(region.name)
     recognised = bool(_value(judge(prompt(description, first)), first, region.number))
@@ -169,7 +170,7 @@ def _value(answer: str, question: Mapping[str, Any], number: str) -> Any:
 
 
 def metrics(scores: Sequence[RegionScore]) -> dict[str, float]:
-    """`dlc_positive` and `dlc_negative`, means over regions (those without negative questions left out), and their mean `dlc`."""
+    """Return `dlc_positive` and `dlc_negative`, means over regions (those without negative questions left out), and their mean `dlc`."""
     positive = sum(score.positive for score in scores) / len(scores)
     negatives = [score.negative for score in scores if score.negative is not None]
     if not negatives:
@@ -192,7 +193,7 @@ class HttpJudge:
             self._said = {row["prompt"]: row["answer"] for row in rows if row["judge"] == model}
 
     def __call__(self, text: str) -> str:
-        """Raises `RuntimeError` naming the address where it does not answer as such addresses do."""
+        """Ask the judge. Raises `RuntimeError` naming the address where it does not answer as such addresses do."""
         if text not in self._said:
             self._said[text] = self._ask(text)
             if self._kept is not None:
@@ -212,7 +213,7 @@ class HttpJudge:
 
 
 def protocol(folder: Path, judge: str, question: str, max_new_tokens: int, weights: str) -> dict[str, Any]:
-    """What the numbers depend on."""
+    """Return what the numbers depend on."""
     files = {
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
         for name in ("annotations.json", "qa.json", "class_names.json")

@@ -86,7 +86,7 @@ def metrics(conversations: Sequence[Conversation], similar: Similarity | None = 
 
 
 def ious(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """(n, m) IoU of masks (n, h, w) with masks (m, h, w); 0 where both are empty."""
+    """Return (n, m) IoU of masks (n, h, w) with masks (m, h, w); 0 where both are empty."""
     first, second = (part.reshape(len(part), part.shape[1] * part.shape[2]).astype(np.float64) for part in (predicted, truth))
     shared = first @ second.T
     union = first.sum(1)[:, None] + second.sum(1)[None] - shared
@@ -94,7 +94,7 @@ def ious(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def paired_iou(predicted: np.ndarray, truth: np.ndarray) -> float:
-    """The mean IoU of the pairs of an image."""
+    """Return the mean IoU of the pairs of an image."""
     left, pairs = ious(predicted, truth), []
     while left.size and left.max() > 0:
         row, column = np.unravel_index(left.argmax(), left.shape)
@@ -104,8 +104,8 @@ def paired_iou(predicted: np.ndarray, truth: np.ndarray) -> float:
 
 
 def matched(one: Conversation, similar: Similarity) -> int:
-    """True phrases of an image that are found: pairs by falling IoU, until the best that is left falls short in IoU or in words, as
-    published. A mask without a phrase ends it with 0, since there the published code gives the image up."""
+    """Return the true phrases of an image that are found: pairs by falling IoU, until the best that is left falls short in IoU or in
+    words, as published. A mask without a phrase ends it with 0, since there the published code gives the image up."""
     left, count = ious(one.truth, one.masks), 0
     while left.size:
         row, column = np.unravel_index(left.argmax(), left.shape)
@@ -121,7 +121,7 @@ def matched(one: Conversation, similar: Similarity) -> int:
 
 
 def average_precision(conversations: Sequence[Conversation]) -> float:
-    """COCO's AP at IoU 0.5 of one class, over all images; 0 without any predicted mask."""
+    """Return COCO's AP at IoU 0.5 of one class, over all images; 0 without any predicted mask."""
     images, true, predicted = [], [], []
     for number, one in enumerate(conversations, 1):
         images.append({"id": number, "height": one.truth.shape[1], "width": one.truth.shape[2]})
@@ -142,8 +142,8 @@ def average_precision(conversations: Sequence[Conversation]) -> float:
 
 
 def bert(folder: str) -> Similarity:
-    """The similarity of the published recall: cosine of the means of BERT's last states. `folder`: of bert-base-uncased, or its name on the
-    hub. Raises what transformers raises where it is not there."""
+    """Return the similarity of the published recall: cosine of the means of BERT's last states. `folder`: of bert-base-uncased, or its
+    name on the hub. Raises what transformers raises where it is not there."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 

@@ -26,7 +26,7 @@ class Kept:
             path.write_text(json.dumps(rows), encoding="utf-8")
 
     def read(self, batch: int) -> list[Row]:
-        """Raises `FileNotFoundError` for a batch that no process has left where this one looks."""
+        """Read a batch. Raises `FileNotFoundError` for a batch that no process has left where this one looks."""
         path = self._path(batch)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: not there; all processes must see one folder (set ANS_RUNS to a shared one)")

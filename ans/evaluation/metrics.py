@@ -21,7 +21,7 @@ FEWEST_IMAGES = 10
 
 
 def intersection_union(pred: np.ndarray, gt: np.ndarray, ignore: np.ndarray | None = None) -> tuple[int, int]:
-    """Pixels of the intersection and of the union of two (height, width) masks, leaving out those marked in `ignore`.
+    """Return pixels of the intersection and of the union of two (height, width) masks, leaving out those marked in `ignore`.
 
     Masks are bool or 0/1. Raises `ValueError` where the shapes differ.
     """
@@ -30,12 +30,12 @@ def intersection_union(pred: np.ndarray, gt: np.ndarray, ignore: np.ndarray | No
 
 
 def iou(intersection: int, union: int) -> float:
-    """IoU in [0, 1] of one expression, or of sums over many; 1 where both masks are empty."""
+    """Return the IoU in [0, 1] of one expression, or of sums over many; 1 where both masks are empty."""
     return intersection / union if union else 1.0
 
 
 def box_giou(pred: np.ndarray, gt: np.ndarray, ignore: np.ndarray | None = None) -> float:
-    """Generalised IoU of two (height, width) masks, in (-1, 1]: IoU - (box - union) / box, all in pixels.
+    """Return the generalised IoU of two (height, width) masks, in (-1, 1]: IoU - (box - union) / box, all in pixels.
 
     IoU and union are those of the masks; the box is the smallest that encloses both. With one mask empty that is the other's box
     and IoU is 0, so the value is 0 for a filled box and falls as the mask fills less of it. Both empty: 1. Pixels of `ignore` are
@@ -87,7 +87,7 @@ class Totals:
             self._sums[f"p{percent}"] += 100 * intersection >= percent * union
 
     def summary(self) -> dict[str, float | int]:
-        """All metrics of the split. Raises `ValueError` when nothing was added.
+        """Return all metrics of the split. Raises `ValueError` when nothing was added.
 
         Where expressions may mean nothing (gRefCOCO), `ciou` and `miou`, there called gIoU and so also given as `giou`, follow
         GRES (CVPR 2023; `refer_evaluation.py` of henghuiding/ReLA): nothing meant and nothing predicted is IoU 1 and adds nothing
@@ -117,7 +117,7 @@ class Totals:
 
 
 def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, float | int]:
-    """All metrics of one split, from one record per expression as `Totals` takes them. Raises `ValueError` without records."""
+    """Return all metrics of one split, from one record per expression as `Totals` takes them. Raises `ValueError` without records."""
     totals = Totals()
     for record in records:
         totals.add(record)
@@ -125,7 +125,7 @@ def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, float | int]:
 
 
 def resample_counts(images: int, resamples: int, seed: int) -> np.ndarray:
-    """(resamples, images) float64: how often each image is drawn when as many as there are get drawn with replacement."""
+    """Return (resamples, images) float64: how often each image is drawn when as many as there are get drawn with replacement."""
     generator = np.random.default_rng(seed)
     return generator.multinomial(images, np.full(images, 1 / images), size=resamples).astype(np.float64)
 
@@ -133,7 +133,7 @@ def resample_counts(images: int, resamples: int, seed: int) -> np.ndarray:
 def bootstrap_interval(
     intersections: np.ndarray, unions: np.ndarray, resamples: int, seed: int, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile interval of cIoU over resampled images.
+    """Return the percentile interval of cIoU over resampled images.
 
     `intersections` and `unions` are sums of pixels per image, (images,) or, for the mean of the cIoU of several splits,
     (images, splits) with zeros where a split lacks the image. Raises `ValueError` where shapes differ or nothing is given.
@@ -149,7 +149,7 @@ def paired_bootstrap(
     seed: int,
     level: float = 0.95,
 ) -> tuple[float, float, float]:
-    """cIoU of `first` minus that of `second`, and its percentile interval: (difference, low, high).
+    """Return the cIoU of `first` minus that of `second`, and its percentile interval: (difference, low, high).
 
     Each is (intersections, unions) as in `bootstrap_interval`, row i of both being the same image: both see the same resamples.
     Raises `ValueError` where shapes differ.
@@ -171,7 +171,7 @@ def _same_shape(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def _counted(pred: np.ndarray, gt: np.ndarray, ignore: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Both masks without the pixels to ignore."""
+    """Return both masks without the pixels to ignore."""
     pred, gt = _same_shape(pred, gt)
     if ignore is None:
         return pred, gt
@@ -180,7 +180,7 @@ def _counted(pred: np.ndarray, gt: np.ndarray, ignore: np.ndarray | None) -> tup
 
 
 def _per_image(intersections: np.ndarray, unions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both as (images, splits) float64: exact for pixel counts, and the matrix product is fast."""
+    """Return both as (images, splits) float64: exact for pixel counts, and the matrix product is fast."""
     if np.shape(intersections) != np.shape(unions) or np.size(unions) == 0:
         raise ValueError(f"bootstrap: sums per image of shapes {np.shape(intersections)} and {np.shape(unions)}")
     rows = np.shape(unions)[0]
@@ -188,7 +188,7 @@ def _per_image(intersections: np.ndarray, unions: np.ndarray) -> tuple[np.ndarra
 
 
 def _ciou(intersections: np.ndarray, unions: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """(resamples,) cIoU, averaged over splits, of (images, splits) sums under (resamples, images) counts."""
+    """Return (resamples,) cIoU, averaged over splits, of (images, splits) sums under (resamples, images) counts."""
     total = counts @ unions
     return np.where(total > 0, counts @ intersections / np.maximum(total, 1), 1.0).mean(axis=1)
 

@@ -86,13 +86,13 @@ class Plan:
     facts: Facts | None = None
 
     def item(self, image: Planned) -> Item:
-        """An image with its questions, read from the indexes."""
+        """Return an image with its questions, read from the indexes."""
         records = [(self.asked[number], self.asked[number].index.record(row)) for number, row in image.places]
         questions = tuple(question for asked, record in records for question in asked.questions(record))
         return Item(records[0][1], questions, self.facts)
 
     def batches(self, tokens: Callable[[int, int], int], budget: int) -> list[list[Planned]]:
-        """Consecutive images, as many as fit: rows times the longest row's tokens stay within `budget`.
+        """Return consecutive images, as many as fit: rows times the longest row's tokens stay within `budget`.
 
         `tokens(height, width)` are those of one row about such an image. An image that does not fit alone makes a batch alone:
         it is read once in any case.
@@ -160,7 +160,7 @@ def _asked(folder: Path, split: str, result: str, kind: str, max_texts: int | No
 
 
 def _key(record: ImageRecord, questions: Sequence[Question]) -> str:
-    """All that the answers and the metrics of these questions depend on, but for the pixels."""
+    """Return all that the answers and the metrics of these questions depend on, but for the pixels."""
     asked = [
         (
             q.region.region_id,

@@ -24,7 +24,7 @@ TEXT_TOKENS = 32
 
 
 def row_tokens(model: ModelConfig, height: int, width: int) -> int:
-    """About how many tokens a question about an image of this size has."""
+    """Return about how many tokens a question about an image of this size has."""
     return model.family.grid(height, width).tokens + TEXT_TOKENS
 
 
@@ -35,7 +35,7 @@ def predict(
     max_new_tokens: int,
     encode: Callable[[Sequence[Any]], Features] | None = None,
 ) -> list[Row]:
-    """One row per question of a batch of images; `result` in it says where it belongs. `encode`: see `Segmenter.read`."""
+    """Return one row per question of a batch of images; `result` in it says where it belongs. `encode`: see `Segmenter.read`."""
     read = model.read([record_image(root, item.record) for item in items], encode)
     asked = [[(question, question.expression) for question in item.questions if question.expression] for item in items]
     texts = [[expression.sent for _, expression in questions] for questions in asked]
@@ -103,7 +103,7 @@ def _caption_row(item: Item, question: Question, caption: str, back: Segmentatio
 
 
 def _ignored(record: ImageRecord, question: Question) -> np.ndarray | None:
-    """(height, width) bool of the pixels that count neither way."""
+    """Return (height, width) bool of the pixels that count neither way."""
     counts = question.region.ignore_counts
     return masks.decode(counts, record.height, record.width).astype(bool) if counts else None
 

@@ -18,7 +18,7 @@ PACKAGES = ("torch", "transformers", "sam2")
 
 
 def make_protocol(config: Config, variant: str, folder: Path, model: ModelConfig, device: str, plan: Plan) -> dict[str, Any]:
-    """The protocol as stored in `protocol.json` and in each table's metadata."""
+    """Return the protocol as stored in `protocol.json` and in each table's metadata."""
     settings = config.evaluate
     template = model.template
     return {
@@ -44,12 +44,12 @@ def make_protocol(config: Config, variant: str, folder: Path, model: ModelConfig
 
 
 def fingerprint(protocol: dict[str, Any]) -> str:
-    """16 hex digits that change with anything in the protocol."""
+    """Return 16 hex digits that change with anything in the protocol."""
     return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def protocol_text(protocol: dict[str, Any]) -> str:
-    """The protocol for a reader, in a few lines."""
+    """Return the protocol for a reader, in a few lines."""
     part = f"CAPPED: max_samples {protocol['max_samples']}, max_texts_per_image {protocol['max_texts_per_image']}"
     lines = [
         f"protocol   {fingerprint(protocol)}: {protocol['variant']}, {protocol['precision']} on {protocol['device']}",
@@ -66,7 +66,7 @@ def protocol_text(protocol: dict[str, Any]) -> str:
 
 
 def weights_checksum(folder: Path) -> str:
-    """sha256 over the names and contents of a model folder's shards, its config.json and its tokenizer."""
+    """Return sha256 over the names and contents of a model folder's shards, its config.json and its tokenizer."""
     digest = hashlib.sha256()
     for path in [*files(folder), folder / "config.json", *sorted(folder.glob("tokenizer*"))]:
         digest.update(path.name.encode())
@@ -76,5 +76,5 @@ def weights_checksum(folder: Path) -> str:
 
 
 def code_checksum() -> str:
-    """sha256 over the code that decides about the results."""
+    """Return sha256 over the code that decides about the results."""
     return digest("ans.evaluation.evaluate")

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 
 def scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """`meteor` in [0, 1] and `cider` in [0, 10] of a whole set, as COCO's captioning tables have them (there often times 100).
+    """Return `meteor` in [0, 1] and `cider` in [0, 10] of a whole set, as COCO's captioning tables have them (there often times 100).
 
     Raises `ValueError` where the lists differ in length, a caption has no reference or there is none, and `RuntimeError` without the
     extra.
@@ -41,7 +41,7 @@ def scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict
 
 @contextlib.contextmanager
 def _java() -> Iterator[None]:
-    """With `java` on the PATH, which pycocoevalcap starts by that name."""
+    """Provide `java` on the PATH, which pycocoevalcap starts by that name."""
     before = os.environ.get("PATH", "")
     if shutil.which("java") is None:
         try:

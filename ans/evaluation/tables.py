@@ -140,7 +140,7 @@ class CaptionTable(_Table):
         self._references.append(row["references"])
 
     def summary(self) -> dict[str, float | int]:
-        """Metrics of the captions, and of the way back (`cycle_`): mask -> caption -> mask' and its IoU with the mask. Where the
+        """Return metrics of the captions, and of the way back (`cycle_`): mask -> caption -> mask' and its IoU with the mask. Where the
         truth is known (`ans/facts.py`): the share of its facts that are right, of captions in which all are, and of those that fit
         another object of the image better."""
         sums, n, truth = self._sums, len(self._captions), self._truth

@@ -20,7 +20,7 @@ TOLERANCE = 0.008
 
 
 def boundary(mask: np.ndarray) -> np.ndarray:
-    """(h, w) bool: the pixels of a mask (h, w) that differ from the one to the right, below, or below to the right.
+    """Return (h, w) bool: the pixels of a mask (h, w) that differ from the one to the right, below, or below to the right.
 
     The last row looks to the right only, the last column down only, and the corner nowhere: a mask that fills the image has no boundary.
     """
@@ -33,7 +33,7 @@ def boundary(mask: np.ndarray) -> np.ndarray:
 
 
 def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
-    """(h, w) bool: the pixels whose centre is at most `radius` pixels from one of the mask's."""
+    """Return (h, w) bool: the pixels whose centre is at most `radius` pixels from one of the mask's."""
     height, width = mask.shape
     found = np.zeros_like(mask, bool)
     sums = np.zeros((height, width + 1), np.int64)
@@ -50,8 +50,8 @@ def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
 
 
 def boundary_f(pred: np.ndarray, gt: np.ndarray) -> float:
-    """F in [0, 1] of two (h, w) masks: of the shares of each boundary that lie near the other. 1 where neither has a boundary, 0 where
-    one has none."""
+    """Return f in [0, 1] of two (h, w) masks: of the shares of each boundary that lie near the other. 1 where neither has a boundary, 0
+    where one has none."""
     ours, theirs = boundary(pred), boundary(gt)
     mine, true = np.count_nonzero(ours), np.count_nonzero(theirs)
     if not mine or not true:
@@ -100,7 +100,7 @@ class Scorer:
         self._frames += 1
 
     def score(self) -> VideoScore:
-        """Means over the frames. Raises `ValueError` without any."""
+        """Return means over the frames. Raises `ValueError` without any."""
         if not self._frames:
             raise ValueError("score: no frames, so there is nothing to average")
         return VideoScore(*(self._sums / self._frames).tolist())
@@ -109,7 +109,7 @@ class Scorer:
 def score(
     preds: Iterable[np.ndarray | None] | None, gts: Sequence[np.ndarray], foreground: Sequence[np.ndarray] | None = None
 ) -> VideoScore:
-    """Of one expression: `gts` (n, h, w), and as many predictions; None where there is none at all."""
+    """Score one expression: `gts` (n, h, w), and as many predictions; None where there is none at all."""
     scorer = Scorer()
     for number, (pred, gt) in enumerate(zip([None] * len(gts) if preds is None else preds, gts, strict=True)):
         scorer.add(pred, gt, None if foreground is None else foreground[number])
@@ -117,7 +117,7 @@ def score(
 
 
 def summarise(scores: Sequence[VideoScore]) -> dict[str, float]:
-    """`j`, `f`, `jf` over all expressions, x 100 as in every publication, and `n`. Raises `ValueError` without any."""
+    """Return `j`, `f`, `jf` over all expressions, x 100 as in every publication, and `n`. Raises `ValueError` without any."""
     if not scores:
         raise ValueError("summarise: no expressions, so there is nothing to average")
     j, f = (100 * float(np.mean([getattr(one, key) for one in scores])) for key in "jf")
@@ -129,8 +129,9 @@ REVOS_KINDS = {0: "referring", 1: "reasoning"}
 
 
 def summarise_revos(scores: Sequence[tuple[int, VideoScore]]) -> dict[str, float]:
-    """Of ReVOS's expressions with their `type_id`: `j`, `f`, `jf`, `a`, `r` of each kind (`j_referring`, ...), and over all, the mean of
-    the two kinds whatever their numbers. As its script does, each expression's values are rounded to hundredths of a percent.
+    """Summarise ReVOS's expressions with their `type_id`: `j`, `f`, `jf`, `a`, `r` of each kind (`j_referring`, ...), and over all, the
+    mean of the two kinds whatever their numbers. As its script does, each expression's values are rounded to hundredths of a
+    percent.
 
     Raises `ValueError` where one of the two kinds is not there.
     """
@@ -149,7 +150,7 @@ def summarise_revos(scores: Sequence[tuple[int, VideoScore]]) -> dict[str, float
 
 
 def by_clip(clips: Sequence[str], scores: Sequence[VideoScore]) -> tuple[np.ndarray, np.ndarray]:
-    """(clips,) sums of J&F and numbers of expressions, of each clip, in order of the clips' names."""
+    """Return (clips,) sums of J&F and numbers of expressions, of each clip, in order of the clips' names."""
     names = sorted(set(clips))
     place = {name: number for number, name in enumerate(names)}
     sums, counts = np.zeros(len(names)), np.zeros(len(names))
@@ -160,12 +161,12 @@ def by_clip(clips: Sequence[str], scores: Sequence[VideoScore]) -> tuple[np.ndar
 
 
 def interval(clips: Sequence[str], scores: Sequence[VideoScore], resamples: int, seed: int) -> tuple[float, float]:
-    """95 % bootstrap interval of J&F, in [0, 1], over clips: the expressions of one are not independent."""
+    """Return 95 % bootstrap interval of J&F, in [0, 1], over clips: the expressions of one are not independent."""
     return bootstrap_interval(*by_clip(clips, scores), resamples, seed)
 
 
 def difference(
     clips: Sequence[str], first: Sequence[VideoScore], second: Sequence[VideoScore], resamples: int, seed: int
 ) -> tuple[float, float, float]:
-    """J&F of `first` less that of `second`, of the same expressions, with its 95 % interval over clips: (difference, low, high)."""
+    """Return J&F of `first` less that of `second`, of the same expressions, with its 95 % interval over clips: (difference, low, high)."""
     return paired_bootstrap(by_clip(clips, first), by_clip(clips, second), resamples, seed)

@@ -97,7 +97,7 @@ def evaluate_videos(config: Config, variant: str, workspace: Workspace = Workspa
 
 
 def rows_of(model: Segmenter, root: Path, clip: Clip, settings: VideoSet, max_new_tokens: int) -> list[Row]:
-    """A row per expression of a clip; `j`, `f`, `a` and `r` are None where the data set does not publish its masks."""
+    """Return a row per expression of a clip; `j`, `f`, `a` and `r` are None where the data set does not publish its masks."""
     stream = model.segment_video(
         ClipFrames(root, clip),
         [one.text for one in clip.expressions],
@@ -128,9 +128,9 @@ def rows_of(model: Segmenter, root: Path, clip: Clip, settings: VideoSet, max_ne
 
 
 def summary(rows: Sequence[Row]) -> dict[str, float | int]:
-    """Metrics of a set, x 100: `j`, `f`, `jf` with its interval over clips (`jf_low`, `jf_high`), of ReVOS those of each kind and `a` and
-    `r` too; `seg_rate`, `n`, `clips`. A set whose masks are not published has only the last three. ReVOS's expressions of what is not
-    there count in none of them."""
+    """Return metrics of a set, x 100: `j`, `f`, `jf` with its interval over clips (`jf_low`, `jf_high`), of ReVOS those of each kind
+    and `a` and `r` too; `seg_rate`, `n`, `clips`. A set whose masks are not published has only the last three. ReVOS's expressions
+    of what is not there count in none of them."""
     asked = [row for row in rows if row["kind"] != "absent"]
     found: dict[str, float | int] = {}
     if asked and all(row["j"] is not None for row in asked):
@@ -147,7 +147,7 @@ def summary(rows: Sequence[Row]) -> dict[str, float | int]:
 
 
 def write_archive(path: Path, rows: Iterable[Row], folder: str) -> None:
-    """The predictions as a server takes them: `<folder><video>/<expression>/<frame>.png`, grey, 0 or 255, one for every frame."""
+    """Write the predictions as a server takes them: `<folder><video>/<expression>/<frame>.png`, grey, 0 or 255, one for every frame."""
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for row in rows:
             for name, counts in zip(row["names"], row["counts"], strict=True):

@@ -59,7 +59,7 @@ def read_pth(path: Path) -> Checkpoint:
 
 
 def digest(state: Mapping[str, Tensor]) -> str:
-    """sha256 over names, types, shapes and bytes of all tensors, in name order."""
+    """Return sha256 over names, types, shapes and bytes of all tensors, in name order."""
     total = hashlib.sha256()
     for name in sorted(state):
         total.update(f"{name} {state[name].dtype} {tuple(state[name].shape)}\n".encode())
@@ -68,12 +68,12 @@ def digest(state: Mapping[str, Tensor]) -> str:
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
-    """A tensor's values as bytes, in row-major order; no copy where they lie so already."""
+    """Return a tensor's values as bytes, in row-major order; no copy where they lie so already."""
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _read_shards(folder: Path) -> dict[str, Any]:
-    """All tensors of a folder with `pytorch_model.bin.index.json`, each from the file that the index names."""
+    """Return all tensors of a folder with `pytorch_model.bin.index.json`, each from the file that the index names."""
     index = folder / "pytorch_model.bin.index.json"
     weight_map = read_index(index)["weight_map"]
     content: dict[str, Any] = {}
@@ -116,8 +116,8 @@ def _first_line(error: Exception) -> str:
 
 
 def _check_archive(file: Path) -> None:
-    """torch stores its members as they are: compressed ones, or more bytes than the file has, are there to fill a memory. It compares no
-    checksum (0 where it wrote none), so a changed byte would be another weight."""
+    """Refuse what torch does not write: it stores its members as they are: compressed ones, or more bytes than the file has, are there
+    to fill a memory. It compares no checksum (0 where it wrote none), so a changed byte would be another weight."""
     size = file.stat().st_size
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
@@ -134,7 +134,7 @@ def _check_archive(file: Path) -> None:
 
 
 def _unwrap(file: Path, content: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(the dict of tensors, what the file says of itself)."""
+    """Return (the dict of tensors, what the file says of itself)."""
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{file}: holds {type(content).__name__}, not a dict of tensors")
     wrappings = [name for name in _WRAPPINGS if isinstance(content.get(name), dict)]

@@ -54,7 +54,7 @@ class StoredTensor:
     stop: int
 
     def read(self) -> bytearray:
-        """The tensor's bytes."""
+        """Return the tensor's bytes."""
         data = bytearray(self.stop - self.start)
         with open(self.path, "rb") as file:
             file.seek(self.start)
@@ -64,7 +64,7 @@ class StoredTensor:
 
 
 def header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors that a safetensors file holds, by name.
+    """Return the tensors that a safetensors file holds, by name.
 
     Raises `ValueError` naming the file and the reason when its header does not describe exactly the bytes that follow it.
     """
@@ -111,7 +111,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def files(folder: Path) -> list[Path]:
-    """The folder's safetensors files in name order. Raises `FileNotFoundError` when there is none."""
+    """Return the folder's safetensors files in name order. Raises `FileNotFoundError` when there is none."""
     found = sorted(folder.glob("*.safetensors"))
     if not found:
         raise FileNotFoundError(f"{folder}: no *.safetensors file here; run the stage that makes this folder")
@@ -119,7 +119,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def entries(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a model folder, by name.
+    """Return every tensor of a model folder, by name.
 
     Raises `ValueError` naming file and reason: a link, a damaged file, a tensor in two files, an index that says otherwise.
     """
@@ -143,7 +143,7 @@ def entries(folder: Path) -> dict[str, StoredTensor]:
 
 
 def read_index(path: Path) -> dict[str, Any]:
-    """An index JSON, `{"metadata", "weight_map"}`. Raises `ValueError` when it is none or points out of its folder."""
+    """Return an index JSON, `{"metadata", "weight_map"}`. Raises `ValueError` when it is none or points out of its folder."""
     refuse_link(path)
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
@@ -163,7 +163,7 @@ def refuse_link(path: Path) -> None:
 
 
 def group_in_name(path: Path) -> str:
-    """The group of a shard, from its name."""
+    """Return the group of a shard, from its name."""
     return path.name.removeprefix("model-").rsplit("-", 3)[0]
 
 
@@ -234,7 +234,7 @@ def write_index(folder: Path, sha256: Mapping[str, str]) -> None:
 
 
 def read_sums(folder: Path) -> dict[str, str]:
-    """File name -> sha256 of a folder's shards, from its index. Raises `ValueError` for a folder that `ans` did not shard."""
+    """Return file name -> sha256 of a folder's shards, from its index. Raises `ValueError` for a folder that `ans` did not shard."""
     sums = read_index(folder / INDEX)["metadata"].get("sha256", {})
     for path in files(folder):
         if path.name not in sums:
@@ -243,7 +243,7 @@ def read_sums(folder: Path) -> dict[str, str]:
 
 
 def fingerprint(folder: Path) -> str:
-    """One sha256 for all weights of a sharded folder, from its index: the parent's checksum in a training checkpoint."""
+    """Return one sha256 for all weights of a sharded folder, from its index: the parent's checksum in a training checkpoint."""
     lines = [f"{digest}  {name}\n" for name, digest in sorted(read_sums(folder).items())]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -254,7 +254,7 @@ def sha256(path: Path) -> str:
 
 
 def link(source: Path, target: Path) -> bool:
-    """A hard link, or a copy where the file system has none. Returns whether it is a link."""
+    """Make a hard link, or a copy where the file system has none, and return whether it is a link."""
     try:
         os.link(source, target)
         return True
@@ -264,7 +264,7 @@ def link(source: Path, target: Path) -> bool:
 
 
 def copy_side_files(source: Path, target: Path) -> None:
-    """Config and tokenizer, as they are."""
+    """Copy config and tokenizer, as they are."""
     for name in SIDE_FILES:
         if (source / name).exists():
             refuse_link(source / name)
@@ -273,7 +273,7 @@ def copy_side_files(source: Path, target: Path) -> None:
 
 @contextmanager
 def folder_at_once(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that takes its place at the end; on failure `out` is as it was, and nothing else is left.
+    """Give a temporary folder beside `out` that takes its place at the end; on failure `out` is as it was, and nothing else is left.
 
     Raises `OSError` naming `out` when the disk is full.
     """
@@ -297,7 +297,7 @@ def folder_at_once(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def working_folder(path: Path) -> Iterator[Path]:
-    """A folder that goes away at the end; on failure it stays, so that the next run goes on from what was fetched."""
+    """Give a folder that goes away at the end; on failure it stays, so that the next run goes on from what was fetched."""
     path.mkdir(parents=True, exist_ok=True)
     yield path
     shutil.rmtree(path)

@@ -74,7 +74,7 @@ def add_lora(
 
 
 def group_of_parameter(model: Segmenter, name: str) -> str | None:
-    """The group that a parameter of the model can be trained in; None for one that is never trained."""
+    """Return the group that a parameter of the model can be trained in; None for one that is never trained."""
     keys = model.config.keys
     return keys.trained_group(keys.to_hf_name(name, "model"))
 

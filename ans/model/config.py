@@ -32,12 +32,12 @@ WRONG = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, Ru
 
 
 def families() -> dict[str, type[Family]]:
-    """Name -> family, of every file in `ans/model/families`."""
+    """Return name -> family, of every file in `ans/model/families`."""
     return {name: module.Family for name, module in modules(family_files).items()}
 
 
 def decoders() -> dict[str, type[MaskDecoder]]:
-    """Name -> mask decoder, of every file in `ans/model/decoders`."""
+    """Return name -> mask decoder, of every file in `ans/model/decoders`."""
     return {name: module.MaskDecoder for name, module in modules(decoder_files).items()}
 
 
@@ -105,7 +105,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
-        """Raises `KeyError` or `ValueError` naming a key that is missing or not supported."""
+        """Read the configuration. Raises `KeyError` or `ValueError` naming a key that is missing or not supported."""
         family = _only(values, {name: kind for name, kind in families().items() if kind.owns(values)}, "reads this model")
         decoder = decoder_of(family, values)
         sections = {kind.section for kind in decoders().values()}
@@ -116,7 +116,7 @@ class ModelConfig:
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """A `config.json` as it stands. Raises `FileNotFoundError`, or `ValueError` naming a file that is not one."""
+    """Return a `config.json` as it stands. Raises `FileNotFoundError`, or `ValueError` naming a file that is not one."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; a model folder in Hugging Face layout has a config.json")
     try:
@@ -146,12 +146,12 @@ def _refuse_absurd(value: Any, path: Path, key: str) -> None:
 
 
 def family_made_of(values: Mapping[str, Any]) -> type[Family]:
-    """The family that makes a base of the released vision-language model with this `config.json`. Raises `ValueError`."""
+    """Return the family that makes a base of the released vision-language model with this `config.json`. Raises `ValueError`."""
     return _only(values, {name: kind for name, kind in families().items() if kind.made_of(values)}, "makes a base of it")
 
 
 def decoder_of(family: type[Family], values: Mapping[str, Any]) -> type[MaskDecoder]:
-    """The mask decoder that `config.json` has a section of, or else the family's own."""
+    """Return the mask decoder that `config.json` has a section of, or else the family's own."""
     found = [kind for kind in decoders().values() if kind.section in values]
     if len(found) > 1:
         raise ValueError(f"{' and '.join(kind.section for kind in found)}: a model has one mask decoder; remove the others")

@@ -34,7 +34,7 @@ class Masks:
 
     @classmethod
     def best(cls, candidates: Tensor, ious: Tensor, object_score: Tensor | None) -> Self:
-        """Of each prompt the candidate whose predicted IoU is highest."""
+        """Choose of each prompt the candidate whose predicted IoU is highest."""
         best = ious.argmax(-1)
         return cls(candidates[torch.arange(len(best), device=best.device), best], candidates, ious, object_score)
 
@@ -50,12 +50,12 @@ class Tracker(ABC):
 
     @abstractmethod
     def prompt(self, frame: int, levels: Levels, vectors: Tensor, size: tuple[int, int]) -> Tensor:
-        """Logits (N, S/4, S/4) of the objects that `vectors` (N, D) name on frame number `frame`, whose encoder maps are `levels`, of one
-        image of `size` (height, width)."""
+        """Return logits (N, S/4, S/4) of the objects that `vectors` (N, D) name on frame number `frame`, whose encoder maps are
+        `levels`, of one image of `size` (height, width)."""
 
     @abstractmethod
     def follow(self, frame: int, levels: Levels) -> Tensor:
-        """Logits (N, S/4, S/4) on a frame that was not prompted, from what is remembered."""
+        """Return logits (N, S/4, S/4) on a frame that was not prompted, from what is remembered."""
 
 
 class MaskNetwork(nn.Module, ABC):
@@ -73,20 +73,20 @@ class MaskNetwork(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, pixels: Tensor) -> Levels:
-        """(B, 3, S, S) normalised pixels -> the encoder's maps. Depends on no tensor that is ever fine-tuned."""
+        """Map (B, 3, S, S) normalised pixels to the encoder's maps. Depends on no tensor that is ever fine-tuned."""
 
     @abstractmethod
     def project(self, levels: Levels) -> Levels:
-        """The encoder's maps -> what the mask decoder reads."""
+        """Map the encoder's maps to what the mask decoder reads."""
 
     @abstractmethod
     def decode(self, features: Levels, image_index: Tensor, prompts: Tensor) -> Masks:
-        """Masks for `prompts` (N, D), the n-th of them on image `image_index[n]` of the projected features."""
+        """Return masks for `prompts` (N, D), the n-th of them on image `image_index[n]` of the projected features."""
 
     def decode_at(self, features: Levels, image_index: Tensor, points: Tensor, labels: Tensor, boxes: Tensor | None) -> Masks:
-        """Masks of what is at `points` (N, P, 2), with `labels` (N, P) 1 on the object and 0 beside it, and in `boxes` (N, 4); P is 0
-        where there are boxes alone. Coordinates are shares of the network's square, (x, y) from its upper left corner. A single point
-        may mean an object or a part of it: of several candidates the one with the highest predicted IoU is chosen.
+        """Return masks of what is at `points` (N, P, 2), with `labels` (N, P) 1 on the object and 0 beside it, and in `boxes` (N, 4); P
+        is 0 where there are boxes alone. Coordinates are shares of the network's square, (x, y) from its upper left corner. A single
+        point may mean an object or a part of it: of several candidates the one with the highest predicted IoU is chosen.
 
         Raises `ValueError` for a decoder that takes none.
         """
@@ -109,7 +109,7 @@ class MaskNetwork(nn.Module, ABC):
         return ()
 
     def tracker(self, propagation: Propagation) -> Tracker:
-        """A new memory, for one of `propagations`."""
+        """Return a new memory, for one of `propagations`."""
         raise NotImplementedError
 
 
@@ -134,7 +134,7 @@ class MaskDecoder(Plug):
     @classmethod
     @abstractmethod
     def read(cls, values: Mapping[str, Any]) -> Self:
-        """The decoder that the section describes. Raises `ValueError` naming a key that is not supported."""
+        """Return the decoder that the section describes. Raises `ValueError` naming a key that is not supported."""
 
     @property
     def name(self) -> str:
@@ -153,23 +153,23 @@ class MaskDecoder(Plug):
 
     @abstractmethod
     def pixels(self, image: Image.Image) -> Tensor:
-        """An RGB image as its image encoder takes it: (3, S, S) normalised."""
+        """Return an RGB image as its image encoder takes it: (3, S, S) normalised."""
 
     @abstractmethod
     def soft_target(self, mask: Tensor) -> Tensor:
-        """(h, w) mask in {0, 1} -> (S/4, S/4) share of each cell of the logits that it covers."""
+        """Map (h, w) mask in {0, 1} to (S/4, S/4) share of each cell of the logits that it covers."""
 
     @abstractmethod
     def image_share(self, height: int, width: int) -> tuple[float, float]:
-        """(x, y): how far from the left and from the top the logits show an image of this size; the rest is padding."""
+        """Return (x, y): how far from the left and from the top the logits show an image of this size; the rest is padding."""
 
     @abstractmethod
     def upscale(self, low_res: Tensor, size: tuple[int, int]) -> Tensor:
-        """Logits (N, S/4, S/4) -> (N, h, w), at the image's own size."""
+        """Map logits (N, S/4, S/4) to (N, h, w), at the image's own size."""
 
     @abstractmethod
     def build(self) -> MaskNetwork:
-        """The modules with random weights, on the device that is the default."""
+        """Return the modules with random weights, on the device that is the default."""
 
     @property
     def tied(self) -> dict[str, str]:
@@ -178,17 +178,17 @@ class MaskDecoder(Plug):
 
     @classmethod
     def marked_by(cls, names: Iterable[str]) -> bool:
-        """Whether tensors of these HF names are this decoder's, for folders whose `config.json` has no section of any."""
+        """Return whether tensors of these HF names are this decoder's, for folders whose `config.json` has no section of any."""
         return False
 
     @classmethod
     def hf_names(cls, names: Iterable[str]) -> dict[str, str]:
-        """Name of each tensor in a model folder -> its HF name here, where other projects' folders name them otherwise."""
+        """Return name of each tensor in a model folder -> its HF name here, where other projects' folders name them otherwise."""
         return {name: name for name in names}
 
     @classmethod
     def check_released(cls, names: Iterable[str]) -> Mapping[str, Any]:
-        """What the section has to say beside `released` for released weights whose tensors have these HF names.
+        """Return what the section has to say beside `released` for released weights whose tensors have these HF names.
 
         Raises `ValueError` where they are not such weights.
         """
@@ -201,15 +201,15 @@ class MaskDecoder(Plug):
 
 
 def ambiguous(points: Tensor, boxes: Tensor | None) -> bool:
-    """Whether SAM and SAM2 are to be asked for several candidates, as both packages recommend: for a single point."""
+    """Return whether SAM and SAM2 are to be asked for several candidates, as both packages recommend: for a single point."""
     return boxes is None and points.shape[1] == 1
 
 
 def wide(logits: Tensor) -> Tensor:
-    """(N, 1, h, w) in float32 at least; float64 stays what it is."""
+    """Return (N, 1, h, w) in float32 at least; float64 stays what it is."""
     return logits[:, None].to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def resized(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Logits (N, 1, h, w), bilinear to another size."""
+    """Return logits (N, 1, h, w), bilinear to another size."""
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)

@@ -65,7 +65,7 @@ class Visual:
 
 
 def by_image(features: Tensor, grids: Sequence[Grid]) -> list[Visual]:
-    """Features of the tiles of several images, one behind the other, (T, rows * columns, C) -> those of each."""
+    """Map features of the tiles of several images, one behind the other, (T, rows * columns, C) to those of each."""
     parts = features.split([grid.tiles for grid in grids])
     return [Visual(tokens, grid) for tokens, grid in zip(parts, grids, strict=True)]
 
@@ -94,7 +94,7 @@ class Inputs:
     padded: bool = True
 
     def attention(self) -> Tensor | None:
-        """(B, 1, L, K) bool: which of the K tokens each of the L attends to, all up to itself that are no padding. None where the
+        """Return (B, 1, L, K) bool: which of the K tokens each of the L attends to, all up to itself that are no padding. None where the
         causal rule alone says as much: then attention has its fastest kernels.
 
         transformers makes the same of `mask`, but reads its values first, and so waits for the device in every forward.
@@ -130,11 +130,11 @@ class Vlm(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, values: Tensor, grids: Sequence[Grid]) -> list[Visual]:
-        """The features of several images, whose `Pixels.values` lie one behind the other."""
+        """Return the features of several images, whose `Pixels.values` lie one behind the other."""
 
     @abstractmethod
     def project(self, tokens: Tensor) -> Tensor:
-        """(N, C) features -> (N, D) image tokens in the language model's width."""
+        """Map (N, C) features to (N, D) image tokens in the language model's width."""
 
     def restore_buffers(self) -> None:
         """Compute what is in no file, after a load onto modules that were made without memory."""
@@ -142,7 +142,7 @@ class Vlm(nn.Module, ABC):
         self.language_model.model.rotary_emb = type(rotary)(config=self.language_model.config)
 
     def embed(self, ids: Tensor, visual: Tensor, image_token: int) -> Tensor:
-        """Token embeddings (B, L, D) of `ids` (B, L), which lie in CPU memory, the `image_token` positions filled by `visual` (N, D)
+        """Return token embeddings (B, L, D) of `ids` (B, L), which lie in CPU memory, the `image_token` positions filled by `visual` (N, D)
         in order.
 
         Raises `ValueError` when the number of positions is not N.
@@ -154,16 +154,16 @@ class Vlm(nn.Module, ABC):
         return embeds.masked_scatter(places[..., None].to(visual.device), visual.to(embeds.dtype))
 
     def positions(self, ids: Tensor, mask: Tensor, grids: Sequence[Grid]) -> Tensor:
-        """(R, B, L) positions of rows that begin with an image each, of these grids; padding (`mask` 0) does not count. What
+        """Return (R, B, L) positions of rows that begin with an image each, of these grids; padding (`mask` 0) does not count. What
         follows counts on from the highest."""
         return (mask.cumsum(-1) - 1).clamp(min=0)[None]
 
     def attention(self, inputs: Inputs) -> Any:
-        """`Inputs.attention` in the form that the language model takes it: by kind of layer, as most do."""
+        """Return `Inputs.attention` in the form that the language model takes it: by kind of layer, as most do."""
         return {"full_attention": inputs.attention()}
 
     def run(self, inputs: Inputs, cache: Cache | None = None) -> States:
-        """The language model's last states; with a `cache` it goes on from what is in it, and leaves the new keys and values."""
+        """Return the language model's last states; with a `cache` it goes on from what is in it, and leaves the new keys and values."""
         states = self.language_model.model(
             inputs_embeds=inputs.embeds,
             attention_mask=self.attention(inputs),
@@ -219,27 +219,27 @@ class Family(Plug):
     @classmethod
     @abstractmethod
     def owns(cls, values: Mapping[str, Any]) -> bool:
-        """Whether this `config.json` is of a model of this family."""
+        """Return whether this `config.json` is of a model of this family."""
 
     @classmethod
     @abstractmethod
     def read(cls, values: Mapping[str, Any]) -> Self:
-        """The model that `config.json`, without the mask decoder's section, describes.
+        """Return the model that `config.json`, without the mask decoder's section, describes.
 
         Raises `KeyError`, or `ValueError` naming a key that is not supported.
         """
 
     @abstractmethod
     def grid(self, height: int, width: int, max_tiles: int | None = None) -> Grid:
-        """The image tokens of an image of this size in pixels. `max_tiles` caps the tiles below the model's own number."""
+        """Return the image tokens of an image of this size in pixels. `max_tiles` caps the tiles below the model's own number."""
 
     @abstractmethod
     def pixels(self, image: Image.Image, max_tiles: int | None = None) -> Pixels:
-        """An RGB image as the vision encoder takes it, with `grid` of its size."""
+        """Return an RGB image as the vision encoder takes it, with `grid` of its size."""
 
     @abstractmethod
     def build(self) -> Vlm:
-        """The modules with random weights, on the device that is the default."""
+        """Return the modules with random weights, on the device that is the default."""
 
     @property
     def name(self) -> str:
@@ -254,7 +254,7 @@ class Family(Plug):
 
     @classmethod
     def for_remote(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """`config.json` in the form that `remote` reads, which may ask for more than is needed here."""
+        """Return `config.json` in the form that `remote` reads, which may ask for more than is needed here."""
         return dict(values)
 
     # -------------------------------------------------------------------------------- a base of what was released without `[SEG]`
@@ -262,15 +262,15 @@ class Family(Plug):
     @classmethod
     @abstractmethod
     def made_of(cls, values: Mapping[str, Any]) -> bool:
-        """Whether this is the `config.json` of a released vision-language model that a base of this family is made of."""
+        """Return whether this is the `config.json` of a released vision-language model that a base of this family is made of."""
 
     @classmethod
     @abstractmethod
     def assembled(cls, values: Mapping[str, Any], tokens: int | None = None) -> dict[str, Any]:
-        """The base's `config.json` from the released one. `tokens`: how many the tokenizer has with `new_tokens`; None: not known
+        """Return the base's `config.json` from the released one. `tokens`: how many the tokenizer has with `new_tokens`; None: not known
         yet."""
 
     @classmethod
     def released_name(cls, name: str) -> str:
-        """The HF name of a tensor of the released vision-language model."""
+        """Return the HF name of a tensor of the released vision-language model."""
         return name

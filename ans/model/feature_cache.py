@@ -60,14 +60,14 @@ class FeatureCache:
                 self._about.update(save({name: tensor.contiguous()}))
 
     def encode(self, images: Sequence[Image.Image]) -> Features:
-        """As `Segmenter.encode_images`, to the same bits."""
+        """Encode as `Segmenter.encode_images` does, to the same bits."""
         key = self._about.copy()
         for image in images:
             key.update(repr((image.mode, image.size)).encode() + image.tobytes())
         return self._kept(key.hexdigest(), lambda: self._model.encode_images(images))
 
     def encode_pixels(self, pixels: Sequence[Pixels], sam_pixels: Tensor, sizes: list[tuple[int, int]]) -> Features:
-        """As `Segmenter.encode_pixels`, but each image by itself: in training it comes in other company every time."""
+        """Encode as `Segmenter.encode_pixels` does, but each image by itself: in training it comes in other company every time."""
         return Features.join([self._one(one, sam_pixels[i : i + 1], sizes[i]) for i, one in enumerate(pixels)])
 
     def _one(self, pixels: Pixels, sam: Tensor, size: tuple[int, int]) -> Features:
@@ -112,7 +112,7 @@ class FeatureCache:
             self._room -= DIGEST + len(content)
 
     def _make_room(self, size: int) -> bool:
-        """Whether so many bytes fit, once files that this run has not used went, the oldest first.
+        """Return whether so many bytes fit, once files that this run has not used went, the oldest first.
 
         Those that it has used stay: the next variant, or epoch, asks in the same order, and if the newest always drove out the
         oldest it would find none. The folder is looked at only now and then, since it may hold a file for each of many images.

@@ -29,6 +29,6 @@ def hold_in_four_bits(module: nn.Module, device: torch.device) -> None:
 
 
 def numbers(parameter: nn.Parameter) -> int:
-    """How many values a parameter holds; in 4 bits two lie in a byte."""
+    """Return how many values a parameter holds; in 4 bits two lie in a byte."""
     state = getattr(parameter, "quant_state", None)
     return state.shape.numel() if state is not None else parameter.numel()

@@ -24,14 +24,14 @@ class Prefix:
     padded: bool
 
     def rows(self, index: Tensor) -> "Prefix":
-        """A prefix of its own for every row: the n-th continues beginning `index[n]`. This one stays as it is."""
+        """Return a prefix of its own for every row: the n-th continues beginning `index[n]`. This one stays as it is."""
         cache = copy.copy(self.cache)
         cache.layers = [copy.copy(layer) for layer in self.cache.layers]  # selecting puts new tensors in place of the old
         cache.batch_select_indices(index)
         return Prefix(cache, self.mask[index], self.next[index], self.padded)
 
     def positions(self, mask: Tensor) -> Tensor:
-        """(1, B, S) positions of text behind the prefix, padded where its `mask` (B, S) is 0."""
+        """Return (1, B, S) positions of text behind the prefix, padded where its `mask` (B, S) is 0."""
         return (self.next[:, None] + mask.cumsum(-1) - 1)[None]
 
 
@@ -46,7 +46,7 @@ class Generated:
 
 
 def pad_left(rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-    """Ids and their mask, each (N, L), padded with zeros on the left."""
+    """Return ids and their mask, each (N, L), padded with zeros on the left."""
     length = max(len(row) for row in rows)
     ids = torch.tensor([[0] * (length - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
@@ -126,5 +126,5 @@ def greedy(
 
 @torch.no_grad()
 def forced(vlm: Vlm, prefix: Prefix, rows: Inputs, length: int) -> Tensor:
-    """(N, length, D) states, for `[SEG]`, of the last tokens of `rows`, which continue `prefix`. Like `greedy` it uses it up."""
+    """Return (N, length, D) states, for `[SEG]`, of the last tokens of `rows`, which continue `prefix`. Like `greedy` it uses it up."""
     return vlm.run(rows, prefix.cache).seg[:, -length:]

@@ -68,7 +68,7 @@ class SegmenterInference(SegmenterModules):
         images: Sequence[ImageLike] | Features | Read,
         encode: Callable[[Sequence[ImageLike]], Features] | None = None,
     ) -> Read:
-        """Everything that answers about these images share, made once: `segment`, `segment_given`, `segment_at` and `describe` take
+        """Return everything that answers about these images share, made once: `segment`, `segment_given`, `segment_at` and `describe` take
         it too.
 
         Images are encoded `IMAGES_AT_ONCE` at a time, by `encode`: something that does as `encode_images`, which is the default.
@@ -123,7 +123,7 @@ class SegmenterInference(SegmenterModules):
     def segment_given(
         self, images: Sequence[ImageLike] | Features | Read, expressions: Sequence[Sequence[str]], answer: str
     ) -> list[list[Segmentation]]:
-        """As `segment`, but every answer is `answer`, teacher-forced: what the masks would be, had the model answered that.
+        """Segment as `segment` does, but every answer is `answer`, teacher-forced: what the masks would be, had the model answered that.
 
         Raises `ValueError` when the answer has no `[SEG]`, or when the two lists differ in length.
         """
@@ -189,7 +189,7 @@ class SegmenterInference(SegmenterModules):
         questions: Sequence[str],
         max_new_tokens: int,
     ) -> tuple[list[list[int]], list[bool], list[float]]:
-        """Greedy captions of R regions with `cells` (rows, columns) each, the r-th on image `image_index[r]`, as ids of text tokens;
+        """Return greedy captions of R regions with `cells` (rows, columns) each, the r-th on image `image_index[r]`, as ids of text tokens;
         whether each came to its end; and the geometric mean of its tokens' probabilities."""
         asked = [self._about_region(i, cell, text) for i, cell, text in zip(image_index, cells, questions, strict=True)]
         without = replace(features, levels=())  # nothing is segmented
@@ -202,7 +202,7 @@ class SegmenterInference(SegmenterModules):
     def answer(
         self, images: Features | Read, questions: Sequence[Query], max_new_tokens: int, confidence: bool = False
     ) -> list[Generated]:
-        """Greedy answers as ids, with the states of their `[SEG]`s, and, if asked for, the probability of their tokens. What all
+        """Return greedy answers as ids, with the states of their `[SEG]`s, and, if asked for, the probability of their tokens. What all
         questions about an image share, up to its last image token, runs once."""
         if not questions:
             return []
@@ -210,7 +210,7 @@ class SegmenterInference(SegmenterModules):
         return greedy(self.vlm, prefix, rows, self._ended, self.seg_token, max_new_tokens, confidence)
 
     def unknown_words(self, text: str) -> list[str]:
-        """The words of `text` that the tokenizer has no token for; tokenizers made of bytes have one for everything."""
+        """Return the words of `text` that the tokenizer has no token for; tokenizers made of bytes have one for everything."""
         return tokens.unknown_words(self.tokenizer, text)
 
     # ------------------------------------------------------------------------------------------------------------ inside
@@ -229,12 +229,12 @@ class SegmenterInference(SegmenterModules):
         return Query(image, self.region_question(cells[None], question), cells[None])
 
     def _prompt(self, text: str) -> list[int]:
-        """Ids of a question about an image, for which one image token stands: a text behind the image's end is cut into the same
+        """Return ids of a question about an image, for which one image token stands: a text behind the image's end is cut into the same
         ids as behind all its tokens, many times faster."""
         return prompts.encode_prompt(self.tokenizer, self.template, self.template.image_string(1) + text)
 
     def _beginnings(self, visual: Sequence[Visual]) -> Inputs:
-        """Each image's prompt up to the image's end."""
+        """Return each image's prompt up to the image's end."""
         ids = self._prompt("")
         place, last = ids.index(self.image_token), ids.index(self.image_last)
         wholes = [[*ids[:place], *[self.image_token] * one.grid.tokens, *ids[place + 1 : last + 1]] for one in visual]
@@ -244,7 +244,7 @@ class SegmenterInference(SegmenterModules):
         return self.inputs(padded, mask, positions, rows, padded=len(set(map(len, wholes))) > 1)
 
     def _continued(self, read: Read, questions: Sequence[Query], answer: Sequence[int] = ()) -> tuple[Prefix, Inputs]:
-        """Each question's prefix, and its prompt from the image's end on with the beginning of its answer."""
+        """Return each question's prefix, and its prompt from the image's end on with the beginning of its answer."""
         suffixes = []
         visual = [[level.new_zeros(0, level.shape[-1]) for level in read.visual[0].levels]]
         for question in questions:
@@ -259,7 +259,7 @@ class SegmenterInference(SegmenterModules):
         return prefix, self.inputs(ids, torch.cat([prefix.mask, mask], dim=1), prefix.positions(mask), visual, padded)
 
     def _masks_of(self, read: Read, questions: Sequence[Query], states: Sequence[Tensor]) -> list[np.ndarray]:
-        """Masks (n, h, w) bool of each question from the states (n, D) of its `[SEG]`s, decoded `MASKS_AT_ONCE` at a time."""
+        """Return masks (n, h, w) bool of each question from the states (n, D) of its `[SEG]`s, decoded `MASKS_AT_ONCE` at a time."""
         owners = [question.image for question, found in zip(questions, states, strict=True) for _ in found]
         masks: list[np.ndarray] = []
         if owners:
@@ -276,7 +276,7 @@ class SegmenterInference(SegmenterModules):
         ]
 
     def _at_size(self, read: Read, owners: Sequence[int], low_res: Tensor) -> list[np.ndarray]:
-        """Each of the logits (N, S/4, S/4) as a mask (h, w) bool of image `owners[n]`; those of one image lie together."""
+        """Return each of the logits (N, S/4, S/4) as a mask (h, w) bool of image `owners[n]`; those of one image lie together."""
         masks: list[np.ndarray] = []
         runs = [(i, len(list(same))) for i, same in groupby(owners)]
         for (i, _), logits in zip(runs, low_res.split([count for _, count in runs]), strict=True):
@@ -284,7 +284,7 @@ class SegmenterInference(SegmenterModules):
         return masks
 
     def _masks_at(self, read: Read, asked: Sequence[tuple[int, Place]]) -> list[np.ndarray]:
-        """The mask (h, w) bool at each place, which is on the image of the number beside it. Only places of one form share a batch:
+        """Return the mask (h, w) bool at each place, which is on the image of the number beside it. Only places of one form share a batch:
         padding would be read, and would change the masks."""
         masks: dict[int, np.ndarray] = {}
         order = sorted(range(len(asked)), key=lambda number: asked[number][1].form)
@@ -295,7 +295,7 @@ class SegmenterInference(SegmenterModules):
         return [masks[number] for number in range(len(asked))]
 
     def _decode_at(self, read: Read, asked: Sequence[tuple[int, Place]]) -> Tensor:
-        """Logits (N, S/4, S/4) at places of one form."""
+        """Return logits (N, S/4, S/4) at places of one form."""
         sizes = [read.sizes[i] for i, _ in asked]
         shares = [
             place.shares(*size, self.config.decoder.image_share(*size)) for (_, place), size in zip(asked, sizes, strict=True)
@@ -308,7 +308,7 @@ class SegmenterInference(SegmenterModules):
     def _found(
         self, read: Read, regions: Sequence[np.ndarray | Tensor | Sequence[np.ndarray | Place]]
     ) -> list[np.ndarray | Tensor]:
-        """The regions with the masks of places in the places' stead."""
+        """Return the regions with the masks of places in the places' stead."""
         places = [[one for one in row if isinstance(one, Place)] for row in regions]
         found = [iter(masks) for masks in self.segment_at(read, places)]
         return [

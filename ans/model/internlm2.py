@@ -93,7 +93,7 @@ class InternLM2Model(PreTrainedModel):
         past_key_values: Cache | None = None,
         use_cache: bool = False,
     ) -> BaseModelOutputWithPast:
-        """As the models of transformers are called, with a mask for each kind of layer; `use_cache` is whether there is a cache."""
+        """Run as the models of transformers are called, with a mask for each kind of layer; `use_cache` is whether there is a cache."""
         mask = attention_mask["full_attention"]
         rotary, hidden = self.rotary_emb(inputs_embeds, position_ids), inputs_embeds
         for layer in self.layers:

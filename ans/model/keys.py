@@ -104,18 +104,18 @@ class Keys:
     # ------------------------------------------------------------------------------------------------------------ groups
 
     def shard_of(self, hf_name: str) -> str:
-        """The shard of a tensor. Raises `KeyError` for a name that belongs to no part of this model."""
+        """Return the shard of a tensor. Raises `KeyError` for a name that belongs to no part of this model."""
         fitting = [(prefix, shard) for prefix, shard in self._shards if hf_name.startswith(prefix)]
         if not fitting:
             raise KeyError(f"unexpected tensor {hf_name}: it belongs to no part of this model")
         return max(fitting, key=lambda pair: len(pair[0]))[1]
 
     def reached(self, hf_name: str) -> bool:
-        """Whether a loss reaches this tensor, if its part is trained; a checkpoint may lack one that no loss reaches."""
+        """Return whether a loss reaches this tensor, if its part is trained; a checkpoint may lack one that no loss reaches."""
         return not any(pattern.match(hf_name) for pattern in self._unreached)
 
     def trained_group(self, hf_name: str) -> str | None:
-        """The group that a tensor can be trained in, LoRA's matrices and `[SEG]`'s own row too; None where there is none."""
+        """Return the group that a tensor can be trained in, LoRA's matrices and `[SEG]`'s own row too; None where there is none."""
         if ".lora_" in hf_name:
             return "lora"
         if hf_name.endswith(SEG_ROW):
@@ -126,16 +126,16 @@ class Keys:
     # ------------------------------------------------------------------------------------------------------------- names
 
     def to_hf_name(self, name: str, space: str) -> str:
-        """One name of `space` -> `hf`. Several tensors that HF keeps as one have the same name there. Raises `KeyError`."""
+        """Map one name of `space` to `hf`. Several tensors that HF keeps as one have the same name there. Raises `KeyError`."""
         pairs = ((there, hf) for hf, there in self._table(space).items())
         return self._renamed(_swap(name, pairs, space), space)
 
     def from_hf_names(self, hf_name: str, space: str) -> list[str]:
-        """The inverse of `to_hf_name`: one name, or several where the space keeps the tensor in parts. Raises `KeyError`."""
+        """Return the inverse of `to_hf_name`: one name, or several where the space keeps the tensor in parts. Raises `KeyError`."""
         return self._there(hf_name, space)[0]
 
     def checkpoint_to_hf_name(self, name: str) -> str:
-        """One name of a user's `.pth`, in whichever of `CHECKPOINTS` it is written, -> `hf`. Raises `KeyError`.
+        """Map one name of a user's `.pth`, in whichever of `CHECKPOINTS` it is written, to `hf`. Raises `KeyError`.
 
         PEFT's `base_layer.` (an adapted layer's own weight) is cut; for a LoRA matrix ask for the weight that it adapts.
         """
@@ -144,11 +144,11 @@ class Keys:
         return self._renamed(found, CHECKPOINTS[0])
 
     def trained_name(self, name: str) -> str:
-        """One name of a trained tensor (a LoRA matrix too), `model` -> `pth`."""
+        """Map one name of a trained tensor (a LoRA matrix too), `model` to `pth`."""
         return self.from_hf_names(self.to_hf_name(name, "model"), "pth")[0]
 
     def lora_pairs(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
-        """HF name of each weight that LoRA adapts -> its {"A": checkpoint's name, "B": checkpoint's name}.
+        """Return HF name of each weight that LoRA adapts -> its {"A": checkpoint's name, "B": checkpoint's name}.
 
         Raises `KeyError` for any other adapter's tensor: merging without it would give another model than was trained.
         """
@@ -166,7 +166,7 @@ class Keys:
     # ------------------------------------------------------------------------------------------------------------ states
 
     def from_hf(self, state: Mapping[str, "Tensor"], space: str) -> dict[str, "Tensor"]:
-        """A state dict, `hf` -> `space`. What the space keeps in parts becomes views."""
+        """Return a state dict, `hf` -> `space`. What the space keeps in parts becomes views."""
         result: dict[str, Tensor] = {}
         for hf_name, tensor in state.items():
             names, fusion = self._there(hf_name, space)
@@ -174,7 +174,7 @@ class Keys:
         return result
 
     def to_hf(self, state: Mapping[str, "Tensor"], space: str) -> dict[str, "Tensor"]:
-        """The inverse of `from_hf`. Raises `KeyError` when a part of a tensor is missing."""
+        """Return the inverse of `from_hf`. Raises `KeyError` when a part of a tensor is missing."""
         result: dict[str, Tensor] = {}
         for name in state:
             hf_name = self.to_hf_name(name, space)
@@ -191,7 +191,7 @@ class Keys:
         return self._spaces[space]
 
     def _there(self, hf_name: str, space: str) -> tuple[list[str], Fusion | None]:
-        """What `space` calls a tensor, and how it is kept in parts where it is."""
+        """Return what `space` calls a tensor, and how it is kept in parts where it is."""
         self.shard_of(hf_name)
         name = hf_name
         for renaming in self._renamings:
@@ -205,7 +205,7 @@ class Keys:
         return [name], None
 
     def _renamed(self, name: str, space: str) -> str:
-        """A name with HF's prefix and otherwise as `space` has it -> `hf`."""
+        """Map a name with HF's prefix and otherwise as `space` has it to `hf`."""
         for fusion in self._fusions:
             if space in fusion.spaces and name.startswith(fusion.prefix):
                 for part in fusion.parts:

@@ -92,7 +92,7 @@ def save(model: SegmenterModules, folder: Path) -> None:
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder's safetensors files. Raises `FileNotFoundError` when there is none."""
+    """Return all tensors of a folder's safetensors files. Raises `FileNotFoundError` when there is none."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"{folder}: no *.safetensors file in this model folder")

@@ -61,7 +61,7 @@ class Memory:
         _forget(self.recent.pointers, frame - self.model.max_obj_ptrs_in_encoder + 1)
 
     def read(self, frame: int, coarse: Tensor) -> Tensor:
-        """The map (N, D, S/16, S/16) of a frame that follows, after it has attended to what is known."""
+        """Return the map (N, D, S/16, S/16) of a frame that follows, after it has attended to what is known."""
         memory, places, pointers = self.tokens(frame)
         count = memory.shape[1]
         encoding = self.model.image_encoder.neck.position_encoding(coarse)
@@ -75,7 +75,7 @@ class Memory:
         return out.permute(1, 2, 0).unflatten(2, coarse.shape[-2:])
 
     def tokens(self, frame: int) -> tuple[Tensor, Tensor, int]:
-        """What frame number `frame` attends to: tokens (K, N, M), their positions (K, 1, M), and how many of them, at the end, are
+        """Return what frame number `frame` attends to: tokens (K, N, M), their positions (K, 1, M), and how many of them, at the end, are
         pointers: the maps of all prompted frames and of the six before this one, the pointers of the prompted frames that are past and
         of the fifteen before this one."""
         model, maps, pointers = self.model, self.recent.maps, self.recent.pointers
@@ -101,7 +101,7 @@ def _forget(kept: dict[int, Tensor], last: int) -> None:
 
 
 def _tokens(maps: Tensor) -> Tensor:
-    """(N, C, h, w) -> (h * w, N, C)."""
+    """Map (N, C, h, w) to (h * w, N, C)."""
     return maps.flatten(2).permute(2, 0, 1)
 
 
@@ -124,7 +124,7 @@ class Sam2Tracker(Tracker):
         self.memory = Memory(network.model)
 
     def choose(self, decoder: nn.Module, levels: Levels, coarse: Tensor, vectors: Tensor | None, count: int) -> Chosen:
-        """`decoder`'s masks from `coarse` (N or 1, D, S/16, S/16), prompted by padding and, where they are given, by `vectors`."""
+        """Return `decoder`'s masks from `coarse` (N or 1, D, S/16, S/16), prompted by padding and, where they are given, by `vectors`."""
         sparse, dense = self.network.padding_prompt(count)
         if vectors is not None:
             sparse = torch.cat([sparse, vectors[:, None].to(sparse.dtype)], dim=1)
@@ -133,7 +133,7 @@ class Sam2Tracker(Tracker):
         return Chosen(masks[rows, best], ious, tokens[rows, best], score)
 
     def pointer(self, token: Tensor, there: Tensor) -> Tensor:
-        """(N, D) to objects by their mask tokens (N, D); where `there` (N, 1) is false, to no object."""
+        """Return (N, D) to objects by their mask tokens (N, D); where `there` (N, 1) is false, to no object."""
         return torch.where(there, self.model.obj_ptr_proj(token), self.model.no_obj_ptr)
 
     def _heads(
@@ -197,7 +197,7 @@ class ConsistentTracker(Sam2Tracker):
 
     @torch.no_grad()
     def prompt_masks(self, frame: int, levels: Levels, masks: Tensor) -> Tensor:
-        """As `prompt`, by masks (N, h, w) bool at the image's size."""
+        """Prompt as `prompt` does, by masks (N, h, w) bool at the image's size."""
         side = self.model.image_size
         scaled = F.interpolate(masks[:, None].float(), size=(side, side), mode="bilinear", align_corners=False, antialias=True)
         inside = (scaled >= 0.5).float()

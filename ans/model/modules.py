@@ -31,7 +31,7 @@ class Features:
 
     @classmethod
     def join(cls, parts: Sequence["Features"]) -> "Features":
-        """Those of several images from those of each; images that are not segmented, which have no levels, come last."""
+        """Return those of several images from those of each; images that are not segmented, which have no levels, come last."""
         levels = tuple(torch.cat(maps) for maps in zip(*(part.levels for part in parts if part.levels), strict=True))
         return cls([one for part in parts for one in part.visual], levels, [size for part in parts for size in part.sizes])
 
@@ -108,7 +108,7 @@ class SegmenterModules(nn.Module):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Within, no dropout and no gradients; afterwards the mode is as it was."""
+        """Evaluate: within, no dropout and no gradients; afterwards the mode is as it was."""
         training = self.training
         self.eval()
         try:
@@ -133,15 +133,15 @@ class SegmenterModules(nn.Module):
 
     @torch.no_grad()
     def encode_pixels(self, pixels: Sequence[Pixels], sam_pixels: Tensor, sizes: list[tuple[int, int]]) -> Features:
-        """As `encode_images`, from what `Family.pixels` made of each image, and from (n, 3, S, S) normalised pixels of the first n
-        images for the mask part."""
+        """Encode as `encode_images` does, from what `Family.pixels` made of each image, and from (n, 3, S, S) normalised pixels of the
+        first n images for the mask part."""
         values = torch.cat([one.values for one in pixels]).to(self.device, self.vlm.dtype)
         visual = self.vlm.encode(values, [one.grid for one in pixels])
         levels = self.sam.encode(sam_pixels.to(self.device, self.sam.dtype)) if len(sam_pixels) else ()
         return Features(visual, levels, sizes)
 
     def image_tokens(self, features: Features) -> list[Visual]:
-        """The features of each image, projected to the language model's width."""
+        """Return the features of each image, projected to the language model's width."""
         found = self.vlm.project(torch.cat([one.tokens.flatten(0, 1) for one in features.visual]))
         parts = found.split([one.grid.tokens for one in features.visual])
         return [
@@ -151,7 +151,7 @@ class SegmenterModules(nn.Module):
     # ---------------------------------------------------------------------------------------------------------- training
 
     def forward(self, features: Features, batch: Conversations) -> Forward:
-        """Teacher-forced forward of a batch of conversations over images that `encode_images` has seen."""
+        """Return the teacher-forced forward pass of a batch of conversations over images that `encode_images` has seen."""
         visual = self.image_tokens(features)
         weights = batch.weights or [None] * len(batch.regions)
         rows = [
@@ -178,32 +178,32 @@ class SegmenterModules(nn.Module):
     def inputs(
         self, ids: Tensor, mask: Tensor, positions: Tensor, visual: Sequence[Sequence[Tensor]], padded: bool = True
     ) -> Inputs:
-        """What the language model reads of `ids` (B, L), which lie in CPU memory, the levels of `visual` (see `Visual.levels`), (n, D)
-        each, filling the places of image tokens in order. `padded`: see `Inputs`."""
+        """Return what the language model reads of `ids` (B, L), which lie in CPU memory, the levels of `visual` (see `Visual.levels`),
+        (n, D) each, filling the places of image tokens in order. `padded`: see `Inputs`."""
         first, *deep = (torch.cat(level) for level in zip(*visual, strict=True))
         embeds = self.vlm.embed(ids, first, self.image_token)
         mask, positions, places = (of.to(self.device) for of in (mask, positions, ids == self.image_token))
         return Inputs(embeds, mask, positions, places, tuple(deep), padded)
 
     def seg_embed(self, states: Tensor) -> Tensor:
-        """(N, D) states at `[SEG]` -> (N, W) prompt vectors for the mask decoder."""
+        """Map (N, D) states at `[SEG]` to (N, W) prompt vectors for the mask decoder."""
         return self.text_hidden_fcs(states.to(next(self.text_hidden_fcs.parameters()).dtype))
 
     def masks(self, features: Features, image_index: Tensor, prompt: Tensor) -> Masks:
-        """Masks for prompt vectors (N, W), the n-th on image `image_index[n]`."""
+        """Return masks for prompt vectors (N, W), the n-th on image `image_index[n]`."""
         return self.sam.decode(self.sam.project(features.levels), image_index, prompt)
 
     def region_question(self, cells: Tensor, question: str) -> str:
-        """The text of a question about regions (n, rows, columns), as evaluation asks it (an empty line before the question)."""
+        """Return the text of a question about regions (n, rows, columns), as evaluation asks it (an empty line before the question)."""
         return self.template.region_string(cells.flatten(1).sum(1).tolist(), "\n\n") + question
 
     def upscale(self, low_res: Tensor, size: tuple[int, int]) -> Tensor:
-        """(N, S/4, S/4) logits -> (N, h, w): bilinear to the mask part's own size, then to the image's."""
+        """Map (N, S/4, S/4) logits to (N, h, w): bilinear to the mask part's own size, then to the image's."""
         return self.config.decoder.upscale(low_res, size)
 
 
 def with_regions(images: Sequence[Visual], cells: Tensor | None, weights: Tensor | None = None) -> list[Tensor]:
-    """All image tokens (n, D) of one row's images, followed by those of its regions in the one image, which are multiplied by
+    """Return all image tokens (n, D) of one row's images, followed by those of its regions in the one image, which are multiplied by
     `weights`; each level by itself."""
     wholes = [[level.flatten(0, 1) for level in one.levels] for one in images]
     if cells is not None:
@@ -213,8 +213,8 @@ def with_regions(images: Sequence[Visual], cells: Tensor | None, weights: Tensor
 
 
 def region_tokens(visual: Visual, cells: Tensor, weights: Tensor | None = None) -> list[Tensor]:
-    """The image tokens (n, D) of a row's regions, those of the overall view (the last tile) in their cells (n, rows, columns), region by
-    region; each level by itself. See `Conversations`."""
+    """Return the image tokens (n, D) of a row's regions, those of the overall view (the last tile) in their cells (n, rows, columns),
+    region by region; each level by itself. See `Conversations`."""
     places = [inside.nonzero()[:, 0].to(visual.tokens.device) for inside in cells.flatten(1)]
     factors = [None] * len(places) if weights is None else [w[at] for w, at in zip(weights.flatten(1), places, strict=True)]
     return [

@@ -55,7 +55,8 @@ class Place:
             raise ValueError(f"{self}: outside the image, which is {width} x {height} pixels")
 
     def shares(self, height: int, width: int, share: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-        """Its points (P, 2) and its boxes (1, 4) or (0, 4) as shares of a square that an image of this size fills up to `share` (x, y)."""
+        """Return its points (P, 2) and its boxes (1, 4) or (0, 4) as shares of a square that an image of this size fills up to `share`
+        (x, y)."""
         scale = np.array([share[0] / width, share[1] / height])
         box = np.reshape([] if self.box is None else self.box, (-1, 4))
         return np.reshape(self.points, (-1, 2)) * scale, box * np.tile(scale, 2)

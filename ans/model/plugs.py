@@ -24,6 +24,6 @@ class Plug(ABC):  # noqa: B024, its children have the methods
 
 
 def modules(package: ModuleType) -> dict[str, ModuleType]:
-    """Name -> module of every file in a package's folder."""
+    """Return name -> module of every file in a package's folder."""
     names = sorted(found.name for found in pkgutil.iter_modules(package.__path__))
     return {name: import_module(f"{package.__name__}.{name}") for name in names}

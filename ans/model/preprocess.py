@@ -18,7 +18,7 @@ ImageLike = Image.Image | np.ndarray | Tensor
 
 
 def as_image(image: ImageLike) -> Image.Image:
-    """An RGB image of 8 bits, from PIL's of any such mode; from an array (h, w, 3) or, grey, (h, w), uint8; or from a tensor
+    """Return an RGB image of 8 bits, from PIL's of any such mode; from an array (h, w, 3) or, grey, (h, w), uint8; or from a tensor
     (3, h, w) or, grey, (1, h, w), uint8 or floating point in [0, 1].
 
     Raises `ValueError` for any other shape, type or range.
@@ -46,7 +46,7 @@ def as_image(image: ImageLike) -> Image.Image:
 
 
 def tile_grid(width: int, height: int, image_size: int, min_tiles: int, max_tiles: int) -> tuple[int, int]:
-    """(columns, rows) whose aspect ratio is nearest to the image's; a tie goes to more tiles if the image is large enough for
+    """Return (columns, rows) whose aspect ratio is nearest to the image's; a tie goes to more tiles if the image is large enough for
     them (InternVL's rule: its area exceeds half of the tiles' area)."""
     grids = {(i, n) for n in range(1, max_tiles + 1) for i in range(1, max_tiles + 1) if min_tiles <= i * n <= max_tiles}
     best, best_difference = (1, 1), float("inf")
@@ -81,7 +81,7 @@ def sam_image(image: Image.Image, image_size: int) -> Image.Image:
 
 
 def bicubic(image: Image.Image, height: int, width: int) -> Image.Image:
-    """The image resized as Qwen-VL's processors do it, by the arithmetic of tensors, which Pillow's differs from by a grey level or
+    """Return the image resized as Qwen-VL's processors do it, by the arithmetic of tensors, which Pillow's differs from by a grey level or
     more."""
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()[None]
     resized = F.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True)[0]
@@ -89,7 +89,7 @@ def bicubic(image: Image.Image, height: int, width: int) -> Image.Image:
 
 
 def middle_square(image: Image.Image, side: int) -> Image.Image:
-    """The image with its shorter edge resized to `side`, and of that the `side` x `side` pixels in the middle (CLIP)."""
+    """Return the image with its shorter edge resized to `side`, and of that the `side` x `side` pixels in the middle (CLIP)."""
     scale = side / min(image.size)
     width, height = (side if edge == min(image.size) else int(edge * scale) for edge in image.size)
     left, top = (width - side) // 2, (height - side) // 2
@@ -97,12 +97,12 @@ def middle_square(image: Image.Image, side: int) -> Image.Image:
 
 
 def longest_side(height: int, width: int, side: int) -> tuple[int, int]:
-    """(height, width) of an image whose longer edge is resized to `side`, the aspect ratio kept (SAM)."""
+    """Return (height, width) of an image whose longer edge is resized to `side`, the aspect ratio kept (SAM)."""
     scale = side / max(height, width)
     return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
 def normalise(images: list[Image.Image], mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Tensor:
-    """RGB images of one size -> (B, 3, H, W) float32, less `mean` and over `std` (ImageNet's by default)."""
+    """Map RGB images of one size to (B, 3, H, W) float32, less `mean` and over `std` (ImageNet's by default)."""
     pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float()
     return pixels.div_(255).sub_(torch.tensor(mean).view(3, 1, 1)).div_(torch.tensor(std).view(3, 1, 1))

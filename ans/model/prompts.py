@@ -97,32 +97,32 @@ class Template:
         return self.image_end or self.image_token
 
     def image_string(self, tokens: int) -> str:
-        """The placeholder of an image that has so many image tokens."""
+        """Return the placeholder of an image that has so many image tokens."""
         return f"{self.image_start}{self.image_token * tokens}{self.image_end}\n"
 
     def region_string(self, cells: Sequence[int], end: str) -> str:
-        """The placeholder of several regions, the n-th of which covers `cells[n]` grid cells."""
+        """Return the placeholder of several regions, the n-th of which covers `cells[n]` grid cells."""
         regions = (f"region{i + 1}{self.region_start}{self.image_token * n}{self.region_end}" for i, n in enumerate(cells))
         return f"There are {len(cells)} part regions in the picture: {', '.join(regions)}.{end}"
 
     def segment_question(self, text: str) -> str:
-        """What evaluation asks, to find what `text` names."""
+        """Return what evaluation asks, to find what `text` names."""
         return (self.sentence if self.sentence and self.asks_itself(text) else self.segment).format(text)
 
     def video_question(self, text: str) -> str:
-        """What evaluation asks of a video's frames, to find what `text` names."""
+        """Return what evaluation asks of a video's frames, to find what `text` names."""
         return (VIDEO_QUESTION_PROMPT if "?" in text else VIDEO_PROMPT).format(text)
 
     def training_questions(self, text: str) -> tuple[str, ...]:
-        """The wordings of training, with `{}` for the expression."""
+        """Return the wordings of training, with `{}` for the expression."""
         return self.sentences if self.asks_itself(text) else self.questions
 
     def expression(self, text: str) -> str:
-        """A text as the training questions hold it."""
+        """Return a text as the training questions hold it."""
         return text.strip() if self.asks_itself(text) else expression_text(text)
 
     def asks_itself(self, text: str) -> bool:
-        """Whether a text is a whole sentence, as ReasonSeg's long queries are, and the model knows such."""
+        """Return whether a text is a whole sentence, as ReasonSeg's long queries are, and the model knows such."""
         return self.sentence is not None and text.rstrip(_CLOSE).rstrip().endswith(("?", ".", "!"))
 
 
@@ -152,7 +152,7 @@ class Turn:
 
 
 def quoted(text: str) -> str:
-    """A text of the data, or of a user, for a place in a prompt: whatever it says, `encode` makes no special token of it.
+    """Return a text of the data, or of a user, for a place in a prompt: whatever it says, `encode` makes no special token of it.
 
     The marks are noncharacters, which stand for nothing in any text.
     """
@@ -160,7 +160,7 @@ def quoted(text: str) -> str:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, start: bool = True) -> list[int]:
-    """Ids of a prompt, or of a part of one. `start`: with the tokenizer's own start token, where it has one.
+    """Return ids of a prompt, or of a part of one. `start`: with the tokenizer's own start token, where it has one.
 
     The only place where texts become ids: what is `quoted` is encoded as ordinary text, cut where it would be a special token, and
     all else as the tokenizer does.
@@ -186,7 +186,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, start: bool = True) ->
 
 
 def _cut_again(specials: re.Pattern[str], piece: str, inside: list[bool]) -> list[str]:
-    """A cut may have left another special token, which overlapped with the one that was cut."""
+    """Return the places of special tokens: a cut may have left another special token, which overlapped with the one that was cut."""
     for found in specials.finditer(piece):
         if any(inside[found.start() : found.end()]):
             at = found.start() + 1
@@ -196,19 +196,19 @@ def _cut_again(specials: re.Pattern[str], piece: str, inside: list[bool]) -> lis
 
 @lru_cache(maxsize=8)
 def _specials(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """Every token that the tokenizer finds in a text before it cuts the rest into words, the longest first."""
+    """Return every token that the tokenizer finds in a text before it cuts the rest into words, the longest first."""
     texts = {text for text in (*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()) if len(text) > 1}
     return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")
 
 
 def expression_text(raw: str) -> str:
-    """An expression as the training questions hold it: lower case, without the final full stop."""
+    """Return an expression as the training questions hold it: lower case, without the final full stop."""
     text = raw.lower().strip()
     return text[:-1] if text.endswith(".") else text
 
 
 def grounded_answer(caption: str, spans: Sequence[tuple[int, int]]) -> str:
-    """The answer of grounded conversation: the caption, with each of the spans of its characters, which come in order and do not
+    """Return the answer of grounded conversation: the caption, with each of the spans of its characters, which come in order and do not
     overlap, marked as a phrase that has a mask."""
     parts, end = [], 0
     for start, stop in spans:
@@ -219,7 +219,7 @@ def grounded_answer(caption: str, spans: Sequence[tuple[int, int]]) -> str:
 
 
 def grounded_parts(answer: str) -> tuple[str, list[str]]:
-    """The caption of a grounded answer, without its marks, and its phrases, as the official evaluation reads them."""
+    """Return the caption of a grounded answer, without its marks, and its phrases, as the official evaluation reads them."""
     flat = answer.replace("\n", "").replace("  ", " ")
     phrases = [found.strip() for found in re.findall(f"{PHRASE_START}(.*?){PHRASE_END}", flat)]
     caption = re.sub("<.*?>", "", flat).replace(SEG_TOKEN, "")
@@ -227,12 +227,12 @@ def grounded_parts(answer: str) -> tuple[str, list[str]]:
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, template: Template, text: str) -> list[int]:
-    """Ids of one user turn that awaits its answer."""
+    """Return ids of one user turn that awaits its answer."""
     return encode(tokenizer, template.system + template.instruction.format(input=text))
 
 
 def encode_gap(tokenizer: PreTrainedTokenizerBase, template: Template, text: str) -> tuple[list[int], list[int]]:
-    """Ids before and after the `{}` of one user turn, to be filled by embeddings. Raises `ValueError` without exactly one."""
+    """Return ids before and after the `{}` of one user turn, to be filled by embeddings. Raises `ValueError` without exactly one."""
     whole = template.system + template.instruction.replace("{input}", text.replace("{}", _GAP))
     before, *rest = whole.split(_GAP)
     if len(rest) != 1:
@@ -243,8 +243,8 @@ def encode_gap(tokenizer: PreTrainedTokenizerBase, template: Template, text: str
 def encode_conversation(
     tokenizer: PreTrainedTokenizerBase, template: Template, turns: list[Turn], longest: int | None = None
 ) -> tuple[list[int], list[int]]:
-    """Ids and labels of a conversation; only answers and their suffix carry labels, and of them the first `longest` tokens are taken.
-    The tokenizer's own start token, if it has one, comes once, at the very beginning."""
+    """Return ids and labels of a conversation; only answers and their suffix carry labels, and of them the first `longest` tokens are
+    taken. The tokenizer's own start token, if it has one, comes once, at the very beginning."""
     ids: list[int] = []
     labels: list[int] = []
     for number, turn in enumerate(turns):

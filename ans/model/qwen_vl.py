@@ -127,7 +127,7 @@ class QwenVL(family.Family):
         return Grid(1, rows, columns)
 
     def pixels(self, image: Image.Image, max_tiles: int | None = None) -> Pixels:
-        """(patches, 3 * side * side): the patches of a cell follow each other, and the cells row by row."""
+        """Return (patches, 3 * side * side): the patches of a cell follow each other, and the cells row by row."""
         grid = self.grid(image.height, image.width)
         resized = preprocess.bicubic(image, grid.rows * self.cell, grid.columns * self.cell)
         whole = preprocess.normalise([resized], self.mean, self.std)[0]
@@ -137,7 +137,7 @@ class QwenVL(family.Family):
 
     @classmethod
     def for_remote(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """With rotary positions as files had them before transformers 5, which reads them too."""
+        """Return it with rotary positions as files had them before transformers 5, which reads them too."""
         text = dict(values["text_config"])
         if rope := text.pop("rope_parameters", None):
             text["rope_theta"] = rope["rope_theta"]
@@ -219,7 +219,7 @@ class Vlm(family.Vlm):
         ]
 
     def levels(self, pixels: Tensor, sizes: Tensor) -> list[Tensor]:
-        """(n, D) features of all images: the image tokens, and those for deeper layers. `sizes` (B, 3): frames, rows and columns of
+        """Return (n, D) features of all images: the image tokens, and those for deeper layers. `sizes` (B, 3): frames, rows and columns of
         patches of each image."""
         return [self.visual(pixels, grid_thw=sizes).pooler_output]
 
@@ -227,7 +227,7 @@ class Vlm(family.Vlm):
         return tokens
 
     def positions(self, ids: Tensor, mask: Tensor, grids: Sequence[Grid]) -> Tensor:
-        """(3, B, L): time, row and column. Text has the same three, counting on; an image's tokens have one time and their own row
+        """Return (3, B, L): time, row and column. Text has the same three, counting on; an image's tokens have one time and their own row
         and column; text behind the image goes on from the larger of its sides."""
         place = (mask.cumsum(-1) - 1).clamp(min=0)
         sides = torch.tensor([(grid.tokens, grid.columns, max(grid.rows, grid.columns)) for grid in grids], device=ids.device)

@@ -21,7 +21,7 @@ _CHARACTERS, _PREFIX, _SPACES = 2, 3, 4
 
 
 def internlm2_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder with `tokenizer.model` and `tokenizer_config.json`.
+    """Return the tokenizer of a folder with `tokenizer.model` and `tokenizer_config.json`.
 
     Raises `ValueError` naming the file for a model that splits text by other rules than InternLM2's.
     """
@@ -53,7 +53,7 @@ def internlm2_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def _merges(vocabulary: dict[str, int], scores: dict[str, float]) -> list[tuple[str, str]]:
-    """Every pair of pieces that makes a piece, the highest score first."""
+    """Return every pair of pieces that makes a piece, the highest score first."""
     found = []
     for whole, score in scores.items():
         for cut in range(1, len(whole)):
@@ -64,7 +64,7 @@ def _merges(vocabulary: dict[str, int], scores: dict[str, float]) -> list[tuple[
 
 
 def _read(path: Path) -> tuple[list[tuple[str, float, int]], bool]:
-    """Text, score and kind of each piece; whether a text is encoded as if a space stood before it."""
+    """Return text, score and kind of each piece; whether a text is encoded as if a space stood before it."""
     pieces: list[tuple[str, float, int]] = []
     trainer: dict[int, Any] = {}
     normalizer: dict[int, Any] = {}
@@ -88,7 +88,7 @@ def _read(path: Path) -> tuple[list[tuple[str, float, int]], bool]:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Number and value of each field of a message: whole numbers as such, everything else as bytes."""
+    """Yield number and value of each field of a message: whole numbers as such, everything else as bytes."""
     place = 0
 
     def whole() -> int:

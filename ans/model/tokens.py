@@ -13,7 +13,7 @@ from ans.model.sentencepiece import internlm2_tokenizer
 
 
 def load_tokenizer(folder: Path, language: PretrainedConfig) -> PreTrainedTokenizerBase:
-    """The folder's tokenizer, exactly as `tokenizer.json` has it; a folder without one is read by the class that it names.
+    """Return the folder's tokenizer, exactly as `tokenizer.json` has it; a folder without one is read by the class that it names.
 
     `AutoTokenizer` would rebuild a `tokenizer.json` by the rules of the language model's own class, and split words otherwise.
     """
@@ -59,7 +59,7 @@ def for_older_versions(folder: Path) -> None:
 
 
 def _class_named(folder: Path) -> str:
-    """The class that a folder says its tokenizer has."""
+    """Return the class that a folder says its tokenizer has."""
     path = folder / "tokenizer_config.json"
     if not path.is_file():
         return ""
@@ -73,7 +73,7 @@ def _class_named(folder: Path) -> str:
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
-    """The id of a text that must be one token. Raises `ValueError`."""
+    """Return the id of a text that must be one token. Raises `ValueError`."""
     token = tokenizer.convert_tokens_to_ids(text)
     if not isinstance(token, int) or token == tokenizer.unk_token_id:
         raise ValueError(f"the tokenizer has no token {text}; this model's tokenizer must know it as one token")
@@ -81,20 +81,20 @@ def token_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
 
 
 def text_tokens(tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Ids (n,) of the tokens that stand for text: none that is special or was added to the vocabulary."""
+    """Return ids (n,) of the tokens that stand for text: none that is special or was added to the vocabulary."""
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     return torch.tensor([number for number in range(len(tokenizer)) if number not in special])
 
 
 def unknown_words(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
-    """The words of `text` that the tokenizer has no token for; tokenizers made of bytes have one for everything."""
+    """Return the words of `text` that the tokenizer has no token for; tokenizers made of bytes have one for everything."""
     unknown = tokenizer.unk_token_id
     words = {word: tokenizer.encode(word, add_special_tokens=False) for word in text.split()}
     return [word for word, ids in words.items() if unknown is not None and unknown in ids]
 
 
 def ended(tokenizer: PreTrainedTokenizerBase, stop_words: tuple[str, ...], ids: list[int]) -> bool:
-    """Whether an answer ends here: with the tokenizer's end token, or with a text that is one of the stop words."""
+    """Return whether an answer ends here: with the tokenizer's end token, or with a text that is one of the stop words."""
     if ids[-1] == tokenizer.eos_token_id:
         return True
     longest = max((len(word) for word in stop_words), default=0)
@@ -103,7 +103,7 @@ def ended(tokenizer: PreTrainedTokenizerBase, stop_words: tuple[str, ...], ids: 
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, stop_words: tuple[str, ...], ids: Sequence[int], text: set[int]) -> list[int]:
-    """The tokens of an answer that stand for text (`text`), without the stop word, which may be text to the tokenizer as well
+    """Return the tokens of an answer that stand for text (`text`), without the stop word, which may be text to the tokenizer as well
     (Sa2VA-4B's `<|end|>`), and then share a token with the words before it."""
     kept = [i for i in ids if i in text]
     decoded = _text(tokenizer, kept).rstrip()
@@ -114,7 +114,7 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, stop_words: tuple[str, ...], id
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int], without: tuple[str, ...] = ()) -> str:
-    """An answer's text, special tokens included, less a final one of `without`."""
+    """Return an answer's text, special tokens included, less a final one of `without`."""
     text = _text(tokenizer, ids)
     for word in without:
         text = text.removesuffix(word)
@@ -122,7 +122,7 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int], without: tuple[st
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    """The text of one row of ids, special tokens included."""
+    """Return the text of one row of ids, special tokens included."""
     text = tokenizer.decode(ids, skip_special_tokens=False)
     assert isinstance(text, str)  # several rows would give a list
     return text

@@ -42,7 +42,7 @@ class ReadVideo:
 
 
 def choose_frames(count: int, choice: Choice, most: int) -> list[int]:
-    """Numbers, ascending, of the frames that are read of a video of `count` frames: at most `most`, fewer where it is shorter.
+    """Return numbers, ascending, of the frames that are read of a video of `count` frames: at most `most`, fewer where it is shorter.
 
     `first` is the official inference's choice, `uniform` that of Sa2VA-i (`numpy.linspace`, cut to whole numbers).
     """
@@ -113,7 +113,7 @@ class SegmenterVideo(SegmenterInference):
         return ReadVideo(frames, list(chosen), levels, read, size)
 
     def propagate(self, video: ReadVideo, vectors: Tensor, propagation: Propagation | Literal["none"]) -> Iterator[Tensor]:
-        """Logits (N, S/4, S/4) of the objects that `vectors` (N, W) name, for each frame of the video in its order."""
+        """Yield logits (N, S/4, S/4) of the objects that `vectors` (N, W) name, for each frame of the video in its order."""
         chosen = dict(zip(video.chosen, video.levels, strict=True))
         parts = vectors.split(OBJECTS_AT_ONCE)
         if propagation == "none":
@@ -159,13 +159,13 @@ class SegmenterVideo(SegmenterInference):
 
     @torch.no_grad()
     def _levels(self, video: ReadVideo, number: int) -> Levels:
-        """The mask decoder's features of one frame that was not chosen."""
+        """Return the mask decoder's features of one frame that was not chosen."""
         image = as_image(video.frames[number])
         _same_size(number, (image.height, image.width), video.chosen[0], video.size)
         return self.sam.encode(self.config.decoder.pixels(image)[None].to(self.device, self.sam.dtype))
 
     def _beginning(self, visual: Sequence[Visual]) -> Inputs:
-        """The prompt up to the last frame's end: frame after frame, without number or time."""
+        """Return the prompt up to the last frame's end: frame after frame, without number or time."""
         ids = prompts.encode_prompt(self.tokenizer, self.template, self.template.image_string(1) * len(visual))
         last = max(place for place, token in enumerate(ids) if token == self.image_last)
         whole: list[int] = []

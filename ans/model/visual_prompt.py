@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def region_cells(masks: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(N, h, w) masks -> (N, rows, columns) bool: the cells whose nearest sample lies in the mask (the official rule).
+    """Map (N, h, w) masks to (N, rows, columns) bool: the cells whose nearest sample lies in the mask (the official rule).
 
     A mask that no sample hits would give the model nothing to look at; it keeps the one cell that holds most of it.
     Raises `ValueError` for an empty mask.

@@ -47,7 +47,7 @@ class ImagesOf:
         return self._add(image)
 
     def opened(self, record: ImageRecord) -> Image.Image:
-        """An image that is only described, to be added behind those that are segmented."""
+        """Return an image that is only described, to be added behind those that are segmented."""
         return record_image(self.root, record)
 
     def add_described(self, image: Image.Image) -> int:
@@ -99,14 +99,14 @@ class TargetsOf:
 
 
 def draw_questions(rng: np.random.Generator, description_prompts: int) -> tuple[str, str, str]:
-    """A description question, a segmentation question with `{}`, and its answer."""
+    """Return a description question, a segmentation question with `{}`, and its answer."""
     describe = prompts.DESCRIBE_PROMPTS[rng.integers(description_prompts)]
     question = prompts.SEG_QUESTIONS[rng.integers(len(prompts.SEG_QUESTIONS))]
     return describe, question, prompts.SEG_ANSWERS[rng.integers(len(prompts.SEG_ANSWERS))]
 
 
 def pad_right(encoded: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor, Tensor]:
-    """(ids, labels) lists -> ids, labels and mask, each (R, L)."""
+    """Map (ids, labels) lists to ids, labels and mask, each (R, L)."""
     length = max(len(ids) for ids, _ in encoded)
     ids = torch.tensor([row + [0] * (length - len(row)) for row, _ in encoded])
     labels = torch.tensor([row + [prompts.IGNORE] * (length - len(row)) for _, row in encoded])
@@ -115,5 +115,5 @@ def pad_right(encoded: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, T
 
 
 def labels_of(labels: Tensor) -> int:
-    """Labels (R, L) that the language loss counts; the first position of a row predicts nothing."""
+    """Return labels (R, L) that the language loss counts; the first position of a row predicts nothing."""
     return int((labels[:, 1:] != prompts.IGNORE).sum())

@@ -11,7 +11,7 @@ from ans.captions import likeness
 
 
 def corrupt(ids: list[int], ratio: float, uniform: Tensor, ordinary: Tensor) -> list[int]:
-    """`ids` with round(ratio * n) of its tokens replaced by tokens of `ordinary` (ids that are not special).
+    """Return `ids` with round(ratio * n) of its tokens replaced by tokens of `ordinary` (ids that are not special).
 
     `uniform` (T, 2) in [0, 1): the tokens with the lowest first number are replaced, the second number says by what.
     """
@@ -23,8 +23,8 @@ def corrupt(ids: list[int], ratio: float, uniform: Tensor, ordinary: Tensor) -> 
 
 
 def denoising(logits: Tensor, true: Tensor, corrupted: Tensor, lengths: list[int], objects: int) -> Tensor:
-    """Cross-entropy of `logits` (N, V) at the `corrupted` tokens (N,), bool on the CPU, to the `true` ones (N,): the mean over each
-    caption's, whose sum is divided by the step's objects."""
+    """Return the cross-entropy of `logits` (N, V) at the `corrupted` tokens (N,), bool on the CPU, to the `true` ones (N,): the mean
+    over each caption's, whose sum is divided by the step's objects."""
     at = corrupted.nonzero()[:, 0].to(logits.device)
     entropy = F.cross_entropy(logits[at].float(), true[at], reduction="none")
     each = torch.stack([part.sum() for part in corrupted.split(lengths)])  # of each object, whose mean is taken
@@ -32,25 +32,25 @@ def denoising(logits: Tensor, true: Tensor, corrupted: Tensor, lengths: list[int
 
 
 def log_probability(logits: Tensor, chosen: Tensor, free: Tensor, lengths: list[int]) -> Tensor:
-    """(R,): of the `chosen` tokens (N,) of each caption where they were `free` (N,) to be chosen, by `logits` (N, V)."""
+    """Return (R,): of the `chosen` tokens (N,) of each caption where they were `free` (N,) to be chosen, by `logits` (N, V)."""
     picked = logits.float().log_softmax(-1).gather(1, chosen[:, None])[:, 0].where(free, 0.0)
     return torch.stack([part.sum() for part in picked.split(lengths)])
 
 
 def cider(tokenizer: PreTrainedTokenizerBase, captions: list[list[int]], references: list[list[int]]) -> Tensor:
-    """(R,) in [0, 1]: how similar each caption is to its reference, by CIDEr-D's measure."""
+    """Return (R,) in [0, 1]: how similar each caption is to its reference, by CIDEr-D's measure."""
     pairs, decode = zip(captions, references, strict=True), tokenizer.decode
     return torch.tensor([likeness(str(decode(one)), str(decode(other))) for one, other in pairs])
 
 
 def mean_per_object(values: Tensor, lengths: list[int], objects: int) -> Tensor:
-    """Sum over objects of the mean of `values` (N,) over their tokens, divided by the step's objects."""
+    """Return sum over objects of the mean of `values` (N,) over their tokens, divided by the step's objects."""
     parts = values.detach().split(lengths)
     return torch.stack([part.mean() if len(part) else part.sum() for part in parts]).sum() / objects
 
 
 def statistics(captions: list[list[int]], ended: list[bool], objects: int) -> dict[str, float]:
-    """Share of captions that came to an end, their mean length in tokens, the share of empty ones, and of those that no other
+    """Return the share of captions that came to an end, their mean length in tokens, the share of empty ones, and of those that no other
     object of the micro-batch has (an object by itself has such a one)."""
     times = Counter(map(tuple, captions))
     sums = {

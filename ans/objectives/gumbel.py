@@ -9,7 +9,7 @@ CHUNK = 2**25
 
 
 def straight_through(logits: Tensor, table: Tensor, noise: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Embeddings (N, D), token ids (N,) and kept probability mass (N,) of `logits` (N, V).
+    """Return embeddings (N, D), token ids (N,) and kept probability mass (N,) of `logits` (N, V).
 
     `noise` (N, k) is Gumbel noise for the k highest logits of each row, k <= V; `table` (V', D) the embedding table, V' >= V.
     Forward: exactly the table's row of the arg-max of the perturbed logits. Backward to the logits: as if the embedding were the

@@ -18,7 +18,7 @@ def mask_terms(
     objects: int,
     confidence: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weighted mask loss of `logits` (N, S/4, S/4) and its parts, on `mask_points` uncertain points or (0) on the whole mask;
+    """Return the weighted mask loss of `logits` (N, S/4, S/4) and its parts, on `mask_points` uncertain points or (0) on the whole mask;
     padding is no part of it. `objects`: of the whole step. `confidence` (N,), if given, weighs each object."""
     soft, share, uniform = (of.to(logits.device) for of in (targets.soft, targets.share, targets.uniform))
     logits = logits.float()
@@ -45,7 +45,7 @@ def mask_terms(
 
 @torch.no_grad()
 def hard_iou(logits: Tensor, soft: Tensor) -> Tensor:
-    """(N,) IoU of the masks where logits > 0 with those where `soft` > 0.5; as in the evaluation, 1 where both are empty."""
+    """Return (N,) IoU of the masks where logits > 0 with those where `soft` > 0.5; as in the evaluation, 1 where both are empty."""
     predicted, truth = logits > 0, soft > 0.5
     union = (predicted | truth).flatten(1).sum(1)
     return ((predicted & truth).flatten(1).sum(1) / union.clamp(min=1)).where(union > 0, 1.0)
@@ -53,7 +53,7 @@ def hard_iou(logits: Tensor, soft: Tensor) -> Tensor:
 
 @torch.no_grad()
 def seg_rate(model: Segmenter, out: Forward, objects: int) -> Tensor:
-    """Share of the objects whose `[SEG]` the model would say itself, given the answer so far: with a probability of 0.1 or more,
+    """Return the share of the objects whose `[SEG]` the model would say itself, given the answer so far: with a probability of 0.1 or more,
     since the answers differ in how many words come before it."""
     probability = out.logits[out.seg_labels].float().softmax(-1)[:, model.seg_token]
     return (probability >= 0.1).sum() / objects

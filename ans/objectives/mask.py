@@ -12,40 +12,40 @@ NOTHING = -1e4
 
 
 def within(share: Tensor, height: int, width: int) -> Tensor:
-    """(N, height, width) bool: the cells that show some of an image that reaches to `share` (N, 2) of the width and height."""
+    """Return (N, height, width) bool: the cells that show some of an image that reaches to `share` (N, 2) of the width and height."""
     across = torch.arange(width, device=share.device) / width < share[:, :1]
     down = torch.arange(height, device=share.device) / height < share[:, 1:]
     return down[:, :, None] & across[:, None]
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """(N,) mean sigmoid cross-entropy of each object."""
+    """Return (N,) mean sigmoid cross-entropy of each object."""
     return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none").mean(-1)
 
 
 def dice(logits: Tensor, targets: Tensor) -> Tensor:
-    """(N,) Dice loss of each object, the naive form with eps 1 (official Sa2VA; mmdet's `naive_dice`)."""
+    """Return (N,) Dice loss of each object, the naive form with eps 1 (official Sa2VA; mmdet's `naive_dice`)."""
     probability, targets = logits.float().sigmoid(), targets.float()
     overlap = 2 * (probability * targets).sum(-1) + 1
     return 1 - overlap / (probability.sum(-1) + targets.sum(-1) + 1)
 
 
 def lisa_dice(logits: Tensor, targets: Tensor, scale: float = 1000.0, eps: float = 1e-6) -> Tensor:
-    """(N,) Dice loss of each object as LISA has it (dvlab-research/LISA, `dice_loss`): all sums over `scale`, with `eps`."""
+    """Return (N,) Dice loss of each object as LISA has it (dvlab-research/LISA, `dice_loss`): all sums over `scale`, with `eps`."""
     probability, targets = logits.float().sigmoid(), targets.float()
     overlap = 2 * (probability / scale * targets).sum(-1) + eps
     return 1 - overlap / ((probability / scale).sum(-1) + (targets / scale).sum(-1) + eps)
 
 
 def soft_iou(logits: Tensor, targets: Tensor) -> Tensor:
-    """(N,) 1 - soft IoU of each object."""
+    """Return (N,) 1 - soft IoU of each object."""
     probability, targets = logits.float().sigmoid(), targets.float()
     overlap = (probability * targets).sum(-1)
     return 1 - (overlap + 1) / (probability.sum(-1) + targets.sum(-1) - overlap + 1)
 
 
 def sample(maps: Tensor, points: Tensor) -> Tensor:
-    """Values (N, P) of maps (N, h, w) at points (N, P, 2), (x, y) in [0, 1]; bilinear, zero outside (PointRend, mmcv)."""
+    """Return values (N, P) of maps (N, h, w) at points (N, P, 2), (x, y) in [0, 1]; bilinear, zero outside (PointRend, mmcv)."""
     grid = (2 * points - 1)[:, :, None]
     return F.grid_sample(maps[:, None].float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)[:, 0, :, 0]
 
@@ -67,5 +67,5 @@ def uncertain_points(logits: Tensor, uniform: Tensor, count: int, importance: fl
 
 
 def point_candidates(count: int, importance: float = 0.75, oversample: float = 3.0) -> int:
-    """M: how many uniform points `uncertain_points` needs for `count`."""
+    """Return m: how many uniform points `uncertain_points` needs for `count`."""
     return int(oversample * count) + count - int(importance * count)

@@ -28,7 +28,7 @@ class Micro:
 
 
 def empty_model(config: ModelConfig) -> Segmenter:
-    """The model without memory: its tensors have shapes only. Its tokenizer knows no words."""
+    """Return the model without memory: its tensors have shapes only. Its tokenizer knows no words."""
     template = config.template
     special = dict.fromkeys(["<unk>", template.image_token, template.image_last, prompts.SEG_TOKEN])
     known = Tokenizer(models.WordLevel({text: number for number, text in enumerate(special)}, unk_token="<unk>"))
@@ -39,7 +39,7 @@ def empty_model(config: ModelConfig) -> Segmenter:
 
 
 def estimate(model: Segmenter, settings: TrainSettings, micro: Micro, teacher: bool, loops: bool) -> dict[str, float]:
-    """GB by item, and their sum, of one process that trains `model` (`setup.make_trainable`, without memory).
+    """Return GB by item, and their sum, of one process that trains `model` (`setup.make_trainable`, without memory).
 
     `teacher`: whether there is one; `loops`: whether two gradients are combined. Weights and training state are counted. The working
     memory is that of the language model or, where it is known by formula, of the mask part's image encoder, whichever is
@@ -81,13 +81,14 @@ def estimate(model: Segmenter, settings: TrainSettings, micro: Micro, teacher: b
 
 
 def shard_of(model: Segmenter, name: str) -> str:
-    """The part of the model that a parameter is stored in, by its name in the model."""
+    """Return the part of the model that a parameter is stored in, by its name in the model."""
     keys = model.config.keys
     return keys.shard_of(keys.to_hf_name(name.replace(".base_layer.", "."), "model"))
 
 
 def _encoder_work(config: ModelConfig) -> int:
-    """Bytes of SAM's attention over one image: relative positions of a global layer, and their sum, in bf16. 0 for other decoders."""
+    """Return bytes of SAM's attention over one image: relative positions of a global layer, and their sum, in bf16. 0 for other
+    decoders."""
     if (sam := getattr(config.decoder, "sam", None)) is None:
         return 0
     return 2 * 2 * sam.vision_config.num_attention_heads * (config.decoder.side // 4) ** 4

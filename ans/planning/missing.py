@@ -15,7 +15,7 @@ from ans.workspace import Workspace
 
 
 def tasks_of(config: Config) -> tuple[dict[str, TaskSettings], list[str]]:
-    """The settings of the tasks, and what is wrong with them."""
+    """Return the settings of the tasks, and what is wrong with them."""
     try:
         return config.tasks, []
     except ValueError as error:
@@ -23,7 +23,7 @@ def tasks_of(config: Config) -> tuple[dict[str, TaskSettings], list[str]]:
 
 
 def trust(config: Config) -> list[str]:
-    """The commit and the checksums by which the base is trusted, and a folder of weights that is not there."""
+    """Return the commit and the checksums by which the base is trusted, and a folder of weights that is not there."""
     weights, found = config.weights, []
     if weights.source == "hub" and not re.fullmatch(r"[0-9a-f]{40}", weights.revision or ""):
         found.append(
@@ -40,7 +40,7 @@ def trust(config: Config) -> list[str]:
 
 
 def packages(config: Config) -> list[str]:
-    """What is to be installed for these settings."""
+    """Return what is to be installed for these settings."""
     wanted = config.train.four_bit or config.evaluate.four_bit or config.train.optimizer == "paged_adamw"
     return ["bitsandbytes: not installed; pip install bitsandbytes"] if wanted and find_spec("bitsandbytes") is None else []
 
@@ -50,7 +50,7 @@ def _is_world(config: Config, workspace: Workspace) -> bool:
 
 
 def data_sets(config: Config, workspace: Workspace) -> list[str]:
-    """The root, and each data set that the settings name and that is not there."""
+    """Return the root, and each data set that the settings name and that is not there."""
     root, world = Path(config.paths.root), _is_world(config, workspace)
     if world and config.weights.source == "embedded":
         return []  # stage `world` makes it
@@ -75,7 +75,7 @@ def data_sets(config: Config, workspace: Workspace) -> list[str]:
 
 
 def _wanted(config: Config) -> list[str]:
-    """The indexes that the settings name."""
+    """Return the indexes that the settings name."""
     tasks, _ = tasks_of(config)
     training = [index for of in tasks.values() for index in of.indexes()]
     return [*training, *(index_of(split) for split in validated(config)), *config.evaluation_indexes()]
@@ -86,12 +86,12 @@ def _source(index: str) -> str:
 
 
 def validated(config: Config) -> list[str]:
-    """The split that the training evaluates on the way, if any."""
+    """Return the split that the training evaluates on the way, if any."""
     return [config.train.validation.split] if config.train.validation else []
 
 
 def not_indexed(name: str, config: Config, workspace: Workspace) -> str | None:
-    """Why the index cannot be read yet; None where it can, and is of the data below `paths.root`."""
+    """Return why the index cannot be read yet; None where it can, and is of the data below `paths.root`."""
     path = workspace.index(name)
     if not path.is_file() or is_absent(path):
         return "not indexed yet"
@@ -114,7 +114,7 @@ def look_up(split: str, config: Config, workspace: Workspace) -> tuple[str, str 
 
 
 def command(config: Config, workspace: Workspace) -> str:
-    """What starts the run, with a placeholder for each setting that is missing."""
+    """Return what starts the run, with a placeholder for each setting that is missing."""
     parts = ["dvc exp run", f"-S preset={config.preset}"]
     if config.weights.source != "embedded":
         root = "/data" if _is_world(config, workspace) else config.paths.root

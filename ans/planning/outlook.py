@@ -63,7 +63,7 @@ class Outlook:
 
 
 def look_ahead(config: Config, workspace: Workspace = Workspace()) -> Outlook:
-    """The outlook on a run with these settings. What is wrong with them, or not there, is listed, not raised."""
+    """Return the outlook on a run with these settings. What is wrong with them, or not there, is listed, not raised."""
     train, settings, wrong = config.train, *missing.tasks_of(config)
     processes = config.launch.processes * config.launch.machines
     found = Outlook(config.preset, processes, train.batch, train.accumulation, *_steps(config))
@@ -81,7 +81,7 @@ def look_ahead(config: Config, workspace: Workspace = Workspace()) -> Outlook:
 def _add_needs(
     found: Outlook, config: Config, workspace: Workspace, model: Segmenter, settings: Mapping[str, TaskSettings]
 ) -> None:
-    """What follows from the model's sizes: parameters, samples, memory, time and disk."""
+    """Add what follows from the model's sizes: parameters, samples, memory, time and disk."""
     train = config.train
     try:
         trained = setup.make_trainable(model, train)
@@ -112,7 +112,7 @@ def _steps(config: Config) -> tuple[int | None, str]:
 
 
 def _model(config: Config) -> Segmenter | None:
-    """The model without memory, or None where nothing is known of its sizes before it is fetched."""
+    """Return the model without memory, or None where nothing is known of its sizes before it is fetched."""
     weights = config.weights
     folder = Path(weights.location)
     if weights.source in ("embedded", "path") and (folder / "config.json").is_file():
@@ -123,7 +123,7 @@ def _model(config: Config) -> Segmenter | None:
 
 
 def _groups(model: Segmenter) -> dict[str, dict[str, Any]]:
-    """Part of the model -> trained or frozen, tensors and parameters."""
+    """Return part of the model -> trained or frozen, tensors and parameters."""
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         trained = group_of_parameter(model, name) if parameter.requires_grad else None
@@ -135,7 +135,7 @@ def _groups(model: Segmenter) -> dict[str, dict[str, Any]]:
 
 
 def _count_samples(found: Outlook, config: Config, workspace: Workspace, model: Segmenter) -> None:
-    """Samples of each source and, where epochs count, the steps; both only when all that the training reads is indexed."""
+    """Count the samples of each source and, where epochs count, the steps; both only when all that the training reads is indexed."""
     if any(missing.not_indexed(name, config, workspace) is not None for name in config.training_indexes()):
         return
     try:
@@ -150,7 +150,7 @@ def _count_samples(found: Outlook, config: Config, workspace: Workspace, model: 
 
 
 def micro_of(model: ModelConfig, config: Config, task: TaskSettings) -> Micro:
-    """What a micro-batch of a task puts through the language model. Labelled images come with all their objects; a loop reads
+    """Return what a micro-batch of a task puts through the language model. Labelled images come with all their objects; a loop reads
     its one tile twice, once with the caption as an answer and once as an expression."""
     train = config.train
     if task.clips():
@@ -166,7 +166,7 @@ def micro_of(model: ModelConfig, config: Config, task: TaskSettings) -> Micro:
 
 
 def flop(model: Segmenter, tokens: int, checkpointing: bool) -> float:
-    """FLOPs of the language model's linear layers over so many tokens: forward, backward to the inputs and, with activation
+    """Return FLOPs of the language model's linear layers over so many tokens: forward, backward to the inputs and, with activation
     checkpointing, forward again. The frozen weights have no gradient of their own."""
     layers = model.vlm.language_model.model.modules()
     weights = sum(m.weight.numel() for m in layers if type(m) is nn.Linear and not m.weight.requires_grad)
@@ -174,7 +174,7 @@ def flop(model: Segmenter, tokens: int, checkpointing: bool) -> float:
 
 
 def _disk(config: Config, model: Segmenter, trained: int, steps: int | None, teacher: bool) -> dict[str, float]:
-    """GB by item. Variants, and DVC's cache of what the stages made, are links where the file system has them."""
+    """Return GB by item. Variants, and DVC's cache of what the stages made, are links where the file system has them."""
     train = config.train
     stored = 4 if config.weights.source in ("embedded", "path") else 2
     total = sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name)
@@ -196,7 +196,7 @@ def _disk(config: Config, model: Segmenter, trained: int, steps: int | None, tea
 
 
 def text(found: Outlook) -> str:
-    """The outlook as it is printed."""
+    """Return the outlook as it is printed."""
     one = found.batch * found.accumulation
     lines = [
         f"preset {found.preset}",

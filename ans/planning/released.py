@@ -45,7 +45,7 @@ _INTERNLM2 = _QWEN2 | {"architectures": ["InternLM2ForCausalLM"], "vocab_size": 
 
 
 def _sizes(hidden: int, intermediate: int, layers: int, heads: int, narrow: int) -> dict[str, Any]:
-    """Of a language model; `narrow`: heads of keys and values."""
+    """Return the sizes of a language model; `narrow`: heads of keys and values."""
     return {
         "hidden_size": hidden,
         "intermediate_size": intermediate,
@@ -58,7 +58,7 @@ def _sizes(hidden: int, intermediate: int, layers: int, heads: int, narrow: int)
 def _internvl(
     template: str, sizes: dict[str, Any], language: dict[str, Any] = _QWEN2, vision: dict[str, Any] = _VISION
 ) -> dict[str, Any]:
-    """InternVL2.5 or InternVL3, and SAM2-L at 1024 px."""
+    """Return InternVL2.5 or InternVL3, and SAM2-L at 1024 px."""
     return {
         "model_type": "sa2va_chat",
         "template": template,

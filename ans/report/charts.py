@@ -17,7 +17,7 @@ POINTS = 240
 
 
 def line_chart(panel: Panel, lines: Mapping[str, pd.Series]) -> str:
-    """An `<figure>` with one line per curve (each step pale, the moving average in full) and a legend with its last value.
+    """Return an `<figure>` with one line per curve (each step pale, the moving average in full) and a legend with its last value.
 
     The curves' index is the step; the page's script shows the averages' values under the pointer. For a
     screen reader the picture is one sentence: where each curve starts and ends.
@@ -64,7 +64,7 @@ def line_chart(panel: Panel, lines: Mapping[str, pd.Series]) -> str:
 
 
 def interval_chart(title: str, rows: Sequence[tuple[str, float, float, float]]) -> str:
-    """A `<figure>` with a row per (label, value, low, high): a dot on its interval, and a line at 0."""
+    """Return a `<figure>` with a row per (label, value, low, high): a dot on its interval, and a line at 0."""
     low, high = min(0.0, *(row[2] for row in rows)), max(0.0, *(row[3] for row in rows))
     left, width, line = 96, 400, 26
     height = line * len(rows) + 26
@@ -96,7 +96,7 @@ def _signed(tick: float) -> str:
 
 
 def _chosen(curve: pd.Series) -> pd.Series:
-    """At most `POINTS` of its points, evenly, the first and the last among them."""
+    """Return at most `POINTS` of its points, evenly, the first and the last among them."""
     return curve.iloc[np.unique(np.linspace(0, len(curve) - 1, min(POINTS, len(curve))).round().astype(int))]
 
 
@@ -117,7 +117,7 @@ def _limits(values: pd.Series, log: bool) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """About four round numbers that cover low..high."""
+    """Return about four round numbers that cover low..high."""
     span = high - low or 1.0
     step = 10 ** math.floor(math.log10(span / 3))
     step *= next(factor for factor in (1, 2, 5, 10) if span / (factor * step) <= 4)

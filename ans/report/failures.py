@@ -24,7 +24,7 @@ REASONS = {
 
 
 def find_reasons(results: Results, data: Path, variant: str) -> pd.Series:
-    """One of `REASONS` per expression, or "" where it did not fail; indexed by (split, *KEY), in the results' order."""
+    """Return one of `REASONS` per expression, or "" where it did not fail; indexed by (split, *KEY), in the results' order."""
     found = []
     for split in results.splits:
         columns = [*KEY, "counts", "gt_counts", "height", "width", "iou", "intersection", "union", "has_seg"]
@@ -36,7 +36,7 @@ def find_reasons(results: Results, data: Path, variant: str) -> pd.Series:
 
 
 def classify(table: pd.DataFrame) -> pd.Series:
-    """The reason per row of one split's table, or "". Of several that fit, the first in the order of `REASONS` is taken.
+    """Return the reason per row of one split's table, or "". Of several that fit, the first in the order of `REASONS` is taken.
 
     Other objects are those of the same image that have an expression in the table.
     """

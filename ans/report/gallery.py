@@ -26,7 +26,7 @@ VARIANTS, OBJECTS = 3, 2
 
 
 def draw_gallery(results: Results, chosen: pd.DataFrame, data: Path, root: Path, path: Path) -> None:
-    """One row per expression `chosen`: the image, the true mask, and the masks of the base and of the first variants with their IoU.
+    """Draw one row per expression `chosen`: the image, the true mask, and the masks of the base and of the first variants with their IoU.
 
     `data` holds the per-expression tables, `root` the images. Raises what `open_image` raises for an image that cannot be read.
     """
@@ -65,7 +65,7 @@ def draw_gallery(results: Results, chosen: pd.DataFrame, data: Path, root: Path,
 
 
 def draw_examples(training: Training, root: Path, path: Path) -> None:
-    """What the tasks did at the steps that were kept, a row each: per object its true mask, two captions, and the predicted mask.
+    """Draw what the tasks did at the steps that were kept, a row each: per object its true mask, two captions, and the predicted mask.
 
     Without any example no figure is left: one of an earlier run is removed. Raises what `open_image` raises.
     """
@@ -94,7 +94,7 @@ def draw_examples(training: Training, root: Path, path: Path) -> None:
 
 
 def candidates(results: Results, seed: int) -> pd.DataFrame:
-    """All expressions of all splits in a seeded random order, with columns `KEY`, sent, split, iou and change.
+    """Return all expressions of all splits in a seeded random order, with columns `KEY`, sent, split, iou and change.
 
     `iou` is that of the first variant besides the base, `change` that minus the base's.
     """
@@ -107,7 +107,7 @@ def candidates(results: Results, seed: int) -> pd.DataFrame:
 
 
 def order(table: pd.DataFrame, kind: str) -> pd.Series:
-    """What `candidates` are sorted by, lowest first, to come to the expressions of a kind."""
+    """Return what `candidates` are sorted by, lowest first, to come to the expressions of a kind."""
     change = table["change"]
     return {
         "most improved": -change,
@@ -125,7 +125,7 @@ CHANGED = ("most improved", "most worsened", "median change")
 
 
 def choose(table: pd.DataFrame, orders: Mapping[str, pd.Series], count: int) -> pd.DataFrame:
-    """`count` rows of the table (or as many as there are images), each of another image, with the column `kind` added.
+    """Return `count` rows of the table (or as many as there are images), each of another image, with the column `kind` added.
 
     The kinds take turns, each with its next lowest value in `orders`; rows that an order lacks are not of that kind. Ties, of
     which there are many, go by the table's order. The result is ordered by kind.
@@ -146,19 +146,19 @@ def choose(table: pd.DataFrame, orders: Mapping[str, pd.Series], count: int) -> 
 
 
 def compared(results: Results) -> str:
-    """The variant that galleries and failures are about: the first besides the base."""
+    """Return the variant that galleries and failures are about: the first besides the base."""
     return next((variant for variant in results.variants if variant != BASE), BASE)
 
 
 def small(image: Image.Image, side: int) -> Image.Image:
-    """The image with its longer side at most `side` pixels."""
+    """Return the image with its longer side at most `side` pixels."""
     smaller = image.copy()
     smaller.thumbnail((side, side))  # never enlarges
     return smaller
 
 
 def draw_mask(axis: Axes, image: np.ndarray, mask: np.ndarray, colour: str, tint: float = 0.45) -> None:
-    """The (h, w, 3) uint8 image with the mask, of any resolution, tinted and outlined; without a tint colours are as they were."""
+    """Draw the (h, w, 3) uint8 image with the mask, of any resolution, tinted and outlined; without a tint colours are as they were."""
     height, width = image.shape[:2]
     if mask.shape != (height, width):
         mask = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))

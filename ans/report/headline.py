@@ -29,7 +29,7 @@ def headline(
     protocols: Mapping[str, Mapping[str, Any]],
     reasons: Mapping[str, pd.Series],
 ) -> Headline:
-    """The first lines of the report. `reasons`: variant -> why each of its expressions failed."""
+    """Return the first lines of the report. `reasons`: variant -> why each of its expressions failed."""
     best = max(results.variants, key=lambda variant: scores[variant, MEAN].ciou)
     return {
         "Data": _data(config, workspace, results, training, protocols),
@@ -55,7 +55,7 @@ def _data(
 
 
 def _best(config: Config, results: Results, scores: Scores, best: str) -> str:
-    """With its gain over the base, and which other variants it is told apart from."""
+    """Return it with its gain over the base, and which other variants it is told apart from."""
     score = scores[best, MEAN]
     mean = f", mean of {len(results.splits)} splits" if len(results.splits) > 1 else ""
     if best == BASE:
@@ -92,7 +92,7 @@ def _failures(variant: str, reasons: pd.Series) -> str:
 
 
 def _run(workspace: Workspace, training: Training, protocols: Mapping[str, Mapping[str, Any]]) -> str:
-    """Settings, and of the last run of `train` in this folder experiment, commit, date, duration and machine."""
+    """Return settings, and of the last run of `train` in this folder experiment, commit, date, duration and machine."""
     manifest = training.manifest
     how, preset = " + ".join(task["title"] for task in manifest["tasks"].values()), manifest["preset"]
     parts = [f"Preset {preset}, {manifest['steps']} steps, {how}."]

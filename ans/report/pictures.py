@@ -14,14 +14,14 @@ SIDE = 240
 
 
 def photo(image: Image.Image) -> str:
-    """An RGB image as a JPEG of at most `SIDE` pixels."""
+    """Return an RGB image as a JPEG of at most `SIDE` pixels."""
     buffer = BytesIO()
     small(image, SIDE).save(buffer, "JPEG", quality=72, optimize=True)
     return _address("jpeg", buffer)
 
 
 def overlay(mask: np.ndarray, width: int, height: int, colour: str) -> str:
-    """A (h, w) bool mask of an image of width x height pixels: tinted inside, outlined in the colour, and in white around."""
+    """Return a (h, w) bool mask of an image of width x height pixels: tinted inside, outlined in the colour, and in white around."""
     scale = min(1.0, SIDE / max(width, height))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     inside = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))

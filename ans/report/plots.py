@@ -28,7 +28,7 @@ STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, 
 
 
 def plot_panels(drawn: list[tuple[Panel, dict[str, pd.Series]]], path: Path, columns: int = 2) -> None:
-    """One panel each: every step in pale, a centred moving average in full with its last value.
+    """Draw one panel each: every step in pale, a centred moving average in full with its last value.
 
     Without any panel no figure is left: one of an earlier run is removed.
     """
@@ -48,7 +48,7 @@ def plot_panels(drawn: list[tuple[Panel, dict[str, pd.Series]]], path: Path, col
 
 
 def plot_ciou(results: Results, scores: Scores, path: Path) -> None:
-    """Grouped bars, one group per split and one bar per variant, with 95 % intervals and the cIoU in percent on each bar."""
+    """Draw grouped bars, one group per split and one bar per variant, with 95 % intervals and the cIoU in percent on each bar."""
     most = max(1, int(WIDTH / (0.42 * (len(results.variants) + 1))))  # for figures on bars to have room
     rows = math.ceil(len(results.splits) / most)
     per_row = math.ceil(len(results.splits) / rows)
@@ -74,7 +74,7 @@ def plot_ciou(results: Results, scores: Scores, path: Path) -> None:
 
 
 def variant_colours(variants: tuple[str, ...]) -> dict[str, str]:
-    """Grey for the base, and one colour for each other variant in their order."""
+    """Return grey for the base, and one colour for each other variant in their order."""
     others = [variant for variant in variants if variant != BASE]
     return {BASE: GREY, **{variant: COLOURS[i % len(COLOURS)] for i, variant in enumerate(others)}}
 
@@ -107,7 +107,7 @@ def _draw_panel(axis: Axes, panel: Panel, lines: dict[str, pd.Series]) -> None:
 
 
 def _draw_bars(axis: Axes, scores: Scores, variant: str, splits: tuple[str, ...], place: int, places: int, colour: str) -> None:
-    """The bars of one variant: the `place`-th of `places` in each split's group."""
+    """Draw the bars of one variant: the `place`-th of `places` in each split's group."""
     bar = 0.86 / places
     x = np.arange(len(splits)) + (place - (places - 1) / 2) * bar
     height = 100 * np.array([scores[variant, split].ciou for split in splits])

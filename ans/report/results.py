@@ -75,12 +75,12 @@ def read_results(
 
 
 def expressions_path(data: Path, variant: str, split: str) -> Path:
-    """Where evaluation leaves its per-expression table."""
+    """Return where evaluation leaves its per-expression table."""
     return data / "eval" / variant / f"{split}.parquet"
 
 
 def read_expression(data: Path, variant: str, split: str, key: Sequence[Any]) -> pd.Series:
-    """The whole row, masks included, of the expression with these values of `KEY`. Raises `ResultsError` if it is not there."""
+    """Return the whole row, masks included, of the expression with these values of `KEY`. Raises `ResultsError` if it is not there."""
     path = expressions_path(data, variant, split)
     rows = pd.read_parquet(path, filters=[(name, "==", value) for name, value in zip(KEY, key, strict=True)])
     if len(rows) != 1:
@@ -89,7 +89,7 @@ def read_expression(data: Path, variant: str, split: str, key: Sequence[Any]) ->
 
 
 def decode(counts: str, height: int, width: int) -> np.ndarray:
-    """(height, width) bool mask of a compressed COCO RLE."""
+    """Return (height, width) bool mask of a compressed COCO RLE."""
     return masks.decode(counts, height, width).astype(bool)
 
 

@@ -81,7 +81,7 @@ INTERVALS = ("ciou_low", "ciou_high", "difference", "difference_low", "differenc
 
 
 def score(results: Results, resamples: int, seed: int) -> Scores:
-    """`SplitScore` for each (variant, split), and for each (variant, `MEAN`).
+    """Return `SplitScore` for each (variant, split), and for each (variant, `MEAN`).
 
     Images, not expressions, are resampled; for the mean, an image that several splits share is drawn for all of them at once.
     """
@@ -101,23 +101,24 @@ def score(results: Results, resamples: int, seed: int) -> Scores:
 
 
 def difference(results: Results, first: str, second: str, resamples: int, seed: int) -> tuple[float, float, float]:
-    """cIoU of one variant less that of another in the mean over splits, with its paired interval; as `score` has it for the base."""
+    """Return the cIoU of one variant less that of another in the mean over splits, with its paired interval; as `score` has it for the
+    base."""
     one, other = (_image_sums(results, variant, results.splits) for variant in (first, second))
     return paired_bootstrap(one, other, resamples, seed)
 
 
 def rows_shown(results: Results) -> tuple[str, ...]:
-    """The splits, and their mean where there are several."""
+    """Return the splits, and their mean where there are several."""
     return results.splits if len(results.splits) == 1 else (*results.splits, MEAN)
 
 
 def is_number(cell: str) -> bool:
-    """Whether a cell of a table, as text, is a number or begins with one, or is empty: such columns are right-aligned."""
+    """Return whether a cell of a table, as text, is a number or begins with one, or is empty: such columns are right-aligned."""
     return re.match(r"[*+\-−]*\d|\s*$", cell) is not None
 
 
 def write_csv(results: Results, scores: Scores, path: Path) -> None:
-    """One row per variant and split, in the order of the configuration: values as evaluation wrote them, and `INTERVALS`; then
+    """Write one row per variant and split, in the order of the configuration: values as evaluation wrote them, and `INTERVALS`; then
     those of `SPECIAL_METRICS` that any split has, empty where another has none."""
     there = [key for key in SPECIAL_METRICS if any(key in values for values in results.metrics.values())]
     rows = []
@@ -130,7 +131,7 @@ def write_csv(results: Results, scores: Scores, path: Path) -> None:
 
 
 def write_means(results: Results, scores: Scores, csv_path: Path, json_path: Path) -> None:
-    """One row per variant, for plots, and the same as JSON, for `dvc exp show`: cIoU in [0, 1] as the mean over splits."""
+    """Write one row per variant, for plots, and the same as JSON, for `dvc exp show`: cIoU in [0, 1] as the mean over splits."""
     rows: list[list[object]] = [
         [variant, scores[variant, MEAN].ciou, *_intervals(scores[variant, MEAN])] for variant in results.variants
     ]
@@ -144,7 +145,7 @@ def write_means(results: Results, scores: Scores, csv_path: Path, json_path: Pat
 
 
 def write_markdown(results: Results, scores: Scores, first: Mapping[str, str], path: Path) -> None:
-    """The lines to know `first`, the table with intervals, the differences to base, and the other metrics in the mean over splits.
+    """Write the lines to know `first`, the table with intervals, the differences to base, and the other metrics in the mean over splits.
 
     Those of `PICTURES` that lie in figures/ beside `path` are shown.
     """
@@ -154,7 +155,7 @@ def write_markdown(results: Results, scores: Scores, first: Mapping[str, str], p
 
 
 def markdown(results: Results, scores: Scores, first: Mapping[str, str], pictures: Collection[str]) -> str:
-    """The text of reports/summary.md: the lines to know `first`, tables, and those of `PICTURES` that are named."""
+    """Return the text of reports/summary.md: the lines to know `first`, tables, and those of `PICTURES` that are named."""
     others = [variant for variant in results.variants if variant != BASE]
     images = {split: results.expressions[BASE, split]["image_path"].nunique() for split in results.splits}
     counts = {split: results.metrics[BASE, split]["n"] for split in results.splits}
@@ -213,7 +214,7 @@ def markdown(results: Results, scores: Scores, first: Mapping[str, str], picture
 
 
 def special_table(results: Results) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) of `SPECIAL_SHOWN` in percent, for the splits that have any of it; no rows where none has."""
+    """Return (header, rows) of `SPECIAL_SHOWN` in percent, for the splits that have any of it; no rows where none has."""
     there = [key for key in SPECIAL_SHOWN if any(key in values for values in results.metrics.values())]
     rows = []
     for split in results.splits:
@@ -225,13 +226,13 @@ def special_table(results: Results) -> tuple[list[str], list[list[str]]]:
 
 
 def _special(results: Results) -> list[str]:
-    """The section about what only some splits have, if any does."""
+    """Return the section about what only some splits have, if any does."""
     header, rows = special_table(results)
     return ["## gRefCOCO and ReasonSeg", "", SPECIAL_NOTE, "", *_table(header, rows), ""] if rows else []
 
 
 def _captions(results: Results) -> list[str]:
-    """The section about describing regions, if any result is."""
+    """Return the section about describing regions, if any result is."""
     if not results.captions:
         return []
     header, rows = captions_table(results)
@@ -246,7 +247,7 @@ def _captions(results: Results) -> list[str]:
 
 
 def captions_table(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Header and rows about describing regions; a metric that no result has is left out, one that a result lacks is empty."""
+    """Return header and rows about describing regions; a metric that no result has is left out, one that a result lacks is empty."""
     shown = {key: of for key, of in CAPTIONS_SHOWN.items() if any(key in values for values in results.captions.values())}
     rows = []
     for (variant, name), values in sorted(results.captions.items(), key=lambda entry: entry[0][1]):
@@ -256,14 +257,14 @@ def captions_table(results: Results) -> tuple[list[str], list[list[str]]]:
 
 
 def _image_sums(results: Results, variant: str, splits: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """(images, splits) sums of intersections and of unions; 0 where a split does not have the image."""
+    """Return (images, splits) sums of intersections and of unions; 0 where a split does not have the image."""
     sums = {split: results.expressions[variant, split].groupby("image_path")[["intersection", "union"]].sum() for split in splits}
     joined = pd.concat(sums, axis=1).fillna(0).sort_index()
     return tuple(joined.xs(column, axis=1, level=1)[list(splits)].to_numpy(np.int64) for column in ("intersection", "union"))
 
 
 def mean_over_splits(results: Results, variant: str, key: str) -> str:
-    """The unweighted mean of a metric in [0, 1], in percent with one decimal."""
+    """Return the unweighted mean of a metric in [0, 1], in percent with one decimal."""
     return f"{100 * np.mean([results.metrics[variant, split][key] for split in results.splits]):.1f}"
 
 
@@ -288,7 +289,7 @@ def _difference_cell(value: SplitScore) -> str:
 
 
 def _table(header: list[str], rows: list[list[str]]) -> list[str]:
-    """Markdown lines, the first column and those of text to the left and the others to the right."""
+    """Return Markdown lines, the first column and those of text to the left and the others to the right."""
     marks = ["--:" if all(map(is_number, column)) else ":--" for column in list(zip(*rows, strict=True))[1:]]
     lines = [header, [":--", *marks], *rows]
     return [f"| {' | '.join(line)} |" for line in lines]

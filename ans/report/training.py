@@ -56,7 +56,7 @@ def read_training(plots: Path, checkpoint: Path) -> Training:
 
 
 def panels(training: Training) -> list[tuple[Panel, dict[str, pd.Series]]]:
-    """Each panel of the manifest that has a curve, and label -> curve of those that it has."""
+    """Return each panel of the manifest that has a curve, and label -> curve of those that it has."""
     curves = training.curves
     wanted = [Panel(**panel) for panel in training.manifest["panels"]]
     found = [(panel, {label: curves[name] for name, label in panel.curves.items() if name in curves}) for panel in wanted]
@@ -64,7 +64,7 @@ def panels(training: Training) -> list[tuple[Panel, dict[str, pd.Series]]]:
 
 
 def conflict_panels(curves: dict[str, pd.Series]) -> list[tuple[Panel, dict[str, pd.Series]]]:
-    """The two gradients per trained group over the steps: their cosine, and how long the auxiliary one is beside the primary one.
+    """Return the two gradients per trained group over the steps: their cosine, and how long the auxiliary one is beside the primary one.
 
     Groups that one of them never reaches are left out. Empty when a loop was off, so that there is one gradient alone. Where the
     first or the second vanishes there is no ratio, and no point.
@@ -84,7 +84,7 @@ def conflict_panels(curves: dict[str, pd.Series]) -> list[tuple[Panel, dict[str,
 
 
 def smooth(curve: pd.Series) -> pd.Series:
-    """Centred moving average over a fifteenth of the curve."""
+    """Return a centred moving average over a fifteenth of the curve."""
     return curve.rolling(max(1, len(curve) // 15), min_periods=1, center=True).mean()
 
 

@@ -20,11 +20,11 @@ class Videos:
     rows: dict[tuple[str, str], list[dict[str, Any]]]
 
     def scored(self, name: str) -> bool:
-        """Whether the true masks of a set are published."""
+        """Return whether the true masks of a set are published."""
         return "jf" in self.metrics[self.variants[0], name]
 
     def difference(self, variant: str, name: str, resamples: int, seed: int) -> tuple[float, float, float]:
-        """J&F, x 100, of a variant less that of the base, with its interval over clips."""
+        """Return J&F, x 100, of a variant less that of the base, with its interval over clips."""
         rows = [row for row in self.rows[variant, name] if row["kind"] != "absent"]
         base = [row for row in self.rows[BASE, name] if row["kind"] != "absent"]
         own, theirs = ([VideoScore(row["j"], row["f"]) for row in one] for one in (rows, base))

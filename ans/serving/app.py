@@ -104,7 +104,7 @@ class DescribeResponse(BaseModel):
 
 
 def make_app(batcher: Batcher, name: str, limits: Limits = Limits()) -> FastAPI:
-    """The application; its lifespan is that of the worker."""
+    """Return the application; its lifespan is that of the worker."""
     answered: Counter[tuple[str, int]] = Counter()
     seconds: Counter[str] = Counter()
 
@@ -188,7 +188,7 @@ def make_app(batcher: Batcher, name: str, limits: Limits = Limits()) -> FastAPI:
 
 
 def read(request: SegmentRequest | DescribeRequest, limits: Limits) -> Asked:
-    """What a request asks. Raises `Refused`."""
+    """Return what a request asks. Raises `Refused`."""
     try:
         data = _from_base64(request.image, "image")
         image = _image(data, limits)
@@ -210,7 +210,7 @@ def read(request: SegmentRequest | DescribeRequest, limits: Limits) -> Asked:
 
 
 def segmented(request: SegmentRequest, asked: Asked, answers: Answered, batcher: Batcher) -> SegmentResponse:
-    """The response, with its masks written as they were asked for."""
+    """Return the response, with its masks written as they were asked for."""
     found = [(text, one.answer, one.mask) for text, one in zip(asked.expressions, answers.segmented, strict=True)]
     found += [(str(place), None, mask) for place, mask in zip(asked.places, answers.pointed, strict=True)]
     results = [
@@ -255,7 +255,7 @@ class BodyLimit:
 
 
 def page(schema: dict[str, Any], limits: Limits) -> str:
-    """The OpenAPI description as a page of its own, which works without the internet."""
+    """Return the OpenAPI description as a page of its own, which works without the internet."""
     parts = []
     for path, methods in schema["paths"].items():
         for method, of in methods.items():
@@ -289,7 +289,7 @@ def _fields(title: str, schema: dict[str, Any]) -> str:
 
 
 def _from_base64(text: str, name: str) -> bytes:
-    """Also of a data address, as browsers make it."""
+    """Decode base64, also of a data address, as browsers make it."""
     try:
         return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
     except ValueError:
@@ -308,7 +308,7 @@ def _image(data: bytes, limits: Limits) -> Image.Image:
 
 
 def _region(mask: Rle | str, size: tuple[int, int], number: int) -> np.ndarray:
-    """(height, width) bool."""
+    """Return (height, width) bool."""
     name, (width, height) = f"masks.{number}", size
     try:
         if isinstance(mask, Rle):

@@ -101,7 +101,7 @@ class Batcher:
             raise Full("the server is stopping" if self._closing else f"{self.longest} requests are waiting already")
 
     def ask(self, asked: Asked) -> "Future[Answered]":
-        """Raises `Full` as `check` does."""
+        """Ask. Raises `Full` as `check` does."""
         future: Future[Answered] = Future()
         with self._changed:
             self.check()
@@ -117,7 +117,7 @@ class Batcher:
             self.counts.seconds += time.monotonic() - start
 
     def _next(self) -> list[tuple[Asked, "Future[Answered]"]]:
-        """The next batch; empty when there will be none."""
+        """Return the next batch; empty when there will be none."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing)
             until = time.monotonic() + self.wait
@@ -130,7 +130,8 @@ class Batcher:
         return batch
 
     def _answer(self, batch: Sequence[tuple[Asked, "Future[Answered]"]]) -> None:
-        """Those whose caller has gone are left out. Where a batch fails, each is tried alone, so that one request cannot fail another."""
+        """Answer a batch. Those whose caller has gone are left out. Where a batch fails, each is tried alone, so that one request
+        cannot fail another."""
         live = [(asked, future) for asked, future in batch if not future.cancelled()]
         if not live:
             return
@@ -151,7 +152,7 @@ class Batcher:
 
 
 def answer(model: Segmenter, batch: Sequence[Asked], max_new_tokens: int, counts: WorkerCounts | None = None) -> list[Answered]:
-    """All of a batch at once; each image that is asked about is read once."""
+    """Answer all of a batch at once; each image that is asked about is read once."""
     images = {asked.key: asked.image for asked in batch}
     numbers = {key: number for number, key in enumerate(images)}
     read: Read = model.read(list(images.values()))
@@ -183,7 +184,7 @@ def answer(model: Segmenter, batch: Sequence[Asked], max_new_tokens: int, counts
 
 
 def key_of(data: bytes) -> str:
-    """What an image is known by, from its file."""
+    """Return what an image is known by, from its file."""
     return content(data)
 
 

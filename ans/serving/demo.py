@@ -34,7 +34,8 @@ Load = Callable[[str], Segmenter]
 
 
 def make_page(folders: dict[str, Path], load: Callable[[Path], Segmenter], data: Path | None, max_new_tokens: int) -> gr.Blocks:
-    """`folders`: name -> model; the first is the one that is shown by default. `data`: a folder of the user's own data, or None."""
+    """Return the page. `folders`: name -> model; the first is the one that is shown by default. `data`: a folder of the user's own
+    data, or None."""
     cached: Load = lru_cache(maxsize=2)(lambda name: load(folders[name]))
     names = list(folders)
     examples = [*drawn(SCENES), *(from_own(data, OWN) if data else [])]
@@ -118,7 +119,7 @@ Shown = tuple[Any, list[list[str]]]
 
 
 def segmented(model: Segmenter, image: Image.Image | None, words: str, places: str, max_new_tokens: int) -> Shown:
-    """The image with the masks, and a row per expression and place. Raises `ValueError` for what cannot be asked."""
+    """Return the image with the masks, and a row per expression and place. Raises `ValueError` for what cannot be asked."""
     if image is None:
         raise ValueError("choose an image")
     texts, spots = _lines(words), read_places(places, image)
@@ -137,7 +138,7 @@ def segmented(model: Segmenter, image: Image.Image | None, words: str, places: s
 
 
 def described(model: Segmenter, drawing: dict[str, Any] | None, places: str, max_new_tokens: int) -> Shown:
-    """The image with the regions, and a row with the caption of each: what was drawn over, and what is pointed at."""
+    """Return the image with the regions, and a row with the caption of each: what was drawn over, and what is pointed at."""
     if not drawing or drawing["background"] is None:
         raise ValueError("choose an image")
     image = drawing["background"].convert("RGB")
@@ -159,7 +160,7 @@ def described(model: Segmenter, drawing: dict[str, Any] | None, places: str, max
 
 
 def followed(model: Segmenter, video: str | None, words: str, max_new_tokens: int) -> Shown:
-    """A video with the masks, and a row per expression."""
+    """Return a video with the masks, and a row per expression."""
     texts = _lines(words)
     if video is None or not texts:
         raise ValueError("choose a clip and say what to look for")
@@ -174,7 +175,7 @@ def followed(model: Segmenter, video: str | None, words: str, max_new_tokens: in
 
 
 def read_places(text: str, image: Image.Image) -> list[Place]:
-    """One per line. Raises `ValueError` naming the line, also for a place outside of the image."""
+    """Read one place per line. Raises `ValueError` naming the line, also for a place outside of the image."""
     places = []
     for line in _lines(text):
         try:
@@ -189,7 +190,7 @@ def read_places(text: str, image: Image.Image) -> list[Place]:
 
 
 def drawn(count: int) -> list[Example]:
-    """Scenes as in the synthetic world, with an expression for each object that colour and shape alone tell from the others."""
+    """Return scenes as in the synthetic world, with an expression for each object that colour and shape alone tell from the others."""
     found = []
     for number in range(count):
         scene, rng = make_scene(seed=1, split="val", index=number, shift=0.0)
@@ -200,7 +201,7 @@ def drawn(count: int) -> list[Example]:
 
 
 def from_own(folder: Path, count: int) -> list[Example]:
-    """The first images of own data that have an expression. Raises as the reader does."""
+    """Return the first images of own data that have an expression. Raises as the reader does."""
     root, found = folder.resolve().parent, []
     for task in own.plan(root, folder.resolve().name, "own"):
         for record in () if isinstance(task, Skipped) else own.read_one(root, task):
@@ -214,12 +215,12 @@ def from_own(folder: Path, count: int) -> list[Example]:
 
 
 def is_tiny(folder: Path) -> bool:
-    """Whether a folder holds a model of the synthetic world: its tokenizer is smaller than any that knows a language."""
+    """Return whether a folder holds a model of the synthetic world: its tokenizer is smaller than any that knows a language."""
     return (folder / "tokenizer.json").is_file() and (folder / "tokenizer.json").stat().st_size < 100_000
 
 
 def _each(show: Callable[[Segmenter], Shown], load: Load, first: str, second: str) -> tuple[list[Any], list[list[str]]]:
-    """The pictures of both models, the second hidden where there is none, and all rows with the models' names."""
+    """Return the pictures of both models, the second hidden where there is none, and all rows with the models' names."""
     pictures, rows = [], []
     try:
         for name in (first, second):
@@ -232,7 +233,7 @@ def _each(show: Callable[[Segmenter], Shown], load: Load, first: str, second: st
 
 
 def _clicked(places: str, kind: str, event: gr.SelectData) -> str:
-    """The places with one more point, or with the first corner of a box, or with its second."""
+    """Return the places with one more point, or with the first corner of a box, or with its second."""
     x, y = event.index
     lines = _lines(places)
     if kind == BOX and lines and lines[-1].endswith(";"):
@@ -246,7 +247,7 @@ def _lines(text: str | None) -> list[str]:
 
 
 def _files(examples: Sequence[Example]) -> list[tuple[str, str]]:
-    """Examples as files, which the browser asks for by their paths."""
+    """Return examples as files, which the browser asks for by their paths."""
     folder = Path(tempfile.mkdtemp(prefix="ans-demo-"))
     found = []
     for number, (image, text) in enumerate(examples):

@@ -8,5 +8,5 @@ if TYPE_CHECKING:
 
 
 def load(name: str) -> "type[Task[Any, Any]]":
-    """The task in the file of that name."""
+    """Return the task in the file of that name."""
     return importlib.import_module(f"ans.tasks.{name}").Task

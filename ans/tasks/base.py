@@ -44,12 +44,12 @@ class Setting:
         return self.model.template
 
     def answer_tokens(self, answers: Sequence[str]) -> int:
-        """Labels that the language loss counts in these answers."""
+        """Return labels that the language loss counts in these answers."""
         encode = self.tokenizer.encode
         return sum(len(encode(text + self.template.suffix, add_special_tokens=False)) for text in answers)
 
     def targets(self) -> TargetsOf:
-        """An empty collection of a micro-batch's masks."""
+        """Return an empty collection of a micro-batch's masks."""
         return TargetsOf(self.model, self.train.mask_points)
 
 
@@ -160,18 +160,18 @@ class Task(ABC, Generic[S, B]):
 
     @abstractmethod
     def sizes(self) -> dict[str, int]:
-        """Samples of each source, for the manifest."""
+        """Return samples of each source, for the manifest."""
 
     def checksums(self) -> dict[str, str]:
-        """Of what the task has read besides indexes, by name: they are part of what decides the run's result."""
+        """Return those of what the task has read besides indexes, by name: they are part of what decides the run's result."""
         return {}
 
     @abstractmethod
     def __len__(self) -> int:
-        """Samples of an epoch."""
+        """Return samples of an epoch."""
 
     def bad_images(self, total: int) -> BadImages:
-        """A count of the images, of `total`, that cannot be opened."""
+        """Return a count of the images, of `total`, that cannot be opened."""
         self._bad = BadImages(total, self.setting.max_bad_fraction)
         return self._bad
 
@@ -182,26 +182,26 @@ class Task(ABC, Generic[S, B]):
 
     @abstractmethod
     def batch(self, positions: range) -> B:
-        """The micro-batch of the samples at these positions of an endless order."""
+        """Return the micro-batch of the samples at these positions of an endless order."""
 
     @abstractmethod
     def losses(self, model: Segmenter, features: Features, batch: B, counts: Mapping[str, int], now: Now) -> Losses:
-        """One micro-batch's share of the loss. `features` are of its images; `counts` of the whole step, over all micro-batches
+        """Return one micro-batch's share of the loss. `features` are of its images; `counts` of the whole step, over all micro-batches
         and processes."""
 
     def finish(self, values: dict[str, float]) -> dict[str, float]:
-        """A step's values, summed over micro-batches and processes, as the curves show them."""
+        """Return a step's values, summed over micro-batches and processes, as the curves show them."""
         return values
 
     def check(self, step: int, means: Mapping[str, float]) -> str | None:
-        """A warning, said once, or None. `means`: of each curve over the last `CHECKED_STEPS` steps that had it.
+        """Return a warning, said once, or None. `means`: of each curve over the last `CHECKED_STEPS` steps that had it.
 
         Raises `Degenerate` where going on would be pointless.
         """
         return None
 
     def rng(self, position: int) -> np.random.Generator:
-        """The generator of the sample at `position`."""
+        """Return the generator of the sample at `position`."""
         return keyed_rng(self.setting.train.seed, self.stream, position, 1)
 
 

@@ -147,7 +147,7 @@ class Task(base.Task[Settings, Batch]):
 def conversation(
     template: prompts.Template, image_tokens: int, cells: Tensor, questions: Sequence[str], captions: Sequence[str]
 ) -> list[prompts.Turn]:
-    """A turn for each region (n, rows, columns) of an image. The first shows the image and all regions, as the official training
+    """Return a turn for each region (n, rows, columns) of an image. The first shows the image and all regions, as the official training
     writes it: one line break before the question, where the evaluation has two. The n-th question says `region<n>`."""
     shown = template.image_string(image_tokens) + template.region_string(cells.flatten(1).sum(1).tolist(), "\n")
     return [

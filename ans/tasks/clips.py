@@ -158,7 +158,7 @@ class Task(base.Task[Settings, Batch]):
     def _open(
         self, source: int, sample: int, rng: np.random.Generator, images: ImagesOf
     ) -> tuple[Clip, list[int], bool, list[int]]:
-        """The clip of a sample, the numbers of its frames that are drawn, whether its texts are lower-cased, and the images that the
+        """Return the clip of a sample, the numbers of its frames that are drawn, whether its texts are lower-cased, and the images that the
         frames became. Raises `ValueError` or `FileNotFoundError` for a frame that cannot be used; then no image was added."""
         clip = self.clips[source][sample]
         numbers = draw_frames(len(clip.frames), self.settings.frames, rng)
@@ -178,19 +178,20 @@ class Task(base.Task[Settings, Batch]):
 
 
 def taught(clip: Clip) -> list[ClipExpression]:
-    """The expressions of a clip that are learnt: all whose masks are known. One of nothing is too: its masks are empty, as those of an
-    object are where it is not seen."""
+    """Return the expressions of a clip that are learnt: all whose masks are known. One of nothing is too: its masks are empty, as those
+    of an object are where it is not seen."""
     return [one for one in clip.expressions if one.objects is not None]
 
 
 def draw_frames(count: int, frames: int, rng: np.random.Generator) -> list[int]:
-    """Numbers, ascending, of `frames` frames of `count`: each at most once where there are more than `frames` + 1, else at random."""
+    """Return numbers, ascending, of `frames` frames of `count`: each at most once where there are more than `frames` + 1, else at
+    random."""
     return sorted(rng.choice(count, frames, replace=count <= frames + 1).tolist())
 
 
 def question(template: prompts.Template, text: str, lower: bool, rng: np.random.Generator) -> str:
-    """What is asked about an expression: itself where it has a question mark, else one of the questions about images. `lower`: in lower
-    case, and without any full stop."""
+    """Return what is asked about an expression: itself where it has a question mark, else one of the questions about images. `lower`:
+    in lower case, and without any full stop."""
     if "?" in text:
         return prompts.quoted(text)
     said = text.replace(".", "").strip().lower() if lower else text
@@ -200,7 +201,8 @@ def question(template: prompts.Template, text: str, lower: bool, rng: np.random.
 def conversation(
     template: prompts.Template, frames: Sequence[int], questions: Sequence[str], answers: Sequence[str]
 ) -> list[prompts.Turn]:
-    """A turn per question; before the first come the frames, of so many image tokens each, and one line break as in the evaluation."""
+    """Return a turn per question; before the first come the frames, of so many image tokens each, and one line break as in the
+    evaluation."""
     shown = "".join(map(template.image_string, frames))
     return [
         prompts.Turn(asked if number else shown + asked, answer, separated=True)
@@ -209,7 +211,7 @@ def conversation(
 
 
 def in_all_frames(model: Segmenter, features: Features, vectors: Tensor, frames: Sequence[Sequence[int]]) -> Tensor:
-    """Mask logits (M, S/4, S/4) of vectors (N, W): the n-th in each of the images `frames[n]`, vector by vector."""
+    """Return mask logits (M, S/4, S/4) of vectors (N, W): the n-th in each of the images `frames[n]`, vector by vector."""
     index = torch.tensor([image for images in frames for image in images], device=vectors.device)
     each = torch.tensor([len(images) for images in frames], device=vectors.device)
     return model.masks(features, index, vectors.repeat_interleave(each, dim=0)).low_res

@@ -103,7 +103,7 @@ class Task(base.Task[Settings, Batch]):
 
 
 def answer(regions: list[Region]) -> str:
-    """The caption of an image's phrases with their marks: see `ans/data/sources/grand_f.py` for what their expressions hold."""
+    """Return the caption of an image's phrases with their marks: see `ans/data/sources/grand_f.py` for what their expressions hold."""
     phrases = [region.expressions[0] for region in regions]
     caption = {phrase.raw for phrase in phrases}
     if len(caption) != 1:

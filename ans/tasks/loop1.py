@@ -90,7 +90,7 @@ class Settings(TaskSettings):
         return tuple(self.sources)
 
     def tau_at(self, step: int, steps: int) -> float:
-        """The Gumbel temperature of a step, on a line from `tau` to `tau_end`."""
+        """Return the Gumbel temperature of a step, on a line from `tau` to `tau_end`."""
         return self.tau + (self.tau_end - self.tau) * step / max(1, steps - 1)
 
 
@@ -142,7 +142,7 @@ class Caption:
     log_probability: Tensor | None = None
 
     def words(self, tokens: Tensor | None) -> list[list[int]]:
-        """The tokens (N,) of each caption, fetched from the device; None: those of `ids`."""
+        """Return the tokens (N,) of each caption, fetched from the device; None: those of `ids`."""
         lengths = [len(ids) for ids in self.ids]
         return self.ids if tokens is None else [part.tolist() for part in tokens.cpu().split(lengths)]
 
@@ -241,7 +241,7 @@ class Task(base.Task[Settings, Batch]):
         )  # fmt: skip
 
     def _open(self, number: int, sample: int, images: ImagesOf) -> tuple[Regions, ImageRecord, Region, Image.Image | None]:
-        """A sample's source, record and region; its image is added, and of two views the one that is only described returned."""
+        """Return a sample's source, record and region; its image is added, and of two views the one that is only described returned."""
         source = self.sources[number]
         record, region = source.sample(sample)
         two_views = bool(record.second and region.second_counts)
@@ -301,7 +301,7 @@ class Task(base.Task[Settings, Batch]):
     def bridge(
         self, model: Segmenter, features: Features, batch: Batch, teacher: list[list[int]], tau: float, objects: int
     ) -> Caption:
-        """What of the teacher's caption reaches the segmentation prompt. The denoising loss belongs to all bridges."""
+        """Return what of the teacher's caption reaches the segmentation prompt. The denoising loss belongs to all bridges."""
         bridge, caption = self.settings.bridge, Caption(teacher, None, 0.0, {})
         if self.settings.denoising or bridge in ("gumbel", "detached"):
             caption = self.reread(model, features, batch, teacher, tau, objects)
@@ -321,7 +321,7 @@ class Task(base.Task[Settings, Batch]):
     def reread(
         self, model: Segmenter, features: Features, batch: Batch, teacher: list[list[int]], tau: float, objects: int
     ) -> Caption:
-        """The student reads image, region and the corrupted caption; its own choice at every position becomes the expression."""
+        """Let the student read image, region and the corrupted caption; its own choice at every position becomes the expression."""
         settings = self.settings
         corrupted_ids = [
             captions.corrupt(ids, settings.mask_ratio, uniform, model.text_tokens)
@@ -374,8 +374,8 @@ class Task(base.Task[Settings, Batch]):
     def _truth(
         self, model: Segmenter, batch: Batch, captions: list[list[int]], known: int, device: torch.device
     ) -> dict[str, Tensor]:
-        """Mean share of the facts that captions have right, and share of captions that fit another object better, over the objects
-        whose truth is known."""
+        """Return the mean share of the facts that captions have right, and share of captions that fit another object better, over the
+        objects whose truth is known."""
         right = other = 0.0
         for truth, ids in zip(batch.known, captions, strict=True):
             if truth is not None and self.facts:
@@ -403,7 +403,7 @@ class Task(base.Task[Settings, Batch]):
 
 
 def describe(model: Segmenter, features: Features, batch: Batch) -> tuple[list[list[int]], list[bool], list[float]]:
-    """Greedy captions of the objects: their tokens, whether they came to an end, and their confidence."""
+    """Return greedy captions of the objects: their tokens, whether they came to an end, and their confidence."""
     length = batch.noise.shape[1]
     return model.caption_ids(features, batch.describe_index, batch.cells, batch.describe_questions, length)
 
@@ -411,7 +411,7 @@ def describe(model: Segmenter, features: Features, batch: Batch) -> tuple[list[l
 def segment(
     model: Segmenter, features: Features, batch: Batch, captions: list[list[int]], embeds: Tensor | None
 ) -> tuple[Forward, Tensor]:
-    """Teacher-forced answers about the second images, the captions (or their `embeds`) in the expression's place; mask logits."""
+    """Return teacher-forced answers about the second images, the captions (or their `embeds`) in the expression's place; mask logits."""
     encoded, marks = [], []
     for place, question, answer, caption in zip(batch.segment_index, batch.questions, batch.answers, captions, strict=True):
         text = model.template.image_string(features.visual[place].grid.tokens) + question
@@ -430,12 +430,12 @@ def segment(
 
 
 def _table(model: Segmenter) -> Tensor:
-    """The embeddings of all tokens, (V, D)."""
+    """Return the embeddings of all tokens, (V, D)."""
     return cast(Tensor, model.vlm.language_model.get_input_embeddings().weight)
 
 
 def _no_text(model: Segmenter, logits: Tensor) -> Tensor:
-    """Ids (n,) of all that is no text: special tokens, and rows that the tokenizer does not use."""
+    """Return ids (n,) of all that is no text: special tokens, and rows that the tokenizer does not use."""
     text = torch.zeros(logits.shape[-1], dtype=torch.bool)
     text[model.text_tokens] = True
     return (~text).nonzero()[:, 0].to(logits.device)

@@ -166,7 +166,7 @@ class Task(base.Task[Settings, Batch]):
 
 
 def region_shares(logits: Tensor, grids: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """(N, S/4, S/4) mask logits -> for each, (rows, columns) of its own region grid: the mean of the mask's probability over a
+    """Map (N, S/4, S/4) mask logits to for each, (rows, columns) of its own region grid: the mean of the mask's probability over a
     cell."""
     probabilities = logits.float().sigmoid()
     return [F.adaptive_avg_pool2d(one[None], grid)[0] for one, grid in zip(probabilities, grids, strict=True)]

@@ -107,13 +107,13 @@ class Task(base.Task[Settings, Batch]):
         return Batch(images.pack(), ids, labels, mask, image_index, targets.pack())
 
     def _open(self, sample: int, images: ImagesOf) -> tuple[ImageRecord, int]:
-        """The record of a sample, and how many tokens its image takes."""
+        """Return the record of a sample, and how many tokens its image takes."""
         number, row = self.rows[sample]
         record = self.indexes[number].record(row)
         return record, images.add(record).tokens
 
     def _turns(self, regions: Sequence[Region], image_tokens: int, rng: np.random.Generator) -> list[prompts.Turn]:
-        """One question and answer per object; the image comes before the first."""
+        """Return one question and answer per object; the image comes before the first."""
         template = self.setting.template
         turns = []
         for region in regions:

@@ -34,7 +34,7 @@ VOCABULARY: tuple[str, ...] = (
 
 
 def short_descriptions(scene: Scene, places: Sequence[str | None]) -> list[list[Description]]:
-    """For every object all descriptions by attributes and one of `places` that mean it, those of fewest words first."""
+    """Return for every object all descriptions by attributes and one of `places` that mean it, those of fewest words first."""
     found: list[list[Description]] = [[] for _ in scene.shapes]
     subsets = list(itertools.product((False, True), repeat=len(ATTRIBUTES)))
     every = [
@@ -59,20 +59,20 @@ def short_descriptions(scene: Scene, places: Sequence[str | None]) -> list[list[
 
 
 def _length(description: Description) -> int:
-    """In words; "on the left" counts as "left"."""
+    """Return it in words; "on the left" counts as "left"."""
     optional = (description.size, description.texture, description.colour, description.place)
     return 1 + sum(word is not None for word in optional)
 
 
 def _pick(options: Sequence[Description], count: int, rng: np.random.Generator) -> list[Description]:
-    """`count` different ones, of hardly more words than the shortest where there are enough of these."""
+    """Return `count` different ones, of hardly more words than the shortest where there are enough of these."""
     short = [option for option in options if _length(option) <= _length(options[0]) + 1] if options else []
     pool = short if len(short) >= count else list(options)[:count]
     return [pool[i] for i in rng.permutation(len(pool))[:count]]
 
 
 def _with_place(description: Description, rng: np.random.Generator) -> str:
-    """ "left red circle" or "red circle on the left"."""
+    """Return "left red circle" or "red circle on the left"."""
     place, phrase = description.place, description.phrase
     if place is None:
         return phrase
@@ -125,5 +125,5 @@ def _long_expression(scene: Scene, target: int, plain: Sequence[list[Description
 
 
 def as_typed(text: str, rng: np.random.Generator) -> str:
-    """As typed by somebody in a hurry; never equal to `text`."""
+    """Return it as typed by somebody in a hurry; never equal to `text`."""
     return (text.upper(), f"{text}.", text.capitalize(), f"{text} ")[rng.integers(4)]

@@ -57,7 +57,7 @@ SIDE, PATCH, WIDTH, PROMPT = 96, 8, 64, 96
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word of the prompts, of the world and of its ReasonSeg; text comes back with single spaces."""
+    """Return one token per word of the prompts, of the world and of its ReasonSeg; text comes back with single spaces."""
     texts = [TEMPLATE.instruction, *TEMPLATE.questions, *TEMPLATE.sentences, TEMPLATE.segment, *prompts.SEG_ANSWERS, SENTENCE]
     texts += ["café –", *VOCABULARY]
     for special in _SPECIAL:
@@ -76,7 +76,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def config(words: PreTrainedTokenizerFast) -> dict[str, object]:
-    """The model's `config.json`: 1.2 M parameters."""
+    """Return the model's `config.json`: 1.2 M parameters."""
     return {
         "model_type": "lisa",
         "template": "lisa",
@@ -126,7 +126,7 @@ def config(words: PreTrainedTokenizerFast) -> dict[str, object]:
 
 
 def new_model() -> Segmenter:
-    """Random weights of the right scale: transformers' are too small for SAM to learn from nothing."""
+    """Return random weights of the right scale: transformers' are too small for SAM to learn from nothing."""
     torch.manual_seed(SEED)
     words = tokenizer()
     model = Segmenter(ModelConfig.from_dict(config(words)), words)
@@ -155,13 +155,13 @@ def _sam(model: Segmenter) -> SamModel:
 
 
 def prepare(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-    """The square that CLIP sees, and the image as SAM sees it, not padded yet."""
+    """Return the square that CLIP sees, and the image as SAM sees it, not padded yet."""
     height, width = longest_side(image.height, image.width, SIDE)
     return np.asarray(middle_square(image, 96)), np.asarray(resize(image, width, height, Image.Resampling.BILINEAR))
 
 
 def sam_pixels(arrays: list[np.ndarray]) -> Tensor:
-    """(B, 3, SIDE, SIDE), padded."""
+    """Return (B, 3, SIDE, SIDE), padded."""
     images = [normalise([Image.fromarray(array)])[0] for array in arrays]
     return torch.stack([F.pad(image, (0, SIDE - image.shape[2], 0, SIDE - image.shape[1])) for image in images])
 
@@ -169,7 +169,7 @@ def sam_pixels(arrays: list[np.ndarray]) -> Tensor:
 def joint_loss(
     model: Segmenter, bag: nn.EmbeddingBag, scenes: list[TrainingScene], rng: np.random.Generator, align: float
 ) -> Tensor:
-    """Stage (b): 12 images with up to `EACH` expressions each; `align` weighs the pull to the word vectors."""
+    """Return the loss of stage (b): 12 images with up to `EACH` expressions each; `align` weighs the pull to the word vectors."""
     chosen = [scenes[i] for i in rng.choice(len(scenes), 12, replace=False)]
     encoded, index, texts, targets = [], [], [], []
     image = model.template.image_string(grid_of(model).tokens)

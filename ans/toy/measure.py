@@ -70,7 +70,7 @@ def measure(root: Path, folder: Path) -> None:
 
 
 def _held_out(root: Path, batch: int = 16) -> Iterator[list[tuple[ImageRecord, list[tuple[Region, str, str]]]]]:
-    """Batches of images of the world's val split, each with (region, expression, caption or "")."""
+    """Yield batches of images of the world's val split, each with (region, expression, caption or "")."""
     images: dict[str, tuple[ImageRecord, list[tuple[Region, str, str]]]] = {}
     for name, record in records_of(root):
         for region in record.regions:

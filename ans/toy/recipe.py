@@ -52,7 +52,7 @@ Prepare = Callable[[Image.Image], tuple[np.ndarray, np.ndarray]]
 
 
 def waves(side: int, width: int) -> Tensor:
-    """(side * side, width) sines and cosines of a cell's x and y, about as large as the embeddings of patches."""
+    """Return (side * side, width) sines and cosines of a cell's x and y, about as large as the embeddings of patches."""
     frequencies = torch.pi * 2.0 ** torch.linspace(-1, 2, width // 4)
     angles = ((torch.arange(side) + 0.5) / side)[:, None] * frequencies
     axis = 0.7 * torch.cat([angles.sin(), angles.cos()], dim=1)
@@ -74,7 +74,7 @@ class TrainingScene:
 
 
 def load_scenes(root: Path, split: str, model: ModelConfig, prepare: Prepare) -> list[TrainingScene]:
-    """Every image with a region of `split`, the expressions of the three sets put together per object. `prepare`: an image ->
+    """Return every image with a region of `split`, the expressions of the three sets put together per object. `prepare`: an image ->
     `TrainingScene.tile` and `TrainingScene.sam`."""
     found: dict[str, tuple[ImageRecord, dict[int, tuple[Region, list[str], str]]]] = {}
     for name, record in records_of(root):
@@ -109,7 +109,7 @@ def load_scenes(root: Path, split: str, model: ModelConfig, prepare: Prepare) ->
 
 
 def records_of(root: Path) -> Iterator[tuple[str, ImageRecord]]:
-    """Each set's name with each of its images. The world is written whole, so that nothing of it is skipped."""
+    """Yield each set's name with each of its images. The world is written whole, so that nothing of it is skipped."""
     for name, folder in SOURCES.items():
         for record in read(refcoco, root, folder, name):
             assert isinstance(record, ImageRecord)
@@ -117,13 +117,13 @@ def records_of(root: Path) -> Iterator[tuple[str, ImageRecord]]:
 
 
 def _centre(one: np.ndarray) -> Tensor:
-    """x, y of a mask's centre of gravity, in fractions of its width and height."""
+    """Return x, y of a mask's centre of gravity, in fractions of its width and height."""
     rows, columns = np.nonzero(one)
     return torch.tensor([(columns.mean() + 0.5) / one.shape[1], (rows.mean() + 0.5) / one.shape[0]], dtype=torch.float32)
 
 
 def grid_of(model: Segmenter) -> Grid:
-    """The image tokens of any image: the tiny models see one square of it."""
+    """Return the image tokens of any image: the tiny models see one square of it."""
     return model.config.family.grid(1, 1)
 
 
@@ -133,7 +133,7 @@ def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def bag_of_words(model: Segmenter) -> nn.EmbeddingBag:
-    """Stage (a)'s language: the sum of a vector per word."""
+    """Return stage (a)'s language: the sum of a vector per word."""
     torch.manual_seed(SEED + 1)
     return nn.EmbeddingBag(len(model.tokenizer), model.config.decoder.width, mode="sum")
 
@@ -154,7 +154,8 @@ def sam_loss(
     pixels: Callable[[list[np.ndarray]], Tensor],
     each: int = 8,
 ) -> Tensor:
-    """Stage (a): 8 images, up to `each` expressions of each; `point_share` of them are replaced by a point on the object."""
+    """Return the loss of stage (a): 8 images, up to `each` expressions of each; `point_share` of them are replaced by a point on the
+    object."""
     chosen = [scenes[i] for i in rng.choice(len(scenes), 8, replace=False)]
     rows = []
     for place, scene in enumerate(chosen):
@@ -229,6 +230,6 @@ def write_model(model: Segmenter, out: Path) -> None:
 
 
 def make_world(root: Path) -> None:
-    """The world that the base is trained on, unless it is there already."""
+    """Write the world that the base is trained on, unless it is there already."""
     if not (root / "ref_seg").is_dir():
         write_world(root, WORLD)

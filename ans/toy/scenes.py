@@ -116,7 +116,7 @@ class Description:
 
 
 def matches(scene: Scene, description: Description, margin: float = 0.0) -> list[int]:
-    """Positions in `scene.shapes` of the objects that `description` holds of.
+    """Return positions in `scene.shapes` of the objects that `description` holds of.
 
     A comparison of positions holds when it does so by more than `margin` (in fractions of width or height): a positive margin
     reads strictly, a negative one leniently. With a landmark that is not exactly one object nothing matches.
@@ -145,13 +145,13 @@ def matches(scene: Scene, description: Description, margin: float = 0.0) -> list
 
 
 def refers(scene: Scene, description: Description) -> int | None:
-    """The one object that `description` means beyond doubt, read strictly as well as leniently; else None."""
+    """Return the one object that `description` means beyond doubt, read strictly as well as leniently; else None."""
     strict = matches(scene, description, CLEAR)
     return strict[0] if len(strict) == 1 and matches(scene, description, -CLEAR) == strict else None
 
 
 def where(place: str) -> str:
-    """A side in words: "on the left", "in the middle"."""
+    """Return a side in words: "on the left", "in the middle"."""
     return f"{'in' if place == 'middle' else 'on'} the {place}"
 
 
@@ -178,7 +178,7 @@ def _inside_side(side: str, a: tuple[float, float]) -> float:
 
 
 def make_scene(seed: int, split: str, index: int, shift: float, new_colours: bool = False) -> tuple[Scene, np.random.Generator]:
-    """The scene `index` of `split`, and its generator for what follows. Of testA and testB the first object is of their kind."""
+    """Return the scene `index` of `split`, and its generator for what follows. Of testA and testB the first object is of their kind."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     width, height = IMAGE_SIZES[rng.integers(len(IMAGE_SIZES))]
     first = {"testA": SHAPES[:2], "testB": SHAPES[2:]}.get(split, SHAPES)
@@ -192,14 +192,14 @@ def make_scene(seed: int, split: str, index: int, shift: float, new_colours: boo
 
 
 def _rgb(values: np.ndarray) -> tuple[float, float, float]:
-    """Three values, (3,), as a colour or a change of one."""
+    """Return three values, (3,), as a colour or a change of one."""
     red, green, blue = values.tolist()
     return red, green, blue
 
 
 def _choose_objects(first: tuple[str, ...], alike: bool, rng: np.random.Generator) -> list[Shape]:
-    """2 to 5 objects of different captions. Half of them copy most of an earlier one: else colour alone would tell all apart. `alike`:
-    all have the first one's size and shape, so that colour alone does."""
+    """Return 2 to 5 objects of different captions. Half of them copy most of an earlier one: else colour alone would tell all apart.
+    `alike`: all have the first one's size and shape, so that colour alone does."""
     objects: list[Shape] = []
     count = int(rng.integers(2, 6))
     while len(objects) < count:
@@ -259,7 +259,7 @@ def _moved(shape: Shape, x: float, y: float) -> Shape:
 
 
 def drift(scene: Scene, rng: np.random.Generator) -> Scene:
-    """A later moment: one object after the other moves to a free place nearby; one without any stays where it is."""
+    """Return a later moment: one object after the other moves to a free place nearby; one without any stays where it is."""
     shapes = list(scene.shapes)
     furthest = DRIFT * min(scene.width, scene.height)
     for i, shape in enumerate(shapes):
@@ -278,7 +278,7 @@ def drift(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def outline(shape: Shape) -> np.ndarray:
-    """The object's border as a polygon, (points, 2) of x, y in pixels; anticlockwise in the sense of growing atan2."""
+    """Return the object's border as a polygon, (points, 2) of x, y in pixels; anticlockwise in the sense of growing atan2."""
     match shape.shape:
         case "circle":
             angles, radii = np.arange(40) * (2 * np.pi / 40), np.ones(40)
@@ -296,7 +296,7 @@ def outline(shape: Shape) -> np.ndarray:
 
 
 def _coverage(shape: Shape, width: int, height: int) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
-    """The window (rows, columns) around an object, and in it each pixel's share inside, and inside and dark."""
+    """Return the window (rows, columns) around an object, and in it each pixel's share inside, and inside and dark."""
     x0, y0 = max(int(shape.x - shape.extent), 0), max(int(shape.y - shape.extent), 0)
     x1, y1 = min(int(shape.x + shape.extent) + 2, width), min(int(shape.y + shape.extent) + 2, height)
     u = (np.arange(x0, x1) + 0.5 - shape.x).astype(np.float32)[None, :]
@@ -348,6 +348,6 @@ def render(
 
 
 def bbox(mask: np.ndarray) -> list[float]:
-    """(x, y, width, height) of a mask, in pixels."""
+    """Return (x, y, width, height) of a mask, in pixels."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return [float(columns[0]), float(rows[0]), float(columns[-1] - columns[0] + 1), float(rows[-1] - rows[0] + 1)]

@@ -54,7 +54,7 @@ _SPECIAL = ("<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "[
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word of the prompts and of the world; text comes back with single spaces."""
+    """Return one token per word of the prompts and of the world; text comes back with single spaces."""
     regions = prompts.TEMPLATES["qwen_chat"].region_string([0] * 5, "")
     texts = [*prompts.SEG_QUESTIONS, *prompts.SEG_ANSWERS, *prompts.DESCRIBE_PROMPTS, regions]
     texts += ["user assistant", *VOCABULARY]
@@ -70,7 +70,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def config(vocabulary: int) -> dict[str, object]:
-    """The tiny model's `config.json`: the official keys, with sizes that were tried (about 3 M parameters)."""
+    """Return the tiny model's `config.json`: the official keys, with sizes that were tried (about 3 M parameters)."""
     return {
         "model_type": "sa2va_chat",
         "template": "qwen_chat",
@@ -128,7 +128,7 @@ def config(vocabulary: int) -> dict[str, object]:
 
 
 def new_model() -> Segmenter:
-    """Random weights of the right scale: with default ones, a language vector drowns in SAM2's two-way transformer."""
+    """Return random weights of the right scale: with default ones, a language vector drowns in SAM2's two-way transformer."""
     torch.manual_seed(SEED)
     words = tokenizer()
     model = Segmenter(ModelConfig.from_dict(config(len(words))), words)
@@ -155,12 +155,12 @@ def new_model() -> Segmenter:
 
 
 def prepare(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-    """The image as the vision encoder and as SAM2 sees it."""
+    """Return the image as the vision encoder and as SAM2 sees it."""
     return np.asarray(sam_image(image, TILE)), np.asarray(sam_image(image, SIDE))
 
 
 def point_prompts(model: Segmenter, centres: Tensor) -> Tensor:
-    """(N, 2) points in fractions of the image -> (N, D) language vectors that mean "the object here"."""
+    """Map (N, 2) points in fractions of the image to (N, D) language vectors that mean "the object here"."""
     assert isinstance(model.sam, Network)
     encoding = model.sam.model.sam_prompt_encoder.pe_layer
     return POINT_SCALE * encoding.forward_with_coords(centres[:, None] * SIDE, (SIDE, SIDE))[:, 0]
@@ -182,7 +182,7 @@ def _caption_row(
 def _forward_rows(
     model: Segmenter, tiles: list[np.ndarray], rows: list[tuple[int, prompts.Turn, Tensor | None]]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean language loss, `[SEG]` vectors and their images, for single-turn rows (image, turn, region cells)."""
+    """Return the mean language loss, `[SEG]` vectors and their images, for single-turn rows (image, turn, region cells)."""
     encoded = [prompts.encode_conversation(model.tokenizer, model.template, [turn]) for _, turn, _ in rows]
     ids, labels, attention = pad_right(encoded)
     batch = Conversations(ids, labels, attention, [i for i, _, _ in rows], [cells for _, _, cells in rows])
@@ -192,7 +192,7 @@ def _forward_rows(
 
 
 def vlm_loss(model: Segmenter, scenes: list[TrainingScene], rng: np.random.Generator) -> Tensor:
-    """Stage (b): 16 images, up to 3 region captions of each."""
+    """Return the loss of stage (b): 16 images, up to 3 region captions of each."""
     chosen = [scenes[i] for i in rng.choice(len(scenes), 16, replace=False)]
     rows: list[tuple[int, prompts.Turn, Tensor | None]] = []
     for place, scene in enumerate(chosen):
@@ -204,7 +204,8 @@ def vlm_loss(model: Segmenter, scenes: list[TrainingScene], rng: np.random.Gener
 def joint_loss(
     model: Segmenter, bag: nn.EmbeddingBag, scenes: list[TrainingScene], rng: np.random.Generator, align: float
 ) -> Tensor:
-    """Stage (c): 12 images, up to 4 segmentation rows and one caption of each; `align` weighs the pull to the word vectors."""
+    """Return the loss of stage (c): 12 images, up to 4 segmentation rows and one caption of each; `align` weighs the pull to the word
+    vectors."""
     chosen = [scenes[i] for i in rng.choice(len(scenes), 12, replace=False)]
     rows: list[tuple[int, prompts.Turn, Tensor | None]] = []
     texts, targets = [], []

@@ -98,7 +98,7 @@ def _scenes(world: World) -> Iterator[tuple[str, int]]:
 
 
 def set_splits(split: str, index: int) -> dict[str, str]:
-    """Referring set -> its split of this scene; sets that do not have the scene are left out. See the module's table."""
+    """Return referring set -> its split of this scene; sets that do not have the scene are left out. See the module's table."""
     if split == "test":
         return {"refcocog": "test"}
     splits = {"refcoco": split, "refcoco+": split}
@@ -160,7 +160,7 @@ def _annotation(scene: Scene, i: int, mask: np.ndarray, image_id: int, index: in
 
 
 def _cut(polygon: np.ndarray, x: float, side: int) -> np.ndarray:
-    """The part of a convex polygon left (side 1) or right (side -1) of a vertical line."""
+    """Return the part of a convex polygon left (side 1) or right (side -1) of a vertical line."""
     points: list[np.ndarray] = []
     for a, b in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
         if side * (x - a[0]) >= 0:
@@ -171,7 +171,7 @@ def _cut(polygon: np.ndarray, x: float, side: int) -> np.ndarray:
 
 
 def _crowd(mask: np.ndarray, image_id: int) -> dict[str, Any]:
-    """A crowd row as COCO has them: uncompressed RLE. No ref ever points to one."""
+    """Return a crowd row as COCO has them: uncompressed RLE. No ref ever points to one."""
     column_major = mask.ravel(order="F").astype(np.int8)
     borders = np.flatnonzero(np.diff(column_major, prepend=0, append=1 - column_major[-1]))
     counts = np.diff(borders, prepend=0).tolist()
@@ -225,7 +225,7 @@ def _write_listing(folder: Path, name: str, listing: _Listing) -> None:
 
 
 def python2_pickle(value: Any) -> bytes:
-    """Lists, dicts, ASCII text and numbers as Python 2 pickled them by protocol 0: text as byte strings (`S'...'`)."""
+    """Pickle lists, dicts, ASCII text and numbers as Python 2 pickled them by protocol 0: text as byte strings (`S'...'`)."""
     keys = itertools.count(1)
 
     def put() -> str:
@@ -249,7 +249,7 @@ def python2_pickle(value: Any) -> bytes:
 
 
 def checksum(root: Path) -> str:
-    """sha256 over the names and contents of all files below `root`."""
+    """Return sha256 over the names and contents of all files below `root`."""
     digest = hashlib.sha256()
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
         digest.update(path.relative_to(root).as_posix().encode())

@@ -20,7 +20,7 @@ Objects = dict[str, list[dict[str, Any]]]
 
 
 def known(scene: Scene) -> list[dict[str, Any]]:
-    """Centre, in fractions of width and height, and true caption of every object."""
+    """Return centre, in fractions of width and height, and true caption of every object."""
     return [{"x": x, "y": y, "caption": shape.caption} for (x, y), shape in zip(scene.centres, scene.shapes, strict=True)]
 
 
@@ -30,7 +30,7 @@ def write_facts(root: Path, objects: Objects) -> None:
 
 
 def write_captioned(folder: Path, world: World) -> Objects:
-    """The first scenes of SA-1B as two folders of one's own data, `true` and `wrong`: each object with its true caption, and with
+    """Write the first scenes of SA-1B as two folders of one's own data, `true` and `wrong`: each object with its true caption, and with
     that of the next object of its image. Returns the objects by locator, `folder` being below the folder of the data sets."""
     objects: Objects = {}
     lines: dict[str, list[str]] = {"true": [], "wrong": []}

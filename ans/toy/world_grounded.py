@@ -15,8 +15,8 @@ FOLDER = "glamm_data"
 
 
 def write(root: Path, world: World) -> None:
-    """`world.grounded_images` images for training, half as many each for val and test. A caption names every object, those on the left
-    first; two objects of the same words are one phrase with two masks."""
+    """Write `world.grounded_images` images for training, half as many each for val and test. A caption names every object, those on the
+    left first; two objects of the same words are one phrase with two masks."""
     train, number = [], 0
     for split, count in (
         ("train", world.grounded_images),

@@ -52,14 +52,14 @@ def _counted(count: int, name: str) -> Iterable[int]:
 
 
 def jpeg(pixels: np.ndarray) -> bytes:
-    """(height, width, 3) uint8 RGB as a JPEG."""
+    """Return (height, width, 3) uint8 RGB as a JPEG."""
     content = BytesIO()
     Image.fromarray(pixels).save(content, "JPEG", quality=95)
     return content.getvalue()
 
 
 def rle(mask: np.ndarray) -> dict[str, Any]:
-    """(height, width) as COCO's compressed RLE."""
+    """Return (height, width) as COCO's compressed RLE."""
     counts = coco_mask.encode(np.asfortranarray(mask, np.uint8))["counts"]
     return {"size": list(mask.shape), "counts": counts.decode("ascii")}
 
@@ -74,7 +74,7 @@ def _add_member(shard: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _write_sa1b(folder: Path, world: World, objects: Objects) -> None:
-    """Every other image lies flat in the folder, the others in one tar shard whose members begin with `./`."""
+    """Write SA-1B: every other image lies flat in the folder, the others in one tar shard whose members begin with `./`."""
     folder.mkdir(parents=True)
     with tarfile.open(folder / "sa_000000.tar", "w", format=tarfile.USTAR_FORMAT) as shard:
         for index in _counted(world.sa1b_images, "sa1b"):
@@ -89,7 +89,7 @@ def _write_sa1b(folder: Path, world: World, objects: Objects) -> None:
 
 
 def sa1b_image(world: World, index: int) -> tuple[str, dict[str, bytes], Scene]:
-    """The stem, suffix -> content of the two files, and the scene of an image."""
+    """Return the stem, suffix -> content of the two files, and the scene of an image."""
     scene, rng = make_scene(world.seed, "sa1b", index, world.shift, world.new_colours)
     pixels, masks = render(scene, world.shift, rng)
     image_id = 223_750 + 3 * index
@@ -115,7 +115,7 @@ def sa1b_image(world: World, index: int) -> tuple[str, dict[str, bytes], Scene]:
 
 
 def _write_sav(folder: Path, world: World, objects: Objects) -> None:
-    """One npz per masklet, its object in two frames: RGB in uint8, masks in {0, 255}, and where they come from.
+    """Write one npz per masklet, its object in two frames: RGB in uint8, masks in {0, 255}, and where they come from.
 
     One in 20 holds what the published ones do, float32 and those four arrays alone; in one of 25 the object has gone by the
     second frame.
@@ -152,7 +152,7 @@ def _write_sav(folder: Path, world: World, objects: Objects) -> None:
 
 
 def _write_open_images(folder: Path, world: World, objects: Objects) -> None:
-    """Images of a scene, and a PNG per object that is larger than they are and rounded to another aspect."""
+    """Write images of a scene, and a PNG per object that is larger than they are and rounded to another aspect."""
     for kind in ("images", "masks"):
         (folder / kind / "train").mkdir(parents=True)
     rows = []
@@ -187,7 +187,7 @@ def _write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
 
 
 def _write_describe(folder: Path, world: World) -> int:
-    """Every second image in COCOStuff (a list of regions per image), the others in LVIS (one region each, not in a list; names
+    """Write every second image in COCOStuff (a list of regions per image), the others in LVIS (one region each, not in a list; names
     padded with zeros that the shards' members lack) and SAV (two frames each, one mask per frame). Returns the captions written.
     """
     annotations: dict[str, dict[str, Any]] = {"COCOStuff": {}, "LVIS": {}, "SAV": {}}

@@ -45,7 +45,7 @@ def write(
 def _write_grefcoco(
     folder: Path, world: World, scenes: Sequence[tuple[str, int]], refcoco: dict[str, Any], refs: list[dict[str, Any]]
 ) -> None:
-    """Per image one ref of one object, one of two, and one of none; in one of four the two are joined by a crowd, which is no
+    """Write per image one ref of one object, one of two, and one of none; in one of four the two are joined by a crowd, which is no
     target. The number of a single object is now and then not in a list, and `file_name` with or without its suffix."""
     by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for ref in refs:
@@ -109,13 +109,13 @@ def _categories(ids: Any, one: dict[str, Any], two: dict[str, Any]) -> Any:
 
 
 def reason_images(world: World) -> dict[str, int]:
-    """Images of each split of ReasonSeg."""
+    """Return the number of images of each split of ReasonSeg."""
     half = (world.reasonseg_images + 2) // 2
     return {"train": world.reasonseg_images, "val": half, "test": half}
 
 
 def _write_reason_seg(folder: Path, world: World) -> None:
-    """Outlines of one object as target; a smaller piece in its middle is to be ignored in every third, a flag is in every
+    """Write outlines of one object as target; a smaller piece in its middle is to be ignored in every third, a flag is in every
     fourth. Every second JSON is in cp1252, with a letter that UTF-8 has otherwise."""
     for place, (split, count) in enumerate(reason_images(world).items()):
         (folder / split).mkdir(parents=True)
@@ -147,7 +147,7 @@ def _write_reason_seg(folder: Path, world: World) -> None:
 
 
 def _write_videos(folder: Path, world: World) -> None:
-    """Extracted frames with JSONs of both kinds, and one video as val has it, with PNGs. The first object is away in the third
+    """Write extracted frames with JSONs of both kinds, and one video as val has it, with PNGs. The first object is away in the third
     annotated frame, the last comes with the fourth; in the last frame of an auto JSON the first one's mask is None."""
     for number in range(VIDEOS):
         scene, rng = make_scene(world.seed, "sav_video", number, world.shift, world.new_colours)
@@ -200,7 +200,7 @@ def _masklets(name: str, kind: str, frames: Sequence[tuple[np.ndarray, np.ndarra
 
 
 def _write_val(folder: Path, name: str, frames: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
-    """Every frame but only annotated masks; no PNG where the object is not seen."""
+    """Write every frame but only annotated masks; no PNG where the object is not seen."""
     (folder / "JPEGImages_24fps" / name).mkdir(parents=True)
     for i, (pixels, masks) in enumerate(frames):
         for number in range(4 * i, min(4 * i + 4, 4 * len(frames) - 3)):
@@ -217,7 +217,7 @@ def _write_val(folder: Path, name: str, frames: Sequence[tuple[np.ndarray, np.nd
 
 
 def _write_own(folder: Path, world: World) -> None:
-    """Every other image with PNG masks, the others with COCO's JSON; some objects without a text, some with two."""
+    """Write every other image with PNG masks, the others with COCO's JSON; some objects without a text, some with two."""
     for kind in ("images", "masks"):
         (folder / kind).mkdir(parents=True)
     lines, images, annotations = [], [], []
@@ -251,7 +251,7 @@ def _own_annotation(scene: Scene, k: int, mask: np.ndarray, index: int) -> dict[
 
 
 def _write_sa1b(folder: Path, world: World) -> None:
-    """Two images more in a subfolder, and two apart in `img/` and `js/`."""
+    """Write two images more in a subfolder, and two apart in `img/` and `js/`."""
     for number, places in enumerate((("sa_000001", "sa_000001"), ("sa_000001", "sa_000001"), ("img", "js"), ("img", "js"))):
         stem, files, _ = sa1b_image(world, world.sa1b_images + number)
         for place, suffix in zip(places, (".jpg", ".json"), strict=True):

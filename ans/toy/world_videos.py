@@ -38,7 +38,7 @@ class Film:
 
 
 def film(seed: int, number: int, count: int, shift: float = 0.0) -> Film:
-    """A film of `count` frames. Objects 0 and 1 look alike and cross, 0 to the right; 2 is away in the middle third; 3 comes in the
+    """Return a film of `count` frames. Objects 0 and 1 look alike and cross, 0 to the right; 2 is away in the middle third; 3 comes in the
     second half."""
     rng = np.random.default_rng([seed, STREAM, number])
     colours, kinds = rng.permutation(list(COLOURS))[:3].tolist(), rng.permutation(list(SHAPES))[:3].tolist()
@@ -75,7 +75,7 @@ def film(seed: int, number: int, count: int, shift: float = 0.0) -> Film:
 
 
 def write_frames(place: Path, made: Film, names: Sequence[str]) -> None:
-    """The frames as JPEGs of these names."""
+    """Write the frames as JPEGs of these names."""
     place.mkdir(parents=True)
     for name, pixels in zip(names, made.frames, strict=True):
         (place / f"{name}.jpg").write_bytes(jpeg(pixels))
@@ -87,7 +87,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_palettes(place: Path, made: Film, names: Sequence[str], values: Sequence[int]) -> None:
-    """A palette PNG per frame: object i has the value `values[i]`."""
+    """Write a palette PNG per frame: object i has the value `values[i]`."""
     place.mkdir(parents=True)
     for name, masks in zip(names, made.masks, strict=True):
         picture = np.zeros((HEIGHT, WIDTH), np.uint8)
@@ -99,17 +99,17 @@ def write_palettes(place: Path, made: Film, names: Sequence[str], values: Sequen
 
 
 def named(count: int, step: int = 1) -> list[str]:
-    """Frame names of five digits."""
+    """Return the frame names of five digits."""
     return [f"{step * number:05d}" for number in range(count)]
 
 
 def row(made: Film, i: int) -> list[dict[str, Any] | None]:
-    """Object i in each frame as MeViS has it: run lengths, None in every second frame in which it is not seen."""
+    """Return object i in each frame as MeViS has it: run lengths, None in every second frame in which it is not seen."""
     return [rle(mask) if mask.any() or t % 2 else None for t, mask in enumerate(made.masks[:, i])]
 
 
 def write_mevis(root: Path, seed: int, counts: Sequence[int]) -> list[Film]:
-    """`mevis/valid_u` with a film of each of these lengths, `mevis/valid` without masks. The videos are not in order, and one of them
+    """Write `mevis/valid_u` with a film of each of these lengths, `mevis/valid` without masks. The videos are not in order, and one of them
     has no frames on disk; the first has more than ten expressions, and one of nothing."""
     films = [film(seed, number, count) for number, count in enumerate(counts)]
     for split in ("valid_u", "valid"):
@@ -137,7 +137,7 @@ def write_mevis(root: Path, seed: int, counts: Sequence[int]) -> list[Film]:
 
 
 def write_revos(root: Path, seed: int, counts: Sequence[int]) -> list[Film]:
-    """`revos` with films as its valid split; a question is of reasoning, and each film has one expression of what is not there."""
+    """Write `revos` with films as its valid split; a question is of reasoning, and each film has one expression of what is not there."""
     films, videos, masks, foreground = [], {}, {}, {}
     for number, count in enumerate(counts):
         made, name, names = film(seed, 100 + number, count), f"source{number % 2}/v{number}", named(count, 5)
@@ -167,7 +167,7 @@ VALUES = (1, 2, 5, 7)
 
 
 def write_ref_youtube_vos(root: Path, seed: int, counts: Sequence[int]) -> list[Film]:
-    """`ytvos` with films in train; the first also in valid, whose listing has a video of test too."""
+    """Write `ytvos` with films in train; the first also in valid, whose listing has a video of test too."""
     films, videos = [], {}
     base = root / "ytvos"
     for number, count in enumerate(counts):
@@ -187,7 +187,7 @@ def write_ref_youtube_vos(root: Path, seed: int, counts: Sequence[int]) -> list[
 
 
 def write_ref_davis(root: Path, seed: int, counts: Sequence[int]) -> list[Film]:
-    """`davis` with films in val, the first of which has a name that the texts misspell."""
+    """Write `davis` with films in val, the first of which has a name that the texts misspell."""
     films, texts = [], {name: "" for name in ("annot1", "annot1_full_video", "annot2", "annot2_full_video")}
     base = root / "davis"
     names_of_videos = [("motorbike", "motor-bike"), *((f"film{i}", f"film{i}") for i in range(1, len(counts)))]
@@ -209,7 +209,7 @@ def write_ref_davis(root: Path, seed: int, counts: Sequence[int]) -> list[Film]:
 
 
 def write_video(path: Path, made: Film) -> None:
-    """An mp4 of the frames."""
+    """Write an mp4 of the frames."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with VideoWriter(path) as writer:
         for number, pixels in enumerate(made.frames):
@@ -217,7 +217,7 @@ def write_video(path: Path, made: Film) -> None:
 
 
 def write_ref_sav(root: Path, seed: int, counts: Sequence[int]) -> list[Film]:
-    """`refsav` with films as mp4s, of which every fourth frame is annotated; paths in its listing have the doubled folder."""
+    """Write `refsav` with films as mp4s, of which every fourth frame is annotated; paths in its listing have the doubled folder."""
     films, listed = [], {}
     for number, count in enumerate(counts):
         made, name = film(seed, 400 + number, count), f"sav_{number:06d}"
@@ -242,7 +242,7 @@ def write_ref_sav(root: Path, seed: int, counts: Sequence[int]) -> list[Film]:
 
 
 def write_own(root: Path, seed: int, counts: Sequence[int]) -> list[Film]:
-    """`own_videos` with films as folders of frames and as mp4s by turns."""
+    """Write `own_videos` with films as folders of frames and as mp4s by turns."""
     films, lines = [], []
     base = root / "own_videos"
     for number, count in enumerate(counts):
@@ -292,6 +292,6 @@ LENGTHS = (8, 12, 20, 9)
 
 
 def write(root: Path, world: World) -> None:
-    """`world.videos` films in each layout; see `PLACES`."""
+    """Write `world.videos` films in each layout; see `PLACES`."""
     for place in WRITERS.values():
         place(root, world.seed, [LENGTHS[number % len(LENGTHS)] for number in range(world.videos)])

@@ -17,12 +17,12 @@ class Teacher:
         self.average = {name: parameter.detach().clone() for name, parameter in trained.items()}
 
     def rate(self, step: int) -> float:
-        """The decay of update number `step` (from 0): with warm-up it grows from 0.1, as in TensorFlow's moving averages."""
+        """Return the decay of update number `step` (from 0): with warm-up it grows from 0.1, as in TensorFlow's moving averages."""
         return min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """average <- rate * average + (1 - rate) * student."""
+        """Update: average <- rate * average + (1 - rate) * student."""
         if not self.trained:  # no task uses a teacher
             return
         averages, students = list(self.average.values()), [p.detach() for p in self.trained.values()]
@@ -30,7 +30,8 @@ class Teacher:
 
     @contextmanager
     def of(self, model: Segmenter) -> Iterator[None]:
-        """Within, `model` is the teacher, in eval mode and without gradients; afterwards the student, untouched.
+        """Put the teacher in its place: within, `model` is the teacher, in eval mode and without gradients; afterwards the student,
+        untouched.
 
         Autocast keeps the low-precision copy of a parameter until its outermost context ends, whatever the parameter's data is by
         then; so the cache is cleared at both switches.

@@ -19,7 +19,7 @@ def add_gradient(loss: Tensor, parameters: Sequence[nn.Parameter], total: Tensor
 
 
 def clip(gradient: Tensor, limit: float) -> tuple[Tensor, Tensor]:
-    """The vector, scaled down to norm `limit` where it is longer, and its norm before, on the vector's device.
+    """Return the vector, scaled down to norm `limit` where it is longer, and its norm before, on the vector's device.
 
     The norm of a vector with NaN or infinity is neither a number: who fetches it has to look.
     """

@@ -75,7 +75,7 @@ def train(config: Config, workspace: Workspace = Workspace(), guard_params: bool
 
 
 def shown(values: Mapping[str, float]) -> dict[str, float]:
-    """Of a step's values, those of a line of progress: losses, IoU, gradient norm, learning rate, and the GPU's memory in GiB."""
+    """Return, of a step's values, those of a line of progress: losses, IoU, gradient norm, learning rate, and the GPU's memory in GiB."""
     line = {name: value for name, value in values.items() if name in ("loss", "grad_norm", "lr") or name.endswith("_train_iou")}
     return line | ({"memory": torch.cuda.max_memory_allocated() / 2**30} if torch.cuda.is_available() else {})
 

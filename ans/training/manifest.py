@@ -26,7 +26,7 @@ def describe(
     base: str,
     processes: int,
 ) -> dict[str, Any]:
-    """The manifest as it is stored beside the trained tensors. `steps`: of the optimizer. `base`: checksum of the base.
+    """Return the manifest as it is stored beside the trained tensors. `steps`: of the optimizer. `base`: checksum of the base.
     `seg_token`: the row that group `seg_row` is. `panels`: the curves that the report shows."""
     train, keys = config.train, model.config.keys
     settings = train.model_dump()
@@ -67,7 +67,7 @@ def describe(
 
 
 def text(manifest: Mapping[str, Any]) -> str:
-    """The manifest's first part as a small table."""
+    """Return the manifest's first part as a small table."""
     lines = [
         f"{name:<24}{entry['state']:<9}{entry['tensors']:>5} tensors {entry['parameters']:>12,} parameters"
         for name, entry in manifest["groups"].items()
@@ -82,7 +82,7 @@ def text(manifest: Mapping[str, Any]) -> str:
 
 
 def panels(tasks: Mapping[str, AnyTask]) -> list[dict[str, Any]]:
-    """What the report draws of a run: what all tasks have side by side, what each adds, and the trainer's own curves. Panels of
+    """Return what the report draws of a run: what all tasks have side by side, what each adds, and the trainer's own curves. Panels of
     one title are one."""
 
     def of_each(part: str) -> dict[str, str]:

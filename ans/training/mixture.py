@@ -31,7 +31,7 @@ class Mixture(Dataset[MicroBatch]):
         return self.steps * self.accumulation
 
     def turn(self, step: int) -> tuple[str, int]:
-        """The primary task of a step, and how many steps it had before."""
+        """Return the primary task of a step, and how many steps it had before."""
         rest, left = step, list(self.primary)
         while len(left) > 1:
             share = len(self.tasks[left[0]]) / sum(len(self.tasks[name]) for name in left)

@@ -5,7 +5,7 @@ from typing import Literal
 
 
 def lr_factor(step: int, steps: int, warmup: float, schedule: Literal["constant", "cosine", "linear"]) -> float:
-    """What the base learning rate is multiplied by at `step` (from 0) of `steps`; linear warm-up over the share `warmup`."""
+    """Return what the base learning rate is multiplied by at `step` (from 0) of `steps`; linear warm-up over the share `warmup`."""
     ramp = max(1, round(warmup * steps))
     if step < ramp:
         return (step + 1) / ramp

@@ -32,7 +32,7 @@ from ans.workspace import Workspace
 
 
 def load_model(settings: TrainSettings, base: Path, device: torch.device) -> tuple[Segmenter, dict[str, nn.Parameter]]:
-    """The base on `device` with LoRA in place, and its trained tensors (float32) by name."""
+    """Return the base on `device` with LoRA in place, and its trained tensors (float32) by name."""
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     model = Segmenter.from_pretrained(base, device, dtype, settings.four_bit)
     return model, make_trainable(model, settings)
@@ -67,7 +67,7 @@ class Indexes:
 
 
 def load_tasks(config: Config, workspace: Workspace, model: Segmenter, first_process: bool) -> dict[str, AnyTask]:
-    """The tasks that are on, with their data, in the order of their streams. Raises `ListingChanged` for an index that is out of
+    """Return the tasks that are on, with their data, in the order of their streams. Raises `ListingChanged` for an index that is out of
     date; the first process alone looks, since of a large set that takes long, and each would look at the same disk."""
     root = Path(config.paths.root)
     indexes = Indexes(workspace, root if first_process else None)
@@ -82,7 +82,7 @@ def load_tasks(config: Config, workspace: Workspace, model: Segmenter, first_pro
 
 
 def steps_of(settings: TrainSettings, tasks: Mapping[str, AnyTask], processes: int) -> tuple[int, int]:
-    """Optimizer steps of the whole run and of an epoch, a pass over the samples of the (first) primary task.
+    """Return optimizer steps of the whole run and of an epoch, a pass over the samples of the (first) primary task.
 
     Raises `ValueError` where epochs are asked for and several tasks take turns.
     """
@@ -99,7 +99,7 @@ def steps_of(settings: TrainSettings, tasks: Mapping[str, AnyTask], processes: i
 
 
 def new_optimizer(model: Segmenter, trained: Mapping[str, nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
-    """AdamW; the paged one raises `ModuleNotFoundError` without bitsandbytes."""
+    """Return AdamW; the paged one raises `ModuleNotFoundError` without bitsandbytes."""
     kind: Callable[..., torch.optim.Optimizer] = partial(torch.optim.AdamW, fused=True)
     if settings.optimizer == "paged_adamw":
         from bitsandbytes.optim import PagedAdamW32bit as kind  # an extra
@@ -122,7 +122,7 @@ def page_again(optimizer: torch.optim.Optimizer) -> None:
 
 
 def image_encoder(config: Config, model: Segmenter, workspace: Workspace, processes: int) -> Callable[[Images], Features]:
-    """The frozen encoders over one micro-batch's images, once; with `launch.feature_cache_gb`, their features lie on disk."""
+    """Run the frozen encoders over one micro-batch's images, once; with `launch.feature_cache_gb`, their features lie on disk."""
     encode = model.encode_pixels
     if gigabytes := config.launch.feature_cache_gb:
         encode = FeatureCache(model, config.train.precision, 1e9 * gigabytes, workspace.runs, processes).encode_pixels
@@ -132,7 +132,7 @@ def image_encoder(config: Config, model: Segmenter, workspace: Workspace, proces
 def resume_folder(
     config: Config, workspace: Workspace, base: str, tasks: Mapping[str, AnyTask], accelerator: Accelerator
 ) -> ResumeFolder:
-    """The run's folder, the same on every process: only the first reads the inputs for the fingerprint."""
+    """Return the run's folder, the same on every process: only the first reads the inputs for the fingerprint."""
     description: list[dict[str, Any]] = [{}]
     if accelerator.is_main_process:
         inputs = map(workspace.index, config.training_indexes())
@@ -151,17 +151,17 @@ def resume_folder(
 
 
 def checksums(tasks: Mapping[str, AnyTask]) -> dict[str, str]:
-    """Of what the tasks have read besides indexes."""
+    """Return those of what the tasks have read besides indexes."""
     return {name: checksum for task in tasks.values() for name, checksum in task.checksums().items()}
 
 
 def base_checksum(workspace: Workspace, accelerator: Accelerator) -> str:
-    """sha256 of the base's weights; "" on processes that do not need it."""
+    """Return sha256 of the base's weights; "" on processes that do not need it."""
     return shards.fingerprint(workspace.base) if accelerator.is_main_process else ""
 
 
 def batches(mixture: Mixture, first: int, workers: int) -> Iterator[MicroBatch]:
-    """The micro-batches from number `first` on, made by `workers` processes (0: by this one)."""
+    """Return the micro-batches from number `first` on, made by `workers` processes (0: by this one)."""
     loader = DataLoader(
         mixture, batch_size=None, sampler=range(first, len(mixture)), num_workers=workers, prefetch_factor=2 if workers else None,
         worker_init_fn=end_with_the_training,
@@ -171,7 +171,7 @@ def batches(mixture: Mixture, first: int, workers: int) -> Iterator[MicroBatch]:
 
 
 def slices_of_groups(model: Segmenter, trained: Mapping[str, nn.Parameter]) -> dict[str, list[slice]]:
-    """Where each trained group lies in the flat vector."""
+    """Return where each trained group lies in the flat vector."""
     slices: dict[str, list[slice]] = {}
     end = 0
     for name, parameter in trained.items():
@@ -186,7 +186,7 @@ def slices_of_groups(model: Segmenter, trained: Mapping[str, nn.Parameter]) -> d
 
 
 def checksum(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> int:
-    """A sum over the bits of every frozen tensor, to prove afterwards that none has changed."""
+    """Return a sum over the bits of every frozen tensor, to prove afterwards that none has changed."""
     total = 0
     moving = {parameter.data_ptr() for parameter in trained.values()}  # tied tensors have two names
     for name, tensor in model.state_dict().items():

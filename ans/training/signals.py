@@ -26,7 +26,7 @@ class StopSignal:
 
 @contextmanager
 def blocked_in_workers() -> Iterator[None]:
-    """Processes that are started within inherit what is blocked here.
+    """Block a signal: processes that are started within inherit what is blocked here.
 
     A terminal and a batch system send these signals to the workers too, and a worker that dies of them takes the training along
     before it has saved.
@@ -39,7 +39,7 @@ def blocked_in_workers() -> Iterator[None]:
 
 
 def end_with_the_training(_: int) -> None:
-    """In a worker: end at a SIGTERM that the training itself sends, as Python does to its workers when it exits. The training need not
+    """End a worker at a SIGTERM that the training itself sends, as Python does to its workers when it exits. The training need not
     be the parent of this process: from Python 3.14 on, a server that forks is."""
     training = multiprocessing.parent_process()
     assert training is not None, "this is no worker"

@@ -40,8 +40,9 @@ class ResumeError(ValueError):
 
 
 def describe(config: Config, base: str, inputs: Iterable[Path], others: Mapping[str, str], processes: int) -> dict[str, Any]:
-    """All that decides a run's result, by name: settings, the base weights' checksum, those of the input files, and `others`. Of batch
-    and accumulation only their product with `processes` does: the same samples make the same step, however they are shared out."""
+    """Return all that decides a run's result, by name: settings, the base weights' checksum, those of the input files, and `others`. Of
+    batch and accumulation only their product with `processes` does: the same samples make the same step, however they are shared
+    out."""
     train = config.train.model_dump(exclude={"batch", "accumulation"})
     tasks = {name: of.model_dump() for name, of in config.tasks.items()}
     values: dict[str, Any] = {"preset": config.preset, "the effective batch": config.train.effective_batch(processes)}
@@ -52,7 +53,7 @@ def describe(config: Config, base: str, inputs: Iterable[Path], others: Mapping[
 
 
 def fingerprint(description: Mapping[str, Any]) -> str:
-    """12 hexadecimal digits."""
+    """Return 12 hexadecimal digits."""
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -90,11 +91,11 @@ class ResumeFolder:
         write_json(self.folder / DESCRIPTION, self.description)
 
     def bad_images(self, task: str) -> Path:
-        """Where all processes write down the images that a task could not use."""
+        """Return where all processes write down the images that a task could not use."""
         return self.folder / f"{BAD_IMAGES}{task}"
 
     def load(self) -> dict[str, Any] | None:
-        """The last state, on the CPU, or None. Raises `ResumeError` when it was begun under other conditions."""
+        """Return the last state, on the CPU, or None. Raises `ResumeError` when it was begun under other conditions."""
         path = self.folder / STATE
         if not path.is_file():
             return None
@@ -109,7 +110,7 @@ class ResumeFolder:
         return state
 
     def similar(self) -> list[str]:
-        """Unfinished runs beside this one that differ from it in at most three things: where each lies, how old it is, and in what
+        """Return unfinished runs beside this one that differ from it in at most three things: where each lies, how old it is, and in what
         it differs."""
         lines = []
         for path in sorted(self.folder.parent.glob(f"train-*/{DESCRIPTION}")):
@@ -126,7 +127,7 @@ class ResumeFolder:
         return lines
 
     def due(self) -> bool:
-        """Whether the last state is old enough for another."""
+        """Return whether the last state is old enough for another."""
         return time.monotonic() - self.last >= (max(self.seconds, self.cost / SHARE) if self.seconds else 0)
 
     def save(self, state: Mapping[str, Any], wait: bool = False) -> None:
@@ -172,13 +173,13 @@ def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def _short(value: object) -> str:
-    """A checksum by its first digits."""
+    """Return a checksum by its first digits."""
     text = str(value)
     return text[:12] if len(text) == 64 else text
 
 
 def _copy(value: Any) -> Any:
-    """A copy that later steps do not change, its tensors on the CPU."""
+    """Return a copy that later steps do not change, its tensors on the CPU."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):

@@ -36,7 +36,7 @@ class Gradients:
 def count(
     micro_batches: Sequence[MicroBatch], tasks: Mapping[str, AnyTask], accelerator: Accelerator, stop: bool
 ) -> tuple[Counts, bool]:
-    """Counts over micro-batches and processes, and whether any process was asked to stop: then all stop, at the same step."""
+    """Return counts over micro-batches and processes, and whether any process was asked to stop: then all stop, at the same step."""
     keys = [(name, counted) for name, task in tasks.items() for counted in task.counted]
     local = dict.fromkeys(keys, 0)
     for batches in micro_batches:
@@ -76,7 +76,7 @@ class Stepper:
         self.rates = [group["lr"] for group in optimizer.param_groups]
 
     def gradients(self, micro_batches: Sequence[MicroBatch], counts: Counts, step: int, examples: Examples) -> Gradients:
-        """The step's gradients. The graph of one task is gone before the next task's begins. `examples` keeps what it wants."""
+        """Return the step's gradients. The graph of one task is gone before the next task's begins. `examples` keeps what it wants."""
         size = sum(parameter.numel() for parameter in self.parameters)
         roles = ["primary", *(["auxiliary"] if any(task.role == "auxiliary" for task in self.tasks.values()) else [])]
         totals = {role: torch.zeros(size, device=self.accelerator.device) for role in roles}

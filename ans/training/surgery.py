@@ -12,7 +12,7 @@ from ans.config.training import Surgery
 
 
 def combine(first: Tensor, second: Tensor, rule: Surgery, beta: float) -> Tensor:
-    """first + beta * second (P,), `second` without its part along `first`: always (`orthogonal`), only where the two disagree
+    """Return first + beta * second (P,), `second` without its part along `first`: always (`orthogonal`), only where the two disagree
     (`pcgrad`, arXiv 2001.06782, one-sided), or never (`none`). A `first` of zeros leaves `second` whole.
     """
     if rule == "none":
@@ -24,12 +24,13 @@ def combine(first: Tensor, second: Tensor, rule: Surgery, beta: float) -> Tensor
 
 
 def along(first: Tensor, second: Tensor) -> Tensor:
-    """(second . first) / (first . first), a float64 on their device: how much of `first` is in `second`; 0 for a `first` of zeros."""
+    """Return (second . first) / (first . first), a float64 on their device: how much of `first` is in `second`; 0 for a `first` of
+    zeros."""
     return _share(_dot(second, first), _dot(first, first))
 
 
 def conflict(first: Tensor, second: Tensor, groups: Mapping[str, list[slice]]) -> dict[str, Tensor]:
-    """Per group of the vector and for `all` of it: norms of both, their cosine (0 where one vanishes) and `along`; each a float64 on
+    """Return per group of the vector and for `all` of it: norms of both, their cosine (0 where one vanishes) and `along`; each a float64 on
     the vectors' device, where the host need not wait for it."""
     values = {}
     for name, parts in {"all": [slice(0, len(first))], **groups}.items():
@@ -48,5 +49,5 @@ def _share(part: Tensor, whole: Tensor) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor, chunk: int = 2**20) -> Tensor:
-    """a . b in float64 over float32 chunks: a single float32 sum over 10^8 terms loses the digits that decide."""
+    """Return a . b in float64 over float32 chunks: a single float32 sum over 10^8 terms loses the digits that decide."""
     return torch.stack([torch.dot(x, y) for x, y in zip(a.split(chunk), b.split(chunk), strict=True)]).double().sum()

@@ -15,7 +15,7 @@ from ans.data.records import ImageRecord, Skipped
 
 
 def read(source: ModuleType, root: Path, folder: str, name: str) -> Iterator[ImageRecord | Skipped]:
-    """All records of a source in order, in this process. `index.build` does the same in several.
+    """Yield all records of a source in order, in this process. `index.build` does the same in several.
 
     A source is a module with `plan(root, folder, name)`, the list of its images, not opened, each as a `Skipped` or as what
     `read_one(root, unread)` makes records of; and with `fingerprint(root, folder, name)`.
@@ -25,7 +25,7 @@ def read(source: ModuleType, root: Path, folder: str, name: str) -> Iterator[Ima
 
 
 def source_folder(root: Path, folder: str, name: str) -> Path:
-    """`root`/`folder`. Raises `FileNotFoundError` naming both keys of params.yaml when it is not there."""
+    """Return `root`/`folder`. Raises `FileNotFoundError` naming both keys of params.yaml when it is not there."""
     path = root / folder
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: not found; it is looked for below paths.root ({root}), in sources.{name} ({folder})")
@@ -33,7 +33,8 @@ def source_folder(root: Path, folder: str, name: str) -> Path:
 
 
 def coco_folders(folder: str) -> tuple[str, ...]:
-    """Where the photographs of COCO's train2014 may lie, below `paths.root`; the first that exists is taken. `folder`: a source's own."""
+    """Return where the photographs of COCO's train2014 may lie, below `paths.root`; the first that exists is taken. `folder`: a
+    source's own."""
     return (
         f"{folder}/coco2014/train2014",
         "ref_seg/coco2014/train2014",
@@ -43,7 +44,7 @@ def coco_folders(folder: str) -> tuple[str, ...]:
 
 
 def field(record: Any, key: str, kind: type) -> Any:
-    """`record[key]`, an instance of `kind`; an integer of 64 bits, a text of whole characters (others cannot be stored).
+    """Return `record[key]`, an instance of `kind`; an integer of 64 bits, a text of whole characters (others cannot be stored).
 
     Raises `ValueError`, which the caller completes with the file's name.
     """
@@ -60,13 +61,13 @@ def field(record: Any, key: str, kind: type) -> Any:
 
 
 def whole(record: Any, key: str) -> int:
-    """`record[key]`, a whole number, which some tools write as 4.0. Raises as `field`."""
+    """Return `record[key]`, a whole number, which some tools write as 4.0. Raises as `field`."""
     value = record.get(key) if isinstance(record, dict) else None
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else field(record, key, int)
 
 
 def by_id(entries: list[Any], what: str) -> dict[int, Any]:
-    """id -> entry. Raises `ValueError`, which the caller completes with the file's name: also for an id that is there twice, since
+    """Return id -> entry. Raises `ValueError`, which the caller completes with the file's name: also for an id that is there twice, since
     nothing says which of the two is meant."""
     places: dict[int, int] = {}
     for place, entry in enumerate(entries):
@@ -77,12 +78,12 @@ def by_id(entries: list[Any], what: str) -> dict[int, Any]:
 
 
 def entry_of(entries: dict[int, Any], number: Any) -> Any:
-    """The entry that `number` names, a whole number; None where there is none, and where it is none: True is not 1."""
+    """Return the entry that `number` names, a whole number; None where there is none, and where it is none: True is not 1."""
     return entries.get(int(number)) if type(number) in (int, float) and number == number // 1 else None
 
 
 def parse_json(content: bytes) -> Any:
-    """The value that a JSON text says. Raises `ValueError`, also for brackets without end and for a key that is there twice."""
+    """Return the value that a JSON text says. Raises `ValueError`, also for brackets without end and for a key that is there twice."""
     try:
         return json.loads(content, object_pairs_hook=_unique)
     except RecursionError as error:
@@ -104,7 +105,7 @@ BREAKS = re.compile(r"[\t-\r\x1c-\x1f\x85\u2028\u2029]+")
 
 
 def clean(text: str) -> str:
-    """A text of a file as it is used: stripped, with a space for line breaks and tabs. Of any script, and any words: what a
+    """Return a text of a file as it is used: stripped, with a space for line breaks and tabs. Of any script, and any words: what a
     tokenizer would take for a special token is encoded as ordinary text (`ans/model/prompts.py`).
 
     Raises `ValueError` for a text that is empty then, that has control characters or that is too long.
@@ -125,7 +126,7 @@ def clean(text: str) -> str:
 
 
 def is_junk(name: str) -> bool:
-    """Whether a file is what macOS leaves beside a file of that name (AppleDouble): its attributes, under its suffix."""
+    """Return whether a file is what macOS leaves beside a file of that name (AppleDouble): its attributes, under its suffix."""
     return os.path.basename(name).startswith("._")
 
 
@@ -134,7 +135,7 @@ END = 64 * tarfile.RECORDSIZE
 
 
 def tar_members(root: Path, tar: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[str, str, str]]:
-    """(stem, suffix, locator) of the members of a tar that end in one of `suffixes`, in any case; folders within it are left out.
+    """Yield (stem, suffix, locator) of the members of a tar that end in one of `suffixes`, in any case; folders within it are left out.
 
     Raises `ValueError` naming a tar that cannot be read to its end.
     """

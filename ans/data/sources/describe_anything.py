@@ -38,7 +38,7 @@ class Unread:
 
 
 def plan(root: Path, folder: str, name: str) -> list[Unread]:
-    """Every image with described regions, folder by folder in order of their names.
+    """Return every image with described regions, folder by folder in order of their names.
 
     Raises `FileNotFoundError` without the folder, `ValueError` naming an annotations.json or a shard that cannot be read.
     """
@@ -58,7 +58,7 @@ def plan(root: Path, folder: str, name: str) -> list[Unread]:
 
 
 def fingerprint(root: Path, folder: str, name: str) -> list[str]:
-    """Names and sizes of every annotations.json and shard."""
+    """Return names and sizes of every annotations.json and shard."""
     files = [path for place in _splits(root, folder, name) for path in (place / "annotations.json", *place.glob("images/*.tar"))]
     return [f"{path.relative_to(root / folder).as_posix()}: {path.stat().st_size} bytes" for path in sorted(files)]
 
@@ -82,7 +82,7 @@ def _read_annotations(path: Path) -> dict[str, list[Any]]:
 
 
 def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
-    """The record of an image, and one `Skipped` per region that cannot be used.
+    """Yield the record of an image, and one `Skipped` per region that cannot be used.
 
     Of a video the first frame with a mask is taken, and the last frame as the second. Each region has its caption as its one
     expression. `image_id` and `region_id` (= `sent_id`) are positions: published ids are text and only unique within a folder.
@@ -119,7 +119,7 @@ def _same(root: Path, first: str, second: str) -> bool:
 
 
 def _find(regions: list[Any], members: dict[str, str]) -> list[str]:
-    """The image, or the frames, that the regions name. In some folders names have zeros before them that the members lack."""
+    """Return the image, or the frames, that the regions name. In some folders names have zeros before them that the members lack."""
     for region in regions:
         name = region.get("image") if isinstance(region, dict) else None
         if isinstance(name, str):
@@ -133,7 +133,7 @@ def _find(regions: list[Any], members: dict[str, str]) -> list[str]:
 
 
 def _frame_masks(region: Any) -> list[Any]:
-    """The RLE of every frame, None where the object is not seen."""
+    """Return the RLE of every frame, None where the object is not seen."""
     rle = region.get("mask_rle") if isinstance(region, dict) else None
     return rle if isinstance(rle, list) else [rle]
 
@@ -143,7 +143,7 @@ def _at(rles: list[Any], frame: int) -> Any:
 
 
 def _region(region: Any, rle: Any, later: Any, number: int, width: int, height: int) -> Region:
-    """Raises `ValueError` with one short reason."""
+    """Return the region. Raises `ValueError` with one short reason."""
     try:
         field(region, "image", str)
         caption = field(region, "caption", str)

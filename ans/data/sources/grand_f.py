@@ -49,7 +49,7 @@ class Unread:
 
 
 def plan(root: Path, folder: str, name: str) -> list[Unread | Skipped]:
-    """Every image, split by split in the order of its listing.
+    """Return every image, split by split in the order of its listing.
 
     Raises `FileNotFoundError` without any listing, `ValueError` naming one that cannot be read.
     """
@@ -66,13 +66,13 @@ def plan(root: Path, folder: str, name: str) -> list[Unread | Skipped]:
 
 
 def fingerprint(root: Path, folder: str, name: str) -> list[str]:
-    """Names and sizes of the listings."""
+    """Return names and sizes of the listings."""
     files = [part for listing in _listings(root, folder, name).values() for part in (listing, _masks_of(listing))]
     return [f"{path.name}: {path.stat().st_size} bytes" for path in files if path.is_file()]
 
 
 def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
-    """The record of an image, with a region for each phrase; one `Skipped` for each that cannot be used."""
+    """Yield the record of an image, with a region for each phrase; one `Skipped` for each that cannot be used."""
     key = unread.path.rpartition("/")[2]
     try:
         width, height = image_size(root, unread.path)
@@ -125,7 +125,7 @@ def _read(path: Path) -> Any:
 
 
 def _annotated(listing: Path) -> Iterator[tuple[str, Any, list[tuple[Any, Any, list[Any]]]]]:
-    """File name, caption and phrases of each image of the training listing."""
+    """Yield file name, caption and phrases of each image of the training listing."""
     rows = _read(listing)
     try:
         for row in rows if isinstance(rows, list) else [rows]:
@@ -139,7 +139,7 @@ def _annotated(listing: Path) -> Iterator[tuple[str, Any, list[tuple[Any, Any, l
 
 
 def _evaluated(listing: Path) -> Iterator[tuple[str, Any, list[tuple[Any, Any, list[Any]]]]]:
-    """The same of val or test; an image's file is named by its id. Of several captions the first counts, as GLaMM has it."""
+    """Yield the same of val or test; an image's file is named by its id. Of several captions the first counts, as GLaMM has it."""
     captions, drawn = _read(listing), _read(_masks_of(listing))
     try:
         rles: dict[Any, list[Any]] = {}
@@ -165,7 +165,7 @@ def _start(phrase: tuple[Any, Any, list[Any]]) -> int:
 
 
 def _within(caption: str, span: Any) -> tuple[int, str]:
-    """Where a phrase begins, and its text. Raises `ValueError`."""
+    """Return where a phrase begins, and its text. Raises `ValueError`."""
     if len(span) != 2 or not all(type(end) is int for end in span) or not 0 <= span[0] < span[1] <= len(caption):
         raise ValueError("phrase whose place is not within the caption")
     text = caption[span[0] : span[1]]
@@ -175,7 +175,7 @@ def _within(caption: str, span: Any) -> tuple[int, str]:
 
 
 def _union(rles: list[Any], height: int, width: int) -> str:
-    """The masks of a phrase as one. Raises `ValueError` for one that is damaged, or without a pixel."""
+    """Return the masks of a phrase as one. Raises `ValueError` for one that is damaged, or without a pixel."""
     parts = [masks.decode(masks.from_segmentation(rle, height, width), height, width) for rle in rles]
     if not any(part.any() for part in parts):
         raise ValueError("phrase without a pixel")

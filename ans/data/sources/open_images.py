@@ -37,7 +37,7 @@ Unread = tuple[str, str, list[tuple[str, str, str]]]
 
 
 def plan(root: Path, folder: str, name: str) -> list[Unread]:
-    """Every image with masks, in order of ImageID.
+    """Return every image with masks, in order of ImageID.
 
     Raises `FileNotFoundError` without the listing or the folders, `ValueError` naming a CSV that cannot be read.
     """
@@ -52,7 +52,7 @@ def plan(root: Path, folder: str, name: str) -> list[Unread]:
 
 
 def fingerprint(root: Path, folder: str, name: str) -> list[str]:
-    """Names and sizes of the two CSVs."""
+    """Return names and sizes of the two CSVs."""
     return [f"{path.name}: {path.stat().st_size} bytes" for path in _listing(root, folder, name)]
 
 
@@ -73,7 +73,7 @@ def _csv_rows(path: Path) -> Iterator[list[str]]:
 
 
 def _read_rows(path: Path) -> Iterator[list[str]]:
-    """`COLUMNS` of every row, empty where a row is too short."""
+    """Yield `COLUMNS` of every row, empty where a row is too short."""
     rows = _csv_rows(path)
     header = next(rows, [])
     missing = [column for column in COLUMNS if column not in header]
@@ -85,7 +85,7 @@ def _read_rows(path: Path) -> Iterator[list[str]]:
 
 
 def _read_classes(path: Path) -> dict[str, str]:
-    """Code -> name. Some releases of the file begin with a header, others with the first class; further columns are ignored, but
+    """Return code -> name. Some releases of the file begin with a header, others with the first class; further columns are ignored, but
     a line with more or fewer than the first is refused: a name with a comma in it that lacks its quotes would be cut."""
     classes: dict[str, str] = {}
     columns = 0
@@ -103,7 +103,7 @@ def _read_classes(path: Path) -> dict[str, str]:
 
 
 def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
-    """The record of an image, and one `Skipped` per mask that cannot be used.
+    """Yield the record of an image, and one `Skipped` per mask that cannot be used.
 
     `image_id` is the ImageID as a signed 64-bit number, `region_id` the BoxID as a number.
     """
@@ -147,7 +147,7 @@ def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
 
 
 def _read_mask(path: Path, width: int, height: int) -> np.ndarray:
-    """(height, width) uint8, not zero on the object. Raises `ValueError` with one short reason, `FileNotFoundError`."""
+    """Return (height, width) uint8, not zero on the object. Raises `ValueError` with one short reason, `FileNotFoundError`."""
     try:
         stored = Image.fromarray(drawn(open_mask(path)))
     except FileNotFoundError:

@@ -61,7 +61,7 @@ class Unread:
 
 
 def plan(root: Path, folder: str, name: str) -> list[Unread | Skipped]:
-    """Every image that a line names, in the order of the lines; lines that cannot be used as `Skipped`.
+    """Return every image that a line names, in the order of the lines; lines that cannot be used as `Skipped`.
 
     Raises `FileNotFoundError` without expressions.jsonl or images, `ValueError` naming an annotations.json that cannot be read.
     """
@@ -87,7 +87,7 @@ def plan(root: Path, folder: str, name: str) -> list[Unread | Skipped]:
 
 
 def fingerprint(root: Path, folder: str, name: str) -> list[str]:
-    """sha256 of every file. Own data is small, and it is edited: a mask drawn anew has the same name."""
+    """Return sha256 of every file. Own data is small, and it is edited: a mask drawn anew has the same name."""
     base = source_folder(root, folder, name)
     files = [path for path in (base / EXPRESSIONS, base / ANNOTATIONS) if path.is_file()]
     for kind in ("images", "masks"):
@@ -101,7 +101,7 @@ def fingerprint(root: Path, folder: str, name: str) -> list[str]:
 
 
 def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
-    """The record of an image, and one `Skipped` per line that cannot be used.
+    """Yield the record of an image, and one `Skipped` per line that cannot be used.
 
     Lines of one object (the same mask) are joined. `image_id` is the image's position, `region_id` the line, and `sent_id` 1000
     times the line and the text's position. Images are opened whole: there are few, and a damaged one is named here.
@@ -138,7 +138,7 @@ def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
 
 
 def _read_line(content: bytes, line: int, annotations: "dict[int, Annotation]", base: Path) -> tuple[str, Object]:
-    """The image and what is said of it. Raises `ValueError` that says what is wrong with the line."""
+    """Return the image and what is said of it. Raises `ValueError` that says what is wrong with the line."""
     try:
         record = parse_json(content)
     except ValueError as error:
@@ -174,7 +174,7 @@ def _read_line(content: bytes, line: int, annotations: "dict[int, Annotation]", 
 
 
 def _path(base: Path, kind: str, name: str) -> str:
-    """A path below images/ or masks/ in the one spelling that stands for the file, so that one photograph has one name."""
+    """Return a path below images/ or masks/ in the one spelling that stands for the file, so that one photograph has one name."""
     below(kind, name)
     if SEPARATOR in name:
         raise ValueError(f"{name}: a name with `{SEPARATOR}`, which parts a file from what is in it")
@@ -186,7 +186,7 @@ Annotation = tuple[str, tuple[int, int] | None, dict[str, Any], str]
 
 
 def _read_annotations(path: Path) -> dict[int, Annotation]:
-    """id -> annotation."""
+    """Return id -> annotation."""
     try:
         content = parse_json(path.read_bytes())
         listed = by_id(field(content, "images", list), "images")
@@ -204,14 +204,14 @@ def _read_annotations(path: Path) -> dict[int, Annotation]:
 
 
 def _size(image: Any) -> tuple[int, int] | None:
-    """(width, height) that a listing states of an image; some tools leave both out."""
+    """Return (width, height) that a listing states of an image; some tools leave both out."""
     if image.get("width") is None and image.get("height") is None:
         return None
     return whole(image, "width"), whole(image, "height")
 
 
 def _region(root: Path, unread: Unread, one: Object, height: int, width: int) -> tuple[Region, list[str]]:
-    """The region, and what is to be said of it. Raises `ValueError` or `FileNotFoundError` with a reason."""
+    """Return the region, and what is to be said of it. Raises `ValueError` or `FileNotFoundError` with a reason."""
     notes: list[str] = []
     if one.size is not None:
         check_size(f"images/{unread.image}", (width, height), one.size, ANNOTATIONS)

@@ -36,18 +36,18 @@ TWICE = ""
 
 
 def plan(root: Path, folder: str, name: str) -> list[Unread]:
-    """Every image, split by split in order of their names. Raises `FileNotFoundError` without the folder or any split."""
+    """Return every image, split by split in order of their names. Raises `FileNotFoundError` without the folder or any split."""
     pairs = [(f"{folder}/{split}", pair) for split in _splits(root, folder, name) for pair in _pairs(root / folder / split)]
     return [(place, *pair, number) for number, (place, pair) in enumerate(pairs)]
 
 
 def fingerprint(root: Path, folder: str, name: str) -> list[str]:
-    """The number of images per split."""
+    """Return the number of images per split."""
     return [f"{split}: {len(_pairs(root / folder / split))} jpg" for split in _splits(root, folder, name)]
 
 
 def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
-    """In `train` one record per question, with one region: they are different wordings. In `val` and `test` one record; its
+    """Yield, in `train`, one record per question, with one region: they are different wordings. In `val` and `test` one record; its
     region has the first question, the only one that LISA evaluates, and a second region of the split `val-all` or `test-all` has
     all of them. `image_id` and `region_id` are the image's position."""
     place, image, listing, number = unread
@@ -93,7 +93,7 @@ def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
 
 
 def draw(shapes: list[Any], height: int, width: int) -> np.ndarray:
-    """(height, width) uint8: `TARGET`, `IGNORED` or 0. Raises `ValueError` for a shape that is not as published."""
+    """Return (height, width) uint8: `TARGET`, `IGNORED` or 0. Raises `ValueError` for a shape that is not as published."""
     drawn = []
     for shape in shapes:
         label = field(shape, "label", str).lower()
@@ -107,7 +107,7 @@ def draw(shapes: list[Any], height: int, width: int) -> np.ndarray:
 
 
 def draw_shape(shape: dict[str, Any], height: int, width: int) -> np.ndarray:
-    """(height, width) bool of a shape by its type, as labelme has it; without one it is a polygon.
+    """Return (height, width) bool of a shape by its type, as labelme has it; without one it is a polygon.
 
     Polygons and rectangles have whole-numbered corners, cut off towards zero as the original does. Raises `ValueError` for shapes
     without an inside and for types that are unknown.
@@ -138,7 +138,7 @@ def draw_shape(shape: dict[str, Any], height: int, width: int) -> np.ndarray:
 
 
 def _stored(shape: dict[str, Any], points: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A shape of type `mask`: a PNG in base64, and the first and last pixel, x and y, of where it lies."""
+    """Return a shape of type `mask`: a PNG in base64, and the first and last pixel, x and y, of where it lies."""
     try:
         data = base64.b64decode(field(shape, "mask", str), validate=True)
         inside = drawn(open_mask(data))
@@ -156,7 +156,7 @@ def _stored(shape: dict[str, Any], points: np.ndarray, height: int, width: int) 
 
 
 def _points(points: list[Any]) -> np.ndarray:
-    """(points, 2)."""
+    """Return (points, 2)."""
     for point in points:
         if not isinstance(point, list) or len(point) != 2 or not all(type(value) in (int, float) for value in point):
             raise ValueError("shape with a point that is not x and y")
@@ -185,7 +185,7 @@ def _splits(root: Path, folder: str, name: str) -> list[str]:
 
 
 def _pairs(place: Path) -> list[tuple[str, str]]:
-    """Names of every image and of its JSON, which need not be there, in order; suffixes in any case."""
+    """Return names of every image and of its JSON, which need not be there, in order; suffixes in any case."""
     names = sorted(os.path.splitext(entry.name) for entry in os.scandir(place) if not is_junk(entry.name))
     found: dict[str, list[str]] = defaultdict(list)
     for stem, suffix in names:

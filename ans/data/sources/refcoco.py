@@ -47,7 +47,7 @@ class _ListingUnpickler(pickle._Unpickler):
 
 
 def load_refs(path: Path) -> list[dict[str, Any]]:
-    """The refs of a `refs(*).p`, of Python 2 or 3, or of a `grefs(*).json`. Nothing in the file is executed. Raises
+    """Return the refs of a `refs(*).p`, of Python 2 or 3, or of a `grefs(*).json`. Nothing in the file is executed. Raises
     `ValueError` naming the file.
     """
     if path.suffix == ".json":
@@ -72,7 +72,7 @@ def _listed(refs: Any, path: Path) -> list[dict[str, Any]]:
 
 
 def listing(root: Path, folder: str, name: str) -> list[Path]:
-    """instances.json and the refs file of source `name`. Raises `FileNotFoundError` naming `paths.root` and the key."""
+    """Return instances.json and the refs file of source `name`. Raises `FileNotFoundError` naming `paths.root` and the key."""
     paths = [root / folder / "instances.json", root / folder / REFS[name]]
     for path in paths:
         if not path.is_file():
@@ -83,7 +83,7 @@ def listing(root: Path, folder: str, name: str) -> list[Path]:
 
 
 def fingerprint(root: Path, folder: str, name: str) -> list[str]:
-    """Names and sizes of the listing."""
+    """Return names and sizes of the listing."""
     return [f"{path.name}: {path.stat().st_size} bytes" for path in listing(root, folder, name)]
 
 
@@ -101,7 +101,7 @@ class Unread:
 
 
 def plan(root: Path, folder: str, name: str) -> list[Unread]:
-    """Every image with refs, in order of image id.
+    """Return every image with refs, in order of image id.
 
     Raises `FileNotFoundError` without the listing or any image folder, `ValueError` naming a file that cannot be parsed.
     """
@@ -136,7 +136,7 @@ def plan(root: Path, folder: str, name: str) -> list[Unread]:
 
 
 def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
-    """The image with its referred regions; and for what cannot be used one `Skipped` per ref.
+    """Yield the image with its referred regions; and for what cannot be used one `Skipped` per ref.
 
     Raises `ValueError` naming the refs file where a ref is not as published.
     """
@@ -180,7 +180,7 @@ def _field(record: Any, key: str, kind: type, path: Path) -> Any:
 
 
 def _ann_ids(ref: dict[str, Any], path: Path) -> list[int]:
-    """The annotations of a ref; gRefCOCO has lists of them, and [-1] for none."""
+    """Return the annotations of a ref; gRefCOCO has lists of them, and [-1] for none."""
     ids = ref.get("ann_id")
     ids = ids if isinstance(ids, list) and path.suffix == ".json" else [ids]
     return [_field({"ann_id": id_}, "ann_id", int, path) for id_ in ids]
@@ -203,7 +203,7 @@ def _region(ref: dict[str, Any], unread: Unread, drawn: Drawn) -> Region | Skipp
 
 
 def _union(ref: dict[str, Any], unread: Unread, drawn: Drawn) -> Region | Skipped:
-    """A ref of gRefCOCO. Crowds among its objects are left out, as its own reader does."""
+    """Return a ref of gRefCOCO. Crowds among its objects are left out, as its own reader does."""
     ref_id, height, width = _field(ref, "ref_id", int, unread.file), unread.image["height"], unread.image["width"]
     ids = [id_ for id_ in _ann_ids(ref, unread.file) if id_ != -1]
     counts = [drawn[id_] for id_ in ids if not unread.annotations.get(id_, {}).get("iscrowd")]
@@ -246,7 +246,7 @@ def _sentences(ref: dict[str, Any], path: Path) -> tuple[Expression, ...]:
 
 
 def _usable(text: str) -> str | ValueError:
-    """A text as it is used; of a sound one not even a space is changed, since evaluations elsewhere have it too."""
+    """Return a text as it is used; of a sound one not even a space is changed, since evaluations elsewhere have it too."""
     try:
         found = clean(text)
     except ValueError as error:
@@ -255,7 +255,7 @@ def _usable(text: str) -> str | ValueError:
 
 
 def _notes(ref: dict[str, Any], unread: Unread, drawn: Drawn) -> Iterator[Noted]:
-    """What is left out of a ref that is used, and masks that are not as instances.json states them. They are used as they are:
+    """Yield what is left out of a ref that is used, and masks that are not as instances.json states them. They are used as they are:
     they are what the published results were measured on."""
     key = f"ref {_field(ref, 'ref_id', int, unread.file)}"
     for sentence in _field(ref, "sentences", list, unread.file):

@@ -25,8 +25,8 @@ Unread = tuple[str, dict[str, Any]]
 
 
 def plan(root: Path, folder: str, name: str) -> list[Unread]:
-    """Every image, in the order of the files. Raises `FileNotFoundError` without them or without COCO's photographs, `ValueError` naming a
-    file that cannot be read."""
+    """Return every image, in the order of the files. Raises `FileNotFoundError` without them or without COCO's photographs,
+    `ValueError` naming a file that cannot be read."""
     place = next((place for place in coco_folders(folder) if (root / place).is_dir()), None)
     if place is None:
         raise FileNotFoundError(f"no images for sources.{name}: looked below {root} in {', '.join(coco_folders(folder))}")
@@ -41,12 +41,12 @@ def plan(root: Path, folder: str, name: str) -> list[Unread]:
 
 
 def fingerprint(root: Path, folder: str, name: str) -> list[str]:
-    """Names and sizes of the files."""
+    """Return names and sizes of the files."""
     return [f"{path.name}: {path.stat().st_size} bytes" for path in _files(root, folder, name)]
 
 
 def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
-    """The image with its regions, and one `Skipped` per sample that cannot be used. A sentence has no id of its own: it is the
+    """Yield the image with its regions, and one `Skipped` per sample that cannot be used. A sentence has no id of its own: it is the
     sample's, times 1000, and its place."""
     path, row = unread
     try:

@@ -59,7 +59,7 @@ class MaskColumns:
 
 
 def plan(root: Path, folder: str, name: str) -> list[Path]:
-    """The shards: folders and tars, in order of their names. Raises `FileNotFoundError` without the folder."""
+    """Return the shards: folders and tars, in order of their names. Raises `FileNotFoundError` without the folder."""
     base = source_folder(root, folder, name)
     folders, tars, _ = _contents(base)
     shards = sorted([base / name for name in folders if SUBFOLDER.fullmatch(name)] + [base / name for name in tars])
@@ -67,7 +67,7 @@ def plan(root: Path, folder: str, name: str) -> list[Path]:
 
 
 def read_one(root: Path, shard: Path) -> Iterator[ImageFiles | Skipped]:
-    """Every image of a shard. An image or a JSON without its partner is a `Skipped`.
+    """Return every image of a shard. An image or a JSON without its partner is a `Skipped`.
 
     Raises `ValueError` naming a tar that cannot be read.
     """
@@ -79,7 +79,7 @@ def read_one(root: Path, shard: Path) -> Iterator[ImageFiles | Skipped]:
 
 
 def fingerprint(root: Path, folder: str, name: str) -> list[str]:
-    """What changes when the listing does: the number of images and of JSONs per folder, name and size of every tar."""
+    """Return what changes when the listing does: the number of images and of JSONs per folder, name and size of every tar."""
     base = source_folder(root, folder, name)
     folders, tars, images = _contents(base)
     lines = [f"{base.name}: {images}", *(f"{name}: {_contents(base / name)[2]}" for name in sorted(folders))]
@@ -87,7 +87,7 @@ def fingerprint(root: Path, folder: str, name: str) -> list[str]:
 
 
 def _contents(place: Path) -> tuple[list[str], list[str], str]:
-    """Names of the folders and of the tars directly in a folder, and how many images and JSONs are there."""
+    """Return names of the folders and of the tars directly in a folder, and how many images and JSONs are there."""
     folders, tars, suffixes = [], [], []
     for entry in os.scandir(place):
         suffix = os.path.splitext(entry.name)[1].lower()
@@ -158,7 +158,7 @@ def _columns(annotations: list[Any], height: int, width: int) -> Columns:
 
 
 def _within(columns: Columns, annotations: list[Any], limits: SubsetSa1b, pixels: int) -> Columns:
-    """The masks that have pixels and lie within the limits."""
+    """Return the masks that have pixels and lie within the limits."""
     low, high = max(limits.min_area_share * pixels, 1), limits.max_area_share * pixels
     chosen = [i for i, area in enumerate(columns[1]) if low <= area <= high]
     for key, least in (("predicted_iou", limits.min_predicted_iou), ("stability_score", limits.min_stability_score)):
@@ -175,7 +175,7 @@ def _within(columns: Columns, annotations: list[Any], limits: SubsetSa1b, pixels
 
 
 def _files(root: Path, folder: Path) -> Iterator[tuple[str, str, str]]:
-    """(stem, suffix, locator) of the images and JSONs directly in a folder."""
+    """Yield (stem, suffix, locator) of the images and JSONs directly in a folder."""
     below = folder.relative_to(root).as_posix()
     for entry in os.scandir(folder):
         stem, suffix = os.path.splitext(entry.name)

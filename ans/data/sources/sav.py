@@ -27,13 +27,13 @@ Unread = tuple[Path, int]
 
 
 def plan(root: Path, folder: str, name: str) -> list[Unread]:
-    """Every file, in order of their paths. Raises `FileNotFoundError` without the folder."""
+    """Return every file, in order of their paths. Raises `FileNotFoundError` without the folder."""
     paths = [place / file_name for place, names in _folders(source_folder(root, folder, name)) for file_name in names]
     return [(path, number) for number, path in enumerate(paths)]
 
 
 def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
-    """One record with one region; `image_id` and `region_id` are the position among all files.
+    """Yield one record with one region; `image_id` and `region_id` are the position among all files.
 
     An object that is gone in the second frame is kept without it. Of the frames only the headers are read here.
     """
@@ -41,13 +41,13 @@ def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
 
 
 def fingerprint(root: Path, folder: str, name: str) -> list[str]:
-    """The number of pairs per folder."""
+    """Return the number of pairs per folder."""
     base = source_folder(root, folder, name)
     return [f"{place.relative_to(base).as_posix()}: {len(names)} npz" for place, names in _folders(base)]
 
 
 def _folders(base: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Every folder with pairs and their file names, both in order."""
+    """Yield every folder with pairs and their file names, both in order."""
     for place, subfolders, names in os.walk(base, followlinks=True):
         subfolders.sort()
         pairs = sorted(name for name in names if NAME.fullmatch(name))

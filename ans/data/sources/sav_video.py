@@ -51,7 +51,7 @@ Unread = tuple[Path, Path, int]
 
 
 def plan(root: Path, folder: str, name: str) -> list[Unread]:
-    """Every annotated video, in order of their paths. Raises `FileNotFoundError` without the folder."""
+    """Return every annotated video, in order of their paths. Raises `FileNotFoundError` without the folder."""
     base = source_folder(root, folder, name)
     found = []
     for path in sorted(base.rglob("*_*.json")):
@@ -65,7 +65,7 @@ def plan(root: Path, folder: str, name: str) -> list[Unread]:
 
 
 def fingerprint(root: Path, folder: str, name: str) -> list[str]:
-    """Names of the videos, sizes of the JSONs."""
+    """Return names of the videos, sizes of the JSONs."""
     base = source_folder(root, folder, name)
     lines = []
     for annotation, video, _ in plan(root, folder, name):
@@ -75,7 +75,7 @@ def fingerprint(root: Path, folder: str, name: str) -> list[str]:
 
 
 def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
-    """The records of a video: two frames in a row of the annotated ones, every second. `image_id` is 100,000 times the video's
+    """Yield the records of a video: two frames in a row of the annotated ones, every second. `image_id` is 100,000 times the video's
     position and the frame's number, `region_id` the object's number."""
     annotation, video, number = unread
     key = annotation.relative_to(root).as_posix()
@@ -109,7 +109,7 @@ def _records(root: Path, masklets: Masklets, video: Path, split: str, first_id: 
 
 
 def _counts(masklets: Masklets, i: int, k: int) -> str:
-    """The mask of object k in annotated frame i, "" where it is not seen."""
+    """Return the mask of object k in annotated frame i, "" where it is not seen."""
     if not masklets.areas[i, k]:
         return ""
     return masks.from_segmentation(masklets.rles[i][k], masklets.height, masklets.width)
@@ -126,7 +126,7 @@ def _frame(root: Path, video: Path, number: int) -> str:
 
 
 def read_masklets(annotation: Path) -> Masklets:
-    """A `<video>_manual.json`, a `<video>_auto.json` or a folder of PNGs.
+    """Read a `<video>_manual.json`, a `<video>_auto.json` or a folder of PNGs.
 
     Raises `ValueError` naming what is not as published: also a JSON whose stated areas or visibility
     changes do not match its masks.
@@ -148,7 +148,7 @@ def read_masklets(annotation: Path) -> Masklets:
 
 
 def _whole(content: Any, key: str) -> int:
-    """Sides are written as 848.0."""
+    """Read a number: sides are written as 848.0."""
     value = content.get(key) if isinstance(content, dict) else None
     if not isinstance(value, int | float) or isinstance(value, bool) or not 1 <= value <= masks.MAX_SIDE or value != int(value):
         raise ValueError(f"{key} is {value!r:.80}, expected a whole number of pixels")
@@ -156,7 +156,7 @@ def _whole(content: Any, key: str) -> int:
 
 
 def _row(row: Any, objects: int) -> list[dict[str, Any] | None]:
-    """One annotated frame. None stands for an object, or for all of them, where nothing is seen."""
+    """Return one annotated frame. None stands for an object, or for all of them, where nothing is seen."""
     if row is None:
         return [None] * objects
     if not isinstance(row, list) or len(row) != objects or not all(rle is None or isinstance(rle, dict) for rle in row):

@@ -15,7 +15,7 @@ from ans.data.records import Skipped
 
 
 def read(root: Path, folder: str, split: str) -> Iterator[Clip | Skipped]:
-    """The clips of `train`, `valid_u` or `valid`."""
+    """Yield the clips of `train`, `valid_u` or `valid`."""
     place = root / folder / split
     videos = listing(place / "meta_expressions.json")
     known = load_masks(place / "mask_dict.json") if (place / "mask_dict.json").exists() else None

@@ -36,7 +36,7 @@ class Line:
 
 
 def read(root: Path, folder: str, split: str) -> Iterator[Clip | Skipped]:
-    """The clips with an expression of `split`; a line that cannot be used is a `Skipped` named by its number."""
+    """Yield the clips with an expression of `split`; a line that cannot be used is a `Skipped` named by its number."""
     base = root / folder
     lines, skipped = read_lines(base)
     yield from skipped
@@ -52,7 +52,7 @@ def read(root: Path, folder: str, split: str) -> Iterator[Clip | Skipped]:
 
 
 def read_lines(base: Path) -> tuple[list[Line], list[Skipped]]:
-    """The lines of a folder, and those that cannot be used. Raises `FileNotFoundError` without clips or lines."""
+    """Return the lines of a folder, and those that cannot be used. Raises `FileNotFoundError` without clips or lines."""
     if not (base / EXPRESSIONS).is_file() or not (base / "clips").is_dir():
         raise FileNotFoundError(f"{base}: {EXPRESSIONS} and clips/ not both there")
     lines, skipped = [], []

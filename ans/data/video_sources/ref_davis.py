@@ -27,7 +27,7 @@ PICTURES, MASKS = "JPEGImages/480p", "Annotations_unsupervised/480p"
 
 
 def read(root: Path, folder: str, split: str) -> Iterator[Clip | Skipped]:
-    """The clips of `train` or `val`."""
+    """Yield the clips of `train` or `val`."""
     base = root / folder
     names = _lines(base / "DAVIS/ImageSets/2017" / f"{split}.txt")
     said = [_expressions(base / "davis_text_annotations" / f"{name}.txt", encoding) for name, encoding in ANNOTATORS]
@@ -54,7 +54,7 @@ def _lines(path: Path, encoding: str = "utf-8") -> list[str]:
 
 
 def _expressions(path: Path, encoding: str) -> dict[str, list[tuple[str, str]]]:
-    """Video -> (object, expression), in order of the objects. Raises `ValueError` naming the line."""
+    """Return video -> (object, expression), in order of the objects. Raises `ValueError` naming the line."""
     found: dict[str, list[tuple[str, str]]] = {}
     for number, line in enumerate(_lines(path, encoding), start=1):
         match = LINE.fullmatch(line)

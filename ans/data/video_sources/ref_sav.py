@@ -23,7 +23,7 @@ VIDEOS = "sam_v_full"
 
 
 def read(root: Path, folder: str, split: str) -> Iterator[Clip | Skipped]:
-    """The clips of the one listing; `split` is only their name."""
+    """Yield the clips of the one listing; `split` is only their name."""
     for name, said in sorted(load_masks(root / folder / "Ref-SAV.json").items()):
         try:
             yield _clip(root, folder, name, said, split)
@@ -59,7 +59,7 @@ def _clip(root: Path, folder: str, name: str, said: Any, split: str) -> Clip:
 
 
 def _cut(path: str) -> str:
-    """`sav_000/sav_train/sav_000/x.mp4` -> `sav_train/sav_000/x.mp4`. Raises `ValueError` for a path that leaves its folder."""
+    """Map `sav_000/sav_train/sav_000/x.mp4` to `sav_train/sav_000/x.mp4`. Raises `ValueError` for a path that leaves its folder."""
     parts = path.split("/")
     if ".." in parts or path.startswith("/"):
         raise ValueError("a path that leaves its folder")

@@ -15,7 +15,7 @@ from ans.data.records import Skipped
 
 
 def read(root: Path, folder: str, split: str) -> Iterator[Clip | Skipped]:
-    """The clips of `train` or `valid`."""
+    """Yield the clips of `train` or `valid`."""
     listings = root / folder / "meta_expressions"
     videos = listing(listings / split / "meta_expressions.json")
     if split == "valid":
@@ -31,7 +31,7 @@ def read(root: Path, folder: str, split: str) -> Iterator[Clip | Skipped]:
 def clip(
     root: Path, folder: str, video: Listed, split: str, pictures: str = "JPEGImages", annotations: str = "Annotations"
 ) -> Clip:
-    """The clip of a video that lies in `folder`, in these parts of it. Raises `ValueError`."""
+    """Return the clip of a video that lies in `folder`, in these parts of it. Raises `ValueError`."""
     frames, height, width = sized_frames(root, f"{folder}/{pictures}/{video.name}", video.frames)
     place = root / folder / annotations
     masks, found = {}, []

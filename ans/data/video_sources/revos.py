@@ -17,7 +17,7 @@ KINDS = {0: "referring", 1: "reasoning", 2: "absent"}
 
 
 def read(root: Path, folder: str, split: str) -> Iterator[Clip | Skipped]:
-    """The clips of `train` or `valid`. Expressions of kind `absent` have no target; published results leave them out."""
+    """Yield the clips of `train` or `valid`. Expressions of kind `absent` have no target; published results leave them out."""
     place = root / folder
     videos = listing(place / f"meta_expressions_{split}_.json")
     known, all_objects = load_masks(place / "mask_dict.json"), load_masks(place / "mask_dict_foreground.json")

@@ -130,7 +130,7 @@ class Network(decoder.MaskNetwork):
         return Masks.best(candidates, ious, None)
 
     def _candidates(self, features: Levels, image_index: Tensor, sparse: Tensor, several: bool) -> tuple[Tensor, Tensor]:
-        """Logits (N, K, S/4, S/4) and predicted IoUs (N, K) for prompts `sparse` (N, 1, n, D); K is 3, or 1."""
+        """Return logits (N, K, S/4, S/4) and predicted IoUs (N, K) for prompts `sparse` (N, 1, n, D); K is 3, or 1."""
         maps = features[0][image_index]
         dense = self.sam.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1).expand_as(maps)
         places = self.sam.get_image_wide_positional_embeddings().expand_as(maps)

@@ -120,7 +120,8 @@ class MaskDecoder(Square):
 
     @classmethod
     def hf_names(cls, names: Iterable[str]) -> dict[str, str]:
-        """Sa2VA-i (kumuji/Sa2VA-i) calls the fine-tuned decoder `sam_mask_decoder_modified` and the original one `sam_mask_decoder`."""
+        """Return what it means here: Sa2VA-i (kumuji/Sa2VA-i) calls the fine-tuned decoder `sam_mask_decoder_modified` and the original
+        one `sam_mask_decoder`."""
         names = list(names)
         tuned, here = f"{HF}sam_mask_decoder_modified.", f"{HF}sam_mask_decoder."
         if not any(name.startswith(tuned) for name in names):
@@ -169,7 +170,7 @@ class Network(decoder.MaskNetwork):
         return level0, level1, level2
 
     def project(self, levels: Levels) -> Levels:
-        """FPN levels -> (B, D/8, S/4, S/4), (B, D/4, S/8, S/8), (B, D, S/16, S/16)."""
+        """Map FPN levels to (B, D/8, S/4, S/4), (B, D/4, S/8, S/8), (B, D, S/16, S/16)."""
         masks = self.model.sam_mask_decoder
         coarse = levels[2] + self.model.no_mem_embed.view(1, -1, 1, 1)
         return masks.conv_s0(levels[0]), masks.conv_s1(levels[1]), coarse
@@ -189,7 +190,7 @@ class Network(decoder.MaskNetwork):
         return self._best(features, image_index, sparse, dense, several)
 
     def _best(self, features: Levels, image_index: Tensor, sparse: Tensor, dense: Tensor, several: bool) -> Masks:
-        """Masks for prompts `sparse` (N, n, D) and `dense` (N, D, S/16, S/16): the best of three candidates, or the only one."""
+        """Return masks for prompts `sparse` (N, n, D) and `dense` (N, D, S/16, S/16): the best of three candidates, or the only one."""
         fine, middle, coarse = features
         candidates, ious, _, object_score = self.model.sam_mask_decoder(
             image_embeddings=coarse[image_index],
@@ -233,7 +234,7 @@ class Network(decoder.MaskNetwork):
         return ConsistentTracker(self, getattr(self.model, ORIGINAL))
 
     def padding_prompt(self, count: int) -> tuple[Tensor, Tensor]:
-        """Sparse (N, 2, D) and dense (N, D, S/16, S/16) embeddings of "no point": SAM2 pads once, its encoder once more."""
+        """Return sparse (N, 2, D) and dense (N, D, S/16, S/16) embeddings of "no point": SAM2 pads once, its encoder once more."""
         device = self.model.no_mem_embed.device
         points = torch.zeros(count, 1, 2, device=device), -torch.ones(count, 1, dtype=torch.int32, device=device)
         sparse, dense = self.model.sam_prompt_encoder(points=points, boxes=None, masks=None)

@@ -31,7 +31,7 @@ NOTHING = -1024.0
 
 
 def _pyramid(name: str) -> Renaming:
-    """The names of one of the two feature pyramids."""
+    """Return the names of one of the two feature pyramids."""
     layers = (
         (f"{name}.0.scale_layers.0.", f"{name}.0.dconv_2x2_0."),
         (f"{name}.0.scale_layers.2.", f"{name}.0.dconv_2x2_1."),
@@ -151,7 +151,7 @@ class ImageEncoder(nn.Module):
         embeddings.class_position = nn.Parameter(torch.zeros_like(embeddings.position_embeddings[:, :1]))
 
     def forward(self, pixels: Tensor) -> dict[str, list[Tensor]]:
-        """The maps of three levels, named as the `sam2` package does it."""
+        """Return the maps of three levels, named as the `sam2` package does it."""
         side = pixels.shape[-1] // self.patch
         cells = self.trunk(pixels).last_hidden_state.mT.unflatten(2, (side, side))
         return {"backbone_fpn": [layer(cells) for layer in self.neck.fpn_layers[:3]]}

@@ -101,7 +101,7 @@ KEYS = KeyTable(
 
 
 def _side(size: Any, patch: Any) -> int:
-    """The side of a tile in pixels. Raises `ValueError` for what is no whole number of patches."""
+    """Return the side of a tile in pixels. Raises `ValueError` for what is no whole number of patches."""
     if type(size) is not int or type(patch) is not int or patch < 1 or size < patch or size % patch:
         raise ValueError(f"force_image_size: {size!r} is no whole number of patches of {patch!r} pixels")
     return size
@@ -174,7 +174,7 @@ class Family(family.Family):
 
     @classmethod
     def read_language(cls, values: Mapping[str, Any]) -> PretrainedConfig:
-        """The language model of `llm_config`."""
+        """Return the language model of `llm_config`."""
         return Qwen2Config(**language_settings(values))
 
     @property
@@ -199,7 +199,7 @@ class Family(family.Family):
 
     @classmethod
     def for_remote(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """With the parts' classes named: without them the official code builds parts of other sizes, or none."""
+        """Return it with the parts' classes named: without them the official code builds parts of other sizes, or none."""
         parts = {"vision_config": "InternVisionModel", "llm_config": cls.architecture}
         return {**values, **{part: {**values[part], "architectures": [name]} for part, name in parts.items()}}
 
@@ -266,7 +266,7 @@ _SDPA: dict[str, Any] = {"attn_implementation": "sdpa"}
 
 
 def language_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What the configurations of Llama and of Qwen2 both have, from `llm_config`."""
+    """Return what the configurations of Llama and of Qwen2 both have, from `llm_config`."""
     return {
         **{key: values[key] for key in _SAME_IN_LANGUAGE},
         "rope_parameters": {"rope_type": "default", "rope_theta": values["rope_theta"]},
@@ -303,7 +303,7 @@ class InternVL(family.Vlm):
 
 
 def _pixel_shuffle(hidden: Tensor, factor: int) -> Tensor:
-    """(T, H*W, C) -> (T, H*W/f^2, C*f^2): neighbouring cells move into channels (InternVL's `ps_version` v2)."""
+    """Map (T, H*W, C) to (T, H*W/f^2, C*f^2): neighbouring cells move into channels (InternVL's `ps_version` v2)."""
     count, cells, channels = hidden.shape
     side = int(cells**0.5)
     hidden = hidden.view(count, side, side // factor, channels * factor).permute(0, 2, 1, 3)

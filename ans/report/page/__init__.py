@@ -52,7 +52,7 @@ def write_page(page: Page, path: Path) -> None:
 
 
 def html(page: Page) -> str:
-    """The page as text."""
+    """Return the page as text."""
     bodies = {name: module.section(page) for name, module in SECTIONS.items()}
     there = {name: (SECTIONS[name].TITLE, body) for name, body in bodies.items() if body}
     links = "".join(f'<li><a href="#{name}">{title}</a></li>' for name, (title, _) in there.items())
@@ -90,6 +90,6 @@ in <code>dvc.lock</code>. This file holds all that it shows and asks the network
 
 
 def lead(page: Page) -> str:
-    """The first lines."""
+    """Return the first lines."""
     lines = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in page.first.items())
     return f'<dl class="lead">{lines}</dl>'

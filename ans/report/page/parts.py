@@ -82,7 +82,7 @@ def paragraph(text: str) -> str:
 
 
 def html_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[Any]], total: bool = False) -> str:
-    """A table that scrolls by itself where it is too wide. Cells are text, or `Html` of a whole `<td>` or of what is in one; the
+    """Return a table that scrolls by itself where it is too wide. Cells are text, or `Html` of a whole `<td>` or of what is in one; the
     first of each row is its heading. Columns of text are left-aligned. `total`: the last row sums up the others."""
     shown = [[text(cell) for cell in row] for row in rows]
     words = [
@@ -131,7 +131,7 @@ def picture_row(pictures: Sequence[str]) -> str:
 
 
 def marked_words(said: str, heard: str) -> str:
-    """The words of `heard`, marked where `said` has another at their place."""
+    """Return the words of `heard`, marked where `said` has another at their place."""
     before, words = said.split(), heard.split()
     same = [place < len(before) and before[place] == word for place, word in enumerate(words)]
     return " ".join(escape(word) if equal else f"<mark>{escape(word)}</mark>" for word, equal in zip(words, same, strict=True))

@@ -12,8 +12,8 @@ class Hook:
         return False
 
     def after(self, step: int, values: dict[str, float]) -> None:
-        """`step` steps are done; `values` are those of the last. Values that are added there reach the hooks that come later; the
-        curves come first."""
+        """Act after a step: `step` steps are done; `values` are those of the last. Values that are added there reach the hooks that
+        come later; the curves come first."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}

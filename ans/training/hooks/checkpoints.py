@@ -27,5 +27,5 @@ class StepCheckpoints(Hook):
                 path.unlink()
 
     def files(self) -> list[Path]:
-        """The checkpoints that there are, oldest first."""
+        """Return the checkpoints that there are, oldest first."""
         return sorted(self.folder.glob("step_*.pth"))

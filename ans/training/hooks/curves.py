@@ -53,7 +53,7 @@ class Curves(Hook):
         return {"rows": self.rows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The files then have the rows of the state: those of later steps are learnt again."""
+        """Load the state. The files then have the rows of the state: those of later steps are learnt again."""
         self.rows = state["rows"]
         for name in self.rows:
             self._begin(name)

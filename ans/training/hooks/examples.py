@@ -25,7 +25,7 @@ class Examples(Hook):
         self.step = 0
 
     def wanted(self, task: str) -> bool:
-        """Whether an example of the task is wanted at the current step."""
+        """Return whether an example of the task is wanted at the current step."""
         left = self.left.setdefault(task, list(self.chosen))
         # a step that was chosen or one since the last kept one was: not every step has a batch of every task
         return self.first_process and bool(left) and self.step >= left[0]

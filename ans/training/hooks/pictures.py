@@ -16,7 +16,8 @@ TRUTH, PREDICTION = (0, 158, 115), (213, 94, 0)
 
 
 def answer_picture(image: Image.Image, row: Mapping[str, Any]) -> Image.Image:
-    """`row`: one of `ans.evaluation.predict.predict` about an expression of this RGB image; at most 2 x `SIDE` pixels wide."""
+    """Paint one answer. `row`: one of `ans.evaluation.predict.predict` about an expression of this RGB image; at most 2 x `SIDE` pixels
+    wide."""
     scale = min(1.0, SIDE / max(image.size))
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     small = np.asarray(image.resize(size, Image.Resampling.BILINEAR))

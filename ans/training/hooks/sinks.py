@@ -91,7 +91,7 @@ class Sinks(Hook):
                 path.write_text(f"step\t{name}\n{''.join(lines)}", encoding="utf-8")
 
     def _before(self, step: int) -> dict[int, dict[str, float]]:
-        """The values of all steps before `step`, by step."""
+        """Return the values of all steps before `step`, by step."""
         found: dict[int, dict[str, float]] = {}
         for name, rows in self.curves.rows.items():
             for earlier, value in rows:
@@ -124,7 +124,7 @@ def _log_pictures(sink: str, tracker: Any, title: str, pictures: Sequence[Image.
 
 
 def _remove_from_trackio(name: str) -> None:
-    """Of the curves on this machine; a Space keeps what it has."""
+    """Remove them from the curves on this machine; a Space keeps what it has."""
     import trackio
 
     with suppress(ValueError):  # no such project yet

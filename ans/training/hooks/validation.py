@@ -78,7 +78,7 @@ class Validation(Hook):
         self.progress.write(f"validation {row['number']}, step {step}: {text}")
 
     def evaluate(self) -> dict[str, float]:
-        """Metrics of the model as it is, as `val_<name>`. Processes share the batches."""
+        """Return metrics of the model as it is, as `val_<name>`. Processes share the batches."""
         mine = range(self.accelerator.process_index, len(self.batches), self.accelerator.num_processes)
         rows = []
         with self.model.evaluating(), self.accelerator.autocast():
@@ -92,7 +92,7 @@ class Validation(Hook):
         return {f"val_{name}": float(summary[name]) for name in SHOWN}
 
     def pictures(self) -> list[Image.Image]:
-        """The first answer about each of the first images, of the last evaluation."""
+        """Return the first answer about each of the first images, of the last evaluation."""
         found = []
         for planned in self.plan.images[:PICTURES]:
             record = self.plan.item(planned).record
