@@ -38,6 +38,7 @@ LINES = dict(re.findall(r"^In `params.yaml`, below `(\w+)`:\n\n```yaml\n(.*?)^``
 
 
 FAMILY, READER, TASK = "ans/model/families/lighton_ocr.py", "ans/data/sources/cards.py", "ans/tasks/describing.py"
+DECODER = "ans/model/decoders/dot.py"
 TINY = ROOT / "weights" / "tiny"
 
 VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16}
@@ -189,7 +190,7 @@ def imported(copy: Path, file: str) -> ModuleType:
 
 
 def test_every_example_is_tried() -> None:
-    assert set(FILES) == {READER, TASK, FAMILY} and set(LINES) == {"sources", "train"}
+    assert set(FILES) == {READER, TASK, FAMILY, DECODER} and set(LINES) == {"sources", "train"}
 
 
 def test_a_data_set(copy: Path) -> None:
@@ -228,6 +229,47 @@ def test_a_family(copy: Path) -> None:
     for variant in ("base", "full"):
         table = pd.read_parquet(copy / "data" / "eval" / variant / "refcoco_val.parquet")
         assert len(table) == pipeline.metrics(copy, variant, "refcoco_val")["n"] > 0
+
+
+SEGMENTS = """
+import json, sys, torch
+from pathlib import Path
+from PIL import Image
+from ans import Segmenter
+from ans.config.training import TrainSettings
+from ans.model.config import ModelConfig
+from ans.model.tokens import load_tokenizer
+from ans.training.setup import make_trainable
+
+tiny, out = Path(sys.argv[1]), Path(sys.argv[2])
+values = json.loads((tiny / "config.json").read_text())
+del values["sam2_config"]
+config = ModelConfig.from_dict(values | {"dot_config": {"image_size": 64, "channels": 8}})
+torch.manual_seed(0)
+model = Segmenter(config, load_tokenizer(tiny, config.language)).eval()
+image, text = Image.new("RGB", (40, 30), "red"), "[SEG]"
+model.save_pretrained(out)
+again = Segmenter.from_pretrained(out)
+(one,), (two,) = (m.segment_given([image], [["a card"]], "It is [SEG].")[0] for m in (model, again))
+assert one.mask.shape == (30, 40) and one.mask.any() and (one.mask == two.mask).all()
+trained = make_trainable(again, TrainSettings(groups=("fcs", "sam2_decoder")))
+features = again.encode_images([image, image.rotate(90)])
+again.masks(features, torch.tensor([1]), again.text_hidden_fcs(torch.ones(1, 96))).low_res.square().mean().backward()
+moved = {name for name, tensor in trained.items() if tensor.grad is not None and tensor.grad.any()}
+print(json.dumps(sorted(moved)))
+"""
+
+
+def test_a_mask_decoder(copy: Path, tmp_path: Path) -> None:
+    """A model with random weights, whose `config.json` has the section: it is stored and loaded, segments, and learns by its head alone."""
+    environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", SEGMENTS, str(TINY), str(tmp_path / "model")]
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    moved = json.loads(done.stdout)
+    assert {name for name in moved if name.startswith("sam.")} == {f"sam.head.1.{kind}" for kind in ("weight", "bias")}
+    shards = {path.name.split("-")[0] for path in (tmp_path / "model").glob("*.safetensors")}
+    assert {"sam2_decoder", "sam2_encoder"} <= shards
 
 
 def test_dvc_knows_the_files(copy: Path) -> None:
