@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
+from typing import Any
 
 from tqdm import tqdm
 
@@ -24,7 +25,7 @@ class Progress:
         self.started = self.warm_at = time.monotonic()
         self.printed: float | None = None
         self.values: dict[str, float] = {}
-        self.bar = None
+        self.bar: Any = None
         if not quiet and sys.stderr.isatty():
             self.bar = tqdm(total=total, desc=name, unit=unit, mininterval=1, dynamic_ncols=True)
 

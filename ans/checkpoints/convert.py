@@ -89,7 +89,7 @@ class _Overlay:
         rank: Any = lora.get("rank") if isinstance(lora, dict) else None
         alpha: Any = lora.get("alpha") if isinstance(lora, dict) else None
         good = type(rank) is int and rank > 0 and type(alpha) in (int, float) and 0 < alpha < math.inf
-        if not good or not isinstance(lora.get("targets") or [], list | tuple):
+        if not good or not isinstance(lora.get("targets") or [], (list, tuple)):
             raise ValueError(f"{self.path}: meta.train.lora is {lora!r:.80}, expected rank, alpha and targets")
         if other := next((key for key in OTHER_SCALES if lora.get(key)), None):
             raise ValueError(
@@ -125,7 +125,7 @@ class _Overlay:
     def check_groups(self, given: Iterable[str] | None) -> None:
         """Check that each group that it should hold is whole, and that nothing that it holds would be dropped."""
         stored = self.meta.get("trained") or ()
-        if not isinstance(stored, list | tuple) or not all(isinstance(group, str) for group in stored):
+        if not isinstance(stored, (list, tuple)) or not all(isinstance(group, str) for group in stored):
             raise ValueError(f"{self.path}: meta.trained is {stored!r:.80}, expected a list of groups")
         whole = all(name in self.plain or name in self.pairs or not self.keys.reached(name) for name in self.base)
         listed = set(given or stored or (self.held if whole else ()))

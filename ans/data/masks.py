@@ -76,7 +76,7 @@ def _outlines(segmentation: Any) -> list[list[float]]:
             if all(_number(value) is not None for value in segmentation):
                 raise ValueError("one list of numbers, where COCO has a list of outlines")
             raise ValueError(f"outline that is {_kind(outline)}")
-        if any(isinstance(value, list | tuple | dict) for value in outline):
+        if any(isinstance(value, (list, tuple, dict)) for value in outline):
             raise ValueError("outline of pairs, where COCO has a list of numbers x, y, x, y")
         if (wrong := next((value for value in outline if _number(value) is None), outline)) is not outline:
             raise ValueError(f"polygon with a coordinate that is no number: {_kind(wrong)}")
@@ -200,7 +200,8 @@ def decode(counts: str, height: int, width: int) -> np.ndarray:
     Raises `ValueError` when the run lengths do not fill the image: pycocotools would leave what is missing as it finds the
     memory.
     """
-    size = [int(height), int(width)]  # of a table's column, they are numpy's
+    # of a table's column, they are numpy's
+    size = [int(height), int(width)]  # pyrefly: ignore[unnecessary-type-conversion]
     return coco.decode({"size": size, "counts": _from_rle({"size": size, "counts": counts}, height, width).encode("ascii")})
 
 

@@ -1,5 +1,7 @@
 """The straight-through Gumbel bridge (arXiv 1611.01144) from token logits to input embeddings, over the top-k tokens."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,14 +30,14 @@ class _SoftGradient(torch.autograd.Function):
     """Zeros (N, D) with the gradient of the soft mean of embeddings."""
 
     @staticmethod
-    def forward(ctx, logits: Tensor, table: Tensor, index: Tensor, noise: Tensor, tau: float) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, table: Tensor, index: Tensor, noise: Tensor, tau: float) -> Tensor:
         soft = ((logits.gather(1, index).float() + noise) / tau).softmax(-1)
         ctx.save_for_backward(soft, index, table)
         ctx.tau, ctx.shape, ctx.dtype = tau, logits.shape, logits.dtype
         return table.new_zeros(len(logits), table.shape[1], dtype=torch.float32)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
         soft, index, table = ctx.saved_tensors
         result = torch.zeros(ctx.shape, dtype=ctx.dtype, device=grad.device)
         rows = max(1, CHUNK // len(table))

@@ -1,7 +1,7 @@
 """Charts as SVG text for the page: they take their colours from its style sheet, so that they fit light and dark."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 import numpy as np
@@ -100,7 +100,11 @@ def _chosen(curve: pd.Series) -> pd.Series:
     return curve.iloc[np.unique(np.linspace(0, len(curve) - 1, min(POINTS, len(curve))).round().astype(int))]
 
 
-def _path(x, y, curve: pd.Series) -> str:
+Scale = Callable[[np.ndarray], np.ndarray]
+"""Values to pixels."""
+
+
+def _path(x: Scale, y: Scale, curve: pd.Series) -> str:
     chosen = _chosen(curve)
     points = zip(x(chosen.index.to_numpy(float)), y(chosen.to_numpy(float)), strict=True)
     return "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in points)

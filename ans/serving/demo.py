@@ -36,7 +36,11 @@ Load = Callable[[str], Segmenter]
 def make_page(folders: dict[str, Path], load: Callable[[Path], Segmenter], data: Path | None, max_new_tokens: int) -> gr.Blocks:
     """Return the page. `folders`: name -> model; the first is the one that is shown by default. `data`: a folder of the user's own
     data, or None."""
-    cached: Load = lru_cache(maxsize=2)(lambda name: load(folders[name]))
+
+    @lru_cache(maxsize=2)
+    def cached(name: str) -> Segmenter:
+        return load(folders[name])
+
     names = list(folders)
     examples = [*drawn(SCENES), *(from_own(data, OWN) if data else [])]
 

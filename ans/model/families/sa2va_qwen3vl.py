@@ -7,7 +7,7 @@ Features of three blocks of the vision transformer are added behind the language
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, Qwen3VLTextConfig, Qwen3VLTextModel, Qwen3VLVisionConfig, Qwen3VLVisionModel
 
 from ans.model import qwen_vl
@@ -42,7 +42,11 @@ class Vlm(qwen_vl.Vlm):
     def run(self, inputs: Inputs, cache: Cache | None = None) -> States:
         # 4.57.0, with which the releases were trained, gave the last layer's output as the last hidden state; later versions norm it
         before: list[Tensor] = []
-        handle = self.language_model.model.norm.register_forward_pre_hook(lambda module, given: before.append(given[0]))
+
+        def keep(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+            before.append(given[0])
+
+        handle = self.language_model.model.norm.register_forward_pre_hook(keep)
         try:
             normed = self.language_model.model(
                 inputs_embeds=inputs.embeds,
