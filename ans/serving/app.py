@@ -82,7 +82,7 @@ class DescribeRequest(Pointed):
     masks: list[Rle | Base64] = Field([], description="regions: COCO run lengths, or a PNG in base64 that is not 0 inside")
 
 
-class Found(BaseModel):
+class FoundMask(BaseModel):
     what: str = Field(description="the expression, or the place")
     answer: str | None = Field(description="what the model said; null for a place")
     found: bool = Field(description="false: the answer has no [SEG], or the mask no pixel")
@@ -93,7 +93,7 @@ class Found(BaseModel):
 class SegmentResponse(BaseModel):
     width: int
     height: int
-    results: list[Found] = Field(description="of the expressions, then the points, then the boxes")
+    results: list[FoundMask] = Field(description="of the expressions, then the points, then the boxes")
     unknown_words: list[str] = Field(
         description="words for which the model has no token; the tiny model knows coloured shapes alone"
     )
@@ -126,23 +126,7 @@ def make_app(batcher: Batcher, name: str, limits: Limits = Limits()) -> FastAPI:
 
     app.add_middleware(BodyLimit, most=limits.bytes)
 
-    @app.exception_handler(Refused)
-    async def refused(_: Request, error: Refused) -> JSONResponse:
-        headers = {"Retry-After": "1"} if error.status == 503 else None
-        return JSONResponse({"error": str(error)}, error.status, headers)
-
-    @app.exception_handler(RequestValidationError)
-    async def wrong(_: Request, error: RequestValidationError) -> JSONResponse:
-        said = [f"{'.'.join(map(str, of['loc'][1:])) or 'body'}: {of['msg']}" for of in error.errors()[:5]]
-        return JSONResponse({"error": "; ".join(said)}, 422)
-
-    @app.exception_handler(HTTPException)
-    async def unknown(_: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse({"error": error.detail}, error.status_code)
-
-    @app.exception_handler(Exception)
-    async def failed(_: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"error": f"{type(error).__name__} in the server; its log says more"}, 500)
+    _answer_errors(app)
 
     async def ask(request: SegmentRequest | DescribeRequest) -> tuple[Asked, Answered]:
         try:
@@ -187,6 +171,28 @@ def make_app(batcher: Batcher, name: str, limits: Limits = Limits()) -> FastAPI:
     return app
 
 
+def _answer_errors(app: FastAPI) -> None:
+    """Answer what goes wrong by JSON with one line, `error`, and the status that fits it."""
+
+    @app.exception_handler(Refused)
+    async def refused(_: Request, error: Refused) -> JSONResponse:
+        headers = {"Retry-After": "1"} if error.status == 503 else None
+        return JSONResponse({"error": str(error)}, error.status, headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def wrong(_: Request, error: RequestValidationError) -> JSONResponse:
+        said = [f"{'.'.join(map(str, of['loc'][1:])) or 'body'}: {of['msg']}" for of in error.errors()[:5]]
+        return JSONResponse({"error": "; ".join(said)}, 422)
+
+    @app.exception_handler(HTTPException)
+    async def unknown(_: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": error.detail}, error.status_code)
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"error": f"{type(error).__name__} in the server; its log says more"}, 500)
+
+
 def read(request: SegmentRequest | DescribeRequest, limits: Limits) -> Asked:
     """Return what a request asks. Raises `Refused`."""
     try:
@@ -214,7 +220,7 @@ def segmented(request: SegmentRequest, asked: Asked, answers: Answered, batcher:
     found = [(text, one.answer, one.mask) for text, one in zip(asked.expressions, answers.segmented, strict=True)]
     found += [(str(place), None, mask) for place, mask in zip(asked.places, answers.pointed, strict=True)]
     results = [
-        Found(what=what, answer=answer, found=bool(mask.any()), area=int(mask.sum()), mask=_mask(mask, request.format))
+        FoundMask(what=what, answer=answer, found=bool(mask.any()), area=int(mask.sum()), mask=_mask(mask, request.format))
         for what, answer, mask in found
     ]
     unknown = batcher.model.unknown_words(" ".join(asked.expressions))

@@ -44,18 +44,6 @@ def make_page(folders: dict[str, Path], load: Callable[[Path], Segmenter], data:
     names = list(folders)
     examples = [*drawn(SCENES), *(from_own(data, OWN) if data else [])]
 
-    def segment(image: Image.Image | None, words: str, places: str, first: str, second: str) -> tuple[Any, Any, list[list[str]]]:
-        pictures, rows = _each(lambda model: segmented(model, image, words, places, max_new_tokens), cached, first, second)
-        return *pictures, rows
-
-    def describe(drawing: dict[str, Any] | None, places: str, first: str, second: str) -> tuple[Any, Any, list[list[str]]]:
-        pictures, rows = _each(lambda model: described(model, drawing, places, max_new_tokens), cached, first, second)
-        return *pictures, rows
-
-    def clip(video: str | None, words: str, first: str, second: str) -> tuple[Any, Any, list[list[str]]]:
-        pictures, rows = _each(lambda model: followed(model, video, words, max_new_tokens), cached, first, second)
-        return *pictures, rows
-
     with gr.Blocks(title="ANS", analytics_enabled=False) as page:
         gr.Markdown("# ANS: segment by words, describe regions")
         if any(is_tiny(path) for path in folders.values()):
@@ -67,55 +55,81 @@ def make_page(folders: dict[str, Path], load: Callable[[Path], Segmenter], data:
             first = gr.Dropdown(names, value=names[0], label="Model")
             second = gr.Dropdown([ALONE, *names], value=ALONE, label="Side by side with")
         with gr.Tab("Image"):
-            with gr.Row():
-                with gr.Column(min_width=280):
-                    image = gr.Image(
-                        type="pil", format="png", label="Image; a click adds a place", sources=["upload", "webcam", "clipboard"]
-                    )
-                    words = gr.Textbox(label="Expressions, one a line", lines=3, placeholder="the red circle")
-                    with gr.Row():
-                        kind = gr.Radio([POINT, BOX], value=POINT, label="A click is")
-                        places = gr.Textbox(label="Points x,y and boxes x0,y0,x1,y1, one a line", lines=2)
-                    run = gr.Button("Segment", variant="primary")
-                with gr.Column(min_width=280):
-                    outputs = [
-                        gr.Image(format="png", label="Masks"),
-                        gr.Image(format="png", label="Masks, second model", visible=False),
-                    ]
-                    answers = gr.Dataframe(headers=["model", "what", "share of the image", "answer"], wrap=True, label="Answers")
-            image.select(_clicked, [places, kind], places, api_visibility="private")
-            run.click(segment, [image, words, places, first, second], [*outputs, answers], api_name="segment")
-            gr.Examples(
-                [[one, text] for one, text in _files(examples)], [image, words], label="Examples", api_visibility="private"
-            )
+            _image_tab(cached, max_new_tokens, examples, first, second)
         with gr.Tab("Describe"):
-            with gr.Row():
-                with gr.Column(min_width=280):
-                    drawing = gr.ImageEditor(type="pil", format="png", label="Draw over a region", layers=False, transforms=())
-                    spots = gr.Textbox(label="or point at it: x,y or x0,y0,x1,y1, one a line", lines=2)
-                    ask = gr.Button("Describe", variant="primary")
-                with gr.Column(min_width=280):
-                    regions = [
-                        gr.Image(format="png", label="Regions"),
-                        gr.Image(format="png", label="Regions, second model", visible=False),
-                    ]
-                    captions = gr.Dataframe(
-                        headers=["model", "region", "share of the image", "caption"], wrap=True, label="Captions"
-                    )
-            ask.click(describe, [drawing, spots, first, second], [*regions, captions], api_name="describe")
-            gr.Examples([[one] for one, _ in _files(examples)], [drawing], label="Examples", api_visibility="private")
+            _describe_tab(cached, max_new_tokens, examples, first, second)
         with gr.Tab("Clip"):
-            gr.Markdown("Needs a model of a real preset that learnt from videos, as the released Sa2VA did.")
-            with gr.Row():
-                with gr.Column(min_width=280):
-                    video = gr.Video(label="Clip")
-                    said = gr.Textbox(label="Expressions, one a line", lines=2)
-                    follow = gr.Button("Segment", variant="primary")
-                with gr.Column(min_width=280):
-                    clips = [gr.Video(label="Masks"), gr.Video(label="Masks, second model", visible=False)]
-                    lines = gr.Dataframe(headers=["model", "what", "frames with a mask", "answer"], wrap=True, label="Answers")
-            follow.click(clip, [video, said, first, second], [*clips, lines], api_name="clip")
+            _clip_tab(cached, max_new_tokens, first, second)
     return page
+
+
+def _image_tab(load: Load, max_new_tokens: int, examples: Sequence[Example], first: gr.Dropdown, second: gr.Dropdown) -> None:
+    """Lay out: masks of what expressions name and of what is pointed at."""
+
+    def segment(image: Image.Image | None, words: str, places: str, first: str, second: str) -> tuple[Any, Any, list[list[str]]]:
+        pictures, rows = _each(lambda model: segmented(model, image, words, places, max_new_tokens), load, first, second)
+        return *pictures, rows
+
+    with gr.Row():
+        with gr.Column(min_width=280):
+            image = gr.Image(
+                type="pil", format="png", label="Image; a click adds a place", sources=["upload", "webcam", "clipboard"]
+            )
+            words = gr.Textbox(label="Expressions, one a line", lines=3, placeholder="the red circle")
+            with gr.Row():
+                kind = gr.Radio([POINT, BOX], value=POINT, label="A click is")
+                places = gr.Textbox(label="Points x,y and boxes x0,y0,x1,y1, one a line", lines=2)
+            run = gr.Button("Segment", variant="primary")
+        with gr.Column(min_width=280):
+            outputs = [
+                gr.Image(format="png", label="Masks"),
+                gr.Image(format="png", label="Masks, second model", visible=False),
+            ]
+            answers = gr.Dataframe(headers=["model", "what", "share of the image", "answer"], wrap=True, label="Answers")
+    image.select(_clicked, [places, kind], places, api_visibility="private")
+    run.click(segment, [image, words, places, first, second], [*outputs, answers], api_name="segment")
+    gr.Examples([[one, text] for one, text in _files(examples)], [image, words], label="Examples", api_visibility="private")
+
+
+def _describe_tab(load: Load, max_new_tokens: int, examples: Sequence[Example], first: gr.Dropdown, second: gr.Dropdown) -> None:
+    """Lay out: captions of regions that are drawn over or pointed at."""
+
+    def describe(drawing: dict[str, Any] | None, places: str, first: str, second: str) -> tuple[Any, Any, list[list[str]]]:
+        pictures, rows = _each(lambda model: described(model, drawing, places, max_new_tokens), load, first, second)
+        return *pictures, rows
+
+    with gr.Row():
+        with gr.Column(min_width=280):
+            drawing = gr.ImageEditor(type="pil", format="png", label="Draw over a region", layers=False, transforms=())
+            spots = gr.Textbox(label="or point at it: x,y or x0,y0,x1,y1, one a line", lines=2)
+            ask = gr.Button("Describe", variant="primary")
+        with gr.Column(min_width=280):
+            regions = [
+                gr.Image(format="png", label="Regions"),
+                gr.Image(format="png", label="Regions, second model", visible=False),
+            ]
+            captions = gr.Dataframe(headers=["model", "region", "share of the image", "caption"], wrap=True, label="Captions")
+    ask.click(describe, [drawing, spots, first, second], [*regions, captions], api_name="describe")
+    gr.Examples([[one] for one, _ in _files(examples)], [drawing], label="Examples", api_visibility="private")
+
+
+def _clip_tab(load: Load, max_new_tokens: int, first: gr.Dropdown, second: gr.Dropdown) -> None:
+    """Lay out: masks in every frame of a clip."""
+
+    def clip(video: str | None, words: str, first: str, second: str) -> tuple[Any, Any, list[list[str]]]:
+        pictures, rows = _each(lambda model: followed(model, video, words, max_new_tokens), load, first, second)
+        return *pictures, rows
+
+    gr.Markdown("Needs a model of a real preset that learnt from videos, as the released Sa2VA did.")
+    with gr.Row():
+        with gr.Column(min_width=280):
+            video = gr.Video(label="Clip")
+            said = gr.Textbox(label="Expressions, one a line", lines=2)
+            follow = gr.Button("Segment", variant="primary")
+        with gr.Column(min_width=280):
+            clips = [gr.Video(label="Masks"), gr.Video(label="Masks, second model", visible=False)]
+            lines = gr.Dataframe(headers=["model", "what", "frames with a mask", "answer"], wrap=True, label="Answers")
+    follow.click(clip, [video, said, first, second], [*clips, lines], api_name="clip")
 
 
 Shown = tuple[Any, list[list[str]]]
