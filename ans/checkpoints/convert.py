@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ans.config.schema import Convert, LoraSize
 from ans.formats import shards
-from ans.formats.pth import DTYPES, Checkpoint, digest, read_pth, tensor_bytes
+from ans.formats.pth import DTYPES, Checkpoint, read_pth, tensor_bytes, tensors_checksum
 from ans.formats.shards import StoredTensor
 from ans.groups import SHARDS, TRAINABLE
 from ans.model.config import ModelConfig
@@ -248,8 +248,8 @@ def convert(settings: Convert, base: Path, out: Path) -> None:
             "precision": settings.precision,
             "lora_scale": scale,
             "step": source.step,
-            "checkpoint_sha256": source.meta.get("sha256") or digest(source.state),
-            "parent_sha256": shards.fingerprint(base),
+            "checkpoint_sha256": source.meta.get("sha256") or tensors_checksum(source.state),
+            "parent_sha256": shards.shards_checksum(base),
         }
         (folder / "trained.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 

@@ -61,14 +61,14 @@ def export_adapter(variant: Path, checkpoint: Path, out: Path) -> None:
     """
     from safetensors.torch import save_file
 
-    from ans.formats.pth import digest, read_pth
+    from ans.formats.pth import read_pth, tensors_checksum
     from ans.model.config import ModelConfig
 
     record = _record(variant)
     read, keys = read_pth(checkpoint), ModelConfig.from_folder(variant).keys
     if record["trained"] is None:
         raise ValueError(f"{variant}: is the base; there is no difference to export")
-    if record["trained"]["checkpoint_sha256"] != (read.meta.get("sha256") or digest(read.state)):
+    if record["trained"]["checkpoint_sha256"] != (read.meta.get("sha256") or tensors_checksum(read.state)):
         raise ValueError(f"{checkpoint}: is not the checkpoint that {variant} was made of")
     lora, others = {}, {}
     for key, tensor in read.state.items():

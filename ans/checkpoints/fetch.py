@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ans.config.fields import ConfigError
 from ans.config.schema import MaskEncoderWeights, Weights
-from ans.formats.shards import INDEX, link, read_index, refuse_link
+from ans.formats.shards import INDEX, link, read_shard_index, refuse_link
 from ans.formats.shards import sha256 as _sha256
 
 PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
@@ -301,7 +301,7 @@ def _verify(folder: Path, checksums: dict[str, str], origin: str) -> None:
     wanted = {"config.json"}
     if (folder / INDEX).exists():
         try:
-            wanted |= set(read_index(folder / INDEX)["weight_map"].values())
+            wanted |= set(read_shard_index(folder / INDEX)["weight_map"].values())
         except ValueError as error:
             raise FetchError(f"{origin}: {error}") from error
     if wanted - names:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ans.files import replacing
-from ans.formats.pth import digest
+from ans.formats.pth import tensors_checksum
 from ans.model.keys import Keys
 
 
@@ -20,7 +20,7 @@ def save_trained(path: Path, keys: Keys, trained: Mapping[str, Tensor], meta: Ma
     """
     # Clones: a view would be saved with all of its storage.
     state = {keys.trained_name(name): tensor.detach().cpu().clone() for name, tensor in trained.items()}
-    save_durably(path, {"state_dict": state, "meta": dict(meta) | {"sha256": digest(state)}})
+    save_durably(path, {"state_dict": state, "meta": dict(meta) | {"sha256": tensors_checksum(state)}})
 
 
 def save_durably(path: Path, content: Mapping[str, object]) -> None:

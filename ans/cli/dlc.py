@@ -33,7 +33,7 @@ def run(chosen: argparse.Namespace) -> None:
 
     from ans.cli.model import load_model
     from ans.evaluation import dlc
-    from ans.evaluation.protocol import fingerprint, weights_checksum
+    from ans.evaluation.protocol import protocol_fingerprint, weights_checksum
     from ans.model import prompts
 
     regions = dlc.read(chosen.folder)
@@ -46,7 +46,7 @@ def run(chosen: argparse.Namespace) -> None:
     scores = {
         region.number: dlc.judged(region, said[region.number], judge) for region in tqdm(regions, desc="judge", disable=None)
     }
-    found = dlc.metrics(list(scores.values())) | {"protocol": fingerprint(about)}
+    found = dlc.metrics(list(scores.values())) | {"protocol": protocol_fingerprint(about)}
     rows = {number: {"description": said[number], **asdict(score)} for number, score in scores.items()}
     dlc.write(chosen.out, {"metrics": found, "protocol": about, "regions": rows})
     print(json.dumps(found, indent=2))

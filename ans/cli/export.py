@@ -37,10 +37,10 @@ def run(chosen: argparse.Namespace) -> None:
 def measured(variant: Path) -> "Measured":
     """Return how the numbers of a variant of this run came about, from what the evaluation left; nothing for another run's."""
     from ans.checkpoints.export import Measured
-    from ans.evaluation.protocol import fingerprint
+    from ans.evaluation.protocol import protocol_fingerprint
 
     workspace = Workspace()
     path = workspace.predictions(variant.name) / "protocol.json"
-    protocol = fingerprint(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    protocol = protocol_fingerprint(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
     synthetic = workspace.params.is_file() and Path(load(workspace.params).paths.root).resolve() == workspace.world.resolve()
     return Measured(protocol, synthetic)

@@ -61,7 +61,7 @@ def build(
     metadata = {"source": name, "reader": source.reader, "folder": source.folder}
     if name in config.sources and not (root / source.folder).is_dir():
         return absent(workspace.index(name), name, schema, metadata)
-    metadata["root_listing"] = readers.fingerprint(root, source.folder, name, source.reader)
+    metadata["root_listing"] = readers.listing_checksum(root, source.folder, name, source.reader)
     settings = metadata | {"caps": [source.max_images, source.max_samples], "decode": config.index.decode}
     with Parts(workspace.runs, settings, root) as place:
         found = reader.plan(root, source.folder, name)

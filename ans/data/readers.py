@@ -17,7 +17,7 @@ def load(reader: str) -> ModuleType:
     return importlib.import_module(f"ans.data.sources.{reader}")
 
 
-def fingerprint(root: Path, folder: str, name: str, reader: str) -> str:
+def listing_checksum(root: Path, folder: str, name: str, reader: str) -> str:
     """Return sha256 of what the reader says of a set's listing: names, sizes and numbers of files, for your own data also contents."""
     return hashlib.sha256("\n".join(load(reader).fingerprint(root, folder, name)).encode()).hexdigest()
 
@@ -30,7 +30,7 @@ def check_listing(index: Index, root: str | Path) -> None:
 def check(metadata: dict[str, str], path: Path, root: Path) -> None:
     """Check as `check_listing` does, for the metadata of an index at `path`."""
     source, folder = metadata["source"], metadata["folder"]
-    if fingerprint(root, folder, source, metadata["reader"]) != metadata["root_listing"]:
+    if listing_checksum(root, folder, source, metadata["reader"]) != metadata["root_listing"]:
         stage = f"own@{source}" if metadata["reader"] == "own" else f"index@{source}"
         raise ListingChanged(
             f"{path} was made from other files than those that are now in {root / folder}; run `dvc repro --force --single-item "

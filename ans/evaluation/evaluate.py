@@ -10,7 +10,7 @@ from ans.config import Config
 from ans.evaluation.kept import Kept
 from ans.evaluation.plan import make_plan
 from ans.evaluation.predict import predict, row_tokens
-from ans.evaluation.protocol import fingerprint, make_protocol, protocol_text
+from ans.evaluation.protocol import make_protocol, protocol_fingerprint, protocol_text
 from ans.evaluation.tables import CaptionTable, ExpressionTable
 from ans.files import write_json
 from ans.model.config import ModelConfig
@@ -36,7 +36,7 @@ def evaluate(config: Config, variant: str, workspace: Workspace = Workspace()) -
     model_config = ModelConfig.from_folder(folder)
     batches = plan.batches(lambda *size: row_tokens(model_config, *size) + settings.max_new_tokens, settings.tokens_per_batch)
     protocol = make_protocol(config, variant, folder, model_config, accelerator.device.type, plan)
-    kept = Kept(workspace.runs / f"evaluate-{variant}-{fingerprint(protocol)}")
+    kept = Kept(workspace.runs / f"evaluate-{variant}-{protocol_fingerprint(protocol)}")
     mine = range(accelerator.process_index, len(batches), accelerator.num_processes)
     todo = [number for number in mine if not kept.has(number)]
     if accelerator.is_main_process:

@@ -43,7 +43,7 @@ def make_protocol(config: Config, variant: str, folder: Path, model: ModelConfig
     }
 
 
-def fingerprint(protocol: dict[str, Any]) -> str:
+def protocol_fingerprint(protocol: dict[str, Any]) -> str:
     """Return 16 hex digits that change with anything in the protocol."""
     return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -52,7 +52,7 @@ def protocol_text(protocol: dict[str, Any]) -> str:
     """Return the protocol for a reader, in a few lines."""
     part = f"CAPPED: max_samples {protocol['max_samples']}, max_texts_per_image {protocol['max_texts_per_image']}"
     lines = [
-        f"protocol   {fingerprint(protocol)}: {protocol['variant']}, {protocol['precision']} on {protocol['device']}",
+        f"protocol   {protocol_fingerprint(protocol)}: {protocol['variant']}, {protocol['precision']} on {protocol['device']}",
         f"prompt     {protocol['prompt']!r}, at most {protocol['max_new_tokens']} new tokens; {protocol['generation']}",
         *([f"           {protocol['sentence_prompt']!r} where the text is a sentence"] if protocol["sentence_prompt"] else []),
         f"weights    {protocol['weights_sha256'][:16]}   code {protocol['code_sha256'][:16]}",

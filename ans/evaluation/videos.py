@@ -18,7 +18,7 @@ from ans.config.schema import VideoSet
 from ans.data import masks
 from ans.data.clips import Clip, ClipFrames, checksum, read
 from ans.evaluation.kept import Kept
-from ans.evaluation.protocol import fingerprint, weights_checksum
+from ans.evaluation.protocol import protocol_fingerprint, weights_checksum
 from ans.evaluation.video_metrics import REVOS_KINDS, Scorer, VideoScore, interval, summarise, summarise_revos
 from ans.files import replacing, write_json
 from ans.model import prompts
@@ -64,7 +64,7 @@ def evaluate_videos(config: Config, variant: str, workspace: Workspace = Workspa
         "max_new_tokens": settings.max_new_tokens,
         "sets": {name: of.model_dump() | {"sha256": checksum(found[name])} for name, of in settings.videos.items()},
     }
-    kept = Kept(workspace.runs / f"evaluate-videos-{variant}-{fingerprint(protocol)}")
+    kept = Kept(workspace.runs / f"evaluate-videos-{variant}-{protocol_fingerprint(protocol)}")
     todo = [i for i in range(accelerator.process_index, len(clips), accelerator.num_processes) if not kept.has(i)]
     if todo:
         dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32

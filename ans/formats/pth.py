@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ans.formats.shards import read_index, refuse_link
+from ans.formats.shards import read_shard_index, refuse_link
 
 _WRAPPINGS = ("state_dict", "model")
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -53,12 +53,12 @@ def read_pth(path: Path) -> Checkpoint:
             f"{path}: holds neither last.pth nor pytorch_model.bin" + (f", but {steps}; name one of them" if steps else "")
         )
     state = _checked(path, content)
-    if "sha256" in meta and meta["sha256"] != digest(state):
+    if "sha256" in meta and meta["sha256"] != tensors_checksum(state):
         raise ValueError(f"{path}: its tensors do not have the sha256 that it records; the file is damaged, use an earlier one")
     return Checkpoint(path, state, meta)
 
 
-def digest(state: Mapping[str, Tensor]) -> str:
+def tensors_checksum(state: Mapping[str, Tensor]) -> str:
     """Return sha256 over names, types, shapes and bytes of all tensors, in name order."""
     total = hashlib.sha256()
     for name in sorted(state):
@@ -75,7 +75,7 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 def _read_shards(folder: Path) -> dict[str, Any]:
     """Return all tensors of a folder with `pytorch_model.bin.index.json`, each from the file that the index names."""
     index = folder / "pytorch_model.bin.index.json"
-    weight_map = read_index(index)["weight_map"]
+    weight_map = read_shard_index(index)["weight_map"]
     content: dict[str, Any] = {}
     for name in sorted(set(weight_map.values())):
         refuse_link(folder / name)

@@ -131,7 +131,7 @@ def entries(folder: Path) -> dict[str, StoredTensor]:
                 raise ValueError(f"{path}: tensor {name} is also in {found[name].path.name}; remove the file that is too many")
             found[name] = entry
     if (folder / INDEX).exists():
-        weight_map = read_index(folder / INDEX)["weight_map"]
+        weight_map = read_shard_index(folder / INDEX)["weight_map"]
         actual = {name: entry.path.name for name, entry in found.items()}
         for name in sorted(weight_map.keys() | actual.keys()):
             if weight_map.get(name) != actual.get(name):
@@ -142,7 +142,7 @@ def entries(folder: Path) -> dict[str, StoredTensor]:
     return found
 
 
-def read_index(path: Path) -> dict[str, Any]:
+def read_shard_index(path: Path) -> dict[str, Any]:
     """Return an index JSON, `{"metadata", "weight_map"}`. Raises `ValueError` when it is none or points out of its folder."""
     refuse_link(path)
     try:
@@ -235,14 +235,14 @@ def write_index(folder: Path, sha256: Mapping[str, str]) -> None:
 
 def read_sums(folder: Path) -> dict[str, str]:
     """Return file name -> sha256 of a folder's shards, from its index. Raises `ValueError` for a folder that `ans` did not shard."""
-    sums = read_index(folder / INDEX)["metadata"].get("sha256", {})
+    sums = read_shard_index(folder / INDEX)["metadata"].get("sha256", {})
     for path in files(folder):
         if path.name not in sums:
             raise ValueError(f"{folder / INDEX}: no sha256 of {path.name}; make the folder again by its stage")
     return sums
 
 
-def fingerprint(folder: Path) -> str:
+def shards_checksum(folder: Path) -> str:
     """Return one sha256 for all weights of a sharded folder, from its index: the parent's checksum in a training checkpoint."""
     lines = [f"{digest}  {name}\n" for name, digest in sorted(read_sums(folder).items())]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

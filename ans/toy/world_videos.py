@@ -81,7 +81,7 @@ def write_frames(place: Path, made: Film, names: Sequence[str]) -> None:
         (place / f"{name}.jpg").write_bytes(jpeg(pixels))
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_content(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content), encoding="utf-8")
 
@@ -130,9 +130,9 @@ def write_mevis(root: Path, seed: int, counts: Sequence[int]) -> list[Film]:
                 "vid_id": number,
             }
         videos["gone"] = {"expressions": {"0": {"exp": "a", "anno_id": [0]}}, "frames": named(2), "vid_id": 99}
-        write_json(root / "mevis" / split / "meta_expressions.json", {"videos": videos})
+        write_content(root / "mevis" / split / "meta_expressions.json", {"videos": videos})
         if split == "valid_u":
-            write_json(root / "mevis" / split / "mask_dict.json", masks)
+            write_content(root / "mevis" / split / "mask_dict.json", masks)
     return films
 
 
@@ -156,9 +156,9 @@ def write_revos(root: Path, seed: int, counts: Sequence[int]) -> list[Film]:
         videos[name] = {"expressions": said, "frames": names, "height": HEIGHT, "width": WIDTH, "vid_id": number}
         masks |= {str(OBJECTS * number + i): row(made, i) for i in range(OBJECTS)}
         foreground[name] = {"masks_rle": [rle(seen.any(0)) for seen in made.masks]}
-    write_json(root / "revos" / "meta_expressions_valid_.json", {"videos": videos})
-    write_json(root / "revos" / "mask_dict.json", masks)
-    write_json(root / "revos" / "mask_dict_foreground.json", foreground)
+    write_content(root / "revos" / "meta_expressions_valid_.json", {"videos": videos})
+    write_content(root / "revos" / "mask_dict.json", masks)
+    write_content(root / "revos" / "mask_dict_foreground.json", foreground)
     return films
 
 
@@ -178,11 +178,11 @@ def write_ref_youtube_vos(root: Path, seed: int, counts: Sequence[int]) -> list[
         single = [(text, ids[0]) for text, ids in made.said if len(ids) == 1]
         said = {str(k): {"exp": text, "obj_id": str(VALUES[i])} for k, (text, i) in enumerate(single)}
         videos[name] = {"expressions": said, "frames": names}
-    write_json(base / "meta_expressions" / "train" / "meta_expressions.json", {"videos": videos})
+    write_content(base / "meta_expressions" / "train" / "meta_expressions.json", {"videos": videos})
     blind = {"expressions": {"0": {"exp": films[0].said[0][0]}}, "frames": named(counts[0], 5)}
     write_frames(base / "valid" / "JPEGImages" / "v0", films[0], named(counts[0], 5))
-    write_json(base / "meta_expressions" / "valid" / "meta_expressions.json", {"videos": {"v0": blind, "t0": blind}})
-    write_json(base / "meta_expressions" / "test" / "meta_expressions.json", {"videos": {"t0": blind}})
+    write_content(base / "meta_expressions" / "valid" / "meta_expressions.json", {"videos": {"v0": blind, "t0": blind}})
+    write_content(base / "meta_expressions" / "test" / "meta_expressions.json", {"videos": {"t0": blind}})
     return films
 
 
@@ -233,11 +233,11 @@ def write_ref_sav(root: Path, seed: int, counts: Sequence[int]) -> list[Film]:
             "masklet": [[rle(mask) for mask in masks] for masks in annotated],
             "masklet_size_abs": (areas.sum(0) / np.maximum(seen.sum(0), 1)).tolist(), "masklet_visibility_changes": changes,
         }  # fmt: skip
-        write_json(place / f"{name}_manual.json", content)
+        write_content(place / f"{name}_manual.json", content)
         doubled = f"sav_000/sav_train/sav_000/{name}"
         objects = {str(i): {"formated": f"{text} {i}", "short_caps": [text]} for i, (text, _) in enumerate(made.said[:OBJECTS])}
         listed[name] = {"video_path": f"{doubled}.mp4", "anno_path": f"{doubled}_manual.json", "objects": objects}
-    write_json(root / "refsav" / "Ref-SAV.json", listed)
+    write_content(root / "refsav" / "Ref-SAV.json", listed)
     return films
 
 

@@ -95,7 +95,7 @@ class Run:
         self.mixture = Mixture(
             self.tasks, self.steps, settings.batch, settings.accumulation, self.accelerator.process_index, processes
         )
-        self.frozen = setup.checksum(self.model, self.trained)
+        self.frozen = setup.frozen_checksum(self.model, self.trained)
         self.optimizer = setup.new_optimizer(self.model, self.trained, settings)
         taught = self.trained if any(task.teacher for task in self.tasks.values()) else {}
         self.teacher = Teacher(taught, settings.ema.decay, settings.ema.warmup)
@@ -190,7 +190,7 @@ class Run:
 
     def finish(self) -> None:
         """Leave the results, and remove the state. Raises `RuntimeError` where a frozen tensor has changed."""
-        if setup.checksum(self.model, self.trained) != self.frozen:
+        if setup.frozen_checksum(self.model, self.trained) != self.frozen:
             raise RuntimeError("a frozen tensor changed during training; the run is not to be trusted")
         if self.validation is not None:
             self.validation.finish()

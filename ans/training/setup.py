@@ -157,7 +157,7 @@ def checksums(tasks: Mapping[str, AnyTask]) -> dict[str, str]:
 
 def base_checksum(workspace: Workspace, accelerator: Accelerator) -> str:
     """Return sha256 of the base's weights; "" on processes that do not need it."""
-    return shards.fingerprint(workspace.base) if accelerator.is_main_process else ""
+    return shards.shards_checksum(workspace.base) if accelerator.is_main_process else ""
 
 
 def batches(mixture: Mixture, first: int, workers: int) -> Iterator[MicroBatch]:
@@ -185,7 +185,7 @@ def slices_of_groups(model: Segmenter, trained: Mapping[str, nn.Parameter]) -> d
     return slices
 
 
-def checksum(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> int:
+def frozen_checksum(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> int:
     """Return a sum over the bits of every frozen tensor, to prove afterwards that none has changed."""
     total = 0
     moving = {parameter.data_ptr() for parameter in trained.values()}  # tied tensors have two names

@@ -52,7 +52,7 @@ def describe(config: Config, base: str, inputs: Iterable[Path], others: Mapping[
     return json.loads(json.dumps(values | {"the base weights": base}))
 
 
-def fingerprint(description: Mapping[str, Any]) -> str:
+def run_fingerprint(description: Mapping[str, Any]) -> str:
     """Return 12 hexadecimal digits."""
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -62,7 +62,7 @@ class ResumeFolder:
     `seconds`, or less often where that would take more than `SHARE` of the time; 0: after every step."""
 
     def __init__(self, runs: Path, description: Mapping[str, Any], conditions: Mapping[str, Any], seconds: float) -> None:
-        self.folder = runs / f"train-{fingerprint(description)}"
+        self.folder = runs / f"train-{run_fingerprint(description)}"
         self.description, self.conditions, self.seconds = dict(description), dict(conditions), seconds
         self.last = time.monotonic()
         self.cost = 0.0  # seconds that the last saving took

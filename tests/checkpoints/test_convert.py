@@ -21,7 +21,7 @@ from ans.checkpoints.save import save_trained
 from ans.checkpoints.variants import make_variant
 from ans.config.schema import Convert, LoraSize
 from ans.formats import shards
-from ans.formats.pth import digest, read_pth
+from ans.formats.pth import read_pth, tensors_checksum
 from ans.groups import SHARDS
 from ans.model.config import ModelConfig
 from tests.golden_case import GoldenCase
@@ -212,8 +212,8 @@ def test_our_own_checkpoint_says_everything_itself(
     convert(settings(tmp_path / "run", groups=None, lora=None), base, tmp_path / "hf")
     same(read_all(tmp_path / "hf"), read_all(converted))
     record = json.loads((tmp_path / "hf" / "trained.json").read_text())
-    assert record["step"] == 7 and record["parent_sha256"] == shards.fingerprint(base)
-    assert record["checkpoint_sha256"] == digest(trained) and record["groups"] == sorted(TRAINED)
+    assert record["step"] == 7 and record["parent_sha256"] == shards.shards_checksum(base)
+    assert record["checkpoint_sha256"] == tensors_checksum(trained) and record["groups"] == sorted(TRAINED)
     with pytest.raises(ValueError, match=r"convert\.lora says .*alpha=4"):
         convert(settings(tmp_path / "run", lora=LoraSize(rank=4, alpha=4.0)), base, tmp_path / "other")
 
@@ -355,7 +355,7 @@ def test_variants_take_only_their_groups(base: Path, converted: Path, tmp_path: 
     assert variant.keys() == before.keys()
     for key, tensor in variant.items():
         assert torch.equal(tensor, (after if KEYS.shard_of(key) in ("llm", "fcs") else before)[key]), key
-    index = shards.read_index(tmp_path / "variant" / shards.INDEX)
+    index = shards.read_shard_index(tmp_path / "variant" / shards.INDEX)
     assert index["weight_map"].keys() == before.keys()
     assert index["metadata"]["sha256"] == {path.name: shards.sha256(path) for path in shards.files(tmp_path / "variant")}
     assert json.loads((tmp_path / "variant" / "variant.json").read_text())["groups"] == ["fcs", "lora"]
@@ -438,7 +438,7 @@ def test_a_checkpoint_is_whole_and_checked(tmp_path: Path) -> None:
     save_trained(path, KEYS, state, {"step": 3})
     assert [entry.name for entry in path.parent.iterdir()] == ["last.pth"]
     content = torch.load(path, weights_only=True)
-    assert content["meta"]["step"] == 3 and content["meta"]["sha256"] == digest(content["state_dict"])
+    assert content["meta"]["step"] == 3 and content["meta"]["sha256"] == tensors_checksum(content["state_dict"])
     assert torch.equal(read_pth(path).state["mllm.model.mlp1.0.weight"], state["vlm.mlp1.0.weight"])
     data = path.read_bytes()
     where = data.index(state["text_hidden_fcs.0.bias"].numpy().tobytes())

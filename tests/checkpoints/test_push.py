@@ -71,9 +71,9 @@ def test_the_card_is_read_as_the_hub_reads_it(run: Path, tmp_path: Path, monkeyp
     (tmp_path / "reports").symlink_to(run / "reports")
     values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     monkeypatch.chdir(tmp_path)
-    from ans.evaluation.protocol import fingerprint
+    from ans.evaluation.protocol import protocol_fingerprint
 
-    digits = fingerprint({"prompt": "?"})
+    digits = protocol_fingerprint({"prompt": "?"})
     for root, data, words in (
         ("data/world", "ans-world", "synthetic world: drawings"),
         ("data", "refcoco", f"protocol: `{digits}`"),

@@ -163,7 +163,7 @@ def test_missing_folders_are_named_with_their_keys(settings_of: Config, tmp_path
     for name in (*SETS, "sa1b"):
         source = settings_of.sources[name]
         with pytest.raises(FileNotFoundError, match=rf"root.*not found.*paths.root.*sources.{name} "):
-            readers.fingerprint(tmp_path / "root", source.folder, name, source.reader)
+            readers.listing_checksum(tmp_path / "root", source.folder, name, source.reader)
 
 
 def test_sets_that_are_not_there_hinder_no_run_that_does_not_read_them(settings_of: Config, tmp_path: Path) -> None:

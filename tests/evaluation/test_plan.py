@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ans.config import ConfigError, load
 from ans.config.scope import Scope
-from ans.data.readers import ListingChanged, fingerprint
+from ans.data.readers import ListingChanged, listing_checksum
 from ans.data.records import Expression, ImageRecord, Region
 from ans.evaluation.plan import Plan, Planned, make_plan
 from tests.indexes import write_records
@@ -41,7 +41,7 @@ def indexes(tmp_path: Path) -> Path:
             (root / folder / file).write_text("x")
         records = [ImageRecord(i, f"{path}.jpg", 40, 30, tuple(regions)) for i, (path, regions) in enumerate(images.items())]
         metadata = {"source": name, "reader": "refcoco", "folder": folder}
-        metadata["root_listing"] = fingerprint(root, folder, name, "refcoco")
+        metadata["root_listing"] = listing_checksum(root, folder, name, "refcoco")
         write_records(tmp_path / "index" / f"{name}.arrow", records, metadata)
     return tmp_path
 

@@ -689,7 +689,7 @@ FAULTS: list[Fault] = [
     Fault(
         "a frozen tensor may change",
         LOOP,
-        "if setup.checksum(self.model, self.trained) != self.frozen:",
+        "if setup.frozen_checksum(self.model, self.trained) != self.frozen:",
         "if False:",
         (f"{RUN}::test_a_frozen_tensor_that_changes_is_an_error",),
     ),

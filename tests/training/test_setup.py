@@ -58,21 +58,21 @@ def test_each_group_lies_where_its_tensors_do(made) -> None:
 
 def test_any_bit_of_what_is_frozen_is_seen(made) -> None:
     model, trained = made
-    before = setup.checksum(model, trained)
+    before = setup.frozen_checksum(model, trained)
     next(iter(trained.values())).data.add_(1)
-    assert setup.checksum(model, trained) == before
+    assert setup.frozen_checksum(model, trained) == before
     frozen = [p for name, p in model.named_parameters() if name not in trained]
     for tensor in (frozen[0], frozen[-1]):
         flat = tensor.data.view(-1)
         for changed in (flat[0] * 2 + 1, flat[0] + 1e-3):
             kept = flat[0].clone()
             flat[0] = changed
-            assert setup.checksum(model, trained) != before
+            assert setup.frozen_checksum(model, trained) != before
             flat[0] = kept
         flat[[0, 1]] = flat[[1, 0]]
-        assert bool(flat[0] == flat[1]) or setup.checksum(model, trained) != before, "two numbers that change places"
+        assert bool(flat[0] == flat[1]) or setup.frozen_checksum(model, trained) != before, "two numbers that change places"
         flat[[0, 1]] = flat[[1, 0]]
-    assert setup.checksum(model, trained) == before
+    assert setup.frozen_checksum(model, trained) == before
 
 
 def test_sums_go_over_every_kind_and_length() -> None:
@@ -85,14 +85,14 @@ def test_sums_go_over_every_kind_and_length() -> None:
             self.register_buffer("long", torch.zeros((1 << 22) + 3, dtype=torch.uint8))
 
     model = Odd()
-    before = setup.checksum(model, {"trained": model.trained})
+    before = setup.frozen_checksum(model, {"trained": model.trained})
     for name, buffer in list(model.named_buffers()):
         for place in (0, -1):
             kept = buffer[place].clone()
             buffer[place] += 1
-            assert setup.checksum(model, {"trained": model.trained}) != before, name
+            assert setup.frozen_checksum(model, {"trained": model.trained}) != before, name
             buffer[place] = kept
-    assert setup.checksum(model, {"trained": model.trained}) == before
+    assert setup.frozen_checksum(model, {"trained": model.trained}) == before
 
 
 class Task:
