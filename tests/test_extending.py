@@ -54,22 +54,27 @@ SMALL_WORLD = dict.fromkeys(World.model_fields, 1) | {
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the repository with a file for each example and two lines of params.yaml, in which `dvc repro` has been run: a small
-    world, its data set of cards, and both tasks on a new base of the family, put together of a released model with random weights and
-    of SAM2. Few images, four steps."""
-    folder = tmp_path_factory.mktemp("extending")
-    copy, released = folder / "copy", folder / "released"
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository with a file for each example."""
+    copy = tmp_path_factory.mktemp("extending") / "copy"
     for name in ("ans", "stages"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
         shutil.copy(ROOT / name, copy)
-    (copy / "weights").mkdir()  # the stage `weights` watches those that are embedded
-    (copy / ".dvc").mkdir()
-    (copy / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n", encoding="utf-8")
     for file in FILES:
         assert not (copy / file).exists(), f"{file} is there already; the page needs another example"
         (copy / file).write_text(FILES[file], encoding="utf-8")
+    return copy
+
+
+@pytest.fixture(scope="module")
+def copy(written: Path) -> Path:
+    """That copy, with two lines more of params.yaml, in which `dvc repro` has been run: a small world, its data set of cards, and both
+    tasks on a new base of the family, put together of a released model with random weights and of SAM2. Few images, four steps."""
+    folder, copy, released = written.parent, written, written.parent / "released"
+    (copy / "weights").mkdir()  # the stage `weights` watches those that are embedded
+    (copy / ".dvc").mkdir()
+    (copy / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n", encoding="utf-8")
     for section in LINES:
         add_line(copy / "params.yaml", section)
     sets = folder / "sets"
@@ -260,15 +265,15 @@ print(json.dumps(sorted(moved)))
 """
 
 
-def test_a_mask_decoder(copy: Path, tmp_path: Path) -> None:
+def test_a_mask_decoder(written: Path, tmp_path: Path) -> None:
     """A model with random weights, whose `config.json` has the section: it is stored and loaded, segments, and learns by its head alone."""
-    environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(written), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", SEGMENTS, str(TINY), str(tmp_path / "model")]
-    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=written, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     moved = json.loads(done.stdout)
     assert {name for name in moved if name.startswith("sam.")} == {f"sam.head.1.{kind}" for kind in ("weight", "bias")}
-    shards = {path.name.split("-")[0] for path in (tmp_path / "model").glob("*.safetensors")}
+    shards = {path.name.split("-")[1] for path in (tmp_path / "model").glob("*.safetensors")}
     assert {"sam2_decoder", "sam2_encoder"} <= shards
 
 
