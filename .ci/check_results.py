@@ -63,8 +63,7 @@ def read_rows(read: Callable[[str], str], config: Config) -> Rows:
     rows |= {(row.pop("variant"), "mean"): row for row in means}
     for variant in config.variants:
         rows |= {
-            (variant, name): json.loads(read(f"eval/{variant}/{name}.json"))
-            for name in config.evaluate.scope.caption_results()
+            (variant, name): json.loads(read(f"eval/{variant}/{name}.json")) for name in config.evaluate.scope.caption_results()
         }
     return rows | {TRAINING: json.loads(read("train/last_steps.json"))}
 
