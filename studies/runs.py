@@ -1,12 +1,18 @@
-"""What studies have in common: runs through DVC in a work tree that is reset, and paired differences with their intervals."""
+"""What studies have in common: runs through DVC in a work tree that is reset, a table of their results, and paired differences with
+their intervals.
+"""
 
+import csv
 import hashlib
 import json
 import math
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean, stdev
 
 import yaml
@@ -50,6 +56,118 @@ def parameters() -> str:
     """12 hex digits of the committed `params.yaml`, its comments left out: what all arms have in common."""
     values = yaml.safe_load(git("show", "HEAD:params.yaml"))
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The runs of a study, in the CSV file at `path`: one row for each arm, seed and split, with `measures` of
+    `reports/eval/full/<split>.json`, the seconds of the whole run, and `parameters()`.
+
+    `reads`: whether a file of results, by its values, belongs into the table.
+    """
+
+    path: Path
+    measures: tuple[str, ...]
+    reads: Callable[[Mapping[str, float]], bool]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return ("arm", "seed", "split", *self.measures, "seconds", "params_sha")
+
+    def rows(self, path: Path | None = None) -> list[dict[str, str]]:
+        """The rows of a table, by default of this work tree's own, which may not be there yet."""
+        if path is None and not self.path.is_file():
+            return []
+        with open(path or self.path, encoding="utf-8", newline="") as file:
+            return [{name: row[name] for name in self.columns} for row in csv.DictReader(file)]
+
+    def done(self) -> set[tuple[str, int]]:
+        """Arm and seed of every run in the table."""
+        return {(row["arm"], int(row["seed"])) for row in self.rows()}
+
+    def run(
+        self,
+        todo: Sequence[tuple[str, int]],
+        changes: Callable[[str], Sequence[str]],
+        keep: Sequence[str],
+        after: Callable[[], None],
+    ) -> None:
+        """Run the arms and seeds that the table lacks, seed by seed, so that what is there can be paired, and call `after` each.
+
+        `changes` says what an arm sets, the pathspecs `keep` leave the study's own files as they are. Raises `RuntimeError` in a work
+        tree with other changes, which runs would reset, and at the end when runs broke down.
+        """
+        refuse_changes(keep)
+        left = sorted((one for one in todo if one not in self.done()), key=lambda one: one[1])
+        broken = []
+        try:
+            for number, (arm, seed) in enumerate(left, 1):
+                print(f"{self.path.parent.name} {number}/{len(left)}: {arm}, seed {seed}", flush=True)
+                git("checkout", "--", ".", *keep)
+                start = time.monotonic()
+                try:
+                    experiment(f"{arm.replace('.', '_')}-{seed}", (*changes(arm), f"train.seed={seed}"), "evaluate@full")
+                except subprocess.CalledProcessError:
+                    broken.append(f"{arm} with seed {seed}")
+                    continue
+                self._append(arm, seed, time.monotonic() - start)
+                after()
+        finally:
+            git("checkout", "--", ".", *keep)
+        if broken:
+            raise RuntimeError(f"these runs broke down and are not in the table: {', '.join(broken)}")
+
+    def _append(self, arm: str, seed: int, seconds: float) -> None:
+        results = {
+            path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path("reports/eval/full").glob("*.json"))
+        }
+        of, new = parameters(), not self.path.is_file()
+        with open(self.path, "a", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(self.columns)
+            for split, values in results.items():
+                if self.reads(values):
+                    measured = [values.get(name, "") for name in self.measures]
+                    writer.writerow([arm, seed, split, *measured, f"{seconds:.0f}", of])
+
+    def join(self, files: Sequence[Path], compared: Callable[[str], bool] = lambda arm: True) -> None:
+        """Add the runs of other clones' tables. Raises `ValueError` where a run is here already with other numbers, or where runs of
+        arms that are `compared` started from different `params.yaml`."""
+        rows = self.rows()
+        found = {(row["arm"], row["seed"], row["split"]): row for row in rows}
+        for path in files:
+            for row in self.rows(path):
+                key = (row["arm"], row["seed"], row["split"])
+                if found.setdefault(key, row) != row:
+                    raise ValueError(f"{path}: {' '.join(key)} is in {self.path} with other numbers; a run counts once")
+        if len(shas := {row["params_sha"] for row in found.values() if compared(row["arm"])}) > 1:
+            raise ValueError(
+                f"runs of different params.yaml ({', '.join(sorted(shas))}) cannot be paired; {self.path} is left as it was"
+            )
+        with open(self.path, "a", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows(row.values() for row in list(found.values())[len(rows) :])
+
+    def scores(self, measure: str, splits: Callable[[str], bool]) -> dict[str, dict[str, float]]:
+        """Arm -> seed -> mean of a measure over the splits that are asked for and have it."""
+        found: dict[str, dict[str, list[float]]] = {}
+        for row in self.rows():
+            if splits(row["split"]) and row[measure]:
+                found.setdefault(row["arm"], {}).setdefault(row["seed"], []).append(float(row[measure]))
+        return {arm: {seed: mean(values) for seed, values in by_seed.items()} for arm, by_seed in found.items()}
+
+    def seconds(self, arm: str) -> float:
+        """Mean wall time of an arm's runs."""
+        return mean(float(row["seconds"]) for row in self.rows() if row["arm"] == arm)
+
+
+def is_test(split: str) -> bool:
+    """Whether a split judges; anything is chosen on val splits, so they are no test."""
+    return not is_tuning(split)
+
+
+def is_tuning(split: str) -> bool:
+    return split.removesuffix("_captions").endswith("_val")
 
 
 def pairs(scores: Mapping[str, float], others: Mapping[str, float]) -> list[float]:

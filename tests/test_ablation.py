@@ -45,17 +45,17 @@ class Clone:
         self.folder = folder
         self.parameters = (ROOT / "params.yaml").read_text(encoding="utf-8")
         (folder / "params.yaml").write_text(self.parameters, encoding="utf-8")
-        for needed in (folder / "reports", (folder / ablation.CSV).parent):
+        for needed in (folder / "reports", (folder / ablation.RUNS.path).parent):
             needed.mkdir(parents=True)
         for words in (("init", "-q"), ("add", "."), ("-c", "user.name=x", "-c", "user.email=x@y", "commit", "-qm", "parameters")):
             subprocess.run(["git", *words], cwd=folder, check=True)
 
     def write(self, *rows: str) -> None:
         """The table of runs: arm, seed, split, cIoU, mIoU, seconds, and what params.yaml they are of."""
-        ablation.CSV.write_text("\n".join([",".join(ablation.COLUMNS), *rows]) + "\n", encoding="utf-8")
+        ablation.RUNS.path.write_text("\n".join([",".join(ablation.RUNS.columns), *rows]) + "\n", encoding="utf-8")
 
     def rows(self) -> list[list[str]]:
-        return [line.split(",") for line in ablation.CSV.read_text(encoding="utf-8").splitlines()[1:]]
+        return [line.split(",") for line in ablation.RUNS.path.read_text(encoding="utf-8").splitlines()[1:]]
 
     def experiments(self) -> list[tuple[str, dict[str, str], list[str]]]:
         """Of each run that DVC was asked for since the last call: its name, what it sets, and the stages that it is for."""
@@ -128,24 +128,24 @@ def test_the_table_by_hand(clone: Clone) -> None:
 
 
 def test_tables_of_clones_are_joined_and_no_run_counts_twice(clone: Clone) -> None:
-    rows = [",".join(ablation.COLUMNS), *(f"both_orthogonal,{seed},refcoco_val,0.5,0.5,1,abc" for seed in (1, 2, 3))]
-    for path, lines in ((ablation.CSV, rows[:2]), (Path("x.csv"), rows[:3]), (Path("y.csv"), rows[:2] + rows[3:])):
+    rows = [",".join(ablation.RUNS.columns), *(f"both_orthogonal,{seed},refcoco_val,0.5,0.5,1,abc" for seed in (1, 2, 3))]
+    for path, lines in ((ablation.RUNS.path, rows[:2]), (Path("x.csv"), rows[:3]), (Path("y.csv"), rows[:2] + rows[3:])):
         path.write_text("\r\n".join(lines) + "\r\n", encoding="utf-8", newline="")
-    ablation.join([Path("x.csv"), Path("y.csv")])
-    assert ablation.CSV.read_bytes().decode() == "\r\n".join(rows) + "\r\n"
+    ablation.RUNS.join([Path("x.csv"), Path("y.csv")])
+    assert ablation.RUNS.path.read_bytes().decode() == "\r\n".join(rows) + "\r\n"
     Path("x.csv").write_text(f"{rows[0]}\n{rows[2].replace('0.5', '0.6')}\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"x\.csv: both_orthogonal 2 refcoco_val is in .* with other numbers"):
-        ablation.join([Path("x.csv")])
+        ablation.RUNS.join([Path("x.csv")], lambda arm: arm not in ablation.STUDY)
     Path("x.csv").write_text(f"{rows[0]}\nsupervised_50_steps,1,refcoco_val,0.5,0.5,1,other\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"different params.yaml \(abc, other\)"):
-        ablation.join([Path("x.csv")])
+        ablation.RUNS.join([Path("x.csv")], lambda arm: arm not in ablation.STUDY)
     with pytest.raises(FileNotFoundError):
-        ablation.join([Path("z.csv")])
-    assert ablation.CSV.read_bytes().decode() == "\r\n".join(rows) + "\r\n"
+        ablation.RUNS.join([Path("z.csv")])
+    assert ablation.RUNS.path.read_bytes().decode() == "\r\n".join(rows) + "\r\n"
 
 
 def test_the_committed_table_and_the_readme_say_what_the_rows_say(clone: Clone) -> None:
-    shutil.copyfile(ROOT / ablation.CSV, ablation.CSV)
+    shutil.copyfile(ROOT / ablation.RUNS.path, ablation.RUNS.path)
     ablation.table()
     assert ablation.TABLE.read_bytes() == (ROOT / ablation.TABLE).read_bytes()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -166,7 +166,7 @@ def test_runs_go_seed_by_seed_and_continue(clone: Clone) -> None:
     clone.write("both_orthogonal,1001,refcoco_testA,0.5,0.5,1,other")
     with pytest.raises(RuntimeError, match="runs of another params.yaml"):
         ablation.run(["loop1_hard"])
-    ablation.CSV.unlink()
+    ablation.RUNS.path.unlink()
     ablation.run(["both_orthogonal"], [1001])
     ((*run, ciou, miou, _, of),) = clone.rows()
     assert (run, ciou, miou) == (["both_orthogonal", "1001", "refcoco_testA"], "0.5", "0.25")

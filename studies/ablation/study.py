@@ -11,22 +11,15 @@ seeds below are its numbers.
 """
 
 import argparse
-import csv
 import json
-import subprocess
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-from studies.runs import experiment, git, interval, pairs, parameters, refuse_changes
+from studies.runs import Runs, experiment, git, interval, is_test, is_tuning, pairs, parameters, refuse_changes
 
-CSV, TABLE, BOUND = (
-    Path("studies/ablation/runs.csv"),
-    Path("studies/ablation/table.md"),
-    Path("studies/ablation/upper_bound.json"),
-)
-COLUMNS = ("arm", "seed", "split", "ciou", "miou", "seconds", "params_sha")
+RUNS = Runs(Path("studies/ablation/runs.csv"), ("ciou", "miou"), lambda values: "ciou_forced" in values)
+TABLE, BOUND = Path("studies/ablation/table.md"), Path("studies/ablation/upper_bound.json")
 KEEP = (":!studies/ablation/runs.csv", ":!studies/ablation/table.md", ":!studies/ablation/upper_bound.json")
 
 _ORIGINAL = ("train.loop1.rescored=all", "train.loop1.mask_ratio=0.25", "train.loop1.denoising=0.0")
@@ -108,31 +101,14 @@ def seeds(arm: str) -> range:
 
 
 def run(arms: Sequence[str], only: Sequence[int] = ()) -> None:
-    """Every run of `arms` that the table lacks, or those of the seeds `only`: seed by seed, so that what is there can be paired.
-    Raises `RuntimeError` in a work tree with other changes, which runs would reset, and at the end when runs broke down."""
-    refuse_changes(KEEP)
-    if not set(arms) <= set(STUDY) and _shas(_rows()) - {parameters()}:
-        raise RuntimeError(f"{CSV} has runs of another params.yaml, which cannot be paired with new ones; take them out first")
-    done = {row[:2] for row in _rows()}
-    todo = [(arm, seed) for arm in arms for seed in only or seeds(arm) if seed in seeds(arm) and (arm, str(seed)) not in done]
-    todo.sort(key=lambda one: one[1])
-    broken = []
-    try:
-        for number, (arm, seed) in enumerate(todo, 1):
-            print(f"ablation {number}/{len(todo)}: {arm}, seed {seed}", flush=True)
-            git("checkout", "--", ".", *KEEP)
-            start = time.monotonic()
-            try:
-                experiment(f"{arm.replace('.', '_')}-{seed}", (*_changes(arm), f"train.seed={seed}"), "evaluate@full")
-            except subprocess.CalledProcessError:
-                broken.append(f"{arm} with seed {seed}")
-                continue
-            _append(arm, seed, time.monotonic() - start)
-            table()
-    finally:
-        git("checkout", "--", ".", *KEEP)
-    if broken:
-        raise RuntimeError(f"these runs broke down and are not in the table: {', '.join(broken)}")
+    """Every run of `arms` that the table lacks, or those of the seeds `only`. Raises `RuntimeError` as `Runs.run` does, and where
+    the table has runs of another `params.yaml`."""
+    shas = {row["params_sha"] for row in RUNS.rows() if row["arm"] not in STUDY}
+    if not set(arms) <= set(STUDY) and shas - {parameters()}:
+        raise RuntimeError(
+            f"{RUNS.path} has runs of another params.yaml, which cannot be paired with new ones; take them out first"
+        )
+    RUNS.run([(arm, seed) for arm in arms for seed in only or seeds(arm) if seed in seeds(arm)], _changes, KEEP, table)
 
 
 def _changes(arm: str) -> list[str]:
@@ -158,21 +134,6 @@ def upper_bound() -> None:
     BOUND.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def join(files: Sequence[Path]) -> None:
-    """Add the runs of other clones' tables. Raises `ValueError` where a run is here already with other numbers, or where runs
-    that are compared started from different `params.yaml`."""
-    rows = _rows()
-    found = {row[:3]: row for row in rows}
-    for path in files:
-        for row in _rows(path):
-            if found.setdefault(row[:3], row) != row:
-                raise ValueError(f"{path}: {' '.join(row[:3])} is in {CSV} with other numbers; a run counts once")
-    if len(shas := _shas(found.values())) > 1:
-        raise ValueError(f"runs of different params.yaml ({', '.join(sorted(shas))}) cannot be paired; {CSV} is left as it was")
-    with open(CSV, "a", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows(list(found.values())[len(rows) :])
-
-
 def _ciou(folder: Path) -> dict[str, float]:
     """Split -> cIoU, of the results in a folder that are about expressions."""
     results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
@@ -189,7 +150,7 @@ def table() -> None:
     supervised = {arm: "supervised_100_images" if arm.endswith("_100_images") else REFERENCE for arm in ARMS}
     for kind in ("test", "tuning"):
         lines += _section(f"{kind.capitalize()} splits", kind, "supervised", supervised)
-    scores = _scores("test")
+    scores = RUNS.scores("ciou", is_test)
     lines += [
         "",
         "## Comparisons (test splits)",
@@ -210,7 +171,7 @@ def table() -> None:
 
 def _section(title: str, kind: str, reference: str, references: dict[str, str]) -> list[str]:
     """One table: the arms of `references`, as far as there are runs of them, each with its difference to its own reference."""
-    scores = _scores(kind)
+    scores = RUNS.scores("ciou", is_test if kind == "test" else is_tuning)
     header = f"| arm | seeds | cIoU | difference to {reference} | seconds a run |"
     lines = [_line(arm, other, scores) for arm, other in references.items() if arm in scores]
     return ["", f"## {title}", "", header, "| --- | ---: | ---: | ---: | ---: |", *lines]
@@ -218,44 +179,9 @@ def _section(title: str, kind: str, reference: str, references: dict[str, str]) 
 
 def _line(arm: str, reference: str, scores: dict[str, dict[str, float]]) -> str:
     found = pairs(scores[arm], scores.get(reference, {}))
-    seconds = mean(float(row[5]) for row in _rows() if row[0] == arm)
     score = 100 * mean(scores[arm].values())
     difference = "(reference)" if arm == reference else interval(found)
-    return f"| {arm} | {len(scores[arm])} | {score:.2f} | {difference} | {seconds:.0f} |"
-
-
-def _scores(kind: str) -> dict[str, dict[str, float]]:
-    """Arm -> seed -> mean cIoU over the splits of that kind. Anything is chosen on val splits, so they are no test."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for arm, seed, split, ciou, *_ in _rows():
-        if split.endswith("_val") == (kind == "tuning"):
-            found.setdefault(arm, {}).setdefault(seed, []).append(float(ciou))
-    return {arm: {seed: mean(values) for seed, values in by_seed.items()} for arm, by_seed in found.items()}
-
-
-def _rows(path: Path | None = None) -> list[tuple[str, ...]]:
-    """The rows of a table, by default of this work tree's own, which may not be there yet."""
-    if path is None and not CSV.is_file():
-        return []
-    with open(path or CSV, encoding="utf-8", newline="") as file:
-        return [tuple(row[name] for name in COLUMNS) for row in csv.DictReader(file)]
-
-
-def _shas(rows: Iterable[tuple[str, ...]]) -> set[str]:
-    """What the runs that are compared with each other started from; the study's are compared among themselves."""
-    return {row[6] for row in rows if row[0] not in STUDY}
-
-
-def _append(arm: str, seed: int, seconds: float) -> None:
-    sha, new = parameters(), not CSV.is_file()
-    with open(CSV, "a", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(COLUMNS)
-        for path in sorted(Path("reports/eval/full").glob("*.json")):
-            values = json.loads(path.read_text(encoding="utf-8"))
-            if "ciou_forced" in values:
-                writer.writerow([arm, seed, path.stem, values["ciou"], values["miou"], f"{seconds:.0f}", sha])
+    return f"| {arm} | {len(scores[arm])} | {score:.2f} | {difference} | {RUNS.seconds(arm):.0f} |"
 
 
 def main() -> None:
@@ -275,7 +201,7 @@ def main() -> None:
             parser.error(f"no arm is called {', '.join(sorted(unknown))}; there are {', '.join(known)}")
         run(given.arms or list(arms), given.seeds)
     elif given.command == "join":
-        join(given.files)
+        RUNS.join(given.files, lambda arm: arm not in STUDY)
     elif given.command == "upper_bound":
         return upper_bound()
     table()
