@@ -70,8 +70,11 @@ def greedy(
     seg_token: int,
     max_new_tokens: int,
     confidence: bool = False,
+    together: int = 1,
 ) -> list[Generated]:
     """Continue `prefix`, which is used up, by `rows` and decode greedily until `ended(ids)` holds for every row.
+
+    With `together` so many rows at a time, one behind the other, say the same: the token with the highest mean log-probability.
 
     Rows that have ended leave the batch once they are half of it: sooner, copying the others' cache costs more than it saves. A step
     waits for the device once, for its tokens; with `confidence` their probabilities are fetched at the end.
@@ -89,7 +92,8 @@ def greedy(
     for _ in range(max_new_tokens):
         normed, seg = (state[:, -1] for state in vlm.run(inputs, prefix.cache))
         logits = vlm.language_model.lm_head(normed).float()
-        tokens = logits.argmax(-1)
+        scores = logits if together == 1 else logits.log_softmax(-1).unflatten(0, (-1, together)).mean(1)
+        tokens = scores.argmax(-1).repeat_interleave(together)
         if confidence:
             probabilities.append(logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0])
             chosen.append([(place, number) for place, number in enumerate(batch) if running[number]])

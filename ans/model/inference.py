@@ -5,6 +5,7 @@ What all questions about an image share is computed once: its features, its toke
 the image's end.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
@@ -188,26 +189,38 @@ class SegmenterInference(SegmenterModules):
         cells: Sequence[Tensor],
         questions: Sequence[str],
         max_new_tokens: int,
+        views: int = 1,
     ) -> tuple[list[list[int]], list[bool], list[float]]:
         """Return greedy captions of R regions with `cells` (rows, columns) each, the r-th on image `image_index[r]`, as ids of text tokens;
-        whether each came to its end; and the geometric mean of its tokens' probabilities."""
+        whether each came to its end; and the geometric mean of its tokens' probabilities.
+
+        With `views` so many of the R, one behind the other, are one region, whose caption is the likeliest in the mean of them
+        (`greedy`); there are R / views captions, and the geometric mean is over the views too.
+        """
         asked = [self._about_region(i, cell, text) for i, cell, text in zip(image_index, cells, questions, strict=True)]
         without = replace(features, levels=())  # nothing is segmented
-        answers = self.answer(without, asked, max_new_tokens, confidence=True)
+        rows = self.answer(without, asked, max_new_tokens, confidence=True, together=views)
+        answers = rows[::views]
         text = set(self.text_tokens.tolist())
         captions = [tokens.text_ids(self.tokenizer, self.template.stop_words, answer.ids, text) for answer in answers]
-        return captions, [self._ended(answer.ids) for answer in answers], [answer.confidence for answer in answers]
+        sure = [math.prod(row.confidence for row in rows[n : n + views]) ** (1 / views) for n in range(0, len(rows), views)]
+        return captions, [self._ended(answer.ids) for answer in answers], sure
 
     @torch.no_grad()
     def answer(
-        self, images: Features | Read, questions: Sequence[Query], max_new_tokens: int, confidence: bool = False
+        self,
+        images: Features | Read,
+        questions: Sequence[Query],
+        max_new_tokens: int,
+        confidence: bool = False,
+        together: int = 1,
     ) -> list[Generated]:
         """Return greedy answers as ids, with the states of their `[SEG]`s, and, if asked for, the probability of their tokens. What all
-        questions about an image share, up to its last image token, runs once."""
+        questions about an image share, up to its last image token, runs once. `together`: see `greedy`."""
         if not questions:
             return []
         prefix, rows = self._continued(self.read(images), questions)
-        return greedy(self.vlm, prefix, rows, self._ended, self.seg_token, max_new_tokens, confidence)
+        return greedy(self.vlm, prefix, rows, self._ended, self.seg_token, max_new_tokens, confidence, together)
 
     def unknown_words(self, text: str) -> list[str]:
         """Return the words of `text` that the tokenizer has no token for; tokenizers made of bytes have one for everything."""

@@ -7,7 +7,7 @@ With the Gumbel bridge the gradient of the mask runs through the caption's token
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from ans.data.matching import region_mask
 from ans.data.mixing import Pool
 from ans.data.records import ImageRecord, Region
 from ans.data.samples import Regions
+from ans.data.views import VIEWS
 from ans.facts import read_facts
 from ans.model import prompts
 from ans.model.segmenter import Conversations, Features, Forward, Segmenter
@@ -66,6 +67,16 @@ class Settings(TaskSettings):
     )
     description_prompts: Wordings = 1
     denoising: Weight = Field(0.5, description="weight of the language loss at corrupted tokens (the original method: 0)")
+    views: Annotated[int, Field(ge=1, le=len(VIEWS))] = Field(
+        1, description="views of the image whose word probabilities the teacher averages; 1: the image alone"
+    )
+    imitation: Weight = Field(
+        0.0, description="weight of the language loss by which the student learns to say the teacher's captions"
+    )
+    agreement: Share = Field(
+        0.0,
+        description="imitation: least confidence of a caption that is learnt (mean probability of a token, over the views too)",
+    )
     confidence: bool = Field(False, description="true: weight each mask loss by the teacher's confidence in its caption")
     distillation: Weight = Field(0.0, description="weight of the distance to the mask that the teacher predicts")
     reward: Weight = Field(0.0, description="weight of the self-critical reward of captions")
@@ -82,6 +93,8 @@ class Settings(TaskSettings):
             raise ValueError("sources: repeats is 0 for each of them, so nothing would be learnt")
         if self.denoising and not self.mask_ratio:
             raise ValueError("denoising: needs corrupted tokens, so set train.loop1.mask_ratio above 0")
+        if self.agreement and not self.imitation:
+            raise ValueError("agreement: says which captions are learnt, so set train.loop1.imitation above 0")
         if self.reward and self.bridge != "gumbel":
             raise ValueError("reward: needs train.loop1.bridge=gumbel")
         return self
@@ -102,7 +115,8 @@ class Batch:
     `questions` hold `{}` for the expression. `corruption` (R, T, 2) in [0, 1): where and by what the caption is corrupted. `noise`
     (R, T, k): Gumbel noise. `answer_tokens`: labels of the answers. `where`: locator of the segmented image, and source, of each
     object. `known`: locator of the described image, and true caption, of each object whose truth is known, else None. `given`: the
-    data's own text of each object, with the bridge of that name.
+    data's own text of each object, with the bridge of that name. `views`: image and cells of each object's further views, one object
+    behind the other.
     """
 
     images: Images
@@ -119,6 +133,7 @@ class Batch:
     where: list[tuple[str, str]]
     known: list[tuple[str, str] | None]
     given: list[str]
+    views: list[tuple[int, Tensor]]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -158,7 +173,7 @@ class Task(base.Task[Settings, Batch]):
         "marked), and the mask that it predicts in the second view."
     )
     panels = (
-        Panel("caption loss", {"loop1_denoising": "loop 1, denoising"}),
+        Panel("caption loss", {"loop1_denoising": "loop 1, denoising", "loop1_imitation": "loop 1, imitation"}),
         Panel(
             "the teacher's captions: share that",
             {"loop1_teacher_ended": "end", "loop1_teacher_different": "differ", "loop1_teacher_empty": "are empty"},
@@ -204,16 +219,20 @@ class Task(base.Task[Settings, Batch]):
     def batch(self, positions: range) -> Batch:
         train, settings, model = self.setting.train, self.settings, self.setting.model
         images, targets = ImagesOf(self.setting.root, model, max_tiles=1), self.setting.targets()
-        described: dict[int, Image.Image] = {}
+        described: dict[int, Image.Image] = {}  # of images that are not segmented
+        further: list[tuple[int, Image.Image]] = []  # views, as places and images
+        seen: list[list[Tensor]] = []  # of each object, its cells in them
+        views = VIEWS[1 : settings.views]
         segment, cells, questions, corruption, noise, where, known, given = [], [], [], [], [], [], [], []
         for place, position in enumerate(positions):
-            source, record, region, first = self.bad.instead(
+            source, record, region, image = self.bad.instead(
                 self.pool, position, lambda source, sample: self._open(source, sample, images)
             )
             rng = self.rng(position)
-            two_views = first is not None
-            if first is not None:
-                described[place] = first
+            two_views = _two_frames(record, region)
+            if two_views:
+                described[place] = image
+            further += [(place, view.image(image)) for view in views]
             others = [o for o in source.usable(record) if o != region and bool(o.second_counts) == two_views]
             picked = [others[i] for i in rng.permutation(len(others))[: settings.objects_per_image - 1]]
             grid = model.family.grid(record.height, record.width, max_tiles=1).region
@@ -221,6 +240,7 @@ class Task(base.Task[Settings, Batch]):
                 segment.append(place)
                 mask = region_mask(record, one)
                 cells.append(region_cells(torch.from_numpy(mask)[None], grid)[0])
+                seen.append([region_cells(torch.from_numpy(view.mask(mask))[None], grid)[0] for view in views])
                 truth = self.facts.true_caption(record.path, mask) if self.facts else None
                 known.append((record.path, truth) if truth else None)
                 if settings.bridge == "given":
@@ -233,28 +253,39 @@ class Task(base.Task[Settings, Batch]):
         # frames that are only described come behind those that are segmented
         behind = {place: images.add_described(image) for place, image in described.items()}
         index = [behind.get(place, place) for place in segment]
+        numbers: dict[int, list[int]] = {}
+        for place, image in further:
+            numbers.setdefault(place, []).append(images.add_described(image))
+        of_views = [
+            pair
+            for place, cells_of in zip(segment, seen, strict=True)
+            if views
+            for pair in zip(numbers[place], cells_of, strict=True)
+        ]
         to_describe, to_segment, answers = (list(column) for column in zip(*questions, strict=True))
         return Batch(
             images.pack(), index, segment, cells, to_describe, to_segment, answers,
             self.setting.answer_tokens(answers), torch.from_numpy(np.stack(corruption)), torch.from_numpy(np.stack(noise)),
-            targets.pack(), where, known, given,
+            targets.pack(), where, known, given, of_views,
         )  # fmt: skip
 
-    def _open(self, number: int, sample: int, images: ImagesOf) -> tuple[Regions, ImageRecord, Region, Image.Image | None]:
-        """Return a sample's source, record and region; its image is added, and of two views the one that is only described returned."""
+    def _open(self, number: int, sample: int, images: ImagesOf) -> tuple[Regions, ImageRecord, Region, Image.Image]:
+        """Return a sample's source, record, region, and the image that is described; the one that is segmented is added."""
         source = self.sources[number]
         record, region = source.sample(sample)
-        two_views = bool(record.second and region.second_counts)
-        first = images.opened(record) if two_views else None
-        images.add(record, second=two_views)
-        return source, record, region, first
+        image = images.opened(record)
+        if _two_frames(record, region):
+            images.add(record, second=True)
+        else:
+            images.add_image(image)
+        return source, record, region, image
 
     # ---------------------------------------------------------------------------------------------------------------- loss
 
     def losses(self, model: Segmenter, features: Features, batch: Batch, counts: Mapping[str, int], now: Now) -> Losses:
         settings, train, objects = self.settings, self.setting.train, counts["objects"]
         with now.teacher():
-            teacher, ended, confidence = describe(model, features, batch)
+            teacher, ended, confidence = describe(model, features, batch, batch.views)
             reference = None
             if settings.distillation or (settings.reward and settings.reward_by == "iou"):
                 _, reference = segment(model, features, batch, teacher, None)
@@ -266,6 +297,9 @@ class Task(base.Task[Settings, Batch]):
         )
         language = out.language_loss / counts["tokens"]
         loss = loss + train.loss.language * language + student.extra
+        if settings.imitation:
+            imitation, values["learnt_captions"] = self.imitate(model, features, batch, teacher, confidence, objects)
+            loss, values["imitation"] = loss + settings.imitation * imitation, imitation.detach()
         if settings.distillation:
             assert reference is not None
             distance = F.binary_cross_entropy_with_logits(logits.float(), reference.float().sigmoid(), reduction="none")
@@ -315,7 +349,7 @@ class Task(base.Task[Settings, Batch]):
             teacher = [model.tokenizer.encode(text, add_special_tokens=False) for text in batch.given]
         if bridge == "discrete":
             with model.evaluating():
-                teacher = describe(model, features, batch)[0]
+                teacher = describe(model, features, batch, [])[0]
         return Caption(teacher, None, caption.extra, values)
 
     def reread(
@@ -327,16 +361,8 @@ class Task(base.Task[Settings, Batch]):
             captions.corrupt(ids, settings.mask_ratio, uniform, model.text_tokens)
             for ids, uniform in zip(teacher, batch.corruption, strict=True)
         ]
-        # read: image, region, question and the corrupted caption; predicted at each of its positions: the teacher's token
-        encoded = []
-        for image, cells, question, ids, true in zip(
-            batch.describe_index, batch.cells, batch.describe_questions, corrupted_ids, teacher, strict=True
-        ):
-            text = model.template.image_string(features.visual[image].grid.tokens) + model.region_question(cells[None], question)
-            prompt = prompts.encode_prompt(model.tokenizer, model.template, text)
-            encoded.append((prompt + ids, [prompts.IGNORE] * len(prompt) + true))
-        regions: list[Tensor | None] = [cells[None] for cells in batch.cells]
-        out = model(features, Conversations(*pad_right(encoded), batch.describe_index, regions))
+        # predicted at each position of the corrupted caption: the teacher's token
+        out = say(model, features, batch, corrupted_ids, teacher)
         logits = out.logits.index_fill(1, _no_text(model, out.logits), float("-inf"))  # an expression has no special tokens
         # all objects' positions side by side, as the logits are; the noise was drawn with the sample, so that a resumed run has the same
         noise = torch.cat([row[: len(ids)] for row, ids in zip(batch.noise, teacher, strict=True)]).to(model.device)
@@ -362,7 +388,7 @@ class Task(base.Task[Settings, Batch]):
         }
         extra: Tensor | float = 0.0
         if settings.denoising:
-            denoising = captions.denoising(out.logits, out.labels, places, lengths, objects)
+            denoising = captions.cross_entropy(out.logits, out.labels, places, lengths, objects)
             extra, values["denoising"] = settings.denoising * denoising, denoising.detach()
         if not settings.reward:
             return Caption(teacher, embeds, extra, values, chosen)
@@ -370,6 +396,20 @@ class Task(base.Task[Settings, Batch]):
         log_probability = captions.log_probability(logits, chosen, free, lengths)
         greedy = torch.where(free, logits.argmax(-1), out.labels)
         return Caption(teacher, embeds, extra, values, chosen, greedy, log_probability)
+
+    def imitate(
+        self, model: Segmenter, features: Features, batch: Batch, teacher: list[list[int]], confidence: list[float], objects: int
+    ) -> tuple[Tensor, Tensor]:
+        """Let the student say the teacher's captions about the image as it is. Return the language loss, the mean over each caption's tokens and
+        its end; and the share of captions that are learnt, those that are not empty and have enough confidence."""
+        end = model.tokenizer.encode(model.template.suffix, add_special_tokens=False)
+        said = [ids + end for ids in teacher]
+        learnt = [bool(ids) and sure >= self.settings.agreement for ids, sure in zip(teacher, confidence, strict=True)]
+        lengths = [len(ids) for ids in said]
+        out = say(model, features, batch, said, said)
+        counted = torch.tensor(learnt).repeat_interleave(torch.tensor(lengths))
+        loss = captions.cross_entropy(out.logits, out.labels, counted, lengths, objects)
+        return loss, torch.tensor(sum(learnt) / objects, device=loss.device)
 
     def _truth(
         self, model: Segmenter, batch: Batch, captions: list[list[int]], known: int, device: torch.device
@@ -402,10 +442,29 @@ class Task(base.Task[Settings, Batch]):
         return None
 
 
-def describe(model: Segmenter, features: Features, batch: Batch) -> tuple[list[list[int]], list[bool], list[float]]:
-    """Return greedy captions of the objects: their tokens, whether they came to an end, and their confidence."""
-    length = batch.noise.shape[1]
-    return model.caption_ids(features, batch.describe_index, batch.cells, batch.describe_questions, length)
+def describe(
+    model: Segmenter, features: Features, batch: Batch, views: list[tuple[int, Tensor]]
+) -> tuple[list[list[int]], list[bool], list[float]]:
+    """Return greedy captions of the objects, by the mean of their image and its further `views`: their tokens, whether they came to an end, and
+    their confidence."""
+    count, each = len(batch.cells), len(views) // len(batch.cells)
+    rows = [row for n in range(count) for row in ((batch.describe_index[n], batch.cells[n]), *views[n * each : (n + 1) * each])]
+    index, cells = (list(column) for column in zip(*rows, strict=True))
+    questions = [question for question in batch.describe_questions for _ in range(1 + each)]
+    return model.caption_ids(features, index, cells, questions, batch.noise.shape[1], 1 + each)
+
+
+def say(model: Segmenter, features: Features, batch: Batch, read: list[list[int]], true: list[list[int]]) -> Forward:
+    """Run teacher-forced descriptions: image, region, question and the captions `read` are the input, the tokens of `true` are learnt."""
+    encoded = []
+    for image, cells, question, ids, labels in zip(
+        batch.describe_index, batch.cells, batch.describe_questions, read, true, strict=True
+    ):
+        text = model.template.image_string(features.visual[image].grid.tokens) + model.region_question(cells[None], question)
+        prompt = prompts.encode_prompt(model.tokenizer, model.template, text)
+        encoded.append((prompt + ids, [prompts.IGNORE] * len(prompt) + labels))
+    regions: list[Tensor | None] = [cells[None] for cells in batch.cells]
+    return model(features, Conversations(*pad_right(encoded), batch.describe_index, regions))
 
 
 def segment(
@@ -427,6 +486,11 @@ def segment(
             row[start : start + length] = True
     out = model(features, Conversations(ids, labels, attention, batch.segment_index, [None] * len(ids), embeds, at))
     return out, model.masks(features, out.seg_image, out.seg_embeds).low_res
+
+
+def _two_frames(record: ImageRecord, region: Region) -> bool:
+    """Tell whether an object is described in one frame and segmented in another."""
+    return bool(record.second and region.second_counts)
 
 
 def _table(model: Segmenter) -> Tensor:

@@ -147,3 +147,27 @@ def test_forced_states_are_those_of_a_full_forward() -> None:
             with torch.no_grad():
                 whole = vlm.language_model.model(torch.cat([beginnings[beginning], ending, answer])[None]).last_hidden_state[0]
             torch.testing.assert_close(state, whole[-len(answer) :], atol=1e-5, rtol=0)
+
+
+def test_rows_that_say_the_same() -> None:
+    """Three prompts for one answer, twice, beside one row at a time and the mean of the log-probabilities by hand."""
+    text, limit = model(), 6
+    beginnings = prompts(1, [4, 4, 5, 3, 6, 4])
+    shared = text.read(beginnings)
+    prefix = shared.rows(torch.arange(6))
+    rows = text.rows(prefix, prompts(2, [3, 2, 3, 3, 1, 2]))
+    answers = greedy(text, prefix, rows, lambda ids: ids[-1] == END, SEG, limit, confidence=True, together=3)
+    for n in (0, 3):
+        ids: list[int] = []
+        scores: list[Tensor] = []
+        while len(ids) < limit and (not ids or ids[-1] != END):
+            each = []
+            for begin, row in zip(beginnings[n : n + 3], prompts(2, [3, 2, 3, 3, 1, 2])[n : n + 3], strict=True):
+                whole = torch.cat([begin, row, torch.tensor(ids, dtype=torch.long)])[None]
+                each.append(text.language_model(whole).logits[0, -1].log_softmax(-1))
+            mean = torch.stack(each).detach().mean(0)
+            ids.append(int(mean.argmax()))
+            scores.append(torch.stack([row[ids[-1]].detach() for row in each]))
+        assert [answer.ids for answer in answers[n : n + 3]] == [ids] * 3
+        expected = torch.stack(scores).mean(0).exp()
+        assert torch.tensor([answer.confidence for answer in answers[n : n + 3]]) == pytest.approx(expected, rel=1e-4)

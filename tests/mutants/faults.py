@@ -336,15 +336,15 @@ FAULTS: list[Fault] = [
     Fault(
         "the student reads the caption as it was",
         LOOP1,
-        "encoded.append((prompt + ids, [prompts.IGNORE] * len(prompt) + true))",
-        "encoded.append((prompt + true, [prompts.IGNORE] * len(prompt) + true))",
+        "out = say(model, features, batch, corrupted_ids, teacher)",
+        "out = say(model, features, batch, teacher, teacher)",
         BASE,
     ),
     Fault(
         "the corrupted caption is learnt",
         LOOP1,
-        "encoded.append((prompt + ids, [prompts.IGNORE] * len(prompt) + true))",
-        "encoded.append((prompt + ids, [prompts.IGNORE] * len(prompt) + ids))",
+        "out = say(model, features, batch, corrupted_ids, teacher)",
+        "out = say(model, features, batch, corrupted_ids, corrupted_ids)",
         BASE,
     ),
     Fault(
@@ -357,8 +357,8 @@ FAULTS: list[Fault] = [
     Fault(
         "denoising over text tokens alone",
         LOOP1,
-        "captions.denoising(out.logits,",
-        "captions.denoising(logits,",
+        "captions.cross_entropy(out.logits, out.labels, places,",
+        "captions.cross_entropy(logits, out.labels, places,",
         BASE,
     ),
     Fault(
@@ -424,10 +424,32 @@ FAULTS: list[Fault] = [
     Fault(
         "the second view is described",
         LOOP1,
-        "return model.caption_ids(features, batch.describe_index,",
-        "return model.caption_ids(features, batch.segment_index,",
+        "for row in ((batch.describe_index[n],",
+        "for row in ((batch.segment_index[n],",
         settings("loop1_sources-repeats"),
     ),
+    Fault(
+        "the further views are left out",
+        LOOP1,
+        "describe(model, features, batch, batch.views)",
+        "describe(model, features, batch, [])",
+        settings("views"),
+    ),
+    Fault(
+        "a view has the image's own cells",
+        LOOP1,
+        "view.mask(mask)",
+        "mask",
+        ("tests/tasks/test_batches.py::test_views_of_an_image",),
+    ),
+    Fault(
+        "every caption is learnt",
+        LOOP1,
+        "bool(ids) and sure >= self.settings.agreement",
+        "bool(ids)",
+        settings("agreement"),
+    ),
+    Fault("the end of a caption is not learnt", LOOP1, "said = [ids + end for", "said = [ids for", settings("imitation")),
     Fault("confidence is ignored", LOOP1, "weights if settings.confidence else None", "None", settings("confidence")),
     Fault(
         "the teacher's mask is made hard",

@@ -113,3 +113,21 @@ def test_several_objects_of_an_image(case: TaskCase) -> None:
     known = sum(truth is not None for truth in several.known)  # half of SA-1B lies in a tar, of which nothing is known
     assert several.counts == {"objects": len(several.segment_index), "tokens": several.answer_tokens, "known": known}
     assert len({(place, cells.numpy().tobytes()) for place, cells in zip(several.segment_index, several.cells, strict=True)}) > 8
+
+
+def test_views_of_an_image(case: TaskCase) -> None:
+    """Each object has its cells in each view, behind all that is segmented; nothing else of the batch changes."""
+    one, several = (case.task("loop1", objects_per_image=2, views=n).batch(range(6)) for n in (1, 3))
+    assert one.views == [] and len(several.views) == 2 * len(several.cells)
+    assert len(several.images.sam) == len(one.images.sam) == 6
+    before = len(one.images.pixels)
+    assert len(several.images.pixels) == before + 2 * 6
+    for first, second in zip(one.images.pixels, several.images.pixels, strict=False):
+        assert torch.equal(first.values, second.values)
+    assert several.describe_index == one.describe_index and torch.equal(several.targets.soft, one.targets.soft)
+    for n, place in enumerate(several.segment_index):
+        (smaller, in_corner), (brighter, where) = several.views[2 * n : 2 * n + 2]
+        assert (smaller, brighter) == (before + 2 * place, before + 2 * place + 1)
+        assert torch.equal(where, several.cells[n])
+        rows, columns = in_corner.shape
+        assert in_corner.any() and not in_corner[-(-3 * rows // 4) :].any() and not in_corner[:, -(-3 * columns // 4) :].any()

@@ -63,6 +63,8 @@ class Settings:
     mask_ratio: float
     noise: float
     denoising: float
+    imitation: float
+    agreement: float
     confidence: bool
     distillation: float
     reward: float
@@ -565,7 +567,7 @@ class Task:
         """Mask -> caption -> mask. The last of the result: the embeddings that are passed on, where the bridge is `gumbel`."""
         model, settings, objects = self.model, self.settings, totals.objects
         with self.taught():
-            captions, ended, confidence = self.describe(features, batch)
+            captions, ended, confidence = self.describe(features, batch, views=True)
             _, taught_masks = self.segment(features, batch, Expression(captions, None))
         values = {
             "teacher_confidence": torch.tensor(sum(confidence) / objects),
@@ -592,7 +594,7 @@ class Task:
         if settings.bridge == "discrete":
             model.eval()
             with torch.no_grad():
-                expression = Expression(self.describe(features, batch)[0], None)
+                expression = Expression(self.describe(features, batch, views=False)[0], None)
             model.train()
 
         readings, logits = self.segment(features, batch, expression)
@@ -601,6 +603,10 @@ class Task:
         values["language"] = language(readings) / totals.tokens
         values["seg_rate"] = seg_rate(model, readings, objects)
         loss = loss + settings.language * values["language"] + extra
+        if settings.imitation:
+            values["imitation"], learnt = self.imitate(features, batch, captions, confidence, objects)
+            values["learnt_captions"] = torch.tensor(learnt)
+            loss = loss + settings.imitation * values["imitation"]
         if settings.distillation:
             distances = [binary_cross_entropy(a, b.sigmoid()).mean() for a, b in zip(logits, taught_masks, strict=True)]
             values["distillation"] = torch.stack(distances).sum() / objects
@@ -622,28 +628,49 @@ class Task:
             passed_on = None
         return loss, prefixed("loop1", values), passed_on
 
-    def describe(self, features: Features, batch: Any) -> tuple[list[list[int]], list[bool], list[float]]:
+    def describe(self, features: Features, batch: Any, views: bool) -> tuple[list[list[int]], list[bool], list[float]]:
         """Greedy captions of the objects, of `caption_len` tokens at most; whether each ended; the geometric mean of its tokens'
         probabilities, of the end's too. The model generates them token by token; here it reads them as a whole."""
         model, most = self.model, batch.noise.shape[1]
-        captions, ended, _ = model.caption_ids(features, batch.describe_index, batch.cells, batch.describe_questions, most)
+        each = len(batch.views) // len(batch.cells)
+        seen = []  # of each object, image and cells of all its views
+        for n, cells in enumerate(batch.cells):
+            seen.append([(batch.describe_index[n], cells), *(batch.views[n * each : (n + 1) * each] if views else [])])
+        index, cells = (list(column) for column in zip(*(view for of in seen for view in of), strict=True))
+        questions = [question for question, of in zip(batch.describe_questions, seen, strict=True) for _ in of]
+        captions, ended, _ = model.caption_ids(features, index, cells, questions, most, len(seen[0]))
         end = answer_ids(model, "")
-        rows = []
-        for n, caption in enumerate(captions):
-            prompt = self.question(features, batch, n)
-            said = caption + end if ended[n] else caption
-            rows.append(Conversation(prompt + said, ignored(prompt) + said, batch.describe_index[n], batch.cells[n][None]))
         confidence = []
-        for reading in read(model, features, rows, self.alone):
-            assert torch.equal(reading.logits.argmax(-1), reading.labels), "each token is the likeliest"
-            confidence.append(float((-cross_entropy(reading.logits, reading.labels).mean()).exp()))
+        for n, caption in enumerate(captions):
+            rows = []
+            for image, cells in seen[n]:
+                prompt = self.question(features, image, cells, batch.describe_questions[n])
+                said = caption + end if ended[n] else caption
+                rows.append(Conversation(prompt + said, ignored(prompt) + said, image, cells[None]))
+            readings = read(model, features, rows, self.alone)
+            mean = torch.stack([reading.logits.log_softmax(-1) for reading in readings]).mean(0)
+            assert torch.equal(mean.argmax(-1), readings[0].labels), "each token is the likeliest"
+            confidence.append(float(mean.gather(1, readings[0].labels[:, None]).mean().exp()))
         return captions, ended, confidence
 
-    def question(self, features: Features, batch: Any, n: int) -> list[int]:
-        """The prompt that asks for a description of object `n`."""
-        text = image_text(self.model, features, batch.describe_index[n])
-        text += self.model.region_question(batch.cells[n][None], batch.describe_questions[n])
+    def question(self, features: Features, image: int, cells: Tensor, question: str) -> list[int]:
+        """The prompt that asks for a description of the object at these cells."""
+        text = image_text(self.model, features, image) + self.model.region_question(cells[None], question)
         return prompts.encode_prompt(self.model.tokenizer, self.model.template, text)
+
+    def imitate(
+        self, features: Features, batch: Any, captions: list[list[int]], confidence: list[float], objects: int
+    ) -> tuple[Tensor, float]:
+        """The language loss of the teacher's captions that are sure enough, with their ends, and these captions' share."""
+        end, losses = answer_ids(self.model, ""), []
+        for n, caption in enumerate(captions):
+            if caption and confidence[n] >= self.settings.agreement:
+                prompt = self.question(features, batch.describe_index[n], batch.cells[n], batch.describe_questions[n])
+                said = caption + end
+                row = Conversation(prompt + said, ignored(prompt) + said, batch.describe_index[n], batch.cells[n][None])
+                (reading,) = read(self.model, features, [row], self.alone)
+                losses.append(cross_entropy(reading.logits, reading.labels).mean())
+        return sum(losses, torch.zeros(())) / objects, len(losses) / objects
 
     def segment(self, features: Features, batch: Any, expression: Expression) -> tuple[list[Reading], Tensor]:
         """The answers about the second view, and the masks, for captions in the expression's place."""
@@ -675,7 +702,7 @@ class Task:
             order = sorted(range(len(caption)), key=uniform[:, 0].tolist().__getitem__)
             replaced = order[: round(settings.mask_ratio * len(caption))]
             seen = [ordinary[int(uniform[t, 1] * len(ordinary))] if t in replaced else ids for t, ids in enumerate(caption)]
-            prompt = self.question(features, batch, n)
+            prompt = self.question(features, batch.describe_index[n], batch.cells[n], batch.describe_questions[n])
             row = Conversation(prompt + seen, ignored(prompt) + caption, batch.describe_index[n], batch.cells[n][None])
             rows.append(row)
             corrupted.append([a != b for a, b in zip(seen, caption, strict=True)])

@@ -62,6 +62,7 @@ KEYS = {
     "masks_per_image": f"{LOOP1}.objects_per_image",
     **{name: f"{LOOP1}.{name}" for name in ("bridge", "rescored", "tau", "tau_end", "top_k", "mask_ratio", "noise")},
     **{name: f"{LOOP1}.{name}" for name in ("description_prompts", "denoising", "confidence", "distillation")},
+    **{name: f"{LOOP1}.{name}" for name in ("views", "imitation", "agreement")},
     **{name: f"{LOOP1}.{name}" for name in ("reward", "reward_by")},
     "loop2": f"{LOOP2}.enabled",
     "loop2_source": f"{LOOP2}.source",
