@@ -120,7 +120,7 @@ CASES = [
     Case("confidence", {"confidence": True}, REGIONS),
     Case("views", {"views": 5}, REGIONS | {"masks_per_image": 2, "imitation": 0.5}),
     Case("imitation", {"imitation": 0.5}, REGIONS),
-    Case("agreement", {"agreement": 0.75}, REGIONS | {"imitation": 0.5, "masks_per_image": 3}),
+    Case("agreement", {"agreement": 0.9}, REGIONS | {"imitation": 0.5, "masks_per_image": 3}),
     Case("distillation", {"distillation": 1.0}, REGIONS | {"steps": 2}),
     Case("reward", {"reward": 3.0}, REGIONS | {"rescored": "all"}),
     Case("reward-corrupted", {"reward": 3.0}, REGIONS | {"mask_ratio": 0.6}),
