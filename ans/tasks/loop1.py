@@ -400,8 +400,11 @@ class Task(base.Task[Settings, Batch]):
     def imitate(
         self, model: Segmenter, features: Features, batch: Batch, teacher: list[list[int]], confidence: list[float], objects: int
     ) -> tuple[Tensor, Tensor]:
-        """Let the student say the teacher's captions about the image as it is. Return the language loss, the mean over each caption's tokens and
-        its end; and the share of captions that are learnt, those that are not empty and have enough confidence."""
+        """Let the student say the teacher's captions about the image as it is.
+
+        Return the language loss, the mean over each caption's tokens and its end; and the share of captions that are learnt, those that
+        are not empty and have enough confidence.
+        """
         end = model.tokenizer.encode(model.template.suffix, add_special_tokens=False)
         said = [ids + end for ids in teacher]
         learnt = [bool(ids) and sure >= self.settings.agreement for ids, sure in zip(teacher, confidence, strict=True)]
@@ -445,8 +448,8 @@ class Task(base.Task[Settings, Batch]):
 def describe(
     model: Segmenter, features: Features, batch: Batch, views: list[tuple[int, Tensor]]
 ) -> tuple[list[list[int]], list[bool], list[float]]:
-    """Return greedy captions of the objects, by the mean of their image and its further `views`: their tokens, whether they came to an end, and
-    their confidence."""
+    """Return greedy captions of the objects, by the mean of their image and its further `views`: their tokens, whether they came to
+    an end, and their confidence."""
     count, each = len(batch.cells), len(views) // len(batch.cells)
     rows = [row for n in range(count) for row in ((batch.describe_index[n], batch.cells[n]), *views[n * each : (n + 1) * each])]
     index, cells = (list(column) for column in zip(*rows, strict=True))
