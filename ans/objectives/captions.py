@@ -23,8 +23,8 @@ def corrupt(ids: list[int], ratio: float, uniform: Tensor, ordinary: Tensor) -> 
 
 
 def cross_entropy(logits: Tensor, true: Tensor, counted: Tensor, lengths: list[int], objects: int) -> Tensor:
-    """Return the cross-entropy of `logits` (N, V) at the `counted` tokens (N,), bool on the CPU, to the `true` ones (N,): the mean over each
-    caption's, whose sum is divided by the step's objects."""
+    """Return the cross-entropy of `logits` (N, V) at the `counted` tokens (N,), bool on the CPU, to the `true` ones (N,): the mean
+    over each caption's, whose sum is divided by the step's objects."""
     at = counted.nonzero()[:, 0].to(logits.device)
     entropy = F.cross_entropy(logits[at].float(), true[at], reduction="none")
     each = torch.stack([part.sum() for part in counted.split(lengths)])  # of each object, whose mean is taken
