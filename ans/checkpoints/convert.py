@@ -5,6 +5,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ from ans.model.keys import COMPUTED, SEG_ROW
 
 OTHER_SCALES = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "lora_bias")
 """Settings of PEFT under which an adapter is merged otherwise than as alpha / rank * B A."""
+
+_SAID = re.compile(rf"\b({'|'.join(OTHER_SCALES)})['\"]?\s*[=:]\s*(?!False|None|\{{\}}|dict\(\))")
+_OTHER_START = re.compile(r"\binit_lora_weights['\"]?\s*[=:]\s*['\"](pissa|olora|corda|loftq)")
+"""In the text of a configuration, which mmengine keeps in `meta.cfg`: the tensors of such adapters look like any others."""
 
 LARGEST = 1e6
 """Of a weight: the square of much larger ones is no number in half precision, and of 1e20 in none."""
@@ -157,6 +162,7 @@ class _Overlay:
         """Return alpha / rank, as stored by our runs or as given."""
         if not self.pairs:
             return 0.0
+        self._check_kind()
         stored = self.stored_lora
         size = given if stored is None else LoraSize(rank=stored["rank"], alpha=float(stored["alpha"]))
         if size is None:
@@ -170,6 +176,22 @@ class _Overlay:
             if rank != size.rank:
                 raise ValueError(f"{self.path}: LoRA of {name} has rank {rank}, convert.lora says {size.rank}")
         return size.alpha / size.rank
+
+    def _check_kind(self) -> None:
+        """Raise `ValueError` for an adapter that alpha / rank * B A on the base's weights would not merge, as far as anything says so."""
+        for name in self.pairs:
+            if self.keys.shard_of(name) not in ("llm", "embed_head"):
+                raise ValueError(
+                    f"{self.path}: LoRA of {name}, which has a rank and an alpha of its own; merge it with PEFT (merge_and_unload)"
+                )
+        said = str(self.meta.get("cfg", ""))
+        found = _SAID.search(said)
+        if found is None and not self.pairs.keys() <= self.plain.keys():  # where its own base is not there, too
+            found = _OTHER_START.search(said)
+        if found:
+            raise ValueError(
+                f"{self.path}: meta.cfg has {found[0]}..., which is not converted; merge it with PEFT (merge_and_unload)"
+            )
 
     def value(self, name: str) -> Tensor | None:
         """Return its own tensor of that name, or None."""

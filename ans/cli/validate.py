@@ -55,19 +55,26 @@ def run(chosen: argparse.Namespace) -> None:
 
 
 def _videos(folder: Path) -> None:
-    from ans.data.clips import Clip, read
+    """Every frame and mask of a folder of videos."""
+    from ans.data.clips import Clip, read, unreadable
+    from ans.data.records import Noted, left_out
     from ans.data.video_sources.own_videos import read_lines
 
     lines, skipped = read_lines(folder)
     problems = {item.key: item.reason for item in skipped}
+    notes: dict[tuple[str, str], None] = {}  # a clip of two splits is read twice
     for split in sorted({line.split for line in lines}):
         found = list(read("own_videos", folder.parent, folder.name, split))
         clips = [one for one in found if isinstance(one, Clip)]
-        problems |= {one.key: one.reason for one in found if not isinstance(one, Clip)}
+        notes |= {(one.key, one.reason): None for one in found if isinstance(one, Noted)}
+        problems |= {one.key: one.reason for one in left_out(found)}
+        problems |= {clip.name: reason for clip in clips if (reason := unreadable(folder.parent, clip))}
         frames, expressions = sum(len(clip.frames) for clip in clips), sum(len(clip.expressions) for clip in clips)
         print(f"{split}: {len(clips)} clips, {frames} frames, {expressions} expressions")
     for key, reason in problems.items():
         print(f"{folder / key}: {reason}")
+    for key, reason in notes:
+        print(f"note: {folder / key}: {reason}")
     print(f"{len(problems)} lines and clips cannot be used")
     if problems:
         raise SystemExit(1)

@@ -93,14 +93,21 @@ class Index:
             counts.append(np.bincount(rows[wanted.to_numpy(zero_copy_only=False)], minlength=batch.num_rows))
         return np.concatenate(counts)
 
-    def photographs(self) -> Iterator[tuple[str, str, frozenset[str]]]:
-        """Yield path, `content` and the splits of the regions of every row; neither masks nor texts are read."""
+    def photographs(self) -> Iterator[tuple[str, str, tuple[int, int]]]:
+        """Yield path, `content` and (width, height) of every row; its regions are not read."""
         for batch in batches_of(self._file):
-            splits: list[set[str]] = [set() for _ in range(batch.num_rows)]
-            rows = np.repeat(np.arange(batch.num_rows), sizes(batch)).tolist()
-            for row, split in zip(rows, batch["regions"].flatten().field("split").to_pylist(), strict=True):
-                splits[row].add(split)
-            yield from zip(batch["path"].to_pylist(), batch["content"].to_pylist(), map(frozenset, splits), strict=True)
+            columns = (batch[name].to_pylist() for name in ("path", "content", "width", "height"))
+            for path, content, width, height in zip(*columns, strict=True):
+                yield path, content, (width, height)
+
+    def has_others(self, splits: Sequence[str]) -> np.ndarray:
+        """(rows,) bool: whether a row has a region that belongs to none of `splits`."""
+        found = [np.zeros(0, bool)]
+        for batch in batches_of(self._file):
+            others = pc.invert(pc.is_in(batch["regions"].flatten().field("split"), pa.array(splits)))
+            rows = np.repeat(np.arange(batch.num_rows), sizes(batch))[others.to_numpy(zero_copy_only=False)]
+            found.append(np.bincount(rows, minlength=batch.num_rows) > 0)
+        return np.concatenate(found)
 
     def splits(self) -> set[str]:
         """Return the splits that regions belong to."""

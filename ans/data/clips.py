@@ -95,6 +95,17 @@ class ClipFrames(Frames):
         return open_image(self.root, locator) if self._video is None else self._video[int(locator.partition(SEPARATOR)[2])]
 
 
+def unreadable(root: Path, clip: Clip) -> str:
+    """Return why training could not open a frame of a clip, the first that it could not; "" where it can open all."""
+    try:
+        for picture in ClipFrames(root, clip):
+            if picture.size != (clip.width, clip.height):
+                raise ValueError(f"{clip.files[0]}: a frame of another size than the first")
+    except (ValueError, FileNotFoundError) as error:
+        return str(error)
+    return ""
+
+
 def read(reader: str, root: str | Path, folder: str, split: str) -> Iterator[Clip | Skipped]:
     """Yield the clips of a data set in order, and a `Skipped` for each that cannot be used; `folder` lies below `root`.
 
@@ -180,9 +191,9 @@ def sized_frames(root: Path, folder: str, names: Sequence[str], suffix: str = ".
         try:
             sizes.append(image_size(root, locators[-1]))
         except FileNotFoundError:
-            raise ValueError("a frame that is not there") from None
+            raise ValueError(f"a frame that is not there: {name}") from None
         except ValueError:
-            raise ValueError("a frame that cannot be read") from None
+            raise ValueError(f"a frame that cannot be read: {name}") from None
     if not sizes:
         raise ValueError("video without frames")
     if len(set(sizes)) > 1:

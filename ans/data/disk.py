@@ -9,6 +9,9 @@ from pathlib import Path
 MAX_BYTES = 1 << 30
 """Of an image's file, and of a JSON about one image."""
 
+UNSHOWN = ("Cc", "Cs", "Zl", "Zp")
+"""Categories of characters: control characters, halves of characters (bytes that are no text), breaks of lines and paragraphs."""
+
 
 def below(root: str | Path, path: str) -> Path:
     """Return `root`/`path`. Raises `ValueError` for a path that leaves the root, that has a control character (no tool shows those), or
@@ -24,7 +27,9 @@ def below(root: str | Path, path: str) -> Path:
 
 def is_text(name: str) -> bool:
     """Return whether a name has characters alone: no control characters, no line breaks, no bytes that are no text."""
-    return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
+    if name.isascii():
+        return name.isprintable()
+    return not any(unicodedata.category(character) in UNSHOWN for character in name)
 
 
 def spelled(root: str | Path, path: str) -> str:

@@ -8,12 +8,12 @@ video>.mp4::<number>`.
 import hashlib
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -22,6 +22,7 @@ from ans.data.disk import MAX_BYTES, below, read_file
 from ans.data.npz import read_array
 
 if TYPE_CHECKING:
+    from av.container import InputContainer
     from av.video.frame import VideoFrame
 
 SEPARATOR = "::"
@@ -54,6 +55,18 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientation -> what makes the image upright; from 5 on width and height are swapped."""
+
+FRAME_TURNS = {
+    (1, 0, 0, 1): None,
+    (-1, 0, 0, 1): TURNS[2],
+    (-1, 0, 0, -1): TURNS[3],
+    (1, 0, 0, -1): TURNS[4],
+    (0, 1, 1, 0): TURNS[5],
+    (0, 1, -1, 0): TURNS[6],
+    (0, -1, -1, 0): TURNS[7],
+    (0, -1, 1, 0): TURNS[8],
+}
+"""The same by a video's display matrix: what becomes of (1, 0) and of (0, 1), y downwards."""
 
 
 def member(tar: str, offset: int, size: int) -> str:
@@ -159,6 +172,14 @@ def decoded(data: bytes) -> Image.Image:
         return _to_rgb(upright(image))
 
 
+def see_through(data: bytes) -> bool:
+    """Return whether some pixels of an image's file are not opaque. The colours that it has under them are what `decoded` gives."""
+    with identify(data) as image:
+        if "A" not in image.getbands() and ("transparency" not in image.info or image.mode.startswith("I")):
+            return False
+        return np.asarray(image.convert("RGBA"))[..., 3].min() < 255
+
+
 def pictures(image: Image.Image) -> int:
     """Return how many an animation, or a TIFF of several pages, has. The smaller copies in a photograph's TIFF or JPEG (MPO) do not
     count."""
@@ -193,7 +214,7 @@ def drawn(image: Image.Image) -> np.ndarray:
     """Return (height, width) bool of a mask as data sets publish it: all that is not black; of a cut-out what is not transparent."""
     if "A" in image.getbands() or "transparency" in image.info:
         alpha = np.asarray(image.convert("RGBA"))[..., 3]
-        if alpha.min() < 255:
+        if alpha.min() < alpha.max():
             return alpha >= 128
     pixels = np.asarray(image if image.mode in ("1", "L") or image.mode.startswith("I") else image.convert("RGB"))
     return pixels > 0 if pixels.ndim == 2 else np.asarray(pixels.any(2))
@@ -230,23 +251,45 @@ def read_frame(path: Path, number: int) -> Image.Image:
         times = shown_at(str(path), path.stat().st_mtime_ns)
         if number < len(times):
             with av.open(str(path)) as container:
-                stream = container.streams.video[0]
-                container.seek(times[number], stream=stream)  # to the key frame before it
-                for image in container.decode(stream):
-                    if image.pts is None:
-                        raise TypeError("a frame does not say when it is shown")
-                    if image.pts >= times[number]:
-                        return turned(image)
+                return turned(decode_from(container, times, number)[0])
     except (av.FFmpegError, IndexError, TypeError) as error:
         raise ValueError(f"{path}: not a readable video: {error}") from error
     raise ValueError(f"{path}: ends before frame {number}")
 
 
+def decode_from(container: "InputContainer", times: Sequence[int], number: int) -> "tuple[VideoFrame, Iterator[VideoFrame]]":
+    """Return frame `number` of a video, and those after it, each decoded when it is asked for. `times`: when each is shown.
+
+    Decoding begins at the key frame before it, and earlier where that is not enough: the first frames of an open group of pictures
+    need the group before. Raises `IndexError` where the frame cannot be decoded.
+    """
+    stream, back = container.streams.video[0], 0
+    while True:
+        start = max(number - back, 0)
+        container.seek(times[start], stream=stream)  # to the key frame before it
+        frames = container.decode(stream)
+        for image in frames:
+            if image.pts is None:
+                raise TypeError("a frame does not say when it is shown")
+            if image.pts == times[number]:
+                return image, frames
+            if image.pts > times[number]:
+                break
+        if start == 0:
+            raise IndexError(f"ends before frame {number}, or that cannot be decoded")
+        back = 4 * back + 1
+
+
 def turned(image: "VideoFrame") -> Image.Image:
-    """Return a decoded frame as the video's display matrix wants it shown, RGB."""
-    turns = round(image.rotation / 90) % 4  # against the clock
+    """Return a decoded frame as the video's display matrix wants it shown, RGB. Raises `TypeError` where that is not by right angles."""
     upright = image.to_image()
-    return upright.rotate(90 * turns, expand=True) if turns else upright
+    matrix: Any = image.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return upright
+    a, b, _, c, d = (value / 65536 for value in struct.unpack_from("=5i", bytes(matrix)))  # x' = a x + c y, y' = b x + d y
+    if (turn := FRAME_TURNS.get((a, b, c, d), "")) == "":
+        raise TypeError("its frames are shown turned by other than right angles, or drawn out")
+    return upright if turn is None else upright.transpose(turn)
 
 
 @lru_cache(maxsize=64)

@@ -14,6 +14,8 @@ from ans.data.images import BROKEN_IMAGE, open_mask
 MAX_VALUES = 16
 """Grey values, or colours, that still look like numbers of objects; an image has more."""
 
+NO_OUTSIDE = "several values and no pixel that is 0: nothing says which of them is outside"
+
 SOFT_EDGE = 9
 """Pixels across within which a soft edge goes from outside to inside, as brushes leave it, and enlarging by up to four."""
 
@@ -50,9 +52,12 @@ def inside(image: Image.Image) -> tuple[np.ndarray, list[str]]:
         alpha = np.asarray(image.convert("RGBA"))[..., 3]
         if not alpha.any():
             raise ValueError("transparent everywhere")
-        if alpha.min() < 255:  # a cut-out: its colours are those of the object
+        if alpha.min() < alpha.max():  # a cut-out: its colours are those of the object
+            if alpha.min() > 0:
+                raise ValueError("alpha channel of several values, none of them transparent: nothing says what is outside")
             found, notes = _levels(alpha)
             return found, [*notes, "cut-out, whose alpha channel is the mask"]
+        image = image.convert("RGB")
     if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         image = image.convert("RGB")  # in which black is 0
     if image.mode == "P":
@@ -74,6 +79,8 @@ def _indexed(image: Image.Image) -> tuple[np.ndarray, list[str]]:
     if (inside != (numbers > 0)).any():
         raise ValueError("palette in which number 0 is not black, or another number is; save the mask in black and white")
     several = len(np.unique(numbers[inside])) > 1
+    if several and inside.all():
+        raise ValueError(NO_OUTSIDE)
     return inside, ["several values in one mask, taken for one object"] if several else []
 
 
@@ -89,6 +96,8 @@ def _levels(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
     found = np.unique(values[inside])
     if len(found) < 2:
         return inside, []
+    if inside.all():
+        raise ValueError(NO_OUTSIDE)
     half = values >= found[-1] / 2
     if (found[-1] >= 128 or values.dtype.kind == "f") and _near_edge(half)[inside & (values < found[-1])].all():
         return half, ["mask with a soft edge, of which half and more is inside"]

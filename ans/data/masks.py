@@ -257,32 +257,27 @@ def check_counts(counts: Sequence[Any], height: int, width: int) -> None:
     # of a number's last code bit 5 is not set: it is one of the first 32
     if not (48 <= codes.min() <= codes.max() <= 111 and max([text[-1] for text in counts]) <= chr(79)):
         raise ValueError(BROKEN)
-    codes = codes - 48
-    ends = np.flatnonzero(codes < 32)  # last code of each number
-    numbers = _numbers(codes, ends)
-    last = np.searchsorted(ends, np.cumsum([len(text) for text in counts]) - 1)  # last number of each mask
-    first = np.concatenate([[0], last[:-1] + 1])
-    sizes = last - first + 1
+    numbers, several = _numbers(codes - 48)
+    ends = np.cumsum([len(text) for text in counts])  # in codes
+    last = ends - 1 - np.searchsorted(several, ends)  # in numbers, since each has one code that is none of `several`
+    sizes = np.diff(last, prepend=-1)
     # Two columns, one for the zeros' and one for the ones' runs, and as many rows as the longer has: from the fourth run on a
     # number is the difference to the one above it, so that runs are sums down the columns, but for the very first run.
     rows = (sizes + 1) // 2
     start = np.cumsum(rows) - rows
+    unused = (start + rows - 1)[sizes % 2 == 1]  # in the second column
     table = np.zeros((int(rows.sum()), 2), np.int64)
-    table.reshape(-1)[np.arange(len(numbers)) + np.repeat(2 * start - first, sizes)] = numbers
+    there = np.ones(table.shape, bool)
+    there[unused, 1] = False
+    table[there] = numbers
     opening = table[start, 0]
     table[start, 0] = 0
-    filled = np.zeros(len(counts), np.int64)
+    table[start[1:]] -= np.add.reduceat(table, start)[:-1]  # so that each mask's sums begin at 0
     for column in (0, 1):  # each by itself: numpy is slow on rows of two
-        runs = np.cumsum(table[:, column])
-        runs -= np.repeat(runs[start] - table[start, column], rows)
-        if column == 0:
-            runs[start] = opening
-        else:
-            runs[(start + rows - 1)[sizes % 2 == 1]] = 0  # a column that ends earlier
-        if runs.min() < 0:
-            raise ValueError(NOT_FILLED)
-        filled += np.add.reduceat(runs, start)
-    if (filled != height * width).any():
+        np.cumsum(table[:, column], out=table[:, column])
+    table[start, 0] = opening
+    table[unused, 1] = 0
+    if table.min() < 0 or (np.add.reduceat(table.reshape(-1), 2 * start) != height * width).any():
         raise ValueError(NOT_FILLED)
 
 
@@ -298,27 +293,28 @@ def run_lengths(counts: Any) -> np.ndarray:
     codes = np.frombuffer(counts.encode("ascii"), np.uint8) - 48
     if not len(codes) or codes.max() > 63 or codes[-1] & 32:  # what lies below 48 has become large
         raise ValueError(BROKEN)
-    runs = _numbers(codes, np.flatnonzero(codes < 32))
+    runs, _ = _numbers(codes)
     runs[1::2] = np.cumsum(runs[1::2])
     runs[2::2] = np.cumsum(runs[2::2])
     return runs
 
 
-def _numbers(codes: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Return (numbers,) int64 of `codes` (n,) uint8 in 0..63, `ends` being the place of each number's last code, which has its sign."""
-    numbers = ((codes[ends].view(np.int8) ^ 16) - 16).astype(np.int64)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    several = np.flatnonzero(starts != ends)  # few: most are of one code
-    if len(several):
-        begin, further = starts[several], ends[several] - starts[several]
+def _numbers(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (numbers,) int64 of `codes` (n,) uint8 in 0..63, and the places of the codes that another of the same number follows."""
+    more = codes >= 32
+    last = codes[~more].view(np.int8)
+    numbers = ((last ^ 16) - 16).astype(np.int64)  # bit 4 is the sign
+    several = np.flatnonzero(more)
+    if len(several):  # few: most numbers are of one code
+        owners = several - np.arange(len(several))
+        first = np.flatnonzero(np.diff(owners, prepend=-1))  # of each of their numbers
+        further = np.diff(first, append=len(several))
         if further.max() > 6:  # more than any image's number of pixels
             raise ValueError(BROKEN)
-        values = numbers[several] << (5 * further)
-        for place in range(int(further.max())):
-            there = further > place
-            values[there] += (codes[begin[there] + place] & 31).astype(np.int64) << (5 * place)
-        numbers[several] = values
-    return numbers
+        numbers[owners[first]] <<= 5 * further
+        places = np.arange(len(several)) - np.repeat(first, further)
+        np.add.at(numbers, owners, (codes[several] & 31).astype(np.int64) << (5 * places))
+    return numbers, several
 
 
 def measure(counts: str, height: int, width: int) -> tuple[int, tuple[float, float, float, float]]:

@@ -49,6 +49,8 @@ def _npz(path: Path) -> Iterator[zipfile.ZipFile]:
         if path.exists() and not path.is_file():
             raise ValueError("not a plain file")
         with zipfile.ZipFile(path) as archive:
+            if len(set(archive.namelist())) < len(archive.namelist()):
+                raise ValueError("an array that is there twice")
             yield archive
     except FileNotFoundError:
         raise

@@ -19,7 +19,8 @@ def load(reader: str) -> ModuleType:
 
 def listing_checksum(root: Path, folder: str, name: str, reader: str) -> str:
     """Return sha256 of what the reader says of a set's listing: names, sizes and numbers of files, for your own data also contents."""
-    return hashlib.sha256("\n".join(load(reader).fingerprint(root, folder, name)).encode()).hexdigest()
+    lines = "\n".join(load(reader).fingerprint(root, folder, name))
+    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()  # names on disk may be bytes that are no text
 
 
 def check_listing(index: Index, root: str | Path) -> None:

@@ -1,6 +1,11 @@
 """The record every reader produces: one image with its regions, and each region with its expressions."""
 
+import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
+
+from ans.data.disk import UNSHOWN
 
 QUERY_KINDS = {True: "long", False: "short"}
 """ReasonSeg's `is_sentence` -> the name of the published subset, which is the category of its regions."""
@@ -59,12 +64,24 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A record that a reader could not use: `key` names it within its source, `reason` says why (one wording per kind)."""
+    """A record that a reader could not use: `key` names it within its source, `reason` says why (one wording per kind). What a file's
+    name has in either that no terminal or file should be given is written as Python escapes it."""
 
     key: str
     reason: str
+
+    def __post_init__(self) -> None:
+        for name, text in (("key", self.key), ("reason", self.reason)):
+            if not text.isprintable():
+                hidden = (ascii(one)[1:-1] if unicodedata.category(one) in UNSHOWN else one for one in text)
+                object.__setattr__(self, name, "".join(hidden))
 
 
 @dataclass(frozen=True)
 class Noted(Skipped):
     """Something that costs no record: a part that was left out (a text, an outline), or that looks wrong and is used as it is."""
+
+
+def left_out(found: Iterable[Any]) -> list[Skipped]:
+    """Return what a reader could not use, among all that it gave."""
+    return [item for item in found if isinstance(item, Skipped) and not isinstance(item, Noted)]

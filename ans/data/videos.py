@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 import numpy as np
 from PIL import Image
 
-from ans.data.images import open_image, shown_at, turned
+from ans.data.images import decode_from, open_image, shown_at, turned
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -87,20 +87,18 @@ class VideoFile(Video):
         if number == self._number:
             return self._last
         with _named(self.path):
-            if not self._number < number <= self._number + NEAR or self._container is None:
+            found = None
+            if self._container is not None and self._number < number <= self._number + NEAR:
+                found = next((image for image in self._decoding if image.pts == self._shown[number]), None)
+            if found is None:
                 self.close()
                 self._container = _open(self.path)
-                stream = self._container.streams.video[0]
-                stream.thread_type = "NONE"  # decoding ahead on all cores would take them from the model
-                self._container.seek(self._shown[number], stream=stream)  # to the key frame before it
-                self._decoding = self._container.decode(stream)
-            for found in self._decoding:
-                if found.pts is None:
-                    raise TypeError("a frame does not say when it is shown")
-                if found.pts >= self._shown[number]:
-                    self._number, self._last = number, turned(found)
-                    return self._last
-        raise ValueError(f"{self.path}: ends before frame {number}")
+                self._container.streams.video[
+                    0
+                ].thread_type = "NONE"  # decoding ahead on all cores would take them from the model
+                found, self._decoding = decode_from(self._container, self._shown, number)
+            self._number, self._last = number, turned(found)
+            return self._last
 
     def close(self) -> None:
         """Let go of the file; the next frame opens it again."""

@@ -29,11 +29,15 @@ class Kept:
         """Read a batch. Raises `FileNotFoundError` for a batch that no process has left where this one looks."""
         path = self._path(batch)
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: not there; all processes must see one folder (set ANS_RUNS to a shared one)")
+            raise FileNotFoundError(
+                f"{path}: not there; all processes must see one folder (set ANS_RUNS to a shared one), and no other evaluation of the "
+                "same may have ended in it meanwhile: then start this one again"
+            )
         return json.loads(path.read_text(encoding="utf-8"))
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder)
+        """Also while another evaluation of the same, in a clone with this `$ANS_RUNS`, writes into it: what it writes may stay."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, batch: int) -> Path:
         return self.folder / f"{batch:06d}.json"

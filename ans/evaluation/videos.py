@@ -17,6 +17,7 @@ from ans.config import Config
 from ans.config.schema import VideoSet
 from ans.data import masks
 from ans.data.clips import Clip, ClipFrames, checksum, read
+from ans.data.records import left_out
 from ans.evaluation.kept import Kept
 from ans.evaluation.protocol import protocol_fingerprint, weights_checksum
 from ans.evaluation.video_metrics import REVOS_KINDS, Scorer, VideoScore, interval, summarise, summarise_revos
@@ -51,7 +52,7 @@ def evaluate_videos(config: Config, variant: str, workspace: Workspace = Workspa
     folder, results, predictions = workspace.variant(variant), workspace.results(variant), workspace.predictions(variant)
     found = {name: list(read(of.reader, root, of.folder, of.split)) for name, of in settings.videos.items()}
     clips = [(name, clip) for name, several in found.items() for clip in several if isinstance(clip, Clip)]
-    skipped = {name: [one for one in several if not isinstance(one, Clip)] for name, several in found.items()}
+    skipped = {name: left_out(several) for name, several in found.items()}
     protocol = {
         "variant": variant,
         "prompts": [prompts.VIDEO_PROMPT, prompts.VIDEO_QUESTION_PROMPT],

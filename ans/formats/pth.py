@@ -34,6 +34,11 @@ def read_pth(path: Path) -> Checkpoint:
     A file may be a bare dict of tensors, `{state_dict}`, `{meta, state_dict}` or `{model}`. Tensors stay on disk until used.
     Raises `FileNotFoundError`, or `ValueError` naming file and reason for one that is damaged, hostile or no checkpoint.
     """
+    beside = path if path.is_dir() else path.parent
+    if (beside / "adapter_config.json").exists() and (path == beside or path.name.startswith("adapter_model")):
+        raise ValueError(
+            f"{path}: an adapter as PEFT saves it, without the model; load it on its model, merge it (merge_and_unload) and save that"
+        )
     if not path.is_dir():
         content, meta = _unwrap(path, _load(path))
     elif found := [path / name for name in ("best.pth", "last.pth") if (path / name).exists()]:
@@ -43,10 +48,6 @@ def read_pth(path: Path) -> Checkpoint:
     elif (path / "pytorch_model.bin").exists():
         refuse_link(path / "pytorch_model.bin")
         content, meta = _unwrap(path / "pytorch_model.bin", _load(path / "pytorch_model.bin"))
-    elif (path / "adapter_config.json").exists():
-        raise ValueError(
-            f"{path}: an adapter as PEFT saves it, without the model; load it on its model, merge it (merge_and_unload) and save that"
-        )
     else:
         steps = ", ".join(sorted(file.name for file in path.glob("*.pth")))
         raise FileNotFoundError(

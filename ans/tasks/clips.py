@@ -4,6 +4,7 @@ The language model reads the frames and answers each expression by one `[SEG]`, 
 No memory takes part: it stays as SAM2 trained it.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,12 +18,15 @@ from ans.config.schema import VideoFolder
 from ans.config.tasks import TaskSettings
 from ans.data.clips import Clip, ClipExpression, ClipFrames, checksum, read
 from ans.data.mixing import Pool
+from ans.data.records import left_out
 from ans.model import prompts
 from ans.model.segmenter import Conversations, Features, Segmenter
 from ans.objectives.batches import Images, ImagesOf, Targets, labels_of, pad_right
 from ans.objectives.losses import mask_terms, seg_rate
 from ans.tasks import base
 from ans.tasks.base import Losses, Now, Setting
+
+log = logging.getLogger(__name__)
 
 KEPT_AS_WRITTEN = ("ref_sav",)
 """Readers of sets whose texts are whole descriptions: they keep their capitals and full stops."""
@@ -89,8 +93,10 @@ class Task(base.Task[Settings, Batch]):
             raise ValueError(f"train.clips: {name} reads one image in a question; set train.clips.enabled=false")
         self.clips: list[list[Clip]] = []
         for name, of in settings.sources.items():
-            found = [clip for clip in read(of.reader, setting.root, of.folder, of.split) if isinstance(clip, Clip)]
-            usable = [clip for clip in found if taught(clip)]
+            found = list(read(of.reader, setting.root, of.folder, of.split))
+            for item in left_out(found):
+                log.warning(f"train.clips.sources.{name}: {item.key} is left out: {item.reason}")
+            usable = [clip for clip in found if isinstance(clip, Clip) and taught(clip)]
             if not usable:
                 raise ValueError(
                     f"train.clips.sources.{name}: split {of.split!r} of {setting.root / of.folder} has no clip whose masks are known"

@@ -9,7 +9,7 @@ unnamed     those whose refusal names neither file nor record, or that lost a pa
 changed     those that gave a content which neither the undamaged nor the damaged file says
 
 The last three have to be 0. What a file says is found by the json, csv, pickle and YAML of others, and masks by pycocotools; files with
-checksums (PNG, npz, pth) can say nothing new, and those of JPEGs, which have none, are compared by their size. `--seed` gives other
+checksums (PNG, npz, pth) can say nothing new; JPEGs have none, and what they say is their size. `--seed` gives other
 damage, `--only` the inputs whose name has this in it.
 """
 
@@ -152,6 +152,9 @@ def flat(found: Any) -> Content:
 # --------------------------------------------------------------------------------------------------------- what a file says
 
 
+NO_JPEG = (StopIteration, IndexError)
+
+
 class Said:
     """What is in a file, as others read it: `document`, None where nothing is sure; its texts; and masks of its outlines and runs."""
 
@@ -161,7 +164,7 @@ class Said:
         self.masks: set[str] = set()
         try:
             self.document = self._parse(path, data)
-        except (ValueError, RecursionError, OverflowError, yaml.YAMLError, csv.Error, ElementTree.ParseError):
+        except (ValueError, RecursionError, OverflowError, yaml.YAMLError, csv.Error, ElementTree.ParseError, *NO_JPEG):
             self.document = None
         if self.document is not None:
             self._walk(self.document)
@@ -185,9 +188,21 @@ class Said:
                 return yaml.safe_load(data)
             case ".xml":
                 return [(one.tag, one.text) for one in ElementTree.fromstring(data).iter()]
+            case ".jpg":
+                return self._jpeg(path, data)
             case ".safetensors":
                 return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         return None
+
+    def _jpeg(self, path: Path, data: bytes) -> Any:
+        """Its size by its frame's header, and the outlines beside it, which are drawn at that size where they state none."""
+        start = next(
+            place for place in range(len(data)) if data[place : place + 1] == b"\xff" and data[place + 1] in (0xC0, 0xC2)
+        )
+        height, width = (int.from_bytes(data[start + at : start + at + 2]) for at in (5, 7))
+        self.sizes = (*self.sizes, (height, width))
+        beside = path.with_suffix(".json")
+        return [height, width, json.loads(beside.read_bytes()) if beside.is_file() else None]
 
     def _walk(self, value: Any) -> None:
         if isinstance(value, str):

@@ -307,10 +307,71 @@ def test_meta_of_other_types_is_named(base: Path, checkpoint: Path, tmp_path: Pa
         convert(settings(tmp_path / "odd.pth", groups=None if "trained" in meta else TRAINED, lora=None), base, tmp_path / "hf")
 
 
-def test_an_adapter_alone_is_refused_by_name(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ("", "adapter_model.bin", "adapter_model.safetensors"))
+def test_an_adapter_alone_is_refused_by_name(base: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
+    torch.save({"a.lora_A.weight": torch.zeros(1)}, tmp_path / "adapter_model.bin")
     with pytest.raises(ValueError, match="an adapter as PEFT saves it.*merge_and_unload"):
-        convert(settings(tmp_path), base, tmp_path / "hf")
+        convert(settings(tmp_path / name), base, tmp_path / "hf")
+
+
+@pytest.mark.parametrize(
+    ("changes", "outcome"),
+    [
+        ({}, None),
+        ({"target_modules": "all-linear"}, None),
+        ({"use_rslora": True}, "meta.cfg has use_rslora="),
+        ({"alpha_pattern": {"q_proj": 32}}, "meta.cfg has alpha_pattern="),
+        ({"rank_pattern": {"q_proj": 8}}, "rank_pattern|has rank 8"),
+        ({"init_lora_weights": "olora"}, "meta.cfg has init_lora_weights='olora"),
+        ({"use_dora": True}, "DoRA"),
+        ({"lora_bias": True, "target_modules": ["q_proj"]}, "LoRA with a bias"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, "LoRA on an embedding table"),
+        ({"target_modules": ["q_proj"]}, "down_proj.weight is missing"),
+    ],
+)
+def test_adapters_of_every_kind_are_merged_as_by_peft_or_refused(
+    base: Path, trained: dict[str, Tensor], tmp_path: Path, changes: dict, outcome: str | None
+) -> None:
+    """As mmengine saves them: the trained tensors, and the text of the configuration. Those of rslora look like any others."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    before, size = read_all(base), {"r": 4, "lora_alpha": 8}
+    model = Qwen2ForCausalLM(Qwen2Config(**json.loads((base / "config.json").read_text())["llm_config"]))
+    own = {key.removeprefix("language_model."): tensor.float() for key, tensor in before.items() if "language_model" in key}
+    model.load_state_dict(own)
+    linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    adapted = get_peft_model(model, LoraConfig(**({"target_modules": linear} | size | changes)))
+    with torch.no_grad():
+        for key, tensor in adapted.named_parameters():
+            if "lora_B" in key:
+                tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)) / 20)
+    state = {f"mllm.model.language_model.{key}": tensor.clone() for key, tensor in adapted.state_dict().items() if "lora" in key}
+    state |= {key: tensor for key, tensor in trained.items() if "language_model" not in key}
+    said = ", ".join(f"{key}={value!r}" for key, value in (size | changes).items())
+    torch.save(
+        {"state_dict": state, "meta": {"cfg": f"llm_lora=dict(type=LoraConfig, {said}, use_dora=False)"}}, tmp_path / "a.pth"
+    )
+    chosen = settings(tmp_path / "a.pth", groups=[group for group in TRAINED if group != "embed_head"])
+    if outcome is not None:
+        with pytest.raises(ValueError, match=rf"a\.pth: .*({outcome})"):
+            convert(chosen, base, tmp_path / "hf")
+        return
+    convert(chosen, base, tmp_path / "hf")
+    after = read_all(tmp_path / "hf")
+    for key, tensor in adapted.merge_and_unload().state_dict().items():
+        torch.testing.assert_close(after[f"language_model.{key}"].float(), tensor, rtol=0, atol=1e-6, msg=key)
+
+
+def test_an_adapter_of_another_part_has_another_alpha(base: Path, trained: dict[str, Tensor], tmp_path: Path) -> None:
+    name = next(key for key in read_all(base) if key.startswith("vision_model.") and key.endswith("attn.qkv.weight"))
+    there = f"mllm.model.{name.removesuffix('.weight')}"
+    rows, columns = read_all(base)[name].shape
+    matrices = {f"{there}.lora_A.default.weight": torch.ones(4, columns), f"{there}.lora_B.default.weight": torch.ones(rows, 4)}
+    torch.save({"state_dict": trained | matrices}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"LoRA of vision_model\..*, which has a rank and an alpha of its own"):
+        convert(settings(tmp_path / "a.pth"), base, tmp_path / "hf")
 
 
 def test_a_head_that_the_config_ties(base: Path, trained: dict[str, Tensor], tmp_path: Path) -> None:

@@ -137,7 +137,23 @@ def test_a_class_file_may_have_further_columns(tmp_path: Path) -> None:
     assert isinstance(record, ImageRecord) and record.regions[0].category == "Man"
 
 
-@pytest.mark.parametrize("text", ("/m/1,Salt\n/m/2,Salt, and pepper\n", "a,b\n/m/1,Man\nnone,Man\n", "LabelName\n/m/1\n"))
+@pytest.mark.parametrize("mark", ("", "\ufeff"))
+def test_a_class_file_may_begin_with_a_mark(tmp_path: Path, mark: str) -> None:
+    (tmp_path / "classes.csv").write_text(f'{mark}/m/1,Man\r\n/m/2,"Salt, and pepper"\n', encoding="utf-8")
+    assert open_images._read_classes(tmp_path / "classes.csv") == {"/m/1": "Man", "/m/2": "Salt, and pepper"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    (
+        "/m/1,Salt\n/m/2,Salt, and pepper\n",
+        "a,b\n/m/1,Man\nnone,Man\n",
+        "LabelName\n/m/1\n",
+        "/m/1,Man\n/m/1,Woman\n",
+        "/m/1,\n",
+        "/m/1,M\0an\n",
+    ),
+)
 def test_a_class_that_would_be_lost_names_its_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "classes.csv").write_text(text)
     with pytest.raises(ValueError, match=r"classes.csv, row [123]: "):

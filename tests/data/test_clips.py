@@ -106,7 +106,7 @@ def test_masks_that_are_not_published(world) -> None:
 def test_what_cannot_be_used_is_said(world) -> None:
     _, skipped = clips(world[0], "mevis")
     assert {(one.key, one.reason) for one in skipped} == {
-        ("valid_u/gone", "a frame that is not there"),
+        ("valid_u/gone", "a frame that is not there: 00000"),
         ("valid_u/v1", "video of fewer than two frames"),
     }
 
@@ -127,7 +127,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     masks[str(OBJECTS)].pop()
     (base / "mask_dict.json").write_text(json.dumps(masks))
     assert sorted(reasons(tmp_path, "mevis")) == [
-        "a frame that is not there",
+        "a frame that is not there: 00000",
         "frames of different sizes",
         "not one mask per frame",
     ]

@@ -6,6 +6,7 @@ import os
 import struct
 import tarfile
 import unicodedata
+import zipfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ans.data import masks
+from ans.data import masks, readers
 from ans.data.arrow import read_index
 from ans.data.disk import MAX_BYTES, spelled
 from ans.data.images import FORMATS, open_image, read_bytes, read_frame
 from ans.data.mask_files import read_mask, suspicions
-from ans.data.npz import read_array
+from ans.data.npz import array_shapes, read_array
 from ans.data.records import Expression, ImageRecord, Region, Skipped
 from ans.data.samples import Evaluated, training_rows
 from ans.data.sources import own, reason_seg, sa1b, sav
 from ans.data.sources.common import MAX_CHARACTERS, MAX_WORDS, clean, field, parse_json, read, tar_members
+from ans.data.videos import open_video
 from tests.data.test_own import MASK, publish
 from tests.indexes import write_records
 
@@ -66,33 +68,59 @@ def test_photographs_of_several_pictures_are_jpegs(tmp_path: Path) -> None:
     assert np.asarray(open_image(tmp_path, "a.jpg"))[0, 0, 0] > 200
 
 
-def video(path: Path, turned: bool) -> None:
+def video(path: Path, pixels: list[np.ndarray], matrix: tuple[int, ...] = (), codec: str = "mpeg4", **options: str) -> None:
+    """`matrix`: a, b, c, d of the track, which shows what is at x, y at a x + c y, b x + d y (ISO 14496-12), each times 2 ** 16."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
-        pixels = np.zeros((32, 64, 3), np.uint8)
-        pixels[:16, :32] = 255  # upper left
-        for _ in range(3):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        stream = container.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt, stream.options = 64, 32, "yuv420p", options
+        for picture in pixels:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
-    if turned:  # the matrix of a track that is shown turned by 90 degrees with the clock (ISO 14496-12)
+    if matrix:
         content = path.read_bytes()
         plain = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
         place = content.index(plain, content.index(b"tkhd"))
-        matrix = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 32 << 16, 0, 1 << 30)
-        path.write_bytes(content[:place] + matrix + content[place + len(plain) :])
+        a, b, c, d = matrix
+        path.write_bytes(content[:place] + struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30) + content[place + len(plain) :])
 
 
-@pytest.mark.parametrize("turned", (False, True))
-def test_a_videos_display_matrix_is_applied(tmp_path: Path, turned: bool) -> None:
-    video(tmp_path / "a.mp4", turned)
-    frame = np.asarray(read_frame(tmp_path / "a.mp4", 1).convert("L"))
-    if turned:  # with the clock the upper left goes to the upper right
-        assert frame.shape == (64, 32) and frame[:30, 18:].min() > 200 and frame[:, :14].max() < 50
-    else:
-        assert frame.shape == (32, 64) and frame[:14, :30].min() > 200
+@pytest.mark.parametrize(
+    "matrix", [(), (1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0), (-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0)]
+)
+def test_a_videos_display_matrix_is_applied(tmp_path: Path, matrix: tuple[int, ...]) -> None:
+    """A quarter, three quarters, and mirrored, as cameras that face their user write it."""
+    white = np.zeros((32, 64, 3), np.uint8)
+    white[:16, :32] = 255  # upper left
+    video(tmp_path / "a.mp4", [white] * 3, tuple(value << 16 for value in matrix))
+    across, down = np.array(matrix or (1, 0, 0, 1)).reshape(2, 2).T @ (
+        -16,
+        -8,
+    )  # where the white's middle goes from the picture's
+    frame = np.asarray(read_frame(tmp_path / "a.mp4", 1).convert("L")).astype(int)
+    assert frame.shape == ((64, 32) if matrix[:1] == (0,) else (32, 64))
+    middle = np.array(frame.shape) // 2
+    for sign, wanted in ((1, 255), (-1, 0)):
+        x, y = middle[1] + sign * across, middle[0] + sign * down
+        assert np.abs(frame[y - 4 : y + 4, x - 4 : x + 4] - wanted).max() < 50
     with pytest.raises(ValueError, match="ends before frame 3"):
         read_frame(tmp_path / "a.mp4", 3)
+
+
+@pytest.mark.parametrize("matrix", [(46341, 46341, -46341, 46341), (1 << 17, 0, 0, 1 << 16)])
+def test_a_video_that_is_shown_askew_is_refused(tmp_path: Path, matrix: tuple[int, ...]) -> None:
+    video(tmp_path / "a.mp4", [np.zeros((32, 64, 3), np.uint8)], matrix)
+    with pytest.raises(ValueError, match=r"a\.mp4: not a readable video: .* other than right angles"):
+        read_frame(tmp_path / "a.mp4", 0)
+
+
+def test_frames_before_a_key_frame_that_need_the_group_before_it(tmp_path: Path) -> None:
+    """Open groups of pictures: decoding that begins at the key frame gives the frame behind the one that was asked for."""
+    pixels = [np.full((32, 64, 3), 8 * number + 20, np.uint8) for number in range(20)]
+    video(tmp_path / "a.mp4", pixels, codec="libx264", **{"x264-params": "open-gop=1:keyint=6:bframes=3"})
+    film = open_video(tmp_path / "a.mp4")
+    for number in np.random.default_rng(0).permutation(20).tolist():
+        for picture in (read_frame(tmp_path / "a.mp4", number), film[number]):
+            assert abs(np.asarray(picture).mean() - (8 * number + 20)) < 3
 
 
 @pytest.mark.parametrize("kind", ("pipe", "device", "folder", "loop", "vast"))
@@ -179,6 +207,36 @@ def test_an_npz_that_unpacks_to_more_than_an_image_is_refused(tmp_path: Path, mo
         read_array(tmp_path / "a.npz", "frame1")
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (24, 50, "Bad CRC-32"),  # its size, too small
+        (24, 2**31, "more than any image has|do not hold"),
+        (20, 10, "Bad CRC-32"),  # its compressed size
+        (42, 2**31, "Truncated file header"),  # where it lies
+        (38, 0xA1FF << 16, None),  # a link, which is an array all the same: nothing is unpacked to the disk
+        (38, 0x21FF << 16, None),  # a device
+        (None, 2, "there twice"),
+    ],
+)
+def test_an_npz_whose_directory_lies_is_named(tmp_path: Path, place: int | None, value: int, said: str | None) -> None:
+    frame = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    np.savez(tmp_path / "a.npz", frame1=frame)
+    if place is None:
+        with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("frame1.npy", archive.read("frame1.npy"))
+    else:
+        data = bytearray((tmp_path / "a.npz").read_bytes())
+        struct.pack_into("<I", data, data.index(b"PK\1\2") + place, value)
+        (tmp_path / "a.npz").write_bytes(data)
+    if said is None:
+        assert (read_array(tmp_path / "a.npz", "frame1") == frame).all()
+        return
+    for read_it in (lambda: read_array(tmp_path / "a.npz", "frame1"), lambda: array_shapes(tmp_path / "a.npz", ["frame1"])):
+        with pytest.raises(ValueError, match=rf"a\.npz: not a readable npz: .*({said})"):
+            read_it()
+
+
 def test_a_set_with_names_that_are_no_text_is_indexed(tmp_path: Path) -> None:
     """On disk they are bytes; Arrow and JSON hold text alone."""
     place = tmp_path / "sav/x"
@@ -195,6 +253,28 @@ def test_a_set_with_names_that_are_no_text_is_indexed(tmp_path: Path) -> None:
     records = [item for item in found if isinstance(item, ImageRecord)]
     assert [record.path for record in records] == ["sav/x/masklet_data_1.npz::frame1"] and len(found) == 3
     write_records(tmp_path / "a.arrow", records, {"source": "sav", "folder": "sav", "reader": "sav", "root_listing": "x"})
+
+
+def test_names_that_are_no_text_are_told_and_hinder_nothing(tmp_path: Path) -> None:
+    base = publish(tmp_path, [{"image": "a.jpg", "mask": "m.png", "text": "it"}])
+    (tmp_path / "sa1b").mkdir()
+    (tmp_path / "rs/train").mkdir(parents=True)
+    before = [readers.fingerprint(tmp_path, *of) for of in (("own", "own", "own"), ("sa1b", "sa1b", "sa1b"))]
+    for name in (b"bad\xff", b"a\nb", b"\x1b[2J"):
+        for place in (base / "images", tmp_path / "sa1b", tmp_path / "rs/train"):
+            with open(os.fsencode(place) + b"/" + name + b".jpg", "wb") as file:
+                file.write((base / "images/a.jpg").read_bytes())
+            os.mkdir(os.fsencode(place) + b"/" + name)
+    after = [readers.fingerprint(tmp_path, *of) for of in (("own", "own", "own"), ("sa1b", "sa1b", "sa1b"))]
+    assert before[0] != after[0] and before[1] != after[1]
+    assert [item for item in read(own, tmp_path, "own", "own") if isinstance(item, Skipped)] == []
+    said = [item.key for item in read(reason_seg, tmp_path, "rs", "reasonseg") if isinstance(item, Skipped)]
+    assert said == ["rs/train/\\x1b[2J", "rs/train/a\\nb", "rs/train/bad\\udcff"]
+
+
+def test_what_is_skipped_is_one_line_of_text() -> None:
+    item = Skipped("a\nb\udcff", "caf\u00e9 \u202e\u2028\x1b")
+    assert (item.key, item.reason) == ("a\\nb\\udcff", "caf\u00e9 \u202e\\u2028\\x1b")
 
 
 # ------------------------------------------------------------------------------------------------------------------- masks
@@ -263,7 +343,16 @@ def test_masks_of_other_colour_spaces_and_of_several_pictures(tmp_path: Path) ->
         read_mask(tmp_path / "two.tif", "two.tif")
 
 
-def test_a_listed_size_of_labelme_is_compared(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stated", "said"),
+    [
+        ({"imageWidth": 40, "imageHeight": 20}, "is 20 x 10 pixels, but a.json says 40 x 20"),
+        ({"imageWidth": 40.0, "imageHeight": 20.0}, "but a.json says 40 x 20"),
+        ({"imageWidth": 20}, "no 'imageHeight'"),
+        ({"imageWidth": "20", "imageHeight": 10}, "imageWidth is '20'"),
+    ],
+)
+def test_a_listed_size_of_labelme_is_compared(tmp_path: Path, stated: dict[str, Any], said: str) -> None:
     place = tmp_path / "rs/val"
     place.mkdir(parents=True)
     Image.new("RGB", (20, 10)).save(place / "a.jpg")
@@ -271,12 +360,10 @@ def test_a_listed_size_of_labelme_is_compared(tmp_path: Path) -> None:
         "text": ["it"],
         "is_sentence": False,
         "shapes": [shape("rectangle", [3, 2], [8, 5])],
-        "imageWidth": 40,
-        "imageHeight": 20,
-    }
+    } | stated
     (place / "a.json").write_text(json.dumps(listing))
     (skipped,) = read(reason_seg, tmp_path, "rs", "reasonseg")
-    assert isinstance(skipped, Skipped) and "is 20 x 10 pixels, but a.json says 40 x 20" in skipped.reason
+    assert isinstance(skipped, Skipped) and said in skipped.reason
 
 
 def test_suspicious_masks() -> None:

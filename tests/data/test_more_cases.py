@@ -13,11 +13,11 @@ from PIL import Image
 
 from ans import cli
 from ans.data import masks
-from ans.data.clips import palette_masks
+from ans.data.clips import Clip, ClipFrames, palette_masks
 from ans.data.images import TURNS, drawn, image_size, open_image
 from ans.data.importing import Imported, bring
 from ans.data.mask_files import read_mask
-from ans.data.records import ImageRecord, Noted, Skipped
+from ans.data.records import ImageRecord, Noted, Skipped, left_out
 from ans.data.sources import describe_anything, own, reason_seg, refcoco
 from ans.data.sources.common import entry_of, read, whole
 from ans.data.sources.sav_video import read_masklets
@@ -91,6 +91,21 @@ def test_what_would_be_another_picture_is_refused(tmp_path: Path, name: str, wri
         open_image(tmp_path, name)
 
 
+@pytest.mark.parametrize(
+    ("form", "options"),
+    (("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("WEBP", {}), ("WEBP", {"lossless": True}), ("BMP", {}), ("PPM", {}),
+     ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("TIFF", {"compression": "jpeg"}), ("TIFF", {"compression": "tiff_deflate"})),
+)  # fmt: skip
+def test_an_image_cut_short_is_refused_in_every_format(tmp_path: Path, form: str, options: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)).save(buffer, form, **options)
+    whole = buffer.getvalue()
+    for end in (*range(0, len(whole), len(whole) // 9), len(whole) - 2):
+        (tmp_path / "a").write_bytes(whole[:end])
+        with pytest.raises(ValueError, match="/a: not a readable image: "):
+            open_image(tmp_path, "a")
+
+
 def test_a_smaller_copy_in_a_photograph_is_no_other_picture(tmp_path: Path) -> None:
     copy = Image.new("RGB", (4, 2), "blue")
     Image.new("RGB", (8, 4), "red").save(tmp_path / "a.tif", save_all=True, append_images=[copy])
@@ -150,6 +165,32 @@ def test_published_masks_of_every_mode(mode: str) -> None:
     else:
         image = Image.fromarray(255 * MASK).convert(mode)
     assert (drawn(image) == (MASK > 0)).all()
+
+
+@pytest.mark.parametrize(
+    ("mode", "pixels", "said"),
+    (
+        ("RGBA", np.dstack([255 * MASK] * 3 + [0 * MASK + 254]), None),
+        ("RGBA", np.dstack([255 * MASK] * 3 + [0 * MASK + 128]), None),
+        ("LA", np.dstack([255 * MASK, 0 * MASK + 254]), None),
+        ("RGBA", np.dstack([255 * MASK] * 3 + [155 * MASK + 100]), "none of them transparent"),
+        ("L", 254 * MASK + 1, "no pixel that is 0"),
+        ("RGB", np.dstack([190 * MASK + 10] * 3), "no pixel that is 0"),
+        ("P", MASK + 1, "no pixel that is 0"),
+    ),
+)
+def test_masks_whose_outside_nothing_says(tmp_path: Path, mode: str, pixels: np.ndarray, said: str | None) -> None:
+    """An alpha of one value says nothing, so the colours are the mask; nor do two values, of which neither is 0."""
+    image = Image.fromarray(pixels, mode)
+    if mode == "P":
+        image.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    image.save(tmp_path / "m.png")
+    if said is None:
+        assert (read_mask(tmp_path / "m.png", "m.png")[0] == (MASK > 0)).all()
+        assert (drawn(Image.open(tmp_path / "m.png")) == (MASK > 0)).all()
+    else:
+        with pytest.raises(ValueError, match=f"m.png: .*{said}"):
+            read_mask(tmp_path / "m.png", "m.png")
 
 
 # ----------------------------------------------------------------------------------------------------------------- imports
@@ -395,23 +436,79 @@ def test_an_object_of_a_video_has_one_number(tmp_path: Path) -> None:
         read_masklets(tmp_path / "a_manual.json")
 
 
-@pytest.mark.parametrize("wrong", ("mp4", "masks/cup/00001.jpg", "masks/cup/00000.PNG", None))
-def test_masks_of_a_clip_are_all_seen(tmp_path: Path, wrong: str | None) -> None:
-    base = tmp_path / "clips"
+def clip_of_two_frames(base: Path) -> None:
     for number in range(2):
         picture(base / f"clips/a/0000{number}.png", number)
     (base / "masks/a/cup").mkdir(parents=True)
     Image.fromarray(255 * MASK).save(base / "masks/a/cup/00000.png")
+    (base / "expressions.jsonl").write_text(json.dumps({"clip": "a", "object": "cup", "text": "the cup"}))
+
+
+@pytest.mark.parametrize("wrong", ("mp4", "masks/cup/00001.jpg", "masks/cup/00000.PNG", None))
+def test_masks_of_a_clip_are_all_seen(tmp_path: Path, wrong: str | None) -> None:
+    base = tmp_path / "clips"
+    clip_of_two_frames(base)
     if wrong == "mp4":
         with VideoWriter(base / "clips/a.mp4") as video:
             video.add(Image.new("RGB", (20, 10)), 0)  # pyrefly: ignore[bad-argument-type]
     elif wrong:
         Image.fromarray(255 * MASK).save(base / wrong.replace("masks/", "masks/a/"))
-    (base / "expressions.jsonl").write_text(json.dumps({"clip": "a", "object": "cup", "text": "the cup"}))
     (found,) = own_videos.read(tmp_path, "clips", "train")
     assert isinstance(found, Skipped) == (wrong is not None)
     if isinstance(found, Skipped):
         assert ("both a folder" if wrong == "mp4" else Path(str(wrong)).name.lower()) in found.reason.lower()
+
+
+def test_what_looks_wrong_about_a_clip_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = tmp_path / "clips"
+    clip_of_two_frames(base)
+    for number in range(2):
+        Image.fromarray(255 * (1 - MASK)).save(base / f"masks/a/cup/0000{number}.png")
+    note, clip = own_videos.read(tmp_path, "clips", "train")
+    assert isinstance(note, Noted) and "masks/a/cup/00000.png: mask of more than half" in note.reason
+    assert left_out([note, clip, Skipped("a", "b")]) == [Skipped("a", "b")]
+    cli.main(["validate", str(base)])
+    assert capsys.readouterr().out.count("is it inverted?") == 1
+    (base / "clips/a/00001.png").unlink()
+    picture(base / "clips/a/00001.jpg")
+    data = (base / "clips/a/00001.jpg").read_bytes()
+    (base / "clips/a/00001.jpg").write_bytes(data[:-40])
+    with pytest.raises(SystemExit):
+        cli.main(["validate", str(base)])
+    assert "00001.jpg: not a readable image" in capsys.readouterr().out, "which its header does not tell"
+
+
+def test_a_video_s_suffix_in_any_case(tmp_path: Path) -> None:
+    base = tmp_path / "clips"
+    clip_of_two_frames(base)
+    (base / "clips/a").rename(base / "frames")
+    with VideoWriter(base / "clips/a.MP4") as video:
+        video.add(Image.new("RGB", (20, 10)), 0)  # pyrefly: ignore[bad-argument-type]
+    (found,) = own_videos.read(tmp_path, "clips", "train")
+    assert isinstance(found, Clip) and ClipFrames(tmp_path, found)[0].size == (20, 10)
+
+
+@pytest.mark.parametrize("mode", ("RGBA", "LA", "P", "opaque"))
+def test_colours_under_transparent_pixels_are_those_of_the_file(tmp_path: Path, mode: str) -> None:
+    """By every way of opening, and said of own data."""
+    picture(tmp_path / "own/images/a.png")
+    image = Image.open(tmp_path / "own/images/a.png").convert("L" if mode in ("LA", "P") else "RGB")
+    if mode == "P":
+        image = image.convert("P")
+        image.save(tmp_path / "own/images/a.png", transparency=bytes([0, 255] * 128))
+    else:
+        alpha = Image.fromarray(255 * (MASK if mode != "opaque" else MASK * 0 + 1))
+        there = image.copy()
+        there.putalpha(alpha)
+        there.save(tmp_path / "own/images/a.png")
+    assert (np.asarray(open_image(tmp_path, "own/images/a.png")) == np.asarray(image.convert("RGB"))).all()
+    (tmp_path / "own/masks").mkdir()
+    Image.fromarray(255 * MASK).save(tmp_path / "own/masks/m.png")
+    (tmp_path / "own/expressions.jsonl").write_text(json.dumps({"image": "a.png", "mask": "m.png", "text": "it"}))
+    *said, record = read(own, tmp_path, "own", "kitchen")
+    assert isinstance(record, ImageRecord) and ["transparent pixels" in item.reason for item in said] == [True] * (
+        mode != "opaque"
+    )  # pyrefly: ignore[missing-attribute]
 
 
 def test_the_command_says_what_it_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from ans.data import masks
 from ans.data.arrow import Index, read_index
@@ -81,6 +82,23 @@ def test_a_photograph_is_known_by_its_content_too(tmp_path: Path) -> None:
         assert Regions("a", taught, held, None).left_out == 2 and Regions("b", own, held, None).left_out == 1
     by_name = Evaluated([taught, index("e", "val", "x/evaluated.jpg")])
     assert training_rows([taught, own], by_name)[1] == 0, "without the root nothing is opened"
+
+
+def test_the_disk_is_asked_only_of_photographs_of_an_evaluated_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SA-1B's are larger than all that is evaluated, and there are eleven million."""
+    asked: list[str] = []
+    monkeypatch.setattr("ans.data.samples.byte_size", lambda root, path: asked.append(path) or 10)
+    counts = masks.from_array(np.ones((4, 4)))
+    records = [
+        ImageRecord(0, "evaluated.jpg", 4, 4, (Region(1, "val", "", 16, (0.0, 0.0, 4.0, 4.0), counts),)),
+        *(ImageRecord(i, f"{i}.jpg", 4, 3 + i, (Region(i, "", "", 16, (0.0, 0.0, 4.0, 4.0), counts),)) for i in range(1, 9)),
+    ]
+    write_records(tmp_path / "a.arrow", records, {"source": "a", "folder": "a", "reader": "sav", "root_listing": "x"})
+    index = read_index(tmp_path / "a.arrow")
+    held = Evaluated([index], tmp_path)
+    assert Regions("a", index, held, None).count == 8 and asked == ["evaluated.jpg", "1.jpg"]
+    held.add("a clip's frame.jpg")
+    assert Regions("a", index, held, None).count == 8 and len(asked) == 3 + 8, "of which no record states the size"
 
 
 def test_only_regions_with_a_text_are_described(tmp_path: Path) -> None:

@@ -148,7 +148,10 @@ def _evaluated(listing: Path) -> Iterator[tuple[str, Any, list[tuple[Any, Any, l
         first: dict[Any, Any] = {}
         for row in field(captions, "annotations", list):
             first.setdefault(row["image_id"], row)
-        for image in field(captions, "images", list):
+        places: dict[Any, int] = {}
+        for place, image in enumerate(field(captions, "images", list)):
+            if (before := places.setdefault(image["id"], place)) != place:
+                raise ValueError(f"id {image['id']} is there twice: images[{before}] and images[{place}]")
             said = first.get(image["id"], {})
             labels, found = said.get("labels", []), rles.get(image["id"], [])
             if len(labels) != len(found):

@@ -20,7 +20,7 @@ from ans.data import masks
 from ans.data.disk import spelled
 from ans.data.images import BROKEN_IMAGE, drawn, image_size, open_mask
 from ans.data.records import ImageRecord, Noted, Region, Skipped
-from ans.data.sources.common import source_folder
+from ans.data.sources.common import clean, source_folder
 
 SPLIT = "train"
 ANNOTATIONS = "train-annotations-object-segmentation.csv"
@@ -66,7 +66,7 @@ def _listing(root: Path, folder: str, name: str) -> list[Path]:
 
 def _csv_rows(path: Path) -> Iterator[list[str]]:
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:  # some tools begin a file with a mark
             yield from csv.reader(file, strict=True)
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a readable CSV: {error}") from error
@@ -96,7 +96,12 @@ def _read_classes(path: Path) -> dict[str, str]:
         if len(row) != columns or columns < 2:
             raise ValueError(f"{path}, row {number}: {len(row)} columns ({','.join(row)!r:.80}), expected {max(columns, 2)}")
         if CLASS_CODE.match(row[0]):
-            classes[row[0]] = row[1]
+            try:
+                name = clean(row[1])
+            except ValueError as error:
+                raise ValueError(f"{path}, row {number}: {error}") from None
+            if classes.setdefault(row[0], name) != name:
+                raise ValueError(f"{path}, row {number}: {row[0]} is {name!r:.80} here, and {classes[row[0]]!r:.80} above")
         elif number > 1:
             raise ValueError(f"{path}, row {number}: {row[0]!r:.80} is no code of a class, such as /m/04yx4")
     return classes

@@ -22,7 +22,7 @@ from typing import Any
 
 from ans.data import masks
 from ans.data.disk import below, spelled
-from ans.data.images import BROKEN_IMAGE, SEPARATOR, content, decoded, read_bytes
+from ans.data.images import BROKEN_IMAGE, SEPARATOR, content, decoded, read_bytes, see_through
 from ans.data.mask_files import read_mask, suspicions
 from ans.data.matching import check_size
 from ans.data.records import Expression, ImageRecord, Noted, Region, Skipped
@@ -110,6 +110,9 @@ def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
     try:
         data = read_bytes(root, path)
         width, height = decoded(data).size
+        if see_through(data):
+            reason = "image with transparent pixels: training and evaluation see the colours that it has under them"
+            yield Noted(f"{EXPRESSIONS}:{unread.objects[0].line}", f"images/{unread.image}: {reason}")
     except FileNotFoundError:
         yield from (Skipped(f"{EXPRESSIONS}:{one.line}", f"no such image: images/{unread.image}") for one in unread.objects)
         return
@@ -190,7 +193,7 @@ def _read_annotations(path: Path) -> dict[int, Annotation]:
     try:
         content = parse_json(path.read_bytes())
         listed = by_id(field(content, "images", list), "images")
-        images = {number: (field(image, "file_name", str), _size(image)) for number, image in listed.items()}
+        images = {number: _image(number, image) for number, image in listed.items()}
         categories = by_id(field({"categories": []} | content, "categories", list), "categories")
         names = {number: field({"name": ""} | entry, "name", str) for number, entry in categories.items()}
         annotations = by_id(field(content, "annotations", list), "annotations")
@@ -203,11 +206,13 @@ def _read_annotations(path: Path) -> dict[int, Annotation]:
         raise ValueError(f"{path}: not a COCO listing: {error}") from error
 
 
-def _size(image: Any) -> tuple[int, int] | None:
-    """Return (width, height) that a listing states of an image; some tools leave both out."""
-    if image.get("width") is None and image.get("height") is None:
-        return None
-    return whole(image, "width"), whole(image, "height")
+def _image(number: int, image: Any) -> tuple[str, tuple[int, int] | None]:
+    """Return the file name and the (width, height) that a listing states of an image; some tools leave both sides out."""
+    try:
+        sized = image.get("width") is not None or image.get("height") is not None
+        return field(image, "file_name", str), (whole(image, "width"), whole(image, "height")) if sized else None
+    except ValueError as error:
+        raise ValueError(f"image {number}: {error}") from error
 
 
 def _region(root: Path, unread: Unread, one: Object, height: int, width: int) -> tuple[Region, list[str]]:

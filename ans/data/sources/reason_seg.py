@@ -22,7 +22,7 @@ from ans.data.disk import read_file
 from ans.data.images import BROKEN_IMAGE, drawn, image_size, open_mask
 from ans.data.matching import check_size
 from ans.data.records import QUERY_KINDS, Expression, ImageRecord, Noted, Region, Skipped
-from ans.data.sources.common import clean, field, is_junk, parse_json, source_folder
+from ans.data.sources.common import clean, field, is_junk, parse_json, source_folder, whole
 
 SPLITS = ("train", "val", "test")
 TARGET, IGNORED = 1, 255
@@ -60,8 +60,8 @@ def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
     try:
         content = field({"JSON": _parse(root / place / listing)}, "JSON", dict)
         width, height = image_size(root, path)
-        if type(content.get("imageWidth")) is int and type(content.get("imageHeight")) is int:
-            check_size(path, (width, height), (content["imageWidth"], content["imageHeight"]), listing)
+        if content.get("imageWidth") is not None or content.get("imageHeight") is not None:
+            check_size(path, (width, height), (whole(content, "imageWidth"), whole(content, "imageHeight")), listing)
         drawn = draw(field(content, "shapes", list), height, width)
         for text in field(content, "text", list):
             try:

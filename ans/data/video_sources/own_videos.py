@@ -13,10 +13,10 @@ from typing import Any
 
 from ans.data import masks
 from ans.data.clips import Clip, ClipExpression, sized_frames
-from ans.data.disk import below
+from ans.data.disk import below, spelled
 from ans.data.images import frame
-from ans.data.mask_files import read_mask
-from ans.data.records import Skipped
+from ans.data.mask_files import read_mask, suspicions
+from ans.data.records import Noted, Skipped
 from ans.data.sources.common import clean, field, parse_json
 from ans.data.videos import FrameFolder, VideoFile
 
@@ -36,7 +36,8 @@ class Line:
 
 
 def read(root: Path, folder: str, split: str) -> Iterator[Clip | Skipped]:
-    """Yield the clips with an expression of `split`; a line that cannot be used is a `Skipped` named by its number."""
+    """Yield the clips with an expression of `split`; a line that cannot be used is a `Skipped` named by its number, and what looks wrong
+    about a clip's masks a `Noted`."""
     base = root / folder
     lines, skipped = read_lines(base)
     yield from skipped
@@ -46,7 +47,9 @@ def read(root: Path, folder: str, split: str) -> Iterator[Clip | Skipped]:
             by_clip.setdefault(line.clip, []).append(line)
     for clip, said in by_clip.items():
         try:
-            yield _clip(root, folder, clip, said, split)
+            found, notes = _clip(root, folder, clip, said, split)
+            yield from (Noted(clip, note) for note in notes)
+            yield found
         except (ValueError, FileNotFoundError) as error:
             yield Skipped(clip, str(error).replace(f"{base}/", ""))
 
@@ -83,33 +86,37 @@ def _line(content: bytes) -> tuple[str, tuple[str, ...], tuple[str, ...], str]:
     return clip, tuple(objects), tuple(clean(text) for text in texts), split
 
 
-def _clip(root: Path, folder: str, name: str, said: list[Line], split: str) -> Clip:
+def _clip(root: Path, folder: str, name: str, said: list[Line], split: str) -> tuple[Clip, list[str]]:
     place = f"{folder}/clips/{name}"
-    if (root / place).is_dir() and (root / f"{place}.mp4").exists():
+    file = spelled(root, f"{place}.mp4")
+    if (root / place).is_dir() and (root / file).exists():
         raise ValueError("both a folder of frames and an mp4 in clips/; remove one")
     if (root / place).is_dir():
         pictures = FrameFolder(root / place).names
         names = tuple(Path(one).stem for one in pictures)
         frames, height, width = sized_frames(root, place, pictures, "")
-    elif (root / f"{place}.mp4").is_file():
-        video = VideoFile(root / f"{place}.mp4")
+    elif (root / file).is_file():
+        video = VideoFile(root / file)
         width, height = video[0].size
         names = tuple(f"{number:05d}" for number in range(len(video)))
-        frames = tuple(frame(f"{place}.mp4", number) for number in range(len(video)))
+        frames = tuple(frame(file, number) for number in range(len(video)))
     else:
         raise ValueError("neither a folder of frames nor an mp4 in clips/")
     rows: dict[str, tuple[str, ...]] = {}
+    notes: list[str] = []
     for object_ in dict.fromkeys(key for line in said for key in line.objects):
-        rows[object_] = _masks(root / folder / "masks" / name / object_, names, height, width)
+        rows[object_], looks = _masks(root / folder / "masks" / name / object_, names, height, width)
+        notes += looks
     found = [
         ClipExpression(f"{line.number}-{i}" if i else str(line.number), text, line.objects)
         for line in said
         for i, text in enumerate(line.texts)
     ]
-    return Clip(name, split, frames, names, height, width, rows, tuple(found))
+    return Clip(name, split, frames, names, height, width, rows, tuple(found)), notes
 
 
-def _masks(place: Path, names: tuple[str, ...], height: int, width: int) -> tuple[str, ...]:
+def _masks(place: Path, names: tuple[str, ...], height: int, width: int) -> tuple[tuple[str, ...], list[str]]:
+    """Return `counts` of each frame, and what is to be said of the masks, once of each kind with the first frame that it concerns."""
     called = f"masks/{place.parent.name}/{place.name}"
     there: dict[str, Path] = {}
     for path in sorted(place.iterdir()) if place.is_dir() else ():
@@ -123,12 +130,15 @@ def _masks(place: Path, names: tuple[str, ...], height: int, width: int) -> tupl
     if strange := sorted(there.keys() - set(names)):
         raise ValueError(f"{called}/{strange[0]}.png: the clip has no such frame")
     found = []
+    notes: dict[str, str] = {}
     for name in names:
         counts = ""
         if name in there:
-            mask, _ = read_mask(there[name], f"{called}/{name}.png")
+            mask, looks = read_mask(there[name], f"{called}/{name}.png")
+            for look in [*looks, *suspicions(mask)]:
+                notes.setdefault(look, f"{called}/{name}.png: {look}")
             if mask.shape != (height, width):
                 raise ValueError(f"{called}/{name}.png: {mask.shape[1]} x {mask.shape[0]} pixels, the frame {width} x {height}")
             counts = masks.from_array(mask) if mask.any() else ""
         found.append(counts)
-    return tuple(found)
+    return tuple(found), list(notes.values())
