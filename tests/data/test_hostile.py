@@ -259,13 +259,13 @@ def test_names_that_are_no_text_are_told_and_hinder_nothing(tmp_path: Path) -> N
     base = publish(tmp_path, [{"image": "a.jpg", "mask": "m.png", "text": "it"}])
     (tmp_path / "sa1b").mkdir()
     (tmp_path / "rs/train").mkdir(parents=True)
-    before = [readers.fingerprint(tmp_path, *of) for of in (("own", "own", "own"), ("sa1b", "sa1b", "sa1b"))]
+    before = [readers.listing_checksum(tmp_path, *of) for of in (("own", "own", "own"), ("sa1b", "sa1b", "sa1b"))]
     for name in (b"bad\xff", b"a\nb", b"\x1b[2J"):
         for place in (base / "images", tmp_path / "sa1b", tmp_path / "rs/train"):
             with open(os.fsencode(place) + b"/" + name + b".jpg", "wb") as file:
                 file.write((base / "images/a.jpg").read_bytes())
             os.mkdir(os.fsencode(place) + b"/" + name)
-    after = [readers.fingerprint(tmp_path, *of) for of in (("own", "own", "own"), ("sa1b", "sa1b", "sa1b"))]
+    after = [readers.listing_checksum(tmp_path, *of) for of in (("own", "own", "own"), ("sa1b", "sa1b", "sa1b"))]
     assert before[0] != after[0] and before[1] != after[1]
     assert [item for item in read(own, tmp_path, "own", "own") if isinstance(item, Skipped)] == []
     said = [item.key for item in read(reason_seg, tmp_path, "rs", "reasonseg") if isinstance(item, Skipped)]
