@@ -1,5 +1,7 @@
 """What a training is put together from: groups of the optimizer, places in the flat gradient, steps, and the sum over what is frozen."""
 
+import signal
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +12,9 @@ from torch import nn
 from ans.config import Config
 from ans.model.adapters import group_of_parameter
 from ans.model.segmenter import Segmenter
-from ans.training import setup
+from ans.shown import Panel
+from ans.training import setup, signals
+from ans.training.manifest import describe
 from tests import pipeline
 
 
@@ -131,6 +135,86 @@ def test_batches_begin_where_they_are_asked_to() -> None:
 
     mixture: Any = Numbers()
     assert list(setup.batches(mixture, 2, 0)) == [2, 3, 4, 5] and list(setup.batches(mixture, 0, 2)) == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_manifest_sums_up_the_tasks(config: Config, made) -> None:
+    def task(name: str, title: str, role: str, panel: Panel) -> Any:
+        return SimpleNamespace(
+            title=title, role=role, examples=(name,), prefix=name, settings=SimpleNamespace(model_dump=lambda: {"of": name}),
+            left_out=len(name), sizes=lambda: {f"{name}_set": len(title)}, checksums=lambda: {f"{name}.json": name * 2},
+            panels=(panel,),
+        )  # fmt: skip
+
+    tasks: Any = {
+        "one": task("one", "first", "primary", Panel("Dice loss", {"one_more": "more"}, share=True)),
+        "other": task("other", "second task", "auxiliary", Panel("of its own", {"other_x": "x"}, share=True, log=True)),
+    }
+    model, trained = made
+    found = describe(config, model, trained, tasks, 12, "b" * 64, 3)
+    assert found["samples"] == {"one_set": 5, "other_set": 11} and found["left_out_evaluated_images"] == 8
+    assert found["read_sha256"] == {"one.json": "oneone", "other.json": "otherother"} and found["base_sha256"] == "b" * 64
+    assert (found["steps"], found["processes"], found["effective_batch"]) == (12, 3, config.train.effective_batch(3))
+    assert found["trained"] == list(config.train.trained) and found["train"]["lr"] == 0.5
+    assert found["tasks"]["other"] == {
+        "title": "second task", "role": "auxiliary", "examples": ("other",), "settings": {"of": "other"},
+    }  # fmt: skip
+    panels = {panel["title"]: panel for panel in found["panels"]}
+    assert list(panels)[:5] == [
+        "loss of the primary tasks, all parts",
+        "mask cross-entropy",
+        "Dice loss",
+        "language loss on the answer",
+        "of its own",
+    ]
+    curves = {"one_dice": "first", "other_dice": "second task", "one_more": "more"}
+    assert panels["Dice loss"] == {"title": "Dice loss", "curves": curves, "share": False, "log": False}
+    assert panels["of its own"] == {"title": "of its own", "curves": {"other_x": "x"}, "share": True, "log": True}
+    shown = {title: list(panel["curves"]) for title, panel in panels.items()}
+    assert shown["mask cross-entropy"] == ["one_mask", "other_mask"] and shown["training IoU"] == [
+        "one_train_iou",
+        "other_train_iou",
+    ]
+    assert shown["language loss on the answer"] == ["one_language", "other_language"] and shown["learning rate"] == ["lr"]
+    assert shown["share of answers with [SEG]"] == ["one_seg_rate", "other_seg_rate"] and shown["gradient norm"] == ["grad_norm"]
+    assert shown["validation split"] == ["val_ciou", "val_miou", "val_box_giou", "val_p50", "val_seg_rate"]
+    assert panels["share of answers with [SEG]"]["share"] and found["versions"].keys() == {"torch", "python"}
+    plain = describe(config, model, trained, {}, 12, "", 1)
+    assert "read_sha256" not in plain and plain["samples"] == {} and plain["left_out_evaluated_images"] == 0
+
+
+def test_a_signal_to_stop_is_noted_and_held_back_from_workers() -> None:
+    before = {number: signal.getsignal(number) for number in signals.STOP}
+    try:
+        for number in signals.STOP:
+            stop = signals.StopSignal()
+            assert stop.received is False
+            signal.raise_signal(number)
+            assert stop.received is True
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    with pytest.raises(KeyError), signals.blocked_in_workers():
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == blocked | set(signals.STOP)
+        raise KeyError
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == blocked
+
+
+def test_a_worker_ends_at_the_sigterm_of_the_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With real workers: tests/training/test_resume.py."""
+    with pytest.raises(AssertionError, match="this is no worker"):
+        signals.end_with_the_training(0)
+    senders, waited, codes, ended = iter([99, 7]), list[object](), list[int](), threading.Event()
+
+    def wait(numbers: object) -> SimpleNamespace:
+        waited.append(numbers)
+        return SimpleNamespace(si_pid=next(senders))
+
+    monkeypatch.setattr(signals.multiprocessing, "parent_process", lambda: SimpleNamespace(pid=7))
+    monkeypatch.setattr(signals.signal, "sigwaitinfo", wait)
+    monkeypatch.setattr(signals.os, "_exit", lambda code: (codes.append(code), ended.set()))
+    signals.end_with_the_training(0)
+    assert ended.wait(10) and codes == [0] and waited == [{signal.SIGTERM}] * 2
 
 
 def test_checksums_are_of_all_tasks() -> None:
