@@ -486,6 +486,22 @@ def test_a_group_that_was_not_trained_is_said_and_one_that_would_be_lost_is_an_e
     assert not (tmp_path / "variant").exists()
 
 
+def test_a_tensor_of_another_shape_is_no_variant(base: Path, converted: Path, tmp_path: Path) -> None:
+    shutil.copytree(converted, tmp_path / "other")
+    (path,) = (path for path in shards.files(tmp_path / "other") if shards.group_in_name(path) == "fcs")
+    state = load_file(path) | {"text_hidden_fcs.0.bias": torch.zeros(3)}
+    path.unlink()
+    save_file(state, path)
+    sums = shards.read_sums(converted) | {path.name: shards.sha256(path)}
+    shards.write_index(tmp_path / "other", sums)
+    with pytest.raises(
+        ValueError, match=r"tensor text_hidden_fcs\.0\.bias differs from the base in name or shape; make .*other again"
+    ):
+        make_variant(base, tmp_path / "other", ["fcs"], tmp_path / "variant")
+    make_variant(base, tmp_path / "other", ["proj"], tmp_path / "variant")
+    assert not json.loads((tmp_path / "variant" / "variant.json").read_text())["trained"]["under"]
+
+
 def test_the_stage_makes_a_variant_of_links(base: Path, converted: Path, tmp_path: Path) -> None:
     """As DVC starts it, without torch (see test_architecture)."""
     (tmp_path / "models").mkdir()

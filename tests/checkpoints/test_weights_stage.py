@@ -1,12 +1,18 @@
 """Stage `weights` as DVC runs it: a preset that puts a base together, and a download that goes on in the next run."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
-from ans.checkpoints.fetch import fetch, read_sums
+from ans.checkpoints.assemble import assemble
+from ans.checkpoints.base import make_base, shard
+from ans.checkpoints.fetch import FetchError, fetch, read_sums
 from ans.config import load
+from ans.config.schema import MaskEncoderWeights, Weights
 from ans.formats import shards
 from ans.model.segmenter import Segmenter
 from tests import pipeline
@@ -23,12 +29,38 @@ def write_weights(work: Path, **weights: object) -> None:
     (work / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def test_a_base_put_together(released: tuple[Path, Path], tmp_path: Path) -> None:
+    """A download that failed leaves what came before it, for the next try."""
     internvl, sam2 = released
-    write_weights(tmp_path, source="path", location=str(internvl), sam2={"location": str(sam2), "sha256": shards.sha256(sam2)})
-    pipeline.run(tmp_path, "weights")
-    Segmenter.from_pretrained(tmp_path / "models" / "base")
-    assert [entry.name for entry in (tmp_path / "models").iterdir()] == ["base"]
+    masks = MaskEncoderWeights(location=str(sam2), sha256=shards.sha256(sam2))
+    weights = Weights(source="path", location=str(internvl), sha256={}, sam2=masks)
+    wrong = weights.model_copy(update={"sha256": {"config.json": "0" * 64}})
+    out = tmp_path / "models" / "base"
+    with pytest.raises(FetchError, match="config.json: expected sha256"):
+        make_base(wrong, out)
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [".fetched"]
+    assert [path.name for path in (tmp_path / "models" / ".fetched").iterdir()] == [sam2.name]
+    make_base(weights, out)
+    assemble(internvl, sam2, tmp_path / "assembled")
+    shard(tmp_path / "assembled", tmp_path / "expected")
+    assert contents(out) == contents(tmp_path / "expected")
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["base"]
+
+
+def test_a_base_that_was_released_whole(tmp_path: Path) -> None:
+    folder = pipeline.REPOSITORY / "weights" / "tiny"
+    make_base(Weights(source="path", location=str(folder), sha256={}), tmp_path / "models" / "base")
+    shard(folder, tmp_path / "expected")
+    assert contents(tmp_path / "models" / "base") == contents(tmp_path / "expected")
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["base"]
+    shutil.copytree(folder, tmp_path / "odd")
+    save_file({"of.nobody": torch.zeros(1)}, tmp_path / "odd" / "more.safetensors")
+    with pytest.raises(ValueError, match=r"odd: unexpected tensor of\.nobody: it belongs to no part"):
+        shard(tmp_path / "odd", tmp_path / "models" / "base")
 
 
 def test_a_download_goes_on_in_the_next_run(server: FileServer, tmp_path: Path) -> None:

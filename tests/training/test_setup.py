@@ -2,19 +2,24 @@
 
 import signal
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from ans.config import Config
 from ans.model.adapters import group_of_parameter
 from ans.model.segmenter import Segmenter
+from ans.objectives.batches import Images
 from ans.shown import Panel
 from ans.training import setup, signals
 from ans.training.manifest import describe
+from ans.workspace import Workspace
 from tests import pipeline
 
 
@@ -33,6 +38,35 @@ def test_what_is_trained_is_float32_and_the_rest_frozen(config: Config, made) ->
     assert {group_of_parameter(model, name) for name in trained} == set(config.train.trained)
     assert all(p.requires_grad and p.dtype == torch.float32 for p in trained.values())
     assert {name for name, p in model.named_parameters() if p.requires_grad} == trained.keys()
+
+
+def test_the_row_of_seg_and_recomputing_are_as_asked() -> None:
+    base = pipeline.REPOSITORY / "weights" / "tiny"
+    for groups, again in ((["seg_row", "fcs"], True), (["fcs"], False)):
+        config = pipeline.small_config(pipeline.REPOSITORY, train__groups=groups, train__checkpoint_activations=again)
+        model, trained = setup.load_model(config.train, base, torch.device("cpu"))
+        assert {group_of_parameter(model, name) for name in trained} == set(groups)
+        assert model.vlm.language_model.is_gradient_checkpointing is again
+
+
+def test_features_on_disk_are_those_of_the_model(made, tmp_path: Path) -> None:
+    """With `launch.feature_cache_gb`; a second run of that folder encodes nothing."""
+    model, _ = made
+    pictures = [Image.fromarray(np.random.default_rng(n).integers(0, 256, (40, 60, 3), dtype=np.uint8)) for n in range(2)]
+    family, decoder = model.config.family, model.config.decoder
+    images = Images(
+        [family.pixels(one) for one in pictures], torch.stack([decoder.pixels(one) for one in pictures]), [(40, 60)] * 2
+    )
+    found = []
+    for gigabytes in (0.0, 0.1, 0.1):
+        config = pipeline.small_config(pipeline.REPOSITORY, launch__feature_cache_gb=gigabytes)
+        with torch.no_grad(), model.evaluating():
+            found.append(setup.image_encoder(config, model, Workspace(tmp_path), 1)(images))
+        assert (tmp_path / "runs" / "features").exists() == (gigabytes > 0)
+    for other in found[1:]:
+        assert other.sizes == found[0].sizes
+        for one, two in zip(found[0].levels, other.levels, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 
 def test_the_decoder_has_its_own_rate_and_all_decay(config: Config, made) -> None:
