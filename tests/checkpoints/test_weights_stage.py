@@ -1,4 +1,4 @@
-"""Stage `weights` as DVC runs it: a preset that puts a base together, and a download that goes on in the next run."""
+"""Stage `weights`: a base that is put together, one that was released whole, and a download that goes on in the next run."""
 
 import shutil
 from pathlib import Path

@@ -155,6 +155,7 @@ def test_pictures_go_to_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     }
     assert (tmp_path / "logs").is_dir()
     assert (tmp_path / "live/plots/metrics/rare.tsv").read_text() == "step\trare\n2\t7.0\n"
+    assert (tmp_path / "live/plots/metrics/loss.tsv").read_text() == "step\tloss\n1\t1.0\n2\t0.5\n", "not yet that of step 3"
 
 
 @pytest.mark.parametrize("call", ["start", "settings", "log", "finish"])
