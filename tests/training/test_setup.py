@@ -19,6 +19,7 @@ from ans.objectives.batches import Images
 from ans.shown import Panel
 from ans.training import setup, signals
 from ans.training.manifest import describe
+from ans.training.mixture import Mixture
 from ans.workspace import Workspace
 from tests import pipeline
 
@@ -167,6 +168,11 @@ def test_batches_begin_where_they_are_asked_to() -> None:
         def __getitem__(self, index: int) -> int:
             return index
 
+    empty = Mixture({}, steps=2, batch=1, accumulation=3)
+    assert len(empty) == 6
+    for outside in (-1, 6):
+        with pytest.raises(IndexError):
+            empty[outside]
     mixture: Any = Numbers()
     assert list(setup.batches(mixture, 2, 0)) == [2, 3, 4, 5] and list(setup.batches(mixture, 0, 2)) == [0, 1, 2, 3, 4, 5]
 

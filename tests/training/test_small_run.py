@@ -218,7 +218,8 @@ def test_an_early_end_and_the_best_alone(work: Path, tmp_path: Path) -> None:
 def test_without_validation(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
     at = pipeline.beside(work, tmp_path)
     at.checkpoint.mkdir(parents=True)
-    text = yaml.safe_dump(json.loads(json.dumps(values(work, train__validation="none", train__steps=1, train__save_every=0))))
+    few = {"train__steps": 1, "train__save_every": 0, "train__referring__sources": ["refcoco"]}
+    text = yaml.safe_dump(json.loads(json.dumps(values(work, train__validation="none", **few))))
     at.params.write_text(text)
     config = pipeline.Config(yaml.safe_load(text))
 
@@ -227,7 +228,9 @@ def test_without_validation(work: Path, tmp_path: Path, monkeypatch: pytest.Monk
         (folder / "bad_images_referring").write_text("b.jpg: broken\na.jpg: cut\nb.jpg: broken\n")
 
     monkeypatch.setattr(Health, "after", skipped)
+    caplog.set_level("INFO")
     loop.train(config, at, guard_params=True)
+    assert f"note: {', '.join(config.evaluated_alone())} will be evaluated, and" in caplog.text and config.evaluated_alone()
     assert "referring: 2 images could not be used and were skipped:\na.jpg: cut\nb.jpg: broken\n" in caplog.text
     assert [path.name for path in at.checkpoint.glob("*.pth")] == ["last.pth"] and step_of(at.checkpoint / "last.pth") == 1
     assert json.loads((at.training / "history.json").read_text()) == []
