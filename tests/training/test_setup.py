@@ -20,6 +20,7 @@ from ans.shown import Panel
 from ans.training import setup, signals
 from ans.training.manifest import describe
 from ans.training.mixture import Mixture
+from ans.training.state import ResumeError, ResumeFolder
 from ans.workspace import Workspace
 from tests import pipeline
 
@@ -39,6 +40,38 @@ def test_what_is_trained_is_float32_and_the_rest_frozen(config: Config, made) ->
     assert {group_of_parameter(model, name) for name in trained} == set(config.train.trained)
     assert all(p.requires_grad and p.dtype == torch.float32 for p in trained.values())
     assert {name for name, p in model.named_parameters() if p.requires_grad} == trained.keys()
+
+
+def test_processes_share_one_folder_and_the_first_locks_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the first reads the inputs; what it found is told to the others."""
+    config, work = pipeline.small_config(tmp_path, train__batch=4), Workspace(tmp_path)
+    for name in config.training_indexes():
+        work.index(name).parent.mkdir(parents=True, exist_ok=True)
+        work.index(name).write_text(name)
+    told: list[Any] = []
+
+    def broadcast(values: list[Any]) -> None:
+        if values != [{}]:
+            told.append(values[0])
+        values[0] = told[0]
+
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
+    tasks: Any = {"one": SimpleNamespace(checksums=lambda: {"read.json": "c" * 64})}
+
+    def folder(first: bool, base: str) -> ResumeFolder:
+        accelerator: Any = SimpleNamespace(is_main_process=first, num_processes=2)
+        return setup.resume_folder(config, work, base, tasks, accelerator)
+
+    one = folder(True, "b" * 64)
+    other = folder(False, "")
+    assert one.folder == other.folder and one.description == other.description == told[0]
+    assert told[0]["the contents of read.json"] == "c" * 64 and told[0]["the effective batch"] == config.train.effective_batch(2)
+    assert one.conditions["features on disk (launch.feature_cache_gb)"] == "off" and len(one.conditions["code"]) == 64
+    assert one.seconds == config.launch.save_state_seconds
+    with pytest.raises(ResumeError, match="this run is locked"):
+        folder(True, "b" * 64)
+    assert told[-1] == told[0]
+    one.remove()
 
 
 def test_the_row_of_seg_and_recomputing_are_as_asked() -> None:

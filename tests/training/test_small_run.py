@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 
 from ans.config import ConfigError
 from ans.formats.pth import read_pth
@@ -186,13 +187,24 @@ def test_the_manifest_counts_what_there_is(whole, work: Path) -> None:
             assert (at.training / "plots" / f"{name}.tsv").is_file(), name
 
 
-def test_stopped_and_continued_it_ends_in_the_same_bits(work: Path, tmp_path: Path, whole, caplog) -> None:
-    """Between two validations, with the best one behind and with it ahead."""
-    at = pipeline.beside(work, tmp_path)
+def test_a_line_of_progress() -> None:
+    values = {"loss": 1.0, "ref_mask": 2.0, "ref_train_iou": 0.5, "lr": 0.1, "grad_norm": 3.0, "iou": 0.25}
+    line = {name: of for name, of in loop.shown(values).items() if name != "memory"}
+    assert line == {"loss": 1.0, "ref_train_iou": 0.5, "lr": 0.1, "grad_norm": 3.0}
+
+
+def test_stopped_and_continued_it_ends_in_the_same_bits(
+    work: Path, tmp_path: Path, whole, caplog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two validations, with the best one behind and with it ahead. A process that stops waits for the others."""
+    at, waited = pipeline.beside(work, tmp_path), list[int]()
+    monkeypatch.setattr(Accelerator, "wait_for_everyone", lambda self: waited.append(1))
     caplog.set_level("INFO")
     for step in (3, 5):
         assert status(work, at, step) == 128 + signal.SIGTERM
         gc.collect()  # the exception's frames hold the run's lock
+        assert len(waited) == 1
+        waited.clear()
         (folder,) = at.runs.glob("train-*")
         state = torch.load(folder / "state.pt", weights_only=True)
         assert state["step"] == step and state["processes"] == 1
