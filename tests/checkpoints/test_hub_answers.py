@@ -38,6 +38,7 @@ def test_each_answer_of_the_hub(tmp_path: Path, monkeypatch) -> None:
     repositories = {
         "owner/name": Repository(MODEL | OTHERS, COMMIT),
         "owner/gated": Repository(MODEL, COMMIT, gated=True, readers=frozenset({"hf_reader"})),
+        "owner/private": Repository(MODEL, COMMIT, private=True, readers=frozenset({"hf_reader"})),
         "owner/empty": Repository({"README.md": b"#"}, COMMIT),
     }
     with Hub(repositories, frozenset({"hf_reader", "hf_stranger"})) as hub:
@@ -64,7 +65,8 @@ def test_each_answer_of_the_hub(tmp_path: Path, monkeypatch) -> None:
         assert ask("owner/gated") == f"{access} no token was sent; {advice}"
         assert ask("owner/gated", token="hf_stranger") == f"{access} the token's account is not one of them; {advice}"
         missing = "no such model, or a private one; check weights.location, or set HF_TOKEN to a token that may read it"
-        assert ask("owner/mistyped") == f"{missing} ({tokens})"
+        for token in ("", "hf_stranger"):
+            assert ask("owner/mistyped", token=token) == ask("owner/private", token=token) == f"{missing} ({tokens})"
         invalid = f"the hub refuses access (401); set HF_TOKEN to a valid token ({tokens}), or unset it and `hf auth logout`"
         assert ask(token="hf_expired") == invalid
         assert ask(commit="f" * 40) == f"no such commit; take weights.revision from {hub.url}/owner/name/commits/main"
@@ -89,8 +91,9 @@ def test_each_answer_of_the_hub(tmp_path: Path, monkeypatch) -> None:
 
         assert ask() == "whole" and left() == MODEL
         assert len(hub.asked(small_path("owner/name", COMMIT, "config.json"))) == 1, "what was whole is not fetched again"
-        assert [path.name for path in (tmp_path / "out").iterdir() if "base" == path.name] == ["base"]
         assert "config.json is missing" in ask("owner/empty")
-        assert ask("owner/gated", token="hf_reader") == "whole" and left() == MODEL
+        for name in ("owner/gated", "owner/private"):
+            assert ask(name, token="hf_reader") == "whole" and left() == MODEL
+        assert [path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith(".base.")] == ["base"]
         process.stdin.close()
         process.wait(60)
