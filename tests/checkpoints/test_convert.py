@@ -335,7 +335,7 @@ def test_stored_sizes_of_lora_are_taken(
         convert(settings(tmp_path / "a.pth", lora=None), base, tmp_path / "hf")
         record = json.loads((tmp_path / "hf" / "trained.json").read_text())
         assert record["lora_scale"] == by and record["step"] is None and record["under"] == []
-        assert record["precision"] == "float32" and record["checkpoint_sha256"] == digest(state)
+        assert record["precision"] == "float32" and record["checkpoint_sha256"] == tensors_checksum(state)
         name = "language_model.model.layers.0.self_attn.q_proj.weight"
         a, b = (state[f"{Q}.lora_{side}.default.weight"] for side in "AB")
         assert torch.equal(read_all(tmp_path / "hf")[name], read_all(base)[name].float() + by * (b @ a))

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from ans.formats import shards
-from ans.formats.pth import digest, read_pth, tensor_bytes
+from ans.formats.pth import read_pth, tensor_bytes, tensors_checksum
 
 TYPES = {
     "F64": torch.float64, "I64": torch.int64, "F32": torch.float32, "I32": torch.int32, "F16": torch.float16,
@@ -145,7 +145,7 @@ def test_the_digest_by_hand() -> None:
     total = hashlib.sha256()
     for name, text in (("a.bias", "torch.bfloat16 (2,)"), ("b.weight", "torch.float32 (2, 3)")):
         total.update(f"{name} {text}\n".encode() + STATE[name].view(torch.uint8).numpy().tobytes())
-    assert digest(STATE) == total.hexdigest() == digest(dict(reversed(STATE.items())))
+    assert tensors_checksum(STATE) == total.hexdigest() == tensors_checksum(dict(reversed(STATE.items())))
     turned = STATE["b.weight"].T
     assert bytes(tensor_bytes(turned)) == turned.contiguous().numpy().tobytes()
 
@@ -175,7 +175,7 @@ def test_what_a_file_says_of_itself(tmp_path: Path) -> None:
         return list(found.state), found.meta
 
     names = list(STATE)
-    meta = {"step": 3, "sha256": digest(STATE)}
+    meta = {"step": 3, "sha256": tensors_checksum(STATE)}
     assert read({"state_dict": STATE, "meta": meta}) == (names, meta) and read({"model": STATE, "meta": {}}) == (names, {})
     assert read(STATE) == (names, {})
     wrapped = {f"module.{name}": tensor for name, tensor in STATE.items()}
