@@ -155,7 +155,7 @@ def test_the_card_s_numbers_are_the_run_s(run: Path, tmp_path: Path, measured: M
     assert rows == {
         "optimizer steps": "9",
         "precision of the trained tensors": "float32",
-        "sha256 of the base's weights": f"`{shards.fingerprint(run / 'base')}`",
+        "sha256 of the base's weights": f"`{shards.shards_checksum(run / 'base')}`",
         "sha256 of the trained tensors": f"`{trained['checkpoint_sha256']}`",
         "images per step": "16",
         "learning rate": "0.0001, cosine",

@@ -49,7 +49,7 @@ def test_every_type_is_written_and_read(tmp_path: Path) -> None:
         "metadata": {"total_size": sum(t.numel() * t.element_size() for t in TENSORS.values()), "sha256": sums},
         "weight_map": dict.fromkeys(sorted(TENSORS), path.name),
     }
-    assert shards.fingerprint(tmp_path) == hashlib.sha256(f"{sums[path.name]}  {path.name}\n".encode()).hexdigest()
+    assert shards.shards_checksum(tmp_path) == hashlib.sha256(f"{sums[path.name]}  {path.name}\n".encode()).hexdigest()
     path.rename(tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"index\.json: .*other\.safetensors"):
         shards.read_sums(tmp_path)
@@ -89,7 +89,7 @@ def test_a_folder_without_shards_is_named(tmp_path: Path) -> None:
 def test_what_is_no_index(tmp_path: Path, text: str) -> None:
     (tmp_path / "index.json").write_text(text)
     with pytest.raises(ValueError, match=r"index\.json: not an index of shards \("):
-        shards.read_index(tmp_path / "index.json")
+        shards.read_shard_index(tmp_path / "index.json")
 
 
 def test_side_files_are_copied_and_links_refused(tmp_path: Path) -> None:
