@@ -83,6 +83,12 @@ def test_the_row_of_seg_and_recomputing_are_as_asked() -> None:
         assert model.vlm.language_model.is_gradient_checkpointing is again
 
 
+def test_lora_lies_on_its_targets_alone() -> None:
+    config = pipeline.small_config(pipeline.REPOSITORY, train__groups=["lora"], train__lora__targets=["q_proj"])
+    _, trained = setup.load_model(config.train, pipeline.REPOSITORY / "weights" / "tiny", torch.device("cpu"))
+    assert trained and all(".q_proj." in name for name in trained)
+
+
 def test_features_on_disk_are_those_of_the_model(made, tmp_path: Path) -> None:
     """With `launch.feature_cache_gb`; a second run of that folder encodes nothing."""
     model, _ = made
