@@ -69,7 +69,7 @@ class Looked:
         processes: int = 1,
         **settings: Any,
     ) -> None:
-        given = {"metric": "ciou", "patience": 2, "questions": (), "max_new_tokens": 4, "tokens_per_batch": 9} | settings
+        given = {"metric": "ciou", "patience": 2, "scope": (), "max_new_tokens": 4, "tokens_per_batch": 9} | settings
         items = [SimpleNamespace(record=SimpleNamespace(path=f"{n}.jpg")) for n in range(6)]
         self.asked: list[Any] = []
         self.shown: list[tuple[int, str, list[str]]] = []
