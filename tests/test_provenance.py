@@ -1,14 +1,16 @@
 """What dvc.yaml says each stage depends on, against the imports of its code."""
 
+import shutil
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
 
-from ans import provenance
 from ans.config import load
 from ans.config.load import task_names
-from ans.provenance import ROOT, closure, digest
+from ans.provenance import ROOT, closure
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
@@ -69,7 +71,8 @@ def test_a_reader_concerns_its_own_sets_alone() -> None:
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def package(tmp_path: Path) -> tuple[Path, ModuleType]:
+    """A checkout with its own `ans/provenance.py`."""
     for name, text in {
         "ans/__init__.py": "",
         "ans/a.py": "import json\nfrom ans.b import thing\n",
@@ -80,16 +83,15 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(provenance, "ROOT", tmp_path)
-    provenance._file.cache_clear()
-    provenance._imports.cache_clear()
-    yield tmp_path
-    provenance._file.cache_clear()
-    provenance._imports.cache_clear()
+    spec = spec_from_file_location("own_provenance", shutil.copy(ROOT / "ans/provenance.py", tmp_path / "ans"))
+    assert spec is not None and spec.loader is not None
+    spec.loader.exec_module(own := module_from_spec(spec))
+    return tmp_path, own
 
 
-def test_the_closure_follows_every_import(package: Path) -> None:
+def test_the_closure_follows_every_import(package: tuple[Path, ModuleType]) -> None:
     """Circles, imports inside functions, names that are modules, and packages that only lie on the way."""
+    closure = package[1].closure
     assert {path.as_posix() for path in closure("ans.a")} == {
         "ans/__init__.py", "ans/a.py", "ans/b/__init__.py", "ans/b/c.py", "ans/d.py",
     }  # fmt: skip
@@ -98,16 +100,19 @@ def test_the_closure_follows_every_import(package: Path) -> None:
         closure("ans.nothing")
 
 
-def test_a_package_whose_folder_is_listed_is_used_whole(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provenance, "LISTED", ("ans.b",))
-    (package / "ans/b/f.py").write_text("import ans.e\n")
-    found = {path.as_posix() for path in closure("ans.a")}
+def test_a_package_whose_folder_is_listed_is_used_whole(package: tuple[Path, ModuleType]) -> None:
+    folder, own = package
+    own.LISTED = ("ans.b",)
+    (folder / "ans/b/f.py").write_text("import ans.e\n")
+    found = {path.as_posix() for path in own.closure("ans.a")}
     assert {"ans/b/f.py", "ans/e.py"} <= found
 
 
-def test_the_digest_is_of_the_closure_alone(package: Path) -> None:
+def test_the_digest_is_of_the_closure_alone(package: tuple[Path, ModuleType]) -> None:
+    folder, own = package
+    digest = own.digest
     before = digest("ans.a")
-    (package / "ans/e.py").write_text("1\n")
+    (folder / "ans/e.py").write_text("1\n")
     assert digest("ans.a") == before
-    (package / "ans/d.py").write_text("import ans.a  # changed\n")
+    (folder / "ans/d.py").write_text("import ans.a  # changed\n")
     assert digest("ans.a") != before

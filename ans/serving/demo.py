@@ -86,7 +86,7 @@ def _image_tab(load: Load, max_new_tokens: int, examples: Sequence[Example], fir
                 gr.Image(format="png", label="Masks, second model", visible=False),
             ]
             answers = gr.Dataframe(headers=["model", "what", "share of the image", "answer"], wrap=True, label="Answers")
-    image.select(_clicked, [places, kind], places, api_visibility="private")
+    image.select(clicked, [places, kind], places, api_visibility="private")
     run.click(segment, [image, words, places, first, second], [*outputs, answers], api_name="segment")
     gr.Examples([[one, text] for one, text in _files(examples)], [image, words], label="Examples", api_visibility="private")
 
@@ -250,7 +250,7 @@ def _each(show: Callable[[Segmenter], Shown], load: Load, first: str, second: st
     return pictures, rows
 
 
-def _clicked(places: str, kind: str, event: gr.SelectData) -> str:
+def clicked(places: str, kind: str, event: gr.SelectData) -> str:
     """Return the places with one more point, or with the first corner of a box, or with its second."""
     x, y = event.index
     lines = _lines(places)

@@ -58,6 +58,8 @@ def test_it_holds_both_and_loads(golden: GoldenCase, released: tuple[Path, Path]
             assert tensor.shape == (417, 64) and torch.equal(tensor[:412], expected[key])
         elif not key.startswith("text_hidden_fcs."):
             assert torch.equal(tensor, expected[key]), key
+    drawn = ours["text_hidden_fcs.0.weight"] * 64**0.5  # as nn.Linear begins: uniform within 1 / sqrt(width)
+    assert -1 <= drawn.min() < -0.99 and 0.99 < drawn.max() <= 1 and abs(drawn.mean()) < 0.05
     Segmenter.from_pretrained(tmp_path / "base")
     config = json.loads((tmp_path / "base" / "config.json").read_text())
     assert config["llm_config"]["vocab_size"] == 417 and config["template"] == "qwen_chat"

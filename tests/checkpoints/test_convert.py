@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ans.checkpoints.base import shard
-from ans.checkpoints.convert import convert
+from ans.checkpoints.convert import OTHER_SCALES, convert
 from ans.checkpoints.save import save_trained
 from ans.checkpoints.variants import make_variant
 from ans.config.schema import Convert, LoraSize
@@ -28,6 +28,7 @@ from tests.golden_case import GoldenCase
 
 TRAINED = ("embed_head", "lora", "proj", "fcs", "sam2_decoder")
 KEYS = ModelConfig.from_dict(GoldenCase().config()).keys
+LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PTH_LLM = "mllm.model.language_model.base_model.model."
 
 
@@ -296,15 +297,86 @@ def test_nothing_is_inferred(base: Path, checkpoint: Path, tmp_path: Path) -> No
     "meta",
     [
         {"train": {"lora": value}}
-        for value in (4, "r4", [4], {}, {"rank": True, "alpha": 8}, {"rank": 4, "alpha": float("nan")}, {"rank": 0, "alpha": 8})
+        for value in (
+            4,
+            "r4",
+            [4],
+            {},
+            {"alpha": 8},
+            {"rank": 4},
+            {"rank": True, "alpha": 8},
+            {"rank": 4.0, "alpha": 8},
+            {"rank": 4, "alpha": float("nan")},
+            {"rank": 4, "alpha": float("inf")},
+            {"rank": 4, "alpha": 0},
+            {"rank": 4, "alpha": True},
+            {"rank": 0, "alpha": 8},
+            {"rank": 4, "alpha": 8, "targets": "q_proj"},
+        )
     ]
-    + [{"train": {"lora": {"rank": 4, "alpha": 8, key: True}}} for key in ("use_rslora", "use_dora", "rank_pattern")]
+    + [{"train": {"lora": {"rank": 4, "alpha": 8, key: True}}} for key in OTHER_SCALES]
     + [{"trained": value} for value in (5, "lora", [["lora"]], {"lora": 1}, ["lora", 3])],
 )
 def test_meta_of_other_types_is_named(base: Path, checkpoint: Path, tmp_path: Path, meta: dict) -> None:
     torch.save({"meta": meta, "state_dict": read_pth(checkpoint).state}, tmp_path / "odd.pth")
     with pytest.raises(ValueError, match=r"odd\.pth: meta\.tra"):
         convert(settings(tmp_path / "odd.pth", groups=None if "trained" in meta else TRAINED, lora=None), base, tmp_path / "hf")
+
+
+@pytest.mark.parametrize(("alpha", "scale"), [(8, 2.0), (0.5, 0.125)])
+def test_stored_sizes_of_lora_are_taken(
+    base: Path, trained: dict[str, Tensor], tmp_path: Path, alpha: float, scale: float
+) -> None:
+    """Whole numbers too, rank 1 too, and targets that are a tuple; what is switched off among PEFT's settings is no obstacle."""
+    one = {k: (t[:1] if ".lora_A." in k else t[:, :1] if ".lora_B." in k else t).clone() for k, t in trained.items()}
+    for state, rank, by in ((trained, 4, scale), (one, 1, 4 * scale)):
+        lora = {"rank": rank, "alpha": alpha, "targets": tuple(LAYERS), "use_dora": False, "rank_pattern": {}}
+        torch.save({"meta": {"train": {"lora": lora}, "step": "3"}, "state_dict": state}, tmp_path / "a.pth")
+        convert(settings(tmp_path / "a.pth", lora=None), base, tmp_path / "hf")
+        record = json.loads((tmp_path / "hf" / "trained.json").read_text())
+        assert record["lora_scale"] == by and record["step"] is None and record["under"] == []
+        assert record["precision"] == "float32" and record["checkpoint_sha256"] == tensors_checksum(state)
+        name = "language_model.model.layers.0.self_attn.q_proj.weight"
+        a, b = (state[f"{Q}.lora_{side}.default.weight"] for side in "AB")
+        assert torch.equal(read_all(tmp_path / "hf")[name], read_all(base)[name].float() + by * (b @ a))
+
+
+def test_the_targets_say_which_layers_must_have_lora(base: Path, trained: dict[str, Tensor], tmp_path: Path) -> None:
+    fewer = {key: tensor for key, tensor in trained.items() if ".lora_" not in key or "q_proj" in key}
+    for targets, message in (
+        (["q_proj"], None),
+        (["q_proj", "k_proj"], r"LoRA of .*\.k_proj\.weight is missing, though group lora"),
+    ):
+        meta = {"trained": list(TRAINED), "train": {"lora": {"rank": 4, "alpha": 8.0, "targets": targets}}}
+        torch.save({"meta": meta, "state_dict": fewer}, tmp_path / "a.pth")
+        if message is None:
+            convert(settings(tmp_path / "a.pth", groups=None, lora=None), base, tmp_path / "hf")
+        else:
+            with pytest.raises(ValueError, match=message):
+                convert(settings(tmp_path / "a.pth", groups=None, lora=None), base, tmp_path / "other")
+
+
+def test_the_largest_weight_is_a_million(base: Path, trained: dict[str, Tensor], tmp_path: Path) -> None:
+    for value, fits in ((1e6, True), (-1e6, True), (1.001e6, False), (float("inf"), False)):
+        state = trained | {"text_hidden_fcs.0.bias": torch.cat([torch.zeros(63), torch.tensor([value])])}
+        torch.save(state, tmp_path / "a.pth")
+        if fits:
+            convert(settings(tmp_path / "a.pth"), base, tmp_path / "hf")
+        else:
+            with pytest.raises(ValueError, match=r"text_hidden_fcs\.0\.bias (has values beyond|is not finite)"):
+                convert(settings(tmp_path / "a.pth"), base, tmp_path / "other")
+
+
+def test_what_was_learnt_of_regions_is_said(base: Path, trained: dict[str, Tensor], tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "base")
+    before = json.loads((base / "config.json").read_text()) | {"regions": False}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(before))
+    for tasks, said in (({"captioning": {}}, True), ({"referring": {}}, False), (["captioning"], False)):
+        torch.save({"meta": {"tasks": tasks}, "state_dict": trained}, tmp_path / "a.pth")
+        convert(settings(tmp_path / "a.pth", code=None), tmp_path / "base", tmp_path / "hf")
+        values = json.loads((tmp_path / "hf" / "config.json").read_text())
+        assert values["regions"] is said and values["auto_map"]["AutoModel"].startswith("ByteDance/Sa2VA-4B--")
+    assert json.loads((tmp_path / "hf" / "generation_config.json").read_text()) == {"_from_model_config": True}
 
 
 @pytest.mark.parametrize("name", ("", "adapter_model.bin", "adapter_model.safetensors"))
@@ -473,6 +545,22 @@ def test_a_group_that_was_not_trained_is_said_and_one_that_would_be_lost_is_an_e
     with pytest.raises(ValueError, match=r"variants\.full: would drop what was trained in embed_head"):
         make_variant(base, converted, TRAINED[1:], tmp_path / "variant", whole=True)
     assert not (tmp_path / "variant").exists()
+
+
+def test_a_tensor_of_another_shape_is_no_variant(base: Path, converted: Path, tmp_path: Path) -> None:
+    shutil.copytree(converted, tmp_path / "other")
+    (path,) = (path for path in shards.files(tmp_path / "other") if shards.group_in_name(path) == "fcs")
+    state = load_file(path) | {"text_hidden_fcs.0.bias": torch.zeros(3)}
+    path.unlink()
+    save_file(state, path)
+    sums = shards.read_sums(converted) | {path.name: shards.sha256(path)}
+    shards.write_index(tmp_path / "other", sums)
+    with pytest.raises(
+        ValueError, match=r"tensor text_hidden_fcs\.0\.bias differs from the base in name or shape; make .*other again"
+    ):
+        make_variant(base, tmp_path / "other", ["fcs"], tmp_path / "variant")
+    make_variant(base, tmp_path / "other", ["proj"], tmp_path / "variant")
+    assert not json.loads((tmp_path / "variant" / "variant.json").read_text())["trained"]["under"]
 
 
 def test_the_stage_makes_a_variant_of_links(base: Path, converted: Path, tmp_path: Path) -> None:

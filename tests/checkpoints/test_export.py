@@ -1,16 +1,20 @@
 """What is handed on: an adapter that PEFT itself loads to the merged weights, and a hub folder that says what it is."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ans.checkpoints.base import shard
 from ans.checkpoints.convert import convert
-from ans.checkpoints.export import ADAPTER, OTHERS, export_adapter, export_hub
+from ans.checkpoints.export import ADAPTER, OTHERS, Measured, export_adapter, export_hub
 from ans.checkpoints.save import save_trained
 from ans.checkpoints.variants import make_variant
 from ans.cli import main
@@ -56,6 +60,21 @@ def test_peft_loads_the_adapter_to_the_merged_weights(run: Path, tmp_path: Path)
     export_adapter(run / "variants" / "full", run / "checkpoint", tmp_path / "adapter")
     model = Segmenter.from_pretrained(run / "base")
     merged = PeftModel.from_pretrained(model.vlm.language_model, str(tmp_path / "adapter")).merge_and_unload()
+    lora = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "bias": "none",
+        "inference_mode": True,
+    }
+    size = {"r": 4, "lora_alpha": 6.0, "lora_dropout": 0.1}
+    layers = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text()) == lora | size | {"target_modules": layers}
+    record = (run / "variants" / "full" / "variant.json").read_bytes()
+    assert json.loads((tmp_path / "adapter" / "variant.json").read_bytes()) == json.loads(record)
+    for name in (ADAPTER, OTHERS):
+        with safe_open(tmp_path / "adapter" / name, framework="pt") as file:
+            assert file.metadata() == {"format": "pt"}
     exported = read_all(run / "hf")
     theirs = {f"language_model.{key}": tensor for key, tensor in merged.state_dict().items()}
     wanted = {key: tensor for key, tensor in exported.items() if KEYS.shard_of(key) in ("llm", "embed_head")}
@@ -107,6 +126,55 @@ def test_hub_folder_loads_and_says_what_it_is(run: Path, tmp_path: Path) -> None
         assert text in card, text
     for path in shards.files(tmp_path / "hub"):
         assert path.samefile(run / "variants" / "full" / path.name)
+
+
+@pytest.mark.parametrize("measured", [Measured(), Measured("abc123", synthetic=True)])
+def test_the_card_s_numbers_are_the_run_s(run: Path, tmp_path: Path, measured: Measured) -> None:
+    reports = tmp_path / "reports"
+    shutil.copytree(run / "reports", reports)
+    shutil.copytree(run / "models", tmp_path / "models")
+    (reports / "eval" / "full" / "describe_captions.json").write_text(json.dumps({"cider": 0.5}))
+    export_hub(run / "variants" / "full", tmp_path / "hub", reports, measured=measured)
+    _, front, text = (tmp_path / "hub" / "README.md").read_text().split("---\n", 2)
+    about = {"name": "refcoco", "type": "refcoco", "split": "val"}
+    if measured.synthetic:
+        about |= {"name": "ANS synthetic world, refcoco", "type": "ans-world", "args": {"protocol": "abc123"}}
+    result = {
+        "task": {"type": "image-segmentation", "name": "Referring segmentation"},
+        "dataset": about,
+        "metrics": [{"type": "ciou", "name": "cIoU", "value": 43.21}, {"type": "miou", "name": "mIoU", "value": 40.0}],
+    }
+    assert yaml.safe_load(front) == {
+        "library_name": "transformers",
+        "pipeline_tag": "image-segmentation",
+        "tags": ["sa2va", "referring-segmentation"],
+        "model-index": [{"name": "Sa2VA, variant full", "results": [result]}],
+    }
+    trained = json.loads((run / "variants" / "full" / "variant.json").read_text())["trained"]
+    rows = dict(line.strip("| ").split(" | ", 1) for line in text.splitlines() if re.match(r"\| \w", line))
+    assert rows == {
+        "optimizer steps": "9",
+        "precision of the trained tensors": "float32",
+        "sha256 of the base's weights": f"`{shards.shards_checksum(run / 'base')}`",
+        "sha256 of the trained tensors": f"`{trained['checkpoint_sha256']}`",
+        "images per step": "16",
+        "learning rate": "0.0001, cosine",
+        "LoRA": "rank 4, alpha 6.0",
+        "seed": "42",
+        "split": "cIoU | mIoU | `[SEG]` said | expressions",
+        "refcoco_val": "43.2 | 40.0 | 99.5 | 700",
+    }
+    assert "Trained groups in it: `fcs`, `lora`, `proj`, `sam2_decoder`." in text
+    where = ", on ANS's synthetic world: drawings of coloured shapes in the layouts of the published sets, whose numbers these are not"
+    said = f"{where}. Fingerprint of the protocol: `abc123`." if measured.synthetic else "."
+    assert f"\nFree generation, in percent{said}\n\n| split" in text
+
+
+def test_the_card_of_a_base_that_was_not_measured(run: Path, tmp_path: Path) -> None:
+    export_hub(run / "variants" / "base", tmp_path / "hub", run / "reports")
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert "Trained groups in it: none: this is the untouched base." in card
+    assert not any(text in card for text in ("model-index", "## Results", "optimizer steps", "images per step", "base_model"))
 
 
 def test_the_base_says_too_what_code_reads_it(run: Path, tmp_path: Path) -> None:

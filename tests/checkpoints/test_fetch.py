@@ -229,6 +229,25 @@ def test_a_busy_server_is_asked_again(tmp_path: Path, server: FileServer) -> Non
     assert len(server.asked(FILE)) == 2
 
 
+def test_each_pause_is_twice_the_last(tmp_path: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And none follows the last attempt."""
+    pauses: list[float] = []
+    monkeypatch.setattr(module.time, "sleep", pauses.append)
+    monkeypatch.setattr(module, "PAUSE", 1.0)
+    server.fail(FILE, "status", 429)
+    with pytest.raises(FetchError, match="gave up after 5 attempts: the server answers 429 Too Many Requests; 0 bytes are kept"):
+        fetch(weights_at(server), tmp_path / "base")
+    assert pauses == [1.0, 2.0, 4.0, 8.0]
+
+
+@pytest.mark.parametrize(("status", "attempts"), [(408, 5), (499, 1), (500, 5)])
+def test_which_answers_are_asked_for_again(tmp_path: Path, server: FileServer, status: int, attempts: int) -> None:
+    server.fail(FILE, "status", status)
+    with pytest.raises(FetchError, match=f"model-a.safetensors: .*the server answers {status}"):
+        fetch(weights_at(server), tmp_path / "base")
+    assert len(server.asked(FILE)) == attempts
+
+
 def test_no_more_is_taken_than_is_stated(tmp_path: Path, server: FileServer) -> None:
     server.fail(FILE, "excess")
     fetch(weights_at(server), tmp_path / "base")
@@ -240,7 +259,7 @@ def test_no_more_is_taken_than_is_stated(tmp_path: Path, server: FileServer) -> 
     [
         ("status", 503, 5, "gave up after 5 attempts: the server answers 503"),
         ("cut", 40_000, 5, r"gave up after 5 attempts: ended at 200000 of 307200 bytes; 200000 bytes are kept"),
-        ("short", 100, 1, "expected sha256 .* not the file that was pinned"),
+        ("short", 100, 1, r"expected sha256 .* \(\d+ bytes\); not the file that was pinned"),
         ("other", 0, 1, "expected sha256 .* not the file that was pinned"),
         ("pointer", 0, 1, "expected sha256 .* not the file that was pinned"),
         ("status", 404, 1, "the server answers 404"),
@@ -330,8 +349,10 @@ def test_a_part_of_another_file_is_thrown_away(tmp_path: Path, server: FileServe
 def test_a_part_as_long_as_the_file_is_taken_or_thrown_away(tmp_path: Path, server: FileServer, content: bytes) -> None:
     stop_early(server, tmp_path)
     part_of(tmp_path).write_bytes(content)
+    before = len(server.asked(FILE))
     fetch(weights_at(server), tmp_path / "base")
     assert files_of(tmp_path / "base") == MODEL
+    assert server.ranges(FILE)[before:] == [f"bytes={len(CONTENT)}-", *([] if content == CONTENT else [None])]
 
 
 def test_a_length_that_never_comes_true(tmp_path: Path, server: FileServer) -> None:

@@ -85,7 +85,7 @@ def test_a_file_cut_short(tmp_path: Path, kept: float) -> None:
 @given(data=st.data())
 def test_damage_anywhere_is_an_error_or_nothing(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """A flipped byte gives a ValueError or a dict of float tensors; never another exception."""
-    folder = tmp_path_factory.mktemp("damage")
+    folder = tmp_path_factory.getbasetemp()
     torch.save({"state_dict": STATE}, folder / "a.pth")
     content = bytearray((folder / "a.pth").read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
@@ -236,7 +236,7 @@ def test_a_header_longer_than_its_file(tmp_path: Path, length: int) -> None:
 )
 def test_honest_headers_are_read(tmp_path_factory: pytest.TempPathFactory, tensors: dict) -> None:
     """Against the library's own writer."""
-    path = tmp_path_factory.mktemp("honest") / "a.safetensors"
+    path = tmp_path_factory.getbasetemp() / "a.safetensors"
     state = {name: torch.zeros(shape, dtype=dtype) for name, (dtype, shape) in tensors.items()}
     save_file(state, path)
     found = shards.header(path)

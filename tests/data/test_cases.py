@@ -1,6 +1,7 @@
 """Small inputs after faults that users of such tools reported (tests/cases), each with what is right."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -155,9 +156,10 @@ def test_a_class_file_may_begin_with_a_mark(tmp_path: Path, mark: str) -> None:
     ),
 )
 def test_a_class_that_would_be_lost_names_its_line(tmp_path: Path, text: str) -> None:
-    (tmp_path / "classes.csv").write_text(text)
-    with pytest.raises(ValueError, match=r"classes.csv, row [123]: "):
-        open_images._read_classes(tmp_path / "classes.csv")
+    shutil.copytree(CASES / "oi_class_three_columns/openimages", tmp_path / "openimages")
+    (tmp_path / "openimages" / open_images.CLASSES).write_text(text)
+    with pytest.raises(ValueError, match=r"class-descriptions.csv, row [123]: "):
+        list(read(open_images, tmp_path, "openimages", "openimages"))
 
 
 def test_damaged_images_and_masks_are_named(tmp_path: Path) -> None:

@@ -417,13 +417,16 @@ def test_a_name_in_two_shards_is_one_image_or_none(tmp_path: Path, second: int, 
     assert isinstance(found, ImageRecord) if reason is None else isinstance(found, Skipped) and reason in found.reason
 
 
-@pytest.mark.parametrize("kind", ("refcoco", "reason_seg", "sav_video"))
-def test_a_key_that_is_there_twice_is_refused_by_every_reader(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / {"refcoco": "grefs(unc).json", "reason_seg": "a.json", "sav_video": "a_manual.json"}[kind]
-    path.write_text('[{"ref_id": 1, "ref_id": 2}]')
-    call = {"refcoco": refcoco.load_refs, "reason_seg": reason_seg._parse, "sav_video": read_masklets}[kind]
-    with pytest.raises(ValueError, match="key 'ref_id' is there twice"):
-        call(path)
+def test_a_key_that_is_there_twice_is_refused_by_every_reader(tmp_path: Path) -> None:
+    twice = '[{"ref_id": 1, "ref_id": 2}]'
+    for name, call in {"grefs(unc).json": refcoco.load_refs, "a_manual.json": read_masklets}.items():
+        (tmp_path / name).write_text(twice)
+        with pytest.raises(ValueError, match="key 'ref_id' is there twice"):
+            call(tmp_path / name)
+    picture(tmp_path / "rs/train/a.jpg")
+    (tmp_path / "rs/train/a.json").write_text(twice)
+    (found,) = read(reason_seg, tmp_path, "rs", "reasonseg")
+    assert isinstance(found, Skipped) and "key 'ref_id' is there twice" in found.reason
 
 
 def test_an_object_of_a_video_has_one_number(tmp_path: Path) -> None:

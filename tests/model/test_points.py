@@ -55,10 +55,17 @@ def centred(logits: Tensor) -> Tensor:
     return logits - logits.flatten(1).median(1).values[:, None, None]
 
 
-def centre(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of each mask is true, though with random weights nearly all logits have one sign."""
-    upscale = SegmenterModules.upscale
-    monkeypatch.setattr(SegmenterModules, "upscale", lambda *given: centred(upscale(*given)))
+def centre(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Half of each mask is true, though with random weights nearly all logits have one sign. Returns where the decoder's own logits
+    will be, mask by mask."""
+    upscale, low_res = SegmenterModules.upscale, list[Tensor]()
+
+    def noted(self: SegmenterModules, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        low_res.extend(logits)
+        return centred(upscale(self, logits, size))
+
+    monkeypatch.setattr(SegmenterModules, "upscale", noted)
+    return low_res
 
 
 def compare(mask: np.ndarray, logits: Tensor, low_res: Tensor, theirs: Tensor) -> None:
@@ -93,7 +100,7 @@ def test_masks_are_sam2s(sa2va: Segmenter, monkeypatch: pytest.MonkeyPatch) -> N
     """Every form of place, on two images in another order than the batches are in."""
     images = [picture(WIDTH, HEIGHT), picture(WIDTH, HEIGHT, 1)]
     rows = [PLACES, [BOX, POINT, POINT]]
-    centre(monkeypatch)
+    low_res = centre(monkeypatch)
     read = sa2va.read(images)
     found = sa2va.segment_at(read, rows)
     chosen = set()
@@ -101,17 +108,18 @@ def test_masks_are_sam2s(sa2va: Segmenter, monkeypatch: pytest.MonkeyPatch) -> N
         assert masks.shape == (len(row), HEIGHT, WIDTH) and masks.dtype == bool
         for place, mask in zip(row, masks, strict=True):
             with torch.no_grad():
-                logits, low_res, ious = sam2s_own(sa2va.sam, sa2va.config.decoder.pixels(image), place)
+                logits, theirs, ious = sam2s_own(sa2va.sam, sa2va.config.decoder.pixels(image), place)
             assert len(ious) == (3 if place is POINT else 1), "several candidates for a single point alone"
             chosen.add(int(ious.argmax()))
             expected = torch.nn.functional.interpolate(logits[None, None], (HEIGHT, WIDTH), mode="bilinear")[0]
-            compare(mask, expected, sa2va._decode_at(read, [(number, place)])[0], low_res)
+            sa2va.segment_at(read, [[place] if other == number else [] for other in range(2)])
+            compare(mask, expected, low_res[-1], theirs)
     assert chosen != {0}, "else the predicted IoU decides nothing"
 
 
 def test_masks_are_sams(lisa: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers' own model with its own processor's coordinates, which keep the aspect ratio."""
-    centre(monkeypatch)
+    low_res = centre(monkeypatch)
     sam = lisa.sam.sam
     processor = SamProcessor(SamImageProcessorPil(size={"longest_edge": 64}, pad_size={"height": 64, "width": 64}))
     image = picture(WIDTH, HEIGHT)
@@ -135,7 +143,8 @@ def test_masks_are_sams(lisa: Segmenter, monkeypatch: pytest.MonkeyPatch) -> Non
             binarize=False,
             pad_size={"height": 64, "width": 64},
         )
-        compare(mask, logits[:, 0], lisa._decode_at(read, [(0, place)])[0], out.pred_masks[0, 0, best])
+        lisa.segment_at(read, [[place]])
+        compare(mask, logits[:, 0], low_res[-1], out.pred_masks[0, 0, best])
 
 
 def test_an_image_is_encoded_once(sa2va: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -333,10 +333,18 @@ def main() -> int:
     parser.add_argument("--sample", type=int, default=SAMPLE, help=f"how many mutants to draw (default {SAMPLE})")
     parser.add_argument("--seed", type=int, default=SEED, help=f"what the draw is keyed by (default {SEED})")
     parser.add_argument("--all", action="store_true", help="every mutant")
-    parser.add_argument("--no-faults", action="store_true", help="leave out the listed faults")
+    faults = parser.add_mutually_exclusive_group()
+    faults.add_argument("--no-faults", action="store_true", help="leave out the listed faults")
+    faults.add_argument(
+        "--faults", nargs="+", metavar="TEXT", help="only the listed faults with one of these in their names, no mutant"
+    )
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: one a core)")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if args.faults:
+        chosen = [fault for fault in FAULTS if any(text in fault.name for text in args.faults)]
+        with started(args.workers) as workers:
+            return int(bool(try_faults(workers, chosen)))
     basis = Basis(args.tests)
     tried = every = all_mutants(args.paths)
     if not args.all and args.sample < len(every):

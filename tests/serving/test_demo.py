@@ -78,7 +78,7 @@ def test_a_drawn_region_is_described(model: Segmenter) -> None:
 
 def test_clicks_become_points_and_boxes() -> None:
     def click(places: str, kind: str, x: int, y: int) -> str:
-        return demo._clicked(places, kind, SimpleNamespace(index=(x, y)))
+        return demo.clicked(places, kind, SimpleNamespace(index=(x, y)))
 
     one = click("", demo.POINT, 3, 4)
     half = click(one, demo.BOX, 30, 10)

@@ -1,7 +1,9 @@
 """Hooks one by one, with small stand-ins for the run around them: step checkpoints, validation, pictures, and the run's state."""
 
+import hashlib
 import json
 import os
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -67,7 +69,7 @@ class Looked:
         processes: int = 1,
         **settings: Any,
     ) -> None:
-        given = {"metric": "ciou", "patience": 2, "questions": (), "max_new_tokens": 4, "tokens_per_batch": 9} | settings
+        given = {"metric": "ciou", "patience": 2, "scope": (), "max_new_tokens": 4, "tokens_per_batch": 9} | settings
         items = [SimpleNamespace(record=SimpleNamespace(path=f"{n}.jpg")) for n in range(6)]
         self.asked: list[Any] = []
         self.shown: list[tuple[int, str, list[str]]] = []
@@ -315,8 +317,31 @@ def test_a_lock_clears_away_what_a_killed_run_left(tmp_path: Path) -> None:
     lock(folder)
     assert sorted(os.listdir(folder.folder)) == ["lock", "run.json", "state.pt", "step_000002.pth"]
     assert json.loads((folder.folder / "run.json").read_text()) == WHAT
-    folder.remove()
+    for _ in range(2):
+        folder.remove()
     assert not list(tmp_path.iterdir())
+    lock(again := ResumeFolder(tmp_path, WHAT, {}, 60.0))
+    again.remove()
+
+
+def test_what_decides_a_run(tmp_path: Path) -> None:
+    """Every setting of the training and of its tasks, the preset, and the contents of what is read; of how the effective batch is
+    shared out, nothing."""
+    for name in ("z.arrow", "a.arrow"):
+        (tmp_path / name).write_text(name)
+    config = pipeline.small_config(pipeline.REPOSITORY, train__batch=3, train__accumulation=5)
+    found = states.describe(config, "b" * 64, sorted(tmp_path.iterdir(), reverse=True), {"x.json": "c"}, 2)
+    assert found == json.loads(json.dumps(found))
+    assert found["the effective batch"] == 30 and found["preset"] == config.preset and found["the base weights"] == "b" * 64
+    assert found["the contents of a.arrow"] == hashlib.sha256(b"a.arrow").hexdigest() != found["the contents of z.arrow"]
+    assert found["the contents of x.json"] == "c"
+    assert found["train.lr"] == config.train.lr and found["train.lora.rank"] == config.train.lora.rank
+    assert found["train.schedule"] == config.train.schedule
+    settings = {f"train.{name}" for name in type(config.train).model_fields} - {"train.batch", "train.accumulation"}
+    settings |= {f"train.{task}.{name}" for task, of in config.tasks.items() for name in type(of).model_fields}
+    assert all(any(key == name or key.startswith(f"{name}.") for key in found) for name in settings)
+    assert not {"train.batch", "train.accumulation"} & found.keys()
+    assert {key.split(".")[1] for key in found if key.startswith("train.")} == {name.split(".")[1] for name in settings}
 
 
 def test_a_run_is_continued_under_its_conditions(tmp_path: Path) -> None:
@@ -350,7 +375,7 @@ def test_similar_runs_are_named_with_what_differs(tmp_path: Path) -> None:
     assert len(lines) == 2, "four differences are another run, and what has no state is none"
     assert any(line.endswith("ago: a was 0, is 1; b was 0, is 2; c was 0, is 3") for line in lines)
     assert any(line.endswith(f"ago: the base weights was {'b' * 12}, is {'a' * 12}; train.lr was 0.2, is 0.1") for line in lines)
-    assert all(line.startswith(f"{tmp_path}/train-") and ", saved 0" in line for line in lines)
+    assert all(line.startswith(f"{tmp_path}/train-") and re.search(r", saved \d s ago: ", line) for line in lines)
 
 
 def test_a_state_is_due_after_its_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,6 +395,10 @@ def test_a_state_is_due_after_its_seconds(tmp_path: Path, monkeypatch: pytest.Mo
     now = 1119.0
     assert not folder.due()
     now = 1120.0
+    assert folder.due()
+    folder.cost = 2.0  # at most two hundredths of the time go into it
+    assert not folder.due()
+    now = 1160.0
     assert folder.due()
 
 

@@ -30,6 +30,18 @@ def test_warmup_and_no_average() -> None:
     assert torch.equal(student.average["p"], p.data)
 
 
+def test_a_saved_average_is_copied_in() -> None:
+    p = nn.Parameter(torch.zeros(2))
+    one, other = (Teacher({"p": p}, 0.5, warmup=False) for _ in range(2))
+    one.average["p"].fill_(3.0)
+    other.load_state_dict({name: average.clone() for name, average in one.state_dict().items()})
+    assert other.average["p"].tolist() == [3.0, 3.0]
+    one.average["p"].fill_(4.0)
+    assert other.average["p"].tolist() == [3.0, 3.0]
+    with pytest.raises(KeyError):
+        other.load_state_dict({})
+
+
 def test_the_student_is_untouched() -> None:
     model = Segmenter.from_pretrained(pipeline.REPOSITORY / "weights" / "tiny").train()
     trained = {name: p for name, p in model.named_parameters() if name.startswith("vlm.mlp1.")}

@@ -2,10 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from pycocotools import mask as coco
 
+from ans.shown import EXAMPLE_SIDE
 from ans.tasks import load as load_task
 from ans.tasks.base import CHECKED_STEPS, Degenerate, Example
 from ans.training.hooks.curves import Curves
@@ -46,6 +50,31 @@ def test_a_teacher_that_says_the_same(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.text.count("nearly all objects are the same") == 1
 
 
+def test_each_task_is_checked_over_its_last_steps() -> None:
+    """By its own mean over exactly so many steps; what a task warns of is said once, after a restart too."""
+    said: list[tuple[str, int, float]] = []
+
+    def task(name: str) -> Any:
+        def check(step: int, means: dict[str, float]) -> str | None:
+            said.append((name, step, means.get("loss", -1.0)))
+            return f"{name} warns" if means else None
+
+        return SimpleNamespace(prefix=name, check=check)
+
+    tasks = {name: task(name) for name in "ab"}
+    health = Health(tasks, 0.5)
+    for step in range(1, CHECKED_STEPS + 2):
+        health.after(step, {"loss": float(step), "a_seg_rate": 0.5, "b_seg_rate": 0.0 if step <= CHECKED_STEPS // 2 else 1.0})
+    half = (CHECKED_STEPS + 1) / 2
+    assert said[-4:] == [(n, CHECKED_STEPS + late, half + late) for late in (0, 1) for n in "ab"] and said[-5][2] == -1.0
+    assert health.warned == ["a", "b"]
+    other = Health(tasks, 0.5)
+    other.load_state_dict(health.state_dict())
+    other.after(CHECKED_STEPS + 2, {"loss": CHECKED_STEPS + 2.0})
+    assert other.warned == ["a", "b"] and said[-1] == ("b", CHECKED_STEPS + 2, half + 2)
+    assert list(health.state_dict()["history"]["loss"]) == [float(n) for n in range(2, CHECKED_STEPS + 2)]
+
+
 def test_a_state_continues_the_history() -> None:
     half = checked({"loop1_seg_rate": 0.1}, CHECKED_STEPS // 2)
     other = Health(TASKS, 0.5)
@@ -74,7 +103,12 @@ def test_examples_are_kept_evenly_and_once() -> None:
     assert [(kept["task"], kept["step"], kept["texts"]) for kept in examples.kept] == [
         ("loop1", 28, {"teacher": f"said {i}", "student": f"heard {i}"}) for i in range(4)
     ]
-    assert all(kept["mask"] == kept["truth"] for kept in examples.kept)
+    assert all(kept["mask"] == kept["truth"] and (kept["image"], kept["source"]) == ("a.jpg", "sav") for kept in examples.kept)
+    seen = coco.decode({"size": [EXAMPLE_SIDE] * 2, "counts": examples.kept[0]["mask"]})
+    assert (seen[:, : EXAMPLE_SIDE // 2] == 1).all() and (seen[:, EXAMPLE_SIDE // 2 :] == 0).all()
+    examples.after(50, {})
+    examples.keep("loop1", Example([("b.jpg", "sa1b")] * 2, {}, soft[:2], soft[:2]))
+    assert [(kept["step"], kept["image"], kept["texts"]) for kept in examples.kept[4:]] == [(51, "b.jpg", {})] * 2
     assert not Examples(0, 100, True).wanted("loop1")
 
 

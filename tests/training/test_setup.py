@@ -1,16 +1,27 @@
 """What a training is put together from: groups of the optimizer, places in the flat gradient, steps, and the sum over what is frozen."""
 
+import signal
+import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from ans.config import Config
 from ans.model.adapters import group_of_parameter
 from ans.model.segmenter import Segmenter
-from ans.training import setup
+from ans.objectives.batches import Images
+from ans.shown import Panel
+from ans.training import setup, signals
+from ans.training.manifest import describe
+from ans.training.mixture import Mixture
+from ans.training.state import ResumeError, ResumeFolder
+from ans.workspace import Workspace
 from tests import pipeline
 
 
@@ -29,6 +40,73 @@ def test_what_is_trained_is_float32_and_the_rest_frozen(config: Config, made) ->
     assert {group_of_parameter(model, name) for name in trained} == set(config.train.trained)
     assert all(p.requires_grad and p.dtype == torch.float32 for p in trained.values())
     assert {name for name, p in model.named_parameters() if p.requires_grad} == trained.keys()
+
+
+def test_processes_share_one_folder_and_the_first_locks_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the first reads the inputs; what it found is told to the others."""
+    config, work = pipeline.small_config(tmp_path, train__batch=4), Workspace(tmp_path)
+    for name in config.training_indexes():
+        work.index(name).parent.mkdir(parents=True, exist_ok=True)
+        work.index(name).write_text(name)
+    told: list[Any] = []
+
+    def broadcast(values: list[Any]) -> None:
+        if values != [{}]:
+            told.append(values[0])
+        values[0] = told[0]
+
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
+    tasks: Any = {"one": SimpleNamespace(checksums=lambda: {"read.json": "c" * 64})}
+
+    def folder(first: bool, base: str) -> ResumeFolder:
+        accelerator: Any = SimpleNamespace(is_main_process=first, num_processes=2)
+        return setup.resume_folder(config, work, base, tasks, accelerator)
+
+    one = folder(True, "b" * 64)
+    other = folder(False, "")
+    assert one.folder == other.folder and one.description == other.description == told[0]
+    assert told[0]["the contents of read.json"] == "c" * 64 and told[0]["the effective batch"] == config.train.effective_batch(2)
+    assert one.conditions["features on disk (launch.feature_cache_gb)"] == "off" and len(one.conditions["code"]) == 64
+    assert one.seconds == config.launch.save_state_seconds
+    with pytest.raises(ResumeError, match="this run is locked"):
+        folder(True, "b" * 64)
+    assert told[-1] == told[0]
+    one.remove()
+
+
+def test_the_row_of_seg_and_recomputing_are_as_asked() -> None:
+    base = pipeline.REPOSITORY / "weights" / "tiny"
+    for groups, again in ((["seg_row", "fcs"], True), (["fcs"], False)):
+        config = pipeline.small_config(pipeline.REPOSITORY, train__groups=groups, train__checkpoint_activations=again)
+        model, trained = setup.load_model(config.train, base, torch.device("cpu"))
+        assert {group_of_parameter(model, name) for name in trained} == set(groups)
+        assert model.vlm.language_model.is_gradient_checkpointing is again
+
+
+def test_lora_lies_on_its_targets_alone() -> None:
+    config = pipeline.small_config(pipeline.REPOSITORY, train__groups=["lora"], train__lora__targets=["q_proj"])
+    _, trained = setup.load_model(config.train, pipeline.REPOSITORY / "weights" / "tiny", torch.device("cpu"))
+    assert trained and all(".q_proj." in name for name in trained)
+
+
+def test_features_on_disk_are_those_of_the_model(made, tmp_path: Path) -> None:
+    """With `launch.feature_cache_gb`; a second run of that folder encodes nothing."""
+    model, _ = made
+    pictures = [Image.fromarray(np.random.default_rng(n).integers(0, 256, (40, 60, 3), dtype=np.uint8)) for n in range(2)]
+    family, decoder = model.config.family, model.config.decoder
+    images = Images(
+        [family.pixels(one) for one in pictures], torch.stack([decoder.pixels(one) for one in pictures]), [(40, 60)] * 2
+    )
+    found = []
+    for gigabytes in (0.0, 0.1, 0.1):
+        config = pipeline.small_config(pipeline.REPOSITORY, launch__feature_cache_gb=gigabytes)
+        with torch.no_grad(), model.evaluating():
+            found.append(setup.image_encoder(config, model, Workspace(tmp_path), 1)(images))
+        assert (tmp_path / "runs" / "features").exists() == (gigabytes > 0)
+    for other in found[1:]:
+        assert other.sizes == found[0].sizes
+        for one, two in zip(found[0].levels, other.levels, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 
 def test_the_decoder_has_its_own_rate_and_all_decay(config: Config, made) -> None:
@@ -129,8 +207,93 @@ def test_batches_begin_where_they_are_asked_to() -> None:
         def __getitem__(self, index: int) -> int:
             return index
 
+    empty = Mixture({}, steps=2, batch=1, accumulation=3)
+    assert len(empty) == 6
+    for outside in (-1, 6):
+        with pytest.raises(IndexError):
+            empty[outside]
     mixture: Any = Numbers()
     assert list(setup.batches(mixture, 2, 0)) == [2, 3, 4, 5] and list(setup.batches(mixture, 0, 2)) == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_manifest_sums_up_the_tasks(config: Config, made) -> None:
+    def task(name: str, title: str, role: str, panel: Panel) -> Any:
+        return SimpleNamespace(
+            title=title, role=role, examples=(name,), prefix=name, settings=SimpleNamespace(model_dump=lambda: {"of": name}),
+            left_out=len(name), sizes=lambda: {f"{name}_set": len(title)}, checksums=lambda: {f"{name}.json": name * 2},
+            panels=(panel,),
+        )  # fmt: skip
+
+    tasks: Any = {
+        "one": task("one", "first", "primary", Panel("Dice loss", {"one_more": "more"}, share=True)),
+        "other": task("other", "second task", "auxiliary", Panel("of its own", {"other_x": "x"}, share=True, log=True)),
+    }
+    model, trained = made
+    found = describe(config, model, trained, tasks, 12, "b" * 64, 3)
+    assert found["samples"] == {"one_set": 5, "other_set": 11} and found["left_out_evaluated_images"] == 8
+    assert found["read_sha256"] == {"one.json": "oneone", "other.json": "otherother"} and found["base_sha256"] == "b" * 64
+    assert (found["steps"], found["processes"], found["effective_batch"]) == (12, 3, config.train.effective_batch(3))
+    assert found["trained"] == list(config.train.trained) and found["train"]["lr"] == 0.5
+    assert found["tasks"]["other"] == {
+        "title": "second task", "role": "auxiliary", "examples": ("other",), "settings": {"of": "other"},
+    }  # fmt: skip
+    panels = {panel["title"]: panel for panel in found["panels"]}
+    assert list(panels)[:5] == [
+        "loss of the primary tasks, all parts",
+        "mask cross-entropy",
+        "Dice loss",
+        "language loss on the answer",
+        "of its own",
+    ]
+    curves = {"one_dice": "first", "other_dice": "second task", "one_more": "more"}
+    assert panels["Dice loss"] == {"title": "Dice loss", "curves": curves, "share": False, "log": False}
+    assert panels["of its own"] == {"title": "of its own", "curves": {"other_x": "x"}, "share": True, "log": True}
+    shown = {title: list(panel["curves"]) for title, panel in panels.items()}
+    assert shown["mask cross-entropy"] == ["one_mask", "other_mask"] and shown["training IoU"] == [
+        "one_train_iou",
+        "other_train_iou",
+    ]
+    assert shown["language loss on the answer"] == ["one_language", "other_language"] and shown["learning rate"] == ["lr"]
+    assert shown["share of answers with [SEG]"] == ["one_seg_rate", "other_seg_rate"] and shown["gradient norm"] == ["grad_norm"]
+    assert shown["validation split"] == ["val_ciou", "val_miou", "val_box_giou", "val_p50", "val_seg_rate"]
+    assert panels["share of answers with [SEG]"]["share"] and found["versions"].keys() == {"torch", "python"}
+    plain = describe(config, model, trained, {}, 12, "", 1)
+    assert "read_sha256" not in plain and plain["samples"] == {} and plain["left_out_evaluated_images"] == 0
+
+
+def test_a_signal_to_stop_is_noted_and_held_back_from_workers() -> None:
+    before = {number: signal.getsignal(number) for number in signals.STOP}
+    try:
+        for number in signals.STOP:
+            stop = signals.StopSignal()
+            assert stop.received is False
+            signal.raise_signal(number)
+            assert stop.received is True
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    with pytest.raises(KeyError), signals.blocked_in_workers():
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == blocked | set(signals.STOP)
+        raise KeyError
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == blocked
+
+
+def test_a_worker_ends_at_the_sigterm_of_the_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With real workers: tests/training/test_resume.py."""
+    with pytest.raises(AssertionError, match="this is no worker"):
+        signals.end_with_the_training(0)
+    senders, waited, codes, ended = iter([99, 7]), list[object](), list[int](), threading.Event()
+
+    def wait(numbers: object) -> SimpleNamespace:
+        waited.append(numbers)
+        return SimpleNamespace(si_pid=next(senders))
+
+    monkeypatch.setattr(signals.multiprocessing, "parent_process", lambda: SimpleNamespace(pid=7))
+    monkeypatch.setattr(signals.signal, "sigwaitinfo", wait)
+    monkeypatch.setattr(signals.os, "_exit", lambda code: (codes.append(code), ended.set()))
+    signals.end_with_the_training(0)
+    assert ended.wait(10) and codes == [0] and waited == [{signal.SIGTERM}] * 2
 
 
 def test_checksums_are_of_all_tasks() -> None:

@@ -4,10 +4,13 @@ and trackio where they are installed."""
 import json
 import os
 import sqlite3
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from PIL import Image
@@ -104,6 +107,55 @@ def test_a_continued_run_says_where(trackers: dict[str, type[Tracker]], tmp_path
     assert arguments["tensorboard"]["purge_step"] == 41 and trackers["tensorboard"].opened[0].run_name == "train-1"
     assert (arguments["wandb"]["id"], arguments["wandb"]["resume"]) == ("train-1", "allow")
     assert arguments["dvclive"]["resume"] is True
+
+
+class Showing(Tracker):
+    """One that takes pictures; DVCLive's are handed to what it wraps."""
+
+    @property
+    def tracker(self) -> Any:
+        return SimpleNamespace(log_image=lambda name, picture: self._note("image", name, picture))
+
+    def log_images(self, values: dict[str, Any], step: int, **more: Any) -> None:
+        self._note("images", step, values, more)
+
+
+def test_pictures_go_to_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    kinds = {name: type(name, (Showing,), {"opened": []}) for name in ("tensorboard", "wandb", "trackio", "dvclive")}
+    gone: list[str] = []
+    runs = [SimpleNamespace(name=name, delete=lambda name=name: gone.append(name)) for name in ("train-0", "train-1")]
+    trackio: Any = SimpleNamespace(Image=lambda picture: ("shown", picture), Api=lambda: SimpleNamespace(runs={"ans": runs}.get))
+    monkeypatch.setitem(sys.modules, "trackio", trackio)
+    for name, kind in kinds.items():
+        monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, name, kind)
+    curves = Curves(None)
+    curves.load_state_dict({"rows": {"loss": [(1, 1.0), (2, 0.5)], "rare": [(2, 7.0)]}})
+    sinks = begin([*kinds], tmp_path, curves)
+    run(sinks, 3, 3)
+    found = {name: kind.opened[0].calls[2:] for name, kind in kinds.items()}
+    logged = ("log", 3, {"loss": 1 / 3})
+    names = ["answers/0", "answers/1"]
+    _, step, arrays, more = found["tensorboard"][0]
+    assert step == 3 and more == {"dataformats": "NHWC"} and list(arrays) == names
+    assert all((array == np.asarray(picture)[None]).all() for array, picture in zip(arrays.values(), PICTURES, strict=True))
+    assert found["tensorboard"][1:] == [logged]
+    assert found["wandb"] == [("images", 3, {name: [of] for name, of in zip(names, PICTURES, strict=True)}, {}), logged]
+    earlier = [("log", 1, {"loss": 1.0}), ("log", 2, {"loss": 0.5, "rare": 7.0})]
+    shown = ("log", 3, {name: ("shown", of) for name, of in zip(names, PICTURES, strict=True)})
+    assert found["trackio"] == [*earlier, shown, logged] and gone == ["train-1"]
+    assert found["dvclive"] == [("image", f"{name}/000003.png", of) for name, of in zip(names, PICTURES, strict=True)] + [logged]
+    assert {name: kind.opened[0].run_name for name, kind in kinds.items()} == dict.fromkeys(kinds, "ans") | {
+        "tensorboard": "train-1"
+    }
+    assert {name: kind.opened[0].arguments for name, kind in kinds.items()} == {
+        "dvclive": {"dir": str(tmp_path / "live"), "resume": True, "save_dvc_exp": False, "dvcyaml": None},
+        "tensorboard": {"logging_dir": tmp_path / "logs", "purge_step": 3},
+        "trackio": {"name": "train-1"},
+        "wandb": {"id": "train-1", "resume": "allow", "dir": str(tmp_path / "logs")},
+    }
+    assert (tmp_path / "logs").is_dir()
+    assert (tmp_path / "live/plots/metrics/rare.tsv").read_text() == "step\trare\n2\t7.0\n"
+    assert (tmp_path / "live/plots/metrics/loss.tsv").read_text() == "step\tloss\n1\t1.0\n2\t0.5\n", "not yet that of step 3"
 
 
 @pytest.mark.parametrize("call", ["start", "settings", "log", "finish"])

@@ -3,6 +3,7 @@ back, and what ends a run with an error."""
 
 import gc
 import json
+import logging
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 
 from ans.config import ConfigError
 from ans.formats.pth import read_pth
@@ -185,21 +187,35 @@ def test_the_manifest_counts_what_there_is(whole, work: Path) -> None:
             assert (at.training / "plots" / f"{name}.tsv").is_file(), name
 
 
-def test_stopped_and_continued_it_ends_in_the_same_bits(work: Path, tmp_path: Path, whole, caplog) -> None:
-    """Between two validations, with the best one behind and with it ahead."""
-    at = pipeline.beside(work, tmp_path)
+def test_a_line_of_progress() -> None:
+    values = {"loss": 1.0, "ref_mask": 2.0, "ref_train_iou": 0.5, "lr": 0.1, "grad_norm": 3.0, "iou": 0.25}
+    line = {name: of for name, of in loop.shown(values).items() if name != "memory"}
+    assert line == {"loss": 1.0, "ref_train_iou": 0.5, "lr": 0.1, "grad_norm": 3.0}
+
+
+def test_stopped_and_continued_it_ends_in_the_same_bits(
+    work: Path, tmp_path: Path, whole, caplog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two validations, with the best one behind and with it ahead. A process that stops waits for the others."""
+    at, waited = pipeline.beside(work, tmp_path), list[int]()
+    monkeypatch.setattr(Accelerator, "wait_for_everyone", lambda self: waited.append(1))
     caplog.set_level("INFO")
     for step in (3, 5):
         assert status(work, at, step) == 128 + signal.SIGTERM
         gc.collect()  # the exception's frames hold the run's lock
+        assert len(waited) == 1
+        waited.clear()
         (folder,) = at.runs.glob("train-*")
         state = torch.load(folder / "state.pt", weights_only=True)
         assert state["step"] == step and state["processes"] == 1
         assert sorted(path.name for path in folder.glob("step_*.pth")) == [f"step_{n:06d}.pth" for n in range(1, step + 1)]
         assert not list(at.checkpoint.glob("*.pth")), "results are for finished runs"
+    assert "continued at step 3" in caplog.text and "begun on" not in caplog.text
+    torch.save(state | {"processes": 3}, folder / "state.pt")
     run(work, at)
-    assert "continued at step 3" in caplog.text and "continued at step 5" in caplog.text
-    assert "continued at step 0" not in caplog.text and "begun on" not in caplog.text
+    assert "continued at step 5" in caplog.text and "begun on 3 process(es), continued on 1: the samples" in caplog.text
+    assert "continued at step 0" not in caplog.text and "starting a new run" not in caplog.text
+    assert caplog.text.count("effective batch 2 = 1 process(es) x 2 images x 1 accumulated") == 3
     assert left(at) == left(whole[0])
 
 
@@ -211,13 +227,23 @@ def test_an_early_end_and_the_best_alone(work: Path, tmp_path: Path) -> None:
     assert {path.name: step_of(path) for path in at.checkpoint.glob("*.pth")} == {"best.pth": 4, "step_000006.pth": 6}
 
 
-def test_without_validation(work: Path, tmp_path: Path) -> None:
+def test_without_validation(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
     at = pipeline.beside(work, tmp_path)
     at.checkpoint.mkdir(parents=True)
-    text = yaml.safe_dump(json.loads(json.dumps(values(work, train__validation="none", train__steps=1, train__save_every=0))))
+    few = {"train__steps": 1, "train__save_every": 0, "train__referring__sources": ["refcoco"]}
+    text = yaml.safe_dump(json.loads(json.dumps(values(work, train__validation="none", **few))))
     at.params.write_text(text)
     config = pipeline.Config(yaml.safe_load(text))
+
+    def skipped(self: Health, step: int, values: dict[str, float]) -> None:
+        (folder,) = at.runs.glob("train-*")
+        (folder / "bad_images_referring").write_text("b.jpg: broken\na.jpg: cut\nb.jpg: broken\n")
+
+    monkeypatch.setattr(Health, "after", skipped)
+    caplog.set_level("INFO")
     loop.train(config, at, guard_params=True)
+    assert f"note: {', '.join(config.evaluated_alone())} will be evaluated, and" in caplog.text and config.evaluated_alone()
+    assert "referring: 2 images could not be used and were skipped:\na.jpg: cut\nb.jpg: broken\n" in caplog.text
     assert [path.name for path in at.checkpoint.glob("*.pth")] == ["last.pth"] and step_of(at.checkpoint / "last.pth") == 1
     assert json.loads((at.training / "history.json").read_text()) == []
     assert json.loads((at.checkpoint / "examples.json").read_text()) == [], "of this task there are none"
@@ -226,7 +252,7 @@ def test_without_validation(work: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changed", ["lr", "nothing readable"])
-def test_other_settings_at_the_end_are_refused_and_the_run_kept(work: Path, tmp_path: Path, changed: str) -> None:
+def test_other_settings_at_the_end_are_refused_and_the_run_kept(work: Path, tmp_path: Path, caplog, changed: str) -> None:
     at = pipeline.beside(work, tmp_path)
     mine = values(work, train__validation="none", train__steps=1, train__save_every=0, launch__save_state_seconds=600.0)
     config = pipeline.Config(mine)
@@ -239,9 +265,16 @@ def test_other_settings_at_the_end_are_refused_and_the_run_kept(work: Path, tmp_
     (folder,) = at.runs.glob("train-*")
     assert torch.load(folder / "state.pt", weights_only=True)["step"] == 1
     gc.collect()
+    if changed == "lr":
+        caplog.set_level("INFO")
+        loop.train(pipeline.Config(other), at, guard_params=True)
+        similar = f"starting a new run; unfinished runs with similar settings:\n{folder}, saved "
+        assert similar in caplog.text and f" s ago: train.lr was {config.train.lr}, is 1e-05" in caplog.text
+        assert step_of(at.checkpoint / "last.pth") == 1 and folder.is_dir(), "a run of its own"
+        (at.checkpoint / "last.pth").unlink()
     at.params.write_text(yaml.safe_dump(json.loads(json.dumps(mine))))
     loop.train(config, at, guard_params=True)
-    assert step_of(at.checkpoint / "last.pth") == 1
+    assert step_of(at.checkpoint / "last.pth") == 1 and not folder.exists()
 
 
 def test_a_frozen_tensor_that_changes_is_an_error(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,14 +299,15 @@ def test_a_frozen_tensor_that_changes_is_an_error(work: Path, tmp_path: Path, mo
 
 
 def test_each_step_of_each_process_draws_its_own(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What dropout draws from."""
+    """What dropout draws from. And only the first leaves anything."""
+    monkeypatch.setattr(logging.getLogger("ans"), "level", logging.getLogger("ans").level)
     connect, seed, seeds = loop.connect, torch.manual_seed, list[int]()
 
     class Process:
         """An accelerator that is not the first."""
 
         def __init__(self, real: Any, index: int) -> None:
-            self.real, self.process_index = real, index
+            self.real, self.process_index, self.is_main_process = real, index, index == 0
 
         def __getattr__(self, name: str) -> Any:
             return getattr(self.real, name)
@@ -287,6 +321,10 @@ def test_each_step_of_each_process_draws_its_own(work: Path, tmp_path: Path, mon
             patch.setattr(loop, "connect", lambda precision, index=index: Process(connect(precision), index))
             patch.setattr(loop.torch, "manual_seed", seeded)
             at = pipeline.beside(work, tmp_path / str(index))
-            loop.train(pipeline.Config(values(work, train__validation="none", train__steps=2, train__save_every=0)), at)
+            changes = {"train__validation": "none", "train__steps": 2, "train__save_every": 1, "launch__log_with": ["dvclive"]}
+            loop.train(pipeline.Config(values(work, **changes)), at)
+        left_there = [at.live.exists(), at.training.exists(), at.checkpoint.exists()]
+        assert left_there == [index == 0] * 3 and list(at.runs.glob("train-*")) == []
+        assert (logging.getLogger("ans").level == logging.ERROR) == (index == 1)
     expected = [hash((pipeline.Config(values(work)).train.seed, step, index)) for index in (0, 1) for step in (0, 1)]
     assert [number for number in seeds if number in expected] == expected

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from ans.config import load
-from ans.training.step import Gradients, Stepper
+from ans.tasks.base import Now
+from ans.training.schedule import lr_factor
+from ans.training.step import Gradients, Stepper, count
 from tests.pipeline import REPOSITORY
 
 
@@ -26,6 +28,77 @@ def stepper() -> Stepper:
         model, cast(Any, {"task": task}), settings, 4, [parameter], {"all": [slice(0, 3)]}, optimizer, cast(Any, None), nullcontext,
         cast(Any, accelerator),
     )  # fmt: skip
+
+
+class Two:
+    """An accelerator of two processes that do the same."""
+
+    device, num_processes, autocast = torch.device("cpu"), 2, nullcontext
+
+    def reduce(self, value: torch.Tensor, how: str) -> torch.Tensor:
+        assert how == "sum"
+        return 2 * value
+
+
+@pytest.mark.parametrize("auxiliary", [True, False])
+def test_gradients_and_values_are_sums_over_micro_batches_and_processes(auxiliary: bool) -> None:
+    """By hand; the loss is the primary tasks' alone, and an example is kept where one is wanted and there is one."""
+    parameter = nn.Parameter(torch.tensor([1.0, 2.0]))
+    asked: list[Any] = []
+
+    class Task:
+        def __init__(self, role: str, example: str | None) -> None:
+            self.role, self.example = role, example
+
+        def losses(self, model: Any, features: Any, batch: Any, counts: Any, now: Now) -> Any:
+            asked.append((model, features, counts, now.step, now.steps, now.examples))
+            total = (parameter * torch.tensor(batch.weights)).sum() / counts["objects"]
+            return SimpleNamespace(total=total, values={f"{self.role}_x": total.detach()}, example=self.example)
+
+    def batch(*weights: float) -> Any:
+        return SimpleNamespace(weights=weights, images=weights[0], counts={"objects": 1})
+
+    tasks: Any = {"one": Task("primary", "seen"), "silent": Task("primary", None)}
+    tasks |= {"help": Task("auxiliary", "helped")} if auxiliary else {}
+    help_batches = [[("help", batch(3.0, 0.0))], [("help", batch(0.0, 5.0))]] if auxiliary else [[], []]
+    micro = [[("one", batch(1.0, 0.0)), *help_batches[0]], [("silent", batch(0.5, 2.0)), *help_batches[1]]]
+    settings = load(REPOSITORY / "params.yaml").train
+    kept: list[Any] = []
+    examples: Any = SimpleNamespace(wanted=lambda name: name != "help", keep=lambda *what: kept.append(what))
+    stepper = Stepper(
+        cast(Any, "model"), tasks, settings, 4, [parameter], {"all": [slice(0, 2)]}, torch.optim.SGD([parameter], lr=1.0),
+        cast(Any, lambda images: ("features", images)), nullcontext, cast(Any, Two()),
+    )  # fmt: skip
+    found = stepper.gradients(cast(Any, micro), dict.fromkeys(tasks, {"objects": 2}), 3, examples)
+    assert found.primary.tolist() == [1.5, 2.0]  # twice half of both
+    assert (None if found.auxiliary is None else found.auxiliary.tolist()) == ([3.0, 5.0] if auxiliary else None)
+    values = {"primary_x": 1.0 + 4.5, "loss": 1.0 + 4.5} | ({"auxiliary_x": 3.0 + 10.0} if auxiliary else {})
+    assert {name: float(value) for name, value in found.values.items()} == values
+    assert kept == [("one", "seen")] and parameter.grad is None
+    assert asked[0] == ("model", ("features", 1.0), {"objects": 2}, 3, 4, True) and asked[1][-1] is (not auxiliary)
+
+
+def test_counts_are_sums_and_one_process_stops_all() -> None:
+    tasks: Any = {"a": SimpleNamespace(counted=("objects", "tokens")), "b": SimpleNamespace(counted=("objects",))}
+    micro: Any = [
+        [("a", SimpleNamespace(counts={"objects": 1, "tokens": 10}))],
+        [("a", SimpleNamespace(counts={"objects": 2, "tokens": 20})), ("b", SimpleNamespace(counts={"objects": 7}))],
+    ]
+    alone: Any = SimpleNamespace(num_processes=1)
+    two: Any = Two()
+    assert count(micro, tasks, alone, False) == ({"a": {"objects": 3, "tokens": 30}, "b": {"objects": 7}}, False)
+    assert count(micro, tasks, two, False) == ({"a": {"objects": 6, "tokens": 60}, "b": {"objects": 14}}, False)
+    assert count([], tasks, alone, True) == ({"a": {"objects": 0, "tokens": 0}, "b": {"objects": 0}}, True)
+    assert count([], tasks, two, True)[1] is True
+
+
+def test_the_rate_is_each_group_s_own_times_the_schedule(stepper: Stepper) -> None:
+    (group,) = stepper.optimizer.param_groups
+    for step in (0, 3):
+        factor = lr_factor(step, 4, stepper.settings.warmup, stepper.settings.schedule)
+        values = stepper.update(Gradients(torch.ones(3), None, {"loss": torch.tensor(1.0)}), step)
+        assert values["lr"] == pytest.approx(stepper.settings.lr * factor) and group["lr"] == pytest.approx(values["lr"])
+    assert stepper.parameters[0].grad is None and "cosine_all" not in values
 
 
 def test_values_are_numbers_when_the_step_is_over(stepper: Stepper) -> None:
