@@ -4,6 +4,7 @@ A part is the file of `size` items in a row. It gets its name when it is whole, 
 """
 
 import fcntl
+import gc
 import logging
 import os
 from collections import deque
@@ -85,7 +86,8 @@ def _results(missing: list[tuple[int, Path]], items: Items, write: Write, size: 
             yield _whole(write, items[start : start + size], path)
         return
     running: deque[Future[int]] = deque()
-    with ProcessPoolExecutor(workers) as pool:
+    # A forked process must not collect what this one has left: a closed video, say, waits for threads that are not there.
+    with ProcessPoolExecutor(workers, initializer=gc.freeze) as pool:
         try:
             for start, path in missing:
                 if len(running) == 2 * workers:  # items are not sent out faster than they are done
