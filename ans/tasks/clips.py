@@ -1,7 +1,7 @@
 """Supervised referring segmentation in videos (Sa2VA's recipe): a few frames and expressions -> masks in these frames.
 
 The language model reads the frames and answers each expression by one `[SEG]`, whose vector prompts the mask decoder in every one of them.
-No memory takes part: it stays as SAM2 trained it.
+With further frames, `followed`, SAM2's memory carries the masks to those, as in the official inference; group `memory` trains it.
 """
 
 import logging
@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ans.config.fields import Count, Name, Weight
+from ans.config.fields import Count, Name, Number, Weight
 from ans.config.schema import VideoFolder
 from ans.config.tasks import TaskSettings
 from ans.data.clips import Clip, ClipExpression, ClipFrames, checksum, read
@@ -21,6 +21,7 @@ from ans.data.mixing import Pool
 from ans.data.records import left_out
 from ans.model import prompts
 from ans.model.segmenter import Conversations, Features, Segmenter
+from ans.model.video import choose_frames
 from ans.objectives.batches import Images, ImagesOf, Targets, labels_of, pad_right
 from ans.objectives.losses import mask_terms, seg_rate
 from ans.tasks import base
@@ -45,7 +46,8 @@ class Settings(TaskSettings):
     sources: dict[Name, ClipSource] = Field(
         {}, description="sets of videos, by a name: {mevis: {reader: mevis, folder: mevis, split: train, repeats: 4}}"
     )
-    frames: Count = Field(5, description="frames of a clip in one sample")
+    frames: Count = Field(5, description="frames of a clip in one sample that the language model reads and [SEG] prompts")
+    followed: Number = Field(0, description="further frames of it, to which the memory carries the masks; 0: no memory")
     expressions: Count = Field(5, description="expressions of a clip in one sample, one after the other in one conversation")
 
     @model_validator(mode="after")
@@ -57,22 +59,32 @@ class Settings(TaskSettings):
     def indexes(self) -> tuple[str, ...]:
         return ()
 
+    @property
+    def follows(self) -> bool:
+        return self.followed > 0
+
     def clips(self) -> Mapping[str, VideoFolder]:
         return self.sources
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A conversation about each of R clips. `ids`, `labels`, `mask`: (R, L), padded on the right. `frames`: of each clip the images that
-    it shows, in order, where a frame that was drawn twice is one image. `targets`: clip by clip, expression by expression, frame by
-    frame."""
+    """A conversation about each of R clips. `ids`, `labels`, `mask`: (R, L), padded on the right. `frames`: of each clip the images of its
+    frames in order, where a frame that was drawn twice is one image; of these the ones at `read`, the same places in every clip, are in
+    the conversation. `targets`: clip by clip, expression by expression, frame by frame."""
 
     images: Images
     ids: Tensor
     labels: Tensor
     mask: Tensor
     frames: list[list[int]]
+    read: list[int]
     targets: Targets
+
+    @property
+    def shown(self) -> list[list[int]]:
+        """Of each clip the images that the conversation shows."""
+        return [[frames[place] for place in self.read] for frames in self.frames]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -91,6 +103,8 @@ class Task(base.Task[Settings, Batch]):
         if not setting.model.family.videos:
             name = setting.model.family.name
             raise ValueError(f"train.clips: {name} reads one image in a question; set train.clips.enabled=false")
+        if settings.followed and not setting.model.decoder.follows:
+            raise ValueError(f"train.clips.followed: {setting.model.decoder.name} has no memory that is supported; set it to 0")
         self.clips: list[list[Clip]] = []
         for name, of in settings.sources.items():
             found = list(read(of.reader, setting.root, of.folder, of.split))
@@ -121,36 +135,41 @@ class Task(base.Task[Settings, Batch]):
     def batch(self, positions: range) -> Batch:
         setting = self.setting
         images, targets = ImagesOf(setting.root, setting.model, max_tiles=1), setting.targets()
-        encoded, shown = [], []
+        settings = self.settings
+        read = choose_frames(settings.frames + settings.followed, "uniform", settings.frames)
+        encoded, drawn = [], []
         for position in positions:
             rng = self.rng(position)
             clip, numbers, lower, frames = self.bad.instead(
                 self.pool, position, lambda source, sample, rng=rng: self._open(source, sample, rng, images)
             )
             known = taught(clip)
-            picked = [known[i] for i in rng.integers(len(known), size=self.settings.expressions)]
+            picked = [known[i] for i in rng.integers(len(known), size=settings.expressions)]
             for one in picked:
                 for number in numbers:
                     targets.add_mask(clip.target(one, number), rng)
             asked = [question(setting.template, one.text, lower, rng) for one in picked]
             answers = [prompts.SEG_ANSWERS[rng.integers(len(prompts.SEG_ANSWERS))] for _ in picked]
-            tokens = [images.pixels[i].grid.tokens for i in frames]
+            tokens = [images.pixels[frames[place]].grid.tokens for place in read]
             encoded.append(
                 prompts.encode_conversation(
                     setting.tokenizer, setting.template, conversation(setting.template, tokens, asked, answers)
                 )
             )
-            shown.append(frames)
-        return Batch(images.pack(), *pad_right(encoded), shown, targets.pack())
+            drawn.append(frames)
+        return Batch(images.pack(), *pad_right(encoded), drawn, read, targets.pack())
 
     def losses(self, model: Segmenter, features: Features, batch: Batch, counts: Mapping[str, int], now: Now) -> Losses:
         train = self.setting.train
-        first = [frames[0] for frames in batch.frames]
-        out = model(
-            features, Conversations(batch.ids, batch.labels, batch.mask, first, [None] * len(batch.ids), frames=batch.frames)
-        )
-        objects = len(out.seg_embeds) // len(batch.ids)
-        logits = in_all_frames(model, features, out.seg_embeds, [frames for frames in batch.frames for _ in range(objects)])
+        shown = batch.shown
+        first = [frames[0] for frames in shown]
+        out = model(features, Conversations(batch.ids, batch.labels, batch.mask, first, [None] * len(shown), frames=shown))
+        objects = len(out.seg_embeds) // len(shown)
+        if self.settings.followed:
+            parts = zip(out.seg_embeds.split(objects), batch.frames, strict=True)
+            logits = torch.cat([followed(model, features, vectors, frames, batch.read) for vectors, frames in parts])
+        else:
+            logits = in_all_frames(model, features, out.seg_embeds, [frames for frames in shown for _ in range(objects)])
         loss, values = mask_terms(logits, batch.targets, train.loss, train.mask_points, counts["masks"])
         language = out.language_loss / counts["tokens"]
         values |= {"language": language.detach(), "seg_rate": seg_rate(model, out, counts["objects"])}
@@ -167,7 +186,7 @@ class Task(base.Task[Settings, Batch]):
         """Return the clip of a sample, the numbers of its frames that are drawn, whether its texts are lower-cased, and the images that the
         frames became. Raises `ValueError` or `FileNotFoundError` for a frame that cannot be used; then no image was added."""
         clip = self.clips[source][sample]
-        numbers = draw_frames(len(clip.frames), self.settings.frames, rng)
+        numbers = draw_frames(len(clip.frames), self.settings.frames + self.settings.followed, rng)
         frames, opened = ClipFrames(self.setting.root, clip), {}
         for number in numbers:
             if number not in opened:
@@ -221,3 +240,14 @@ def in_all_frames(model: Segmenter, features: Features, vectors: Tensor, frames:
     index = torch.tensor([image for images in frames for image in images], device=vectors.device)
     each = torch.tensor([len(images) for images in frames], device=vectors.device)
     return model.masks(features, index, vectors.repeat_interleave(each, dim=0)).low_res
+
+
+def followed(model: Segmenter, features: Features, vectors: Tensor, frames: Sequence[int], prompted: Sequence[int]) -> Tensor:
+    """Mask logits (N * frames, S/4, S/4), vector by vector, of the objects of one clip that `vectors` (N, W) name, in the images `frames`:
+    those at the places `prompted` are prompted, and the memory carries the masks to the others, as in the official inference. A frame's
+    number, for the memory, is its place."""
+    tracker, size = model.sam.tracker("official"), features.sizes[frames[0]]
+    levels = [tuple(level[image : image + 1] for level in features.levels) for image in frames]
+    logits = {place: tracker.prompt(place, levels[place], vectors, size) for place in prompted}
+    logits |= {place: tracker.follow(place, levels[place]) for place in range(len(frames)) if place not in logits}
+    return torch.stack([logits[place] for place in range(len(frames))], dim=1).flatten(0, 1)

@@ -1,7 +1,8 @@
 """Small data sets of videos in every published layout: shapes that move, cross, come and go, and expressions of their motion.
 
 Part of the world where `world.videos` is not 0. In each film two objects look alike, stand still in the first six frames, and then cross:
-only their motion tells which of them is meant, so that a model that reads the first five frames cannot know.
+only their motion tells which of them is meant, so that a model that reads the first five frames cannot know. In films of even numbers
+they pass each other, one above the other; in the others one hides the other for a while.
 """
 
 import json
@@ -42,13 +43,13 @@ def film(seed: int, number: int, count: int, shift: float = 0.0) -> Film:
     second half."""
     rng = np.random.default_rng([seed, STREAM, number])
     colours, kinds = rng.permutation(list(COLOURS))[:3].tolist(), rng.permutation(list(SHAPES))[:3].tolist()
-    high, low = 0.3 * HEIGHT, 0.75 * HEIGHT
-    radius = 0.13 * HEIGHT
+    first, second, low = HEIGHT * rng.permutation([0.17, 0.5, 0.83])
+    if number % 2:
+        first, second, low = *rng.permutation([0.3 * HEIGHT, 0.3 * HEIGHT + 4]), 0.75 * HEIGHT
     shapes = [
-        Shape("small", "plain", colours[i], kinds[i], x, y, radius)
-        for i, x, y in ((0, 0.2, high), (0, 0.8, high + 4), (1, 0.35, low), (2, 0.7, low))
+        Shape("small", "plain", colours[i], kinds[i], x * WIDTH, float(y), 0.13 * HEIGHT)
+        for i, x, y in ((0, 0.2, first), (0, 0.8, second), (1, 0.35, low), (2, 0.7, low))
     ]
-    shapes = [replace(shape, x=shape.x * WIDTH) for shape in shapes]
     background = float(rng.uniform(140, 215))
     frames, masks = [], np.zeros((count, OBJECTS, HEIGHT, WIDTH), bool)
     moving = max(1, count - STILL)
@@ -287,7 +288,7 @@ PLACES = {
 """Where each is written: its folder, and the split that has masks."""
 
 
-LENGTHS = (8, 12, 20, 9)
+LENGTHS = (10, 14, 20, 9)
 """Frames of the films of a world, by turns."""
 
 

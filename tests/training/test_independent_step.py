@@ -168,7 +168,7 @@ ELSEWHERE = {
     },
     **{
         f"train.clips.{name}": "its samples, loss and gradient: tests/tasks/test_clips.py"
-        for name in ("enabled", "sources", "frames", "expressions")
+        for name in ("enabled", "sources", "frames", "followed", "expressions")
     },
     **{
         f"train.grounded.{name}": "its answers, targets and loss: tests/tasks/test_grounded.py" for name in ("enabled", "sources")
