@@ -77,8 +77,8 @@ def classify(table: pd.DataFrame) -> pd.Series:
 
 
 def classify_videos(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The reason per row of a set of videos (`ans.evaluation.videos`), one of `VIDEO_REASONS`, or "" where J is at least one half. Of
-    several that fit, the first is taken."""
+    """Return the reason per row of a set of videos (`ans.evaluation.videos`), one of `VIDEO_REASONS`, or "" where J is at least one half.
+    Of several that fit, the first is taken."""
     of_clip: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         of_clip.setdefault(row["clip"], []).append(row)

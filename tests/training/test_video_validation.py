@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ans.config import Config, ConfigError, load
-from ans.config.schema import Validation as Settings
 from ans.config.schema import VideoSet
+from ans.config.training import ValidationSettings as Settings
 from ans.data.clips import Clip, read
 from ans.evaluation.videos import rows_of, summary
 from ans.model.segmenter import Segmenter

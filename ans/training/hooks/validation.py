@@ -98,12 +98,12 @@ class Validation(Hook):
         return {f"val_{name}": float(summary[name]) for name in self.shown}
 
     def ask(self, number: int) -> list[Row]:
-        """The answers of batch `number`."""
+        """Return the answers of batch `number`."""
         items = [self.plan.item(image) for image in self.batches[number]]
         return predict(self.model, self.root, items, self.settings.max_new_tokens)
 
     def summary(self, rows: list[Row]) -> Mapping[str, float]:
-        """Metrics over all answers."""
+        """Return metrics over all answers."""
         return summarise(rows)
 
     def pictures(self) -> list[Image.Image]:

@@ -43,7 +43,7 @@ class VideoValidation(Validation):
         return {name: found[name] / (1 if name == "seg_rate" else 100) for name in SHOWN}
 
     def pictures(self) -> list[Image.Image]:
-        """The middle frame of each of the first clips, with the answer to its first expression."""
+        """Return the middle frame of each of the first clips, with the answer to its first expression."""
         pictures = []
         for clip in self.clips[:PICTURES]:
             row, place = next(row for row in self.rows if row["clip"] == clip.name), len(clip.frames) // 2
