@@ -103,6 +103,12 @@ class VideoFolder(Section):
         return name
 
 
+class LearntVideos(VideoFolder):
+    """A set of videos that is learnt from, and how often."""
+
+    repeats: Weight = Field(1.0, description="how many times each clip comes per epoch")
+
+
 class VideoSet(VideoFolder):
     """A set of videos with expressions that is evaluated, and how."""
 

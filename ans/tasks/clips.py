@@ -4,7 +4,6 @@ The language model reads the frames and answers each expression by one `[SEG]`, 
 With further frames, `followed`, SAM2's memory carries the masks to those, as in the official inference; group `memory` trains it.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,12 +12,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ans.config.fields import Count, Name, Number, Weight
-from ans.config.schema import VideoFolder
+from ans.config.fields import Count, Name, Number
+from ans.config.schema import LearntVideos, VideoFolder
 from ans.config.tasks import TaskSettings
-from ans.data.clips import Clip, ClipExpression, ClipFrames, checksum, read
+from ans.data.clips import Clip, ClipExpression, checksum, draw_frames, open_frames
 from ans.data.mixing import Pool
-from ans.data.records import left_out
 from ans.model import prompts
 from ans.model.segmenter import Conversations, Features, Segmenter
 from ans.model.video import choose_frames
@@ -27,23 +25,15 @@ from ans.objectives.losses import mask_terms, seg_rate
 from ans.tasks import base
 from ans.tasks.base import Losses, Now, Setting
 
-log = logging.getLogger(__name__)
-
 KEPT_AS_WRITTEN = ("ref_sav",)
 """Readers of sets whose texts are whole descriptions: they keep their capitals and full stops."""
-
-
-class ClipSource(VideoFolder):
-    """A set of videos that is learnt from, and how often."""
-
-    repeats: Weight = Field(1.0, description="how many times each clip comes per epoch")
 
 
 class Settings(TaskSettings):
     """Expressions and their masks in several frames of a video."""
 
     enabled: bool = Field(False, description="true: train this task")
-    sources: dict[Name, ClipSource] = Field(
+    sources: dict[Name, LearntVideos] = Field(
         {}, description="sets of videos, by a name: {mevis: {reader: mevis, folder: mevis, split: train, repeats: 4}}"
     )
     frames: Count = Field(5, description="frames of a clip in one sample that the language model reads and [SEG] prompts")
@@ -107,17 +97,9 @@ class Task(base.Task[Settings, Batch]):
             raise ValueError(f"train.clips.followed: {setting.model.decoder.name} has no memory that is supported; set it to 0")
         self.clips: list[list[Clip]] = []
         for name, of in settings.sources.items():
-            found = list(read(of.reader, setting.root, of.folder, of.split))
-            for item in left_out(found):
-                log.warning(f"train.clips.sources.{name}: {item.key} is left out: {item.reason}")
-            usable = [clip for clip in found if isinstance(clip, Clip) and taught(clip)]
-            if not usable:
-                raise ValueError(
-                    f"train.clips.sources.{name}: split {of.split!r} of {setting.root / of.folder} has no clip whose masks are known"
-                )
-            held = [any(self._is_evaluated(file) for file in clip.files) for clip in usable]
-            self.left_out += sum(held)
-            self.clips.append([clip for clip, out in zip(usable, held, strict=True) if not out])
+            found, held = setting.clips(f"train.clips.sources.{name}", of, lambda clip: bool(taught(clip)))
+            self.left_out += held
+            self.clips.append(found)
         self.readers = [of.reader for of in settings.sources.values()]
         counts, repeats = [len(clips) for clips in self.clips], [of.repeats for of in settings.sources.values()]
         self.bad = self.bad_images(sum(counts))
@@ -169,16 +151,13 @@ class Task(base.Task[Settings, Batch]):
             parts = zip(out.seg_embeds.split(objects), batch.frames, strict=True)
             logits = torch.cat([followed(model, features, vectors, frames, batch.read) for vectors, frames in parts])
         else:
-            logits = in_all_frames(model, features, out.seg_embeds, [frames for frames in shown for _ in range(objects)])
+            logits = model.masks_in(features, [frames for frames in shown for _ in range(objects)], out.seg_embeds).low_res
         loss, values = mask_terms(logits, batch.targets, train.loss, train.mask_points, counts["masks"])
         language = out.language_loss / counts["tokens"]
         values |= {"language": language.detach(), "seg_rate": seg_rate(model, out, counts["objects"])}
         return Losses(loss + train.loss.language * language, {f"{self.prefix}_{name}": value for name, value in values.items()})
 
     # ------------------------------------------------------------------------------------------------------------ inside
-
-    def _is_evaluated(self, file: str) -> bool:
-        return self.setting.evaluated_clips.holds(file, "") or self.setting.evaluated.holds(file, "")
 
     def _open(
         self, source: int, sample: int, rng: np.random.Generator, images: ImagesOf
@@ -187,15 +166,7 @@ class Task(base.Task[Settings, Batch]):
         frames became. Raises `ValueError` or `FileNotFoundError` for a frame that cannot be used; then no image was added."""
         clip = self.clips[source][sample]
         numbers = draw_frames(len(clip.frames), self.settings.frames + self.settings.followed, rng)
-        frames, opened = ClipFrames(self.setting.root, clip), {}
-        for number in numbers:
-            if number not in opened:
-                opened[number] = frames[number]
-                if opened[number].size != (clip.width, clip.height):
-                    width, height = opened[number].size
-                    raise ValueError(
-                        f"{clip.frames[number]}: {width} x {height} pixels, the clip's are {clip.width} x {clip.height}"
-                    )
+        opened = open_frames(self.setting.root, clip, numbers)
         places = {number: len(images.pixels) + place for place, number in enumerate(opened)}
         for image in opened.values():
             images.add_image(image)
@@ -206,12 +177,6 @@ def taught(clip: Clip) -> list[ClipExpression]:
     """Return the expressions of a clip that are learnt: all whose masks are known. One of nothing is too: its masks are empty, as those
     of an object are where it is not seen."""
     return [one for one in clip.expressions if one.objects is not None]
-
-
-def draw_frames(count: int, frames: int, rng: np.random.Generator) -> list[int]:
-    """Return numbers, ascending, of `frames` frames of `count`: each at most once where there are more than `frames` + 1, else at
-    random."""
-    return sorted(rng.choice(count, frames, replace=count <= frames + 1).tolist())
 
 
 def question(template: prompts.Template, text: str, lower: bool, rng: np.random.Generator) -> str:
@@ -233,13 +198,6 @@ def conversation(
         prompts.Turn(asked if number else shown + asked, answer, separated=True)
         for number, (asked, answer) in enumerate(zip(questions, answers, strict=True))
     ]
-
-
-def in_all_frames(model: Segmenter, features: Features, vectors: Tensor, frames: Sequence[Sequence[int]]) -> Tensor:
-    """Return mask logits (M, S/4, S/4) of vectors (N, W): the n-th in each of the images `frames[n]`, vector by vector."""
-    index = torch.tensor([image for images in frames for image in images], device=vectors.device)
-    each = torch.tensor([len(images) for images in frames], device=vectors.device)
-    return model.masks(features, index, vectors.repeat_interleave(each, dim=0)).low_res
 
 
 def followed(model: Segmenter, features: Features, vectors: Tensor, frames: Sequence[int], prompted: Sequence[int]) -> Tensor:

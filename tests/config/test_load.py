@@ -135,6 +135,7 @@ UNUSABLE: dict[str, tuple[Any, ...]] = {
     "train.referring.objects_per_conversation": (0,),
     "train.clips.frames": (0,),
     "train.clips.followed": (-1,),
+    "train.loop1.frames": (0,),
     "train.clips.expressions": (0,),
     "train.captioning.regions_per_conversation": (0,),
     "train.captioning.description_prompts": (0, 5),

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ans.data.clips import Clip, checksum, read
+from ans.config.schema import LearntVideos
+from ans.data.clips import Clip, checksum, draw_frames, read
 from ans.data.mixing import keyed_rng
 from ans.model import prompts
 from ans.model.adapters import select_trained
@@ -19,7 +20,7 @@ from ans.model.segmenter import Conversations, Segmenter
 from ans.objectives import mask
 from ans.objectives.batches import pad_right
 from ans.tasks import clips
-from ans.tasks.clips import ClipSource, conversation, draw_frames, in_all_frames, question
+from ans.tasks.clips import conversation, question
 from ans.toy.world_videos import write_mevis, write_ref_youtube_vos
 from ans.training.loop import train
 from ans.training.setup import checksums, load_tasks
@@ -79,7 +80,7 @@ def test_losses_and_gradients_of_the_official_training(golden_model: Segmenter) 
     out = model(features, Conversations(ids, labels, attention, [of[0] for of in frames], [None] * len(rows), frames=frames))
     assert len(out.seg_embeds) == sum(weights)
     shown = [of for of, objects in zip(frames, weights, strict=True) for _ in range(objects)]
-    logits = in_all_frames(model, features, out.seg_embeds, shown).unflatten(0, (len(shown), -1))
+    logits = model.masks_in(features, shown, out.seg_embeds).low_res.unflatten(0, (len(shown), -1))
     per_clip = logits.split(weights)  # (objects, frames, S/4, S/4) each
     forced = TOLD["results"]["full"]["pred_shape"][1]
     order = [[n % objects for n in range(forced)] for objects in weights]  # the official code repeats objects up to five
@@ -173,8 +174,8 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 SOURCES = {
-    "motion": ClipSource(reader="mevis", folder="mevis", split="valid_u"),
-    "objects": ClipSource(reader="ref_youtube_vos", folder="ytvos", split="train", repeats=2.0),
+    "motion": LearntVideos(reader="mevis", folder="mevis", split="valid_u"),
+    "objects": LearntVideos(reader="ref_youtube_vos", folder="ytvos", split="train", repeats=2.0),
 }
 
 
@@ -402,7 +403,7 @@ def test_dvc_is_told_what_is_read(small_world: Path, films: Path, tmp_path: Path
     [
         ({"sources": {}}, "sources: names no set of videos"),
         (
-            {"sources": {"a": ClipSource(reader="mevis", folder="mevis", split="valid")}},
+            {"sources": {"a": LearntVideos(reader="mevis", folder="mevis", split="valid")}},
             r"train\.clips\.sources\.a: split 'valid' .* no clip",
         ),
     ],
