@@ -217,6 +217,29 @@ def write_video(path: Path, made: Film) -> None:
             writer.add(Image.fromarray(pixels), Fraction(number, 24))
 
 
+def write_masklets(place: Path, name: str, made: Film) -> None:
+    """Write a film as SA-V has it: an mp4, and the masks of every fourth frame."""
+    write_video(place / f"{name}.mp4", made)
+    annotated = made.masks[::4]
+    areas = annotated.sum((2, 3))
+    seen = areas > 0
+    changes = [int(np.count_nonzero(np.diff(seen[np.argmax(seen[:, i]) :, i].astype(int)))) for i in range(OBJECTS)]
+    content = {
+        "video_height": float(HEIGHT), "video_width": float(WIDTH), "masklet_id": list(range(OBJECTS)),
+        "masklet": [[rle(mask) for mask in masks] for masks in annotated],
+        "masklet_size_abs": (areas.sum(0) / np.maximum(seen.sum(0), 1)).tolist(), "masklet_visibility_changes": changes,
+    }  # fmt: skip
+    write_content(place / f"{name}_manual.json", content)
+
+
+def write_sav(root: Path, seed: int, counts: Sequence[int]) -> list[Film]:
+    """Write `sav` with films as SA-V's training videos."""
+    films = [film(seed, 600 + number, count) for number, count in enumerate(counts)]
+    for number, made in enumerate(films):
+        write_masklets(root / "sav" / "sav_000", f"sav_{number:06d}", made)
+    return films
+
+
 def write_ref_sav(root: Path, seed: int, counts: Sequence[int]) -> list[Film]:
     """Write `refsav` with films as mp4s, of which every fourth frame is annotated; paths in its listing have the doubled folder."""
     films, listed = [], {}
@@ -224,17 +247,7 @@ def write_ref_sav(root: Path, seed: int, counts: Sequence[int]) -> list[Film]:
         made, name = film(seed, 400 + number, count), f"sav_{number:06d}"
         films.append(made)
         place = root / "refsav" / "sam_v_full" / "sav_train" / "sav_000"
-        write_video(place / f"{name}.mp4", made)
-        annotated = made.masks[::4]
-        areas = annotated.sum((2, 3))
-        seen = areas > 0
-        changes = [int(np.count_nonzero(np.diff(seen[np.argmax(seen[:, i]) :, i].astype(int)))) for i in range(OBJECTS)]
-        content = {
-            "video_height": float(HEIGHT), "video_width": float(WIDTH), "masklet_id": list(range(OBJECTS)),
-            "masklet": [[rle(mask) for mask in masks] for masks in annotated],
-            "masklet_size_abs": (areas.sum(0) / np.maximum(seen.sum(0), 1)).tolist(), "masklet_visibility_changes": changes,
-        }  # fmt: skip
-        write_content(place / f"{name}_manual.json", content)
+        write_masklets(place, name, made)
         doubled = f"sav_000/sav_train/sav_000/{name}"
         objects = {str(i): {"formated": f"{text} {i}", "short_caps": [text]} for i, (text, _) in enumerate(made.said[:OBJECTS])}
         listed[name] = {"video_path": f"{doubled}.mp4", "anno_path": f"{doubled}_manual.json", "objects": objects}
@@ -274,6 +287,7 @@ WRITERS = {
     "ref_youtube_vos": write_ref_youtube_vos,
     "ref_davis": write_ref_davis,
     "ref_sav": write_ref_sav,
+    "sav": write_sav,
     "own_videos": write_own,
 }
 """By the reader of each layout."""
@@ -283,6 +297,7 @@ PLACES = {
     "ref_youtube_vos": ("ytvos", "train"),
     "ref_davis": ("davis", "val"),
     "ref_sav": ("refsav", "eval"),
+    "sav": ("sav", "train"),
     "own_videos": ("own_videos", "val"),
 }
 """Where each is written: its folder, and the split that has masks."""
