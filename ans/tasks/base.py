@@ -28,7 +28,6 @@ from ans.model.segmenter import Features, Segmenter
 from ans.objectives.batches import Images, TargetsOf
 from ans.shown import Panel
 
-
 log = logging.getLogger(__name__)
 
 
