@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-Group = Literal["embed_head", "seg_row", "lora", "proj", "fcs", "sam2_decoder"]
+Group = Literal["embed_head", "seg_row", "lora", "proj", "fcs", "sam2_decoder", "memory"]
 """A part of a model that can be trained."""
 
-StoredGroup = Literal["vision", "embed_head", "llm", "lora", "proj", "fcs", "sam2_encoder", "sam2_decoder"]
+StoredGroup = Literal["vision", "embed_head", "llm", "lora", "proj", "fcs", "sam2_encoder", "sam2_decoder", "memory"]
 """A part of a model that a foreign checkpoint may hold."""
 
 Part = Literal["language", "vision", "sam"]
@@ -32,6 +32,7 @@ TRAINABLE: dict[str, GroupOf] = {
     "proj": GroupOf("proj", "projector from image features to image tokens"),
     "fcs": GroupOf("fcs", "layers from the hidden state of [SEG] to the mask decoder's prompt"),
     "sam2_decoder": GroupOf("sam2_decoder", "mask decoder, without the heads that no loss reaches"),
+    "memory": GroupOf("sam2_encoder", "memory that carries masks from frame to frame of a video"),
 }
 
 SHARDS = ("vision", "embed_head", "llm", "proj", "fcs", "sam2_decoder", "sam2_encoder")

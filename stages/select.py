@@ -13,11 +13,14 @@ from ans.workspace import Workspace
 
 def main() -> None:
     config, workspace = load(), Workspace()
-    validation, evaluate = config.train.validation, config.evaluate
+    validation, evaluate, videos = config.train.validation, config.evaluate, config.validation_videos()
     root, clips = Path(config.paths.root), {}
     for use, sets in (("clips", config.training_clips()), ("clips left out", config.clips_left_out())):
         clips |= {f"{use}: {name}": checksum(read(of.reader, root, of.folder, of.split)) for name, of in sets.items()}
-    select(config.training_indexes(), workspace, "train", [validation.split] if validation else [], clips)
+    if videos is not None:
+        clips["validation"] = videos.model_dump_json()
+    splits = [validation.split] if validation and videos is None else []
+    select(config.training_indexes(), workspace, "train", splits, clips)
     select(config.evaluation_indexes(), workspace, "evaluate", [*evaluate.splits, *evaluate.captions])
 
 

@@ -82,7 +82,11 @@ class _Overlay:
     def held(self) -> set[str]:
         """Trained groups of which it holds a tensor; `llm` where it brings the language model's own weights."""
         extra = ({"lora"} if self.pairs else set()) | ({"seg_row"} if self.rows else set())
-        return {self.keys.shard_of(name) for name in self.plain} | extra
+        groups: dict[str, set[str | None]] = {}
+        for name in self.plain:
+            groups.setdefault(self.keys.shard_of(name), set()).add(self.keys.trained_group(name))
+        # of a shard nothing but a group that is a part of it
+        return {next(iter(of)) or shard if len(of) == 1 else shard for shard, of in groups.items()} | extra
 
     @property
     def stored_lora(self) -> dict[str, Any] | None:
@@ -151,6 +155,8 @@ class _Overlay:
 
     def _wanted(self, group: str) -> Iterator[str]:
         """Return HF names of the base's tensors that a checkpoint in which `group` was trained must hold, or have LoRA of."""
+        if own := [name for name in self.base if self.keys.trained_group(name) == group]:
+            return iter(own)
         shard = TRAINABLE[group].shard if group in TRAINABLE else group
         names = (name for name in self.base if self.keys.shard_of(name) == shard and self.keys.reached(name))
         if group != "lora":

@@ -77,7 +77,7 @@ def export_adapter(variant: Path, checkpoint: Path, out: Path) -> None:
             (inside,) = keys.from_hf_names(name, "model")
             inside = inside.removeprefix("vlm.language_model.").replace(".default.weight", ".weight")
             lora[f"base_model.model.{inside}"] = tensor.clone()
-        elif (keys.trained_group(name) or keys.shard_of(name)) in record["groups"]:
+        elif {keys.trained_group(name), keys.shard_of(name)} & set(record["groups"]):
             others[name] = tensor.clone()
     with shards.folder_at_once(out) as folder:
         if "lora" in record["groups"]:

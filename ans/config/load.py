@@ -79,6 +79,11 @@ class Config:
                 f"{self._place(('train', 'epochs'))}: counts passes over one task's samples, but {', '.join(primary)} take turns; "
                 "set train.steps instead"
             )
+        if "memory" in self.train.trained and not any(of.follows for of in found.values()):
+            raise ConfigError(
+                f"{self._place(('train', 'groups'))}: names memory, which no task uses; set train.clips.enabled=true and "
+                "train.clips.followed above 0"
+            )
         for name, of in found.items():
             for index in of.indexes():
                 self._require_index(f"train.{name}", index)
@@ -102,7 +107,7 @@ class Config:
     def training_indexes(self) -> tuple[str, ...]:
         """Return the indexes that training reads: those of its tasks and of the validation."""
         names = [index for of in self.tasks.values() for index in of.indexes()]
-        if self.train.validation:
+        if self.train.validation and self.validation_videos() is None:
             names.append(index_of(self.train.validation.split))
         return tuple(dict.fromkeys(names))
 
@@ -111,8 +116,13 @@ class Config:
         return {name: clips for of in self.tasks.values() for name, clips in of.clips().items()}
 
     def clips_left_out(self) -> dict[str, VideoSet]:
-        """Return the evaluated sets of videos, none of whose clips training learns from; none where it learns from no clips."""
-        return self.evaluate.videos if self.training_clips() else {}
+        """Return the evaluated sets of videos, none of whose clips training learns from; none where it reads no clips."""
+        return self.evaluate.videos if self.training_clips() or self.validation_videos() else {}
+
+    def validation_videos(self) -> VideoSet | None:
+        """Return the set of videos that the validation evaluates; None where it is images."""
+        name, _, kind = (self.train.validation.split if self.train.validation else "").rpartition("_")
+        return self.evaluate.videos.get(name) if kind == "video" else None
 
     def evaluation_indexes(self) -> tuple[str, ...]:
         """Return the indexes that evaluation reads."""
@@ -177,8 +187,15 @@ class Config:
         for key in ("splits", "captions"):
             for split in getattr(self.evaluate, key):
                 self._require_split(f"evaluate.{key}", split)
-        if self.train.validation:
-            self._require_split("train.validation.split", self.train.validation.split)
+        if validation := self.train.validation:
+            videos = self.validation_videos() is not None
+            if not videos:
+                self._require_split("train.validation.split", validation.split)
+            if videos != (validation.metric == "jf"):
+                wanted = "jf" if videos else "one of images'; jf is that of videos"
+                raise ConfigError(
+                    f"{self._place(('train', 'validation', 'metric'))}: must be {wanted}, for {validation.split}; found {validation.metric}"
+                )
 
     def _require_split(self, path: str, split: str) -> None:
         if "_" not in split:

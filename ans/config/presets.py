@@ -11,7 +11,7 @@ from ans.config.sections import SECTIONS, task_names, task_settings
 from ans.config.validated import dotted, validated
 
 FOLDER = Path(__file__).parents[1] / "presets"
-BY_PRESET = ("weights", "subset_sa1b", "train", "evaluate")
+BY_PRESET = ("weights", "subset_sa1b", "train", "evaluate", "world")
 """The sections that a preset has, and no others: DVC's stages name each."""
 
 Presets = Mapping[str, Mapping[str, Any]]

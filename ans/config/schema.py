@@ -103,6 +103,12 @@ class VideoFolder(Section):
         return name
 
 
+class LearntVideos(VideoFolder):
+    """A set of videos that is learnt from, and how often."""
+
+    repeats: Weight = Field(1.0, description="how many times each clip comes per epoch")
+
+
 class VideoSet(VideoFolder):
     """A set of videos with expressions that is evaluated, and how."""
 
@@ -130,15 +136,15 @@ class Own(Section):
 class World(Section):
     """The synthetic world that the pipeline runs on by default."""
 
-    seed: Seed = Field(description="random seed of the world")
-    train_images: Count = Field(description="images with training expressions; few, as a user's own data has")
-    val_images: Count = Field(description="images of the val splits")
-    test_images: Count = Field(description="images of each test split (testA, testB, RefCOCOg's test)")
-    sa1b_images: Count = Field(description="images in SA-1B's layout: masks without text")
-    sav_pairs: Count = Field(description="pairs of frames of one moving object, in SA-V's layout")
-    openimages_images: Count = Field(description="images in Open Images' layout")
-    describe_images: Count = Field(description="images with described regions, in Describe Anything's layout")
-    reasonseg_images: Count = Field(description="training images in ReasonSeg's layout; half as many each for val and test")
+    seed: Seed = Field(7, description="random seed of the world")
+    train_images: Count = Field(25, description="images with training expressions; few, as a user's own data has")
+    val_images: Count = Field(100, description="images of the val splits")
+    test_images: Count = Field(50, description="images of each test split (testA, testB, RefCOCOg's test)")
+    sa1b_images: Count = Field(300, description="images in SA-1B's layout: masks without text")
+    sav_pairs: Count = Field(150, description="pairs of frames of one moving object, in SA-V's layout")
+    openimages_images: Count = Field(150, description="images in Open Images' layout")
+    describe_images: Count = Field(200, description="images with described regions, in Describe Anything's layout")
+    reasonseg_images: Count = Field(120, description="training images in ReasonSeg's layout; half as many each for val and test")
     grounded_images: Number = Field(
         0, description="training images with grounded captions, below glamm_data/; half as many for val, test"
     )
@@ -151,7 +157,7 @@ class World(Section):
         description="true: red, green and orange are drawn in colours new to the tiny base, and colour alone tells objects apart",
     )
     shift: Share = Field(
-        description="0: images like those the tiny base was trained on; 1: textured backgrounds and noise, new to it"
+        1.0, description="0: images like those the tiny base was trained on; 1: textured backgrounds and noise, new to it"
     )
 
 

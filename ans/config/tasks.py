@@ -22,6 +22,11 @@ class TaskSettings(Section):
         """Return those of them whose evaluated images it leaves out."""
         return ()
 
+    @property
+    def follows(self) -> bool:
+        """Whether a mask decoder's memory takes part."""
+        return False
+
     def clips(self) -> Mapping[str, VideoFolder]:
         """Return the sets of videos that the task reads, by name."""
         return {}

@@ -56,12 +56,17 @@ class ValidationSettings(Section):
     """Evaluation of a split while training goes on; the best tensors are kept, and training stops after `patience` evaluations
     without a better one."""
 
-    split: str = Field(description="split that is evaluated, <index>_<part>: one for tuning, since the best step is chosen by it")
+    split: str = Field(
+        description="split that is evaluated, <index>_<part>, or <set>_video of evaluate.videos: one for tuning, since the best step is "
+        "chosen by it"
+    )
     every: Count | None = Field(None, description="steps between two evaluations; none: an epoch")
-    metric: Literal["ciou", "miou", "box_giou", "p50"] = Field("ciou", description="metric by which the best one is chosen")
+    metric: Literal["ciou", "miou", "box_giou", "p50", "jf"] = Field(
+        "ciou", description="metric by which the best one is chosen; of videos jf"
+    )
     patience: Count = Field(10, description="evaluations without a better one after which training stops")
     save_best_only: bool = Field(True, description="false: keep the last step's tensors too")
-    max_samples: Count | None = Field(None, description="images of the split; none: all")
+    max_samples: Count | None = Field(None, description="images (clips) of the split; none: all")
     max_new_tokens: Count = Field(32, description="longest answer, in tokens")
     tokens_per_batch: Count = Field(8192, description="tokens of one batch: rows x (image + question + answer)")
 
@@ -85,7 +90,7 @@ class TrainSettings(Section):
     four_bit: List[Part] = Field((), description="parts held in 4 bits (NF4, needs bitsandbytes): language, vision, sam")
     groups: NonEmpty[Group] = Field(
         ("lora", "proj", "fcs", "sam2_decoder"),
-        description="groups of parameters that are trained: lora, seg_row, embed_head, proj, fcs, sam2_decoder (ans/groups.py)",
+        description="groups of parameters that are trained: lora, seg_row, embed_head, proj, fcs, sam2_decoder, memory (ans/groups.py)",
     )
     lora: Lora = Field(Lora(), description="low-rank adapters of the language model's linear layers")
     batch: Count = Field(2, description="images per process and micro-batch")

@@ -66,6 +66,10 @@ class Clip:
             raise ValueError(f"{self.name}: the masks of expression {expression.id} are not published")
         return self._united([self.masks[key][frame] for key in expression.objects])
 
+    def mask(self, key: str, frame: int) -> np.ndarray:
+        """Return (h, w) bool: an object in one frame."""
+        return self._united([self.masks[key][frame]])
+
     def all_objects(self, frame: int) -> np.ndarray:
         """Return (h, w) bool: the foreground of one frame; where the data set does not say it, the union of all masks."""
         return self._united([self.foreground[frame]] if self.foreground else [rows[frame] for rows in self.masks.values()])
@@ -104,6 +108,24 @@ def unreadable(root: Path, clip: Clip) -> str:
     except (ValueError, FileNotFoundError) as error:
         return str(error)
     return ""
+
+
+def draw_frames(count: int, frames: int, rng: np.random.Generator) -> list[int]:
+    """Return numbers, ascending, of `frames` frames of `count`: each at most once where there are more than `frames` + 1, else at
+    random."""
+    return sorted(rng.choice(count, frames, replace=count <= frames + 1).tolist())
+
+
+def open_frames(root: Path, clip: Clip, numbers: Iterable[int]) -> dict[int, Image.Image]:
+    """Return the frames of these numbers, each once, in order of their first coming. Raises `ValueError` or `FileNotFoundError` for one
+    that cannot be used."""
+    frames, opened = ClipFrames(root, clip), {}
+    for number in dict.fromkeys(numbers):
+        opened[number] = frames[number]
+        if opened[number].size != (clip.width, clip.height):
+            width, height = opened[number].size
+            raise ValueError(f"{clip.frames[number]}: {width} x {height} pixels, the clip's are {clip.width} x {clip.height}")
+    return opened
 
 
 def read(reader: str, root: str | Path, folder: str, split: str) -> Iterator[Clip | Skipped]:

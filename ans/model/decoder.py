@@ -46,7 +46,7 @@ the decoder as it was before fine-tuning, which is given the fine-tuned one's ma
 
 class Tracker(ABC):
     """N objects of one video. First some frames are prompted, in their order, then all others follow, from the first to the last; what
-    is kept does not grow with the video. No method has a gradient."""
+    is kept does not grow with the video."""
 
     @abstractmethod
     def prompt(self, frame: int, levels: Levels, vectors: Tensor, size: tuple[int, int]) -> Tensor:
@@ -130,6 +130,11 @@ class MaskDecoder(Plug):
 
     keys: ClassVar[KeyTable]
     """Its tensors' names, with the spaces `model` and `pth` at least, and one under the file's own name for the released weights."""
+
+    @property
+    def follows(self) -> bool:
+        """Whether it has a memory that carries masks from frame to frame of a video."""
+        return False
 
     @classmethod
     @abstractmethod

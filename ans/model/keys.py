@@ -13,7 +13,7 @@ A family and a mask decoder each bring a `KeyTable`; `Keys` is what they say tog
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ans.groups import TRAINABLE
@@ -59,13 +59,15 @@ class KeyTable:
     """The tensor names of one component.
 
     `spaces`: space -> {HF prefix: prefix there}; the longest prefix that fits counts, in both directions. `shards`: shard -> HF
-    prefixes of its tensors, the longest again. `unreached`: HF names of tensors that no loss reaches, in a part that is trained.
+    prefixes of its tensors, the longest again. `groups`: group -> HF names of its tensors, of a group that is a part of a shard.
+    `unreached`: HF names of tensors that no loss reaches, in a part that is trained.
     """
 
     spaces: Mapping[str, Mapping[str, str]]
     shards: Mapping[str, tuple[str, ...]]
     renamings: tuple[Renaming, ...] = ()
     fusions: tuple[Fusion, ...] = ()
+    groups: Mapping[str, re.Pattern[str]] = field(default_factory=dict)
     unreached: re.Pattern[str] | None = None
 
 
@@ -91,6 +93,7 @@ class Keys:
         self._shards = [(prefix, shard) for table in tables for shard, prefixes in table.shards.items() for prefix in prefixes]
         self._renamings = [renaming for table in tables for renaming in table.renamings]
         self._fusions = [fusion for table in tables for fusion in table.fusions]
+        self._groups = [pair for table in tables for pair in table.groups.items()]
         self._unreached = [table.unreached for table in tables if table.unreached is not None]
         self._spaces: dict[str, dict[str, str]] = {"hf": {prefix: prefix for prefix, _ in self._shards}}
         for table in tables:
@@ -120,6 +123,8 @@ class Keys:
             return "lora"
         if hf_name.endswith(SEG_ROW):
             return "seg_row"
+        if within := [group for group, pattern in self._groups if pattern.match(hf_name)]:
+            return within[0]
         shard = self.shard_of(hf_name)
         return shard if shard in TRAINABLE and self.reached(hf_name) else None
 

@@ -164,13 +164,11 @@ class OfficialTracker(Sam2Tracker):
     def __init__(self, network: Sam2) -> None:
         super().__init__(network, network.model.sam_mask_decoder)
 
-    @torch.no_grad()
     def prompt(self, frame: int, levels: Levels, vectors: Tensor, size: tuple[int, int]) -> Tensor:
         return self._keep(
             frame, levels, self.choose(self.decoder, levels, self._without_memory(levels), vectors, len(vectors)), True
         )
 
-    @torch.no_grad()
     def follow(self, frame: int, levels: Levels) -> Tensor:
         coarse = self.memory.read(frame, levels[2])
         return self._keep(frame, levels, self.choose(self.decoder, levels, coarse, None, len(coarse)), False)

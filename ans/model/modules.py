@@ -193,6 +193,12 @@ class SegmenterModules(nn.Module):
         """Return masks for prompt vectors (N, W), the n-th on image `image_index[n]`."""
         return self.sam.decode(self.sam.project(features.levels), image_index, prompt)
 
+    def masks_in(self, features: Features, frames: Sequence[Sequence[int]], prompt: Tensor) -> Masks:
+        """Return masks for prompt vectors (N, W), the n-th in each of the images `frames[n]`, vector by vector."""
+        index = torch.tensor([image for images in frames for image in images], device=prompt.device)
+        each = torch.tensor([len(images) for images in frames], device=prompt.device)
+        return self.masks(features, index, prompt.repeat_interleave(each, dim=0, output_size=len(index)))
+
     def region_question(self, cells: Tensor, question: str) -> str:
         """Return the text of a question about regions (n, rows, columns), as evaluation asks it (an empty line before the question)."""
         return self.template.region_string(cells.flatten(1).sum(1).tolist(), "\n\n") + question

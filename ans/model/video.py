@@ -112,6 +112,7 @@ class SegmenterVideo(SegmenterInference):
         read = Read(visual, (), features.sizes, prefill(self.vlm, self._beginning(visual)))
         return ReadVideo(frames, list(chosen), levels, read, size)
 
+    @torch.no_grad()
     def propagate(self, video: ReadVideo, vectors: Tensor, propagation: Propagation | Literal["none"]) -> Iterator[Tensor]:
         """Yield logits (N, S/4, S/4) of the objects that `vectors` (N, W) name, for each frame of the video in its order."""
         chosen = dict(zip(video.chosen, video.levels, strict=True))

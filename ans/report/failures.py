@@ -1,6 +1,8 @@
 """Why an expression failed: one reason for each whose IoU is below one half, from the masks alone."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +21,16 @@ REASONS = {
     "elsewhere": "IoU with the object below 0.1, and no other annotated object was hit",
     "object and more": "at least 80 % of the object is covered, and so is much else",
     "part of it": "at least 80 % of the mask lies on the object, but most of the object is missing",
+    "inexact": "none of the above",
+}
+
+VIDEO_REASONS = {
+    "no [SEG]": "the answer had no [SEG], so there is no mask",
+    "no mask": "[SEG] was said, but no pixel of any frame was marked",
+    "another object": "over the frames, the mask is what another expression of the clip means (mean IoU at least 0.5)",
+    "lost": "right in the first half of the frames (mean IoU at least 0.5), wrong in the second",
+    "found late": "wrong in the first half of the frames, right in the second",
+    "marked while away": "right where the object is seen (mean IoU at least 0.5), marked where it is not",
     "inexact": "none of the above",
 }
 
@@ -62,6 +74,41 @@ def classify(table: pd.DataFrame) -> pd.Series:
         }
         reasons[failed.index] = np.select(list(fits.values()), list(fits), "inexact")
     return reasons
+
+
+def classify_videos(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the reason per row of a set of videos (`ans.evaluation.videos`), one of `VIDEO_REASONS`, or "" where J is at least one half.
+    Of several that fit, the first is taken."""
+    of_clip: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        of_clip.setdefault(row["clip"], []).append(row)
+    return [_why(row, of_clip[row["clip"]]) if row["j"] < FAILED_BELOW else "" for row in rows]
+
+
+def _why(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    marked, each = coco.area(_frames(row, "counts")) > 0, _ious(row, row)
+    seen, half = coco.area(_frames(row, "true")) > 0, (len(each) + 1) // 2
+    others = [_ious(row, other).mean() for other in rows if other["true"] != row["true"]]
+    first, second = each[:half].mean() >= FAILED_BELOW, len(each) > 1 and each[half:].mean() >= FAILED_BELOW
+    fits = {
+        "no [SEG]": not row["has_seg"],
+        "no mask": not marked.any(),
+        "another object": max(others, default=0.0) >= 0.5,
+        "lost": first,
+        "found late": second,
+        "marked while away": seen.any() and each[seen].mean() >= FAILED_BELOW,
+    }
+    return next((reason for reason, fit in fits.items() if fit), "inexact")
+
+
+def _ious(row: Mapping[str, Any], meant: Mapping[str, Any]) -> np.ndarray:
+    """(frames,) IoU of a row's masks with what another means; 1 where both are empty."""
+    pairs = zip(_frames(row, "counts"), _frames(meant, "true"), strict=True)
+    return np.array([coco.iou([one], [other], [0])[0, 0] if one["counts"] != other["counts"] else 1.0 for one, other in pairs])
+
+
+def _frames(row: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
+    return [{"size": [row["height"], row["width"]], "counts": counts.encode()} for counts in row[column]]
 
 
 def _rle(rows: pd.DataFrame, column: str) -> list[dict[str, object]]:

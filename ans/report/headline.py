@@ -60,7 +60,7 @@ def _best(config: Config, results: Results, scores: Scores, best: str) -> str:
     mean = f", mean of {len(results.splits)} splits" if len(results.splits) > 1 else ""
     if best == BASE:
         return f"{BASE}, the model before training (cIoU {100 * score.ciou:.1f} %{mean}): no variant is above it."
-    what = "; ".join(TRAINABLE[group].about for group in config.variants[best])
+    what = "; ".join(TRAINABLE[group].about for group in config.variants[best] if group in config.train.trained)
     change, low, high = (100 * value for value in score.difference)
     text = (
         f"{best}, cIoU {100 * score.ciou:.1f} %{mean}: {change:+.1f} points on {BASE} (95 % interval {low:+.1f} to {high:+.1f})."

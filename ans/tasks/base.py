@@ -1,5 +1,6 @@
 """What a task is. The trainer knows its name and which gradient it feeds, and nothing else."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -12,17 +13,22 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ans.config.schema import VideoFolder
 from ans.config.tasks import TaskSettings
 from ans.config.training import TrainSettings
 from ans.data.arrow import Index
 from ans.data.bad_images import BadImages
+from ans.data.clips import Clip, read
 from ans.data.mixing import keyed_rng
+from ans.data.records import left_out
 from ans.data.samples import Evaluated
 from ans.model import prompts
 from ans.model.config import ModelConfig
 from ans.model.segmenter import Features, Segmenter
 from ans.objectives.batches import Images, TargetsOf
 from ans.shown import Panel
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,22 @@ class Setting:
     @property
     def template(self) -> prompts.Template:
         return self.model.template
+
+    def clips(self, name: str, of: VideoFolder, usable: Callable[[Clip], bool]) -> tuple[list[Clip], int]:
+        """Return the usable clips of a set that are not evaluated, and how many are. Raises `ValueError`, beginning with `name`, for a set
+        without a usable one, and what the reader raises."""
+        there = list(read(of.reader, self.root, of.folder, of.split))
+        for item in left_out(there):
+            log.warning(f"{name}: {item.key} is left out: {item.reason}")
+        found = [clip for clip in there if isinstance(clip, Clip) and usable(clip)]
+        if not found:
+            raise ValueError(f"{name}: split {of.split!r} of {self.root / of.folder} has no clip whose masks are known")
+        kept = [
+            clip
+            for clip in found
+            if not any(self.evaluated_clips.holds(file, "") or self.evaluated.holds(file, "") for file in clip.files)
+        ]
+        return kept, len(found) - len(kept)
 
     def answer_tokens(self, answers: Sequence[str]) -> int:
         """Return labels that the language loss counts in these answers."""

@@ -1,10 +1,9 @@
 """Supervised referring segmentation in videos (Sa2VA's recipe): a few frames and expressions -> masks in these frames.
 
 The language model reads the frames and answers each expression by one `[SEG]`, whose vector prompts the mask decoder in every one of them.
-No memory takes part: it stays as SAM2 trained it.
+With further frames, `followed`, SAM2's memory carries the masks to those, as in the official inference; group `memory` trains it.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,39 +12,32 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ans.config.fields import Count, Name, Weight
-from ans.config.schema import VideoFolder
+from ans.config.fields import Count, Name, Number
+from ans.config.schema import LearntVideos, VideoFolder
 from ans.config.tasks import TaskSettings
-from ans.data.clips import Clip, ClipExpression, ClipFrames, checksum, read
+from ans.data.clips import Clip, ClipExpression, checksum, draw_frames, open_frames
 from ans.data.mixing import Pool
-from ans.data.records import left_out
 from ans.model import prompts
 from ans.model.segmenter import Conversations, Features, Segmenter
+from ans.model.video import choose_frames
 from ans.objectives.batches import Images, ImagesOf, Targets, labels_of, pad_right
 from ans.objectives.losses import mask_terms, seg_rate
 from ans.tasks import base
 from ans.tasks.base import Losses, Now, Setting
 
-log = logging.getLogger(__name__)
-
 KEPT_AS_WRITTEN = ("ref_sav",)
 """Readers of sets whose texts are whole descriptions: they keep their capitals and full stops."""
-
-
-class ClipSource(VideoFolder):
-    """A set of videos that is learnt from, and how often."""
-
-    repeats: Weight = Field(1.0, description="how many times each clip comes per epoch")
 
 
 class Settings(TaskSettings):
     """Expressions and their masks in several frames of a video."""
 
     enabled: bool = Field(False, description="true: train this task")
-    sources: dict[Name, ClipSource] = Field(
+    sources: dict[Name, LearntVideos] = Field(
         {}, description="sets of videos, by a name: {mevis: {reader: mevis, folder: mevis, split: train, repeats: 4}}"
     )
-    frames: Count = Field(5, description="frames of a clip in one sample")
+    frames: Count = Field(5, description="frames of a clip in one sample that the language model reads and [SEG] prompts")
+    followed: Number = Field(0, description="further frames of it, to which the memory carries the masks; 0: no memory")
     expressions: Count = Field(5, description="expressions of a clip in one sample, one after the other in one conversation")
 
     @model_validator(mode="after")
@@ -57,22 +49,32 @@ class Settings(TaskSettings):
     def indexes(self) -> tuple[str, ...]:
         return ()
 
+    @property
+    def follows(self) -> bool:
+        return self.followed > 0
+
     def clips(self) -> Mapping[str, VideoFolder]:
         return self.sources
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A conversation about each of R clips. `ids`, `labels`, `mask`: (R, L), padded on the right. `frames`: of each clip the images that
-    it shows, in order, where a frame that was drawn twice is one image. `targets`: clip by clip, expression by expression, frame by
-    frame."""
+    """A conversation about each of R clips. `ids`, `labels`, `mask`: (R, L), padded on the right. `frames`: of each clip the images of its
+    frames in order, where a frame that was drawn twice is one image; of these the ones at `read`, the same places in every clip, are in
+    the conversation. `targets`: clip by clip, expression by expression, frame by frame."""
 
     images: Images
     ids: Tensor
     labels: Tensor
     mask: Tensor
     frames: list[list[int]]
+    read: list[int]
     targets: Targets
+
+    @property
+    def shown(self) -> list[list[int]]:
+        """Of each clip the images that the conversation shows."""
+        return [[frames[place] for place in self.read] for frames in self.frames]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -91,19 +93,13 @@ class Task(base.Task[Settings, Batch]):
         if not setting.model.family.videos:
             name = setting.model.family.name
             raise ValueError(f"train.clips: {name} reads one image in a question; set train.clips.enabled=false")
+        if settings.followed and not setting.model.decoder.follows:
+            raise ValueError(f"train.clips.followed: {setting.model.decoder.name} has no memory that is supported; set it to 0")
         self.clips: list[list[Clip]] = []
         for name, of in settings.sources.items():
-            found = list(read(of.reader, setting.root, of.folder, of.split))
-            for item in left_out(found):
-                log.warning(f"train.clips.sources.{name}: {item.key} is left out: {item.reason}")
-            usable = [clip for clip in found if isinstance(clip, Clip) and taught(clip)]
-            if not usable:
-                raise ValueError(
-                    f"train.clips.sources.{name}: split {of.split!r} of {setting.root / of.folder} has no clip whose masks are known"
-                )
-            held = [any(self._is_evaluated(file) for file in clip.files) for clip in usable]
-            self.left_out += sum(held)
-            self.clips.append([clip for clip, out in zip(usable, held, strict=True) if not out])
+            found, held = setting.clips(f"train.clips.sources.{name}", of, lambda clip: bool(taught(clip)))
+            self.left_out += held
+            self.clips.append(found)
         self.readers = [of.reader for of in settings.sources.values()]
         counts, repeats = [len(clips) for clips in self.clips], [of.repeats for of in settings.sources.values()]
         self.bad = self.bad_images(sum(counts))
@@ -121,36 +117,41 @@ class Task(base.Task[Settings, Batch]):
     def batch(self, positions: range) -> Batch:
         setting = self.setting
         images, targets = ImagesOf(setting.root, setting.model, max_tiles=1), setting.targets()
-        encoded, shown = [], []
+        settings = self.settings
+        read = choose_frames(settings.frames + settings.followed, "uniform", settings.frames)
+        encoded, drawn = [], []
         for position in positions:
             rng = self.rng(position)
             clip, numbers, lower, frames = self.bad.instead(
                 self.pool, position, lambda source, sample, rng=rng: self._open(source, sample, rng, images)
             )
             known = taught(clip)
-            picked = [known[i] for i in rng.integers(len(known), size=self.settings.expressions)]
+            picked = [known[i] for i in rng.integers(len(known), size=settings.expressions)]
             for one in picked:
                 for number in numbers:
                     targets.add_mask(clip.target(one, number), rng)
             asked = [question(setting.template, one.text, lower, rng) for one in picked]
             answers = [prompts.SEG_ANSWERS[rng.integers(len(prompts.SEG_ANSWERS))] for _ in picked]
-            tokens = [images.pixels[i].grid.tokens for i in frames]
+            tokens = [images.pixels[frames[place]].grid.tokens for place in read]
             encoded.append(
                 prompts.encode_conversation(
                     setting.tokenizer, setting.template, conversation(setting.template, tokens, asked, answers)
                 )
             )
-            shown.append(frames)
-        return Batch(images.pack(), *pad_right(encoded), shown, targets.pack())
+            drawn.append(frames)
+        return Batch(images.pack(), *pad_right(encoded), drawn, read, targets.pack())
 
     def losses(self, model: Segmenter, features: Features, batch: Batch, counts: Mapping[str, int], now: Now) -> Losses:
         train = self.setting.train
-        first = [frames[0] for frames in batch.frames]
-        out = model(
-            features, Conversations(batch.ids, batch.labels, batch.mask, first, [None] * len(batch.ids), frames=batch.frames)
-        )
-        objects = len(out.seg_embeds) // len(batch.ids)
-        logits = in_all_frames(model, features, out.seg_embeds, [frames for frames in batch.frames for _ in range(objects)])
+        shown = batch.shown
+        first = [frames[0] for frames in shown]
+        out = model(features, Conversations(batch.ids, batch.labels, batch.mask, first, [None] * len(shown), frames=shown))
+        objects = len(out.seg_embeds) // len(shown)
+        if self.settings.followed:
+            parts = zip(out.seg_embeds.split(objects), batch.frames, strict=True)
+            logits = torch.cat([followed(model, features, vectors, frames, batch.read) for vectors, frames in parts])
+        else:
+            logits = model.masks_in(features, [frames for frames in shown for _ in range(objects)], out.seg_embeds).low_res
         loss, values = mask_terms(logits, batch.targets, train.loss, train.mask_points, counts["masks"])
         language = out.language_loss / counts["tokens"]
         values |= {"language": language.detach(), "seg_rate": seg_rate(model, out, counts["objects"])}
@@ -158,25 +159,14 @@ class Task(base.Task[Settings, Batch]):
 
     # ------------------------------------------------------------------------------------------------------------ inside
 
-    def _is_evaluated(self, file: str) -> bool:
-        return self.setting.evaluated_clips.holds(file, "") or self.setting.evaluated.holds(file, "")
-
     def _open(
         self, source: int, sample: int, rng: np.random.Generator, images: ImagesOf
     ) -> tuple[Clip, list[int], bool, list[int]]:
         """Return the clip of a sample, the numbers of its frames that are drawn, whether its texts are lower-cased, and the images that the
         frames became. Raises `ValueError` or `FileNotFoundError` for a frame that cannot be used; then no image was added."""
         clip = self.clips[source][sample]
-        numbers = draw_frames(len(clip.frames), self.settings.frames, rng)
-        frames, opened = ClipFrames(self.setting.root, clip), {}
-        for number in numbers:
-            if number not in opened:
-                opened[number] = frames[number]
-                if opened[number].size != (clip.width, clip.height):
-                    width, height = opened[number].size
-                    raise ValueError(
-                        f"{clip.frames[number]}: {width} x {height} pixels, the clip's are {clip.width} x {clip.height}"
-                    )
+        numbers = draw_frames(len(clip.frames), self.settings.frames + self.settings.followed, rng)
+        opened = open_frames(self.setting.root, clip, numbers)
         places = {number: len(images.pixels) + place for place, number in enumerate(opened)}
         for image in opened.values():
             images.add_image(image)
@@ -187,12 +177,6 @@ def taught(clip: Clip) -> list[ClipExpression]:
     """Return the expressions of a clip that are learnt: all whose masks are known. One of nothing is too: its masks are empty, as those
     of an object are where it is not seen."""
     return [one for one in clip.expressions if one.objects is not None]
-
-
-def draw_frames(count: int, frames: int, rng: np.random.Generator) -> list[int]:
-    """Return numbers, ascending, of `frames` frames of `count`: each at most once where there are more than `frames` + 1, else at
-    random."""
-    return sorted(rng.choice(count, frames, replace=count <= frames + 1).tolist())
 
 
 def question(template: prompts.Template, text: str, lower: bool, rng: np.random.Generator) -> str:
@@ -216,8 +200,12 @@ def conversation(
     ]
 
 
-def in_all_frames(model: Segmenter, features: Features, vectors: Tensor, frames: Sequence[Sequence[int]]) -> Tensor:
-    """Return mask logits (M, S/4, S/4) of vectors (N, W): the n-th in each of the images `frames[n]`, vector by vector."""
-    index = torch.tensor([image for images in frames for image in images], device=vectors.device)
-    each = torch.tensor([len(images) for images in frames], device=vectors.device)
-    return model.masks(features, index, vectors.repeat_interleave(each, dim=0)).low_res
+def followed(model: Segmenter, features: Features, vectors: Tensor, frames: Sequence[int], prompted: Sequence[int]) -> Tensor:
+    """Mask logits (N * frames, S/4, S/4), vector by vector, of the objects of one clip that `vectors` (N, W) name, in the images `frames`:
+    those at the places `prompted` are prompted, and the memory carries the masks to the others, as in the official inference. A frame's
+    number, for the memory, is its place."""
+    tracker, size = model.sam.tracker("official"), features.sizes[frames[0]]
+    levels = [tuple(level[image : image + 1] for level in features.levels) for image in frames]
+    logits = {place: tracker.prompt(place, levels[place], vectors, size) for place in prompted}
+    logits |= {place: tracker.follow(place, levels[place]) for place in range(len(frames)) if place not in logits}
+    return torch.stack([logits[place] for place in range(len(frames))], dim=1).flatten(0, 1)

@@ -7,7 +7,8 @@ With the Gumbel bridge the gradient of the mask runs through the caption's token
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Literal, cast
+from pathlib import Path
+from typing import Annotated, Literal, Self, cast
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ans.config.fields import Count, Name, Positive, Section, Share, Weight
+from ans.config.schema import LearntVideos, VideoFolder
 from ans.config.tasks import TaskSettings
+from ans.data.clips import Clip, checksum, draw_frames, open_frames
 from ans.data.matching import region_mask
 from ans.data.mixing import Pool
 from ans.data.records import ImageRecord, Region
@@ -84,12 +87,18 @@ class Settings(TaskSettings):
         "iou", description="reward: iou (of the mask predicted from the caption) or cider (similarity to the teacher's caption)"
     )
     objects_per_image: Count = Field(1, description="most objects of an image in one sample")
+    videos: dict[Name, LearntVideos] = Field(
+        {}, description="sets of videos too, as train.clips.sources: an object is described in one frame and segmented in others"
+    )
+    frames: Count = Field(4, description="frames of a video in which its object is segmented")
 
     @model_validator(mode="after")
     def _fits(self) -> "Settings":
-        if not self.sources:
+        if not self.sources and not self.videos:
             raise ValueError("sources: names no source; to turn the task off set train.loop1.enabled=false")
-        if not any(of.repeats for of in self.sources.values()):
+        if self.videos and self.bridge == "given":
+            raise ValueError("videos: have no captions, which bridge=given needs")
+        if not any(of.repeats for of in (*self.sources.values(), *self.videos.values())):
             raise ValueError("sources: repeats is 0 for each of them, so nothing would be learnt")
         if self.denoising and not self.mask_ratio:
             raise ValueError("denoising: needs corrupted tokens, so set train.loop1.mask_ratio above 0")
@@ -102,6 +111,9 @@ class Settings(TaskSettings):
     def indexes(self) -> tuple[str, ...]:
         return tuple(self.sources)
 
+    def clips(self) -> Mapping[str, VideoFolder]:
+        return self.videos
+
     def tau_at(self, step: int, steps: int) -> float:
         """Return the Gumbel temperature of a step, on a line from `tau` to `tau_end`."""
         return self.tau + (self.tau_end - self.tau) * step / max(1, steps - 1)
@@ -109,7 +121,9 @@ class Settings(TaskSettings):
 
 @dataclass(frozen=True)
 class Batch:
-    """R objects without text, each on one image to describe and one to segment (two frames of a video, or the same image).
+    """R objects without text, each on one image to describe and one to segment (two frames of a video, or the same image), or with
+    `frames` on all images `frames[n]` to segment, the first of which is that of `segment_index`. `targets`: object by object, image by
+    image.
 
     `describe_index`, `segment_index` (R,): their images. `cells`, (rows, columns) each: grid cells of the objects on the former.
     `questions` hold `{}` for the expression. `corruption` (R, T, 2) in [0, 1): where and by what the caption is corrupted. `noise`
@@ -134,11 +148,22 @@ class Batch:
     known: list[tuple[str, str] | None]
     given: list[str]
     views: list[tuple[int, Tensor]]
+    frames: list[list[int]] | None = None
 
     @property
     def counts(self) -> dict[str, int]:
         known = sum(truth is not None for truth in self.known)
-        return {"objects": len(self.describe_index), "tokens": self.answer_tokens, "known": known}
+        return {
+            "objects": len(self.describe_index),
+            "masks": len(self.targets.soft),
+            "tokens": self.answer_tokens,
+            "known": known,
+        }
+
+    @property
+    def shown(self) -> list[list[int]]:
+        """Of each object the images in which it is segmented."""
+        return [[place] for place in self.segment_index] if self.frames is None else self.frames
 
 
 @dataclass(frozen=True)
@@ -162,10 +187,41 @@ class Caption:
         return self.ids if tokens is None else [part.tolist() for part in tokens.cpu().split(lengths)]
 
 
+def masklets(clip: Clip) -> list[str]:
+    """Return the objects of a clip that are seen."""
+    return [key for key, rows in clip.masks.items() if any(rows)]
+
+
+@dataclass(frozen=True)
+class Masklet:
+    """An object of a clip, `key`, to be described in frame `at`, which is `described`, and segmented in the frames `numbers`, ascending.
+    `opened`: these, each once, in the order of their numbers `order`."""
+
+    source: int
+    clip: Clip
+    key: str
+    at: int
+    described: Image.Image
+    numbers: list[int]
+    order: list[int]
+    opened: list[Image.Image]
+
+    @classmethod
+    def draw(cls, source: int, clip: Clip, key: str, frames: int, rng: np.random.Generator, root: Path) -> Self:
+        """Draw the frames: one in which the object is seen, and others, unless there is but one. Raises as `open_frames`."""
+        seen = [number for number, counts in enumerate(clip.masks[key]) if counts]
+        at = seen[rng.integers(len(seen))]
+        others = [number for number in range(len(clip.frames)) if number != at] or [at]
+        numbers = [others[place] for place in draw_frames(len(others), frames, rng)]
+        opened = open_frames(root, clip, [at, *numbers])
+        order = list(dict.fromkeys(numbers))
+        return cls(source, clip, key, at, opened[at], numbers, order, [opened[number] for number in order])
+
+
 class Task(base.Task[Settings, Batch]):
     role = "primary"
     stream = 1
-    counted = ("objects", "tokens", "known")
+    counted = ("objects", "masks", "tokens", "known")
     title, prefix = "loop 1", "loop1"
     teacher = True
     examples = (
@@ -202,9 +258,18 @@ class Task(base.Task[Settings, Batch]):
             for name, of in settings.sources.items()
         ]
         self.left_out = sum(of.left_out for of in self.sources)
-        counts, repeats = [of.count for of in self.sources], [of.repeats for of in settings.sources.values()]
-        name = f"train.loop1.sources: {', '.join(settings.sources)}"
-        self.bad = self.bad_images(sum(len(of.index) for of in self.sources))
+        self.masklets: list[list[tuple[Clip, str]]] = []
+        clips = 0
+        if settings.videos and not setting.model.family.videos:
+            raise ValueError(f"train.loop1.videos: {setting.model.family.name} reads one image in a question; name no videos")
+        for key, of in settings.videos.items():
+            found, left_out = setting.clips(f"train.loop1.videos.{key}", of, lambda clip: bool(masklets(clip)))
+            self.left_out, clips = self.left_out + left_out, clips + len(found)
+            self.masklets.append([(clip, key) for clip in found for key in masklets(clip)])
+        counts = [*(of.count for of in self.sources), *map(len, self.masklets)]
+        repeats = [of.repeats for of in (*settings.sources.values(), *settings.videos.values())]
+        name = f"train.loop1.sources: {', '.join([*settings.sources, *settings.videos])}"
+        self.bad = self.bad_images(sum(len(of.index) for of in self.sources) + clips)
         self.pool = Pool(counts, repeats, setting.train.seed, self.stream, name)
         self.facts = read_facts(setting.root)
 
@@ -212,46 +277,67 @@ class Task(base.Task[Settings, Batch]):
         return len(self.pool)
 
     def sizes(self) -> dict[str, int]:
-        return {source.name: source.count for source in self.sources}
+        videos = {f"{name} (masklets)": len(of) for name, of in zip(self.settings.videos, self.masklets, strict=True)}
+        return {source.name: source.count for source in self.sources} | videos
+
+    def checksums(self) -> dict[str, str]:
+        clips = [list({clip.name: clip for clip, _ in of}.values()) for of in self.masklets]
+        return {f"{name} (masklets)": checksum(of) for name, of in zip(self.settings.videos, clips, strict=True)}
 
     # ------------------------------------------------------------------------------------------------------------- samples
 
     def batch(self, positions: range) -> Batch:
-        train, settings, model = self.setting.train, self.settings, self.setting.model
-        images, targets = ImagesOf(self.setting.root, model, max_tiles=1), self.setting.targets()
+        train, settings, setting = self.setting.train, self.settings, self.setting
+        model = setting.model
+        images, targets = ImagesOf(setting.root, model, max_tiles=1), setting.targets()
         described: dict[int, Image.Image] = {}  # of images that are not segmented
         further: list[tuple[int, Image.Image]] = []  # views, as places and images
         seen: list[list[Tensor]] = []  # of each object, its cells in them
         views = VIEWS[1 : settings.views]
-        segment, cells, questions, corruption, noise, where, known, given = [], [], [], [], [], [], [], []
-        for place, position in enumerate(positions):
-            source, record, region, image = self.bad.instead(
-                self.pool, position, lambda source, sample: self._open(source, sample, images)
-            )
-            rng = self.rng(position)
+        frames: list[list[int]] = []
+        cells, questions, corruption, noise, where, known, given = [], [], [], [], [], [], []
+
+        def add(path: str, mask: np.ndarray, shown: list[int], segmented: tuple[str, str], rng: np.random.Generator) -> None:
+            grid = model.family.grid(*mask.shape, max_tiles=1).region
+            frames.append(shown)
+            cells.append(region_cells(torch.from_numpy(mask)[None], grid)[0])
+            seen.append([region_cells(torch.from_numpy(view.mask(mask))[None], grid)[0] for view in views])
+            truth = self.facts.true_caption(path, mask) if self.facts else None
+            known.append((path, truth) if truth else None)
+            questions.append(draw_questions(rng, settings.description_prompts))
+            corruption.append(rng.random((train.caption_len, 2), dtype=np.float32))
+            noise.append(rng.gumbel(size=(train.caption_len, settings.top_k)).astype(np.float32))
+            where.append(segmented)
+
+        for position in positions:
+            place, rng = len(images.pixels), self.rng(position)
+            opened = self.bad.instead(self.pool, position, lambda of, i, rng=rng: self._open(of, i, rng, images))
+            if isinstance(opened, Masklet):
+                clip, source = opened.clip, [*settings.videos][opened.source]
+                described[place] = opened.described
+                further += [(place, view.image(opened.described)) for view in views]
+                for number in opened.numbers:
+                    targets.add_mask(clip.mask(opened.key, number), rng)
+                shown = [place + opened.order.index(number) for number in opened.numbers]
+                path, mask = clip.frames[opened.at], clip.mask(opened.key, opened.at)
+                add(path, mask, shown, (clip.frames[opened.numbers[0]], source), rng)
+                continue
+            source, record, region, image = opened
             two_views = _two_frames(record, region)
             if two_views:
                 described[place] = image
             further += [(place, view.image(image)) for view in views]
             others = [o for o in source.usable(record) if o != region and bool(o.second_counts) == two_views]
             picked = [others[i] for i in rng.permutation(len(others))[: settings.objects_per_image - 1]]
-            grid = model.family.grid(record.height, record.width, max_tiles=1).region
             for one in [region, *picked]:
-                segment.append(place)
-                mask = region_mask(record, one)
-                cells.append(region_cells(torch.from_numpy(mask)[None], grid)[0])
-                seen.append([region_cells(torch.from_numpy(view.mask(mask))[None], grid)[0] for view in views])
-                truth = self.facts.true_caption(record.path, mask) if self.facts else None
-                known.append((record.path, truth) if truth else None)
                 if settings.bridge == "given":
                     given.append(one.expressions[0].sent)
                 targets.add(record, one, rng, second=two_views)
-                questions.append(draw_questions(rng, settings.description_prompts))
-                corruption.append(rng.random((train.caption_len, 2), dtype=np.float32))
-                noise.append(rng.gumbel(size=(train.caption_len, settings.top_k)).astype(np.float32))
-                where.append((record.second if two_views else record.path, source.name))
+                segmented = record.second if two_views else record.path
+                add(record.path, region_mask(record, one), [place], (segmented, source.name), rng)
         # frames that are only described come behind those that are segmented
         behind = {place: images.add_described(image) for place, image in described.items()}
+        segment = [shown[0] for shown in frames]
         index = [behind.get(place, place) for place in segment]
         numbers: dict[int, list[int]] = {}
         for place, image in further:
@@ -265,12 +351,21 @@ class Task(base.Task[Settings, Batch]):
         to_describe, to_segment, answers = (list(column) for column in zip(*questions, strict=True))
         return Batch(
             images.pack(), index, segment, cells, to_describe, to_segment, answers,
-            self.setting.answer_tokens(answers), torch.from_numpy(np.stack(corruption)), torch.from_numpy(np.stack(noise)),
-            targets.pack(), where, known, given, of_views,
+            setting.answer_tokens(answers), torch.from_numpy(np.stack(corruption)), torch.from_numpy(np.stack(noise)),
+            targets.pack(), where, known, given, of_views, frames if settings.videos else None,
         )  # fmt: skip
 
-    def _open(self, number: int, sample: int, images: ImagesOf) -> tuple[Regions, ImageRecord, Region, Image.Image]:
-        """Return a sample's source, record, region, and the image that is described; the one that is segmented is added."""
+    def _open(
+        self, number: int, sample: int, rng: np.random.Generator, images: ImagesOf
+    ) -> "tuple[Regions, ImageRecord, Region, Image.Image] | Masklet":
+        """Return a sample's source, record, region, and the image that is described; the one that is segmented is added. Of a video its
+        frames are added."""
+        if number >= len(self.sources):
+            source = number - len(self.sources)
+            found = Masklet.draw(source, *self.masklets[source][sample], self.settings.frames, rng, self.setting.root)
+            for image in found.opened:
+                images.add_image(image)
+            return found
         source = self.sources[number]
         record, region = source.sample(sample)
         image = images.opened(record)
@@ -283,7 +378,7 @@ class Task(base.Task[Settings, Batch]):
     # ---------------------------------------------------------------------------------------------------------------- loss
 
     def losses(self, model: Segmenter, features: Features, batch: Batch, counts: Mapping[str, int], now: Now) -> Losses:
-        settings, train, objects = self.settings, self.setting.train, counts["objects"]
+        settings, train, objects, masks = self.settings, self.setting.train, counts["objects"], counts["masks"]
         with now.teacher():
             teacher, ended, confidence = describe(model, features, batch, batch.views)
             reference = None
@@ -293,7 +388,12 @@ class Task(base.Task[Settings, Batch]):
         out, logits = segment(model, features, batch, student.ids, student.embeds)
         weights = torch.tensor(confidence, device=logits.device)
         loss, values = mask_terms(
-            logits, batch.targets, train.loss, train.mask_points, objects, weights if settings.confidence else None
+            logits,
+            batch.targets,
+            train.loss,
+            train.mask_points,
+            masks,
+            _of_masks(batch, weights) if settings.confidence else None,
         )
         language = out.language_loss / counts["tokens"]
         loss = loss + train.loss.language * language + student.extra
@@ -303,7 +403,7 @@ class Task(base.Task[Settings, Batch]):
         if settings.distillation:
             assert reference is not None
             distance = F.binary_cross_entropy_with_logits(logits.float(), reference.float().sigmoid(), reduction="none")
-            distance = distance.flatten(1).mean(1).sum() / objects
+            distance = distance.flatten(1).mean(1).sum() / masks
             loss, values["distillation"] = loss + settings.distillation * distance, distance.detach()
         # self-critical (arXiv 1612.00563); the baseline is by iou the teacher's mask of its own caption, by cider the greedy caption
         if settings.reward:
@@ -312,6 +412,8 @@ class Task(base.Task[Settings, Batch]):
                 assert reference is not None
                 soft = batch.targets.soft.to(logits.device)
                 advantage = hard_iou(logits, soft) - hard_iou(reference, soft)
+                if batch.frames is not None:
+                    advantage = torch.stack([part.mean() for part in advantage.split([len(of) for of in batch.frames])])
             else:
                 words, greedy = student.words(student.chosen), student.words(student.greedy)
                 tokenizer = model.tokenizer
@@ -329,7 +431,8 @@ class Task(base.Task[Settings, Batch]):
         if now.examples:
             texts = {"teacher": teacher, "student": student.words(student.chosen)}
             decoded = {name: [str(model.tokenizer.decode(ids)) for ids in said] for name, said in texts.items()}
-            example = Example(batch.where, decoded, logits.detach(), batch.targets.soft)
+            first = torch.tensor([0, *map(len, batch.shown[:-1])]).cumsum(0)
+            example = Example(batch.where, decoded, logits.detach()[first.to(logits.device)], batch.targets.soft[first])
         return Losses(loss, {f"loop1_{name}": value for name, value in values.items()}, example)
 
     def bridge(
@@ -475,8 +578,8 @@ def segment(
 ) -> tuple[Forward, Tensor]:
     """Return teacher-forced answers about the second images, the captions (or their `embeds`) in the expression's place; mask logits."""
     encoded, marks = [], []
-    for place, question, answer, caption in zip(batch.segment_index, batch.questions, batch.answers, captions, strict=True):
-        text = model.template.image_string(features.visual[place].grid.tokens) + question
+    for shown, question, answer, caption in zip(batch.shown, batch.questions, batch.answers, captions, strict=True):
+        text = "".join(model.template.image_string(features.visual[place].grid.tokens) for place in shown) + question
         before, after = prompts.encode_gap(model.tokenizer, model.template, text)
         target = model.tokenizer.encode(answer + model.template.suffix, add_special_tokens=False)
         encoded.append((before + caption + after + target, [prompts.IGNORE] * len(before + caption + after) + target))
@@ -487,13 +590,22 @@ def segment(
         at = torch.zeros_like(ids, dtype=torch.bool)
         for row, (start, length) in zip(at, marks, strict=True):
             row[start : start + length] = True
-    out = model(features, Conversations(ids, labels, attention, batch.segment_index, [None] * len(ids), embeds, at))
+    index, frames = batch.segment_index, batch.frames
+    out = model(features, Conversations(ids, labels, attention, index, [None] * len(ids), embeds, at, frames=frames))
+    if batch.frames is not None:
+        return out, model.masks_in(features, batch.frames, out.seg_embeds).low_res
     return out, model.masks(features, out.seg_image, out.seg_embeds).low_res
 
 
 def _two_frames(record: ImageRecord, region: Region) -> bool:
     """Tell whether an object is described in one frame and segmented in another."""
     return bool(record.second and region.second_counts)
+
+
+def _of_masks(batch: Batch, values: Tensor) -> Tensor:
+    """Return one value per mask from one per object."""
+    each = torch.tensor([len(images) for images in batch.shown], device=values.device)
+    return values.repeat_interleave(each, output_size=len(batch.targets.soft))
 
 
 def _table(model: Segmenter) -> Tensor:

@@ -1,7 +1,8 @@
 """Small data sets of videos in every published layout: shapes that move, cross, come and go, and expressions of their motion.
 
 Part of the world where `world.videos` is not 0. In each film two objects look alike, stand still in the first six frames, and then cross:
-only their motion tells which of them is meant, so that a model that reads the first five frames cannot know.
+only their motion tells which of them is meant, so that a model that reads the first five frames cannot know. In films of even numbers
+they pass each other, one above the other; in the others one hides the other for a while.
 """
 
 import json
@@ -42,13 +43,13 @@ def film(seed: int, number: int, count: int, shift: float = 0.0) -> Film:
     second half."""
     rng = np.random.default_rng([seed, STREAM, number])
     colours, kinds = rng.permutation(list(COLOURS))[:3].tolist(), rng.permutation(list(SHAPES))[:3].tolist()
-    high, low = 0.3 * HEIGHT, 0.75 * HEIGHT
-    radius = 0.13 * HEIGHT
+    first, second, low = HEIGHT * rng.permutation([0.17, 0.5, 0.83])
+    if number % 2:
+        first, second, low = *rng.permutation([0.3 * HEIGHT, 0.3 * HEIGHT + 4]), 0.75 * HEIGHT
     shapes = [
-        Shape("small", "plain", colours[i], kinds[i], x, y, radius)
-        for i, x, y in ((0, 0.2, high), (0, 0.8, high + 4), (1, 0.35, low), (2, 0.7, low))
+        Shape("small", "plain", colours[i], kinds[i], x * WIDTH, float(y), 0.13 * HEIGHT)
+        for i, x, y in ((0, 0.2, first), (0, 0.8, second), (1, 0.35, low), (2, 0.7, low))
     ]
-    shapes = [replace(shape, x=shape.x * WIDTH) for shape in shapes]
     background = float(rng.uniform(140, 215))
     frames, masks = [], np.zeros((count, OBJECTS, HEIGHT, WIDTH), bool)
     moving = max(1, count - STILL)
@@ -216,6 +217,29 @@ def write_video(path: Path, made: Film) -> None:
             writer.add(Image.fromarray(pixels), Fraction(number, 24))
 
 
+def write_masklets(place: Path, name: str, made: Film) -> None:
+    """Write a film as SA-V has it: an mp4, and the masks of every fourth frame."""
+    write_video(place / f"{name}.mp4", made)
+    annotated = made.masks[::4]
+    areas = annotated.sum((2, 3))
+    seen = areas > 0
+    changes = [int(np.count_nonzero(np.diff(seen[np.argmax(seen[:, i]) :, i].astype(int)))) for i in range(OBJECTS)]
+    content = {
+        "video_height": float(HEIGHT), "video_width": float(WIDTH), "masklet_id": list(range(OBJECTS)),
+        "masklet": [[rle(mask) for mask in masks] for masks in annotated],
+        "masklet_size_abs": (areas.sum(0) / np.maximum(seen.sum(0), 1)).tolist(), "masklet_visibility_changes": changes,
+    }  # fmt: skip
+    write_content(place / f"{name}_manual.json", content)
+
+
+def write_sav(root: Path, seed: int, counts: Sequence[int]) -> list[Film]:
+    """Write `sav` with films as SA-V's training videos."""
+    films = [film(seed, 600 + number, count) for number, count in enumerate(counts)]
+    for number, made in enumerate(films):
+        write_masklets(root / "sav" / "sav_000", f"sav_{number:06d}", made)
+    return films
+
+
 def write_ref_sav(root: Path, seed: int, counts: Sequence[int]) -> list[Film]:
     """Write `refsav` with films as mp4s, of which every fourth frame is annotated; paths in its listing have the doubled folder."""
     films, listed = [], {}
@@ -223,17 +247,7 @@ def write_ref_sav(root: Path, seed: int, counts: Sequence[int]) -> list[Film]:
         made, name = film(seed, 400 + number, count), f"sav_{number:06d}"
         films.append(made)
         place = root / "refsav" / "sam_v_full" / "sav_train" / "sav_000"
-        write_video(place / f"{name}.mp4", made)
-        annotated = made.masks[::4]
-        areas = annotated.sum((2, 3))
-        seen = areas > 0
-        changes = [int(np.count_nonzero(np.diff(seen[np.argmax(seen[:, i]) :, i].astype(int)))) for i in range(OBJECTS)]
-        content = {
-            "video_height": float(HEIGHT), "video_width": float(WIDTH), "masklet_id": list(range(OBJECTS)),
-            "masklet": [[rle(mask) for mask in masks] for masks in annotated],
-            "masklet_size_abs": (areas.sum(0) / np.maximum(seen.sum(0), 1)).tolist(), "masklet_visibility_changes": changes,
-        }  # fmt: skip
-        write_content(place / f"{name}_manual.json", content)
+        write_masklets(place, name, made)
         doubled = f"sav_000/sav_train/sav_000/{name}"
         objects = {str(i): {"formated": f"{text} {i}", "short_caps": [text]} for i, (text, _) in enumerate(made.said[:OBJECTS])}
         listed[name] = {"video_path": f"{doubled}.mp4", "anno_path": f"{doubled}_manual.json", "objects": objects}
@@ -273,6 +287,7 @@ WRITERS = {
     "ref_youtube_vos": write_ref_youtube_vos,
     "ref_davis": write_ref_davis,
     "ref_sav": write_ref_sav,
+    "sav": write_sav,
     "own_videos": write_own,
 }
 """By the reader of each layout."""
@@ -282,12 +297,13 @@ PLACES = {
     "ref_youtube_vos": ("ytvos", "train"),
     "ref_davis": ("davis", "val"),
     "ref_sav": ("refsav", "eval"),
+    "sav": ("sav", "train"),
     "own_videos": ("own_videos", "val"),
 }
 """Where each is written: its folder, and the split that has masks."""
 
 
-LENGTHS = (8, 12, 20, 9)
+LENGTHS = (10, 14, 20, 9)
 """Frames of the films of a world, by turns."""
 
 

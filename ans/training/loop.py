@@ -25,6 +25,7 @@ from ans.training.hooks.examples import Examples
 from ans.training.hooks.health import Health
 from ans.training.hooks.sinks import Sinks
 from ans.training.hooks.validation import Validation
+from ans.training.hooks.video_validation import VideoValidation
 from ans.training.mixture import Mixture
 from ans.training.signals import StopSignal
 from ans.training.step import Stepper, count
@@ -122,7 +123,9 @@ class Run:
         )  # fmt: skip
         self.validation: Validation | None = None
         if settings.validation is not None:
-            self.hooks["validation"] = self.validation = Validation(
+            videos = config.validation_videos()
+            kind = Validation if videos is None else partial(VideoValidation, videos)
+            self.hooks["validation"] = self.validation = kind(
                 settings.validation, workspace.indexes, Path(config.paths.root), self.model, self.trained,
                 settings.validation.every or epoch, self.curves, sinks, self.progress, self.accelerator,
             )  # fmt: skip

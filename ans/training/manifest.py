@@ -1,7 +1,7 @@
 """The manifest of a run: what is trained and what is frozen, the effective batch, the data, and the settings."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from ans.model.segmenter import Segmenter
 from ans.shown import Panel
 from ans.tasks.base import AnyTask
 from ans.training.hooks.validation import SHOWN
+from ans.training.hooks.video_validation import SHOWN as VIDEO
 
 
 def describe(
@@ -59,7 +60,7 @@ def describe(
             name: {"title": task.title, "role": task.role, "examples": task.examples, "settings": task.settings.model_dump()}
             for name, task in tasks.items()
         },
-        "panels": panels(tasks),
+        "panels": panels(tasks, SHOWN if config.validation_videos() is None else VIDEO),
         "base_sha256": base,
         **({"read_sha256": read} if read else {}),
         "versions": {"torch": str(torch.__version__), "python": sys.version.split()[0]},
@@ -81,9 +82,9 @@ def text(manifest: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def panels(tasks: Mapping[str, AnyTask]) -> list[dict[str, Any]]:
+def panels(tasks: Mapping[str, AnyTask], shown: Sequence[str] = SHOWN) -> list[dict[str, Any]]:
     """Return what the report draws of a run: what all tasks have side by side, what each adds, and the trainer's own curves. Panels of
-    one title are one."""
+    one title are one. `shown`: the metrics of the validation."""
 
     def of_each(part: str) -> dict[str, str]:
         return {f"{task.prefix}_{part}": task.title for task in tasks.values()}
@@ -99,7 +100,7 @@ def panels(tasks: Mapping[str, AnyTask]) -> list[dict[str, Any]]:
         Panel("share of answers with [SEG]", of_each("seg_rate"), share=True),
         Panel("gradient norm", {"grad_norm": "step, before clipping"}, log=True),
         Panel("learning rate", {"lr": "rate"}),
-        Panel("validation split", {f"val_{name}": name for name in SHOWN}),
+        Panel("validation split", {f"val_{name}": name for name in shown}),
     ]
     merged: dict[str, dict[str, Any]] = {}
     for panel in wanted:

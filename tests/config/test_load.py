@@ -58,9 +58,10 @@ def test_there_are_no_other_presets() -> None:
         (
             "train.groups",
             ["vision"],
-            "train.groups.0: expected 'embed_head', 'seg_row', 'lora', 'proj', 'fcs' or 'sam2_decoder', found 'vision'",
+            "train.groups.0: expected 'embed_head', 'seg_row', 'lora', 'proj', 'fcs', 'sam2_decoder' or 'memory', found 'vision'",
         ),
         ("train.groups", ["lora", "lora"], "train.groups: names lora twice"),
+        ("train.groups", ["fcs", "memory"], "train.groups: names memory, which no task uses; set train.clips.enabled=true and"),
         ("train.groups", ["seg_row", "embed_head"], "train.groups: names seg_row and embed_head"),
         (
             "train.validation",
@@ -133,6 +134,8 @@ UNUSABLE: dict[str, tuple[Any, ...]] = {
     "train.referring.objects_per_image": (0,),
     "train.referring.objects_per_conversation": (0,),
     "train.clips.frames": (0,),
+    "train.clips.followed": (-1,),
+    "train.loop1.frames": (0,),
     "train.clips.expressions": (0,),
     "train.captioning.regions_per_conversation": (0,),
     "train.captioning.description_prompts": (0, 5),
@@ -266,7 +269,7 @@ def test_a_missing_key_is_named(values: dict[str, Any]) -> None:
         ("weights.source", "ftp", "weights.source: expected 'embedded', 'hub', 'url' or 'path', found 'ftp'"),
         ("train", None, "train: missing; an empty section is {}"),
         ("train", 3, "train: expected a section, found 3"),
-        ("launch", {}, "launch: a preset sets weights, subset_sa1b, train, evaluate, nothing else"),
+        ("launch", {}, "launch: a preset sets weights, subset_sa1b, train, evaluate, world, nothing else"),
     ],
 )
 @pytest.mark.parametrize("preset", ["tiny", "sa2va-4b"])

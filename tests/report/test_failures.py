@@ -6,7 +6,7 @@ import pytest
 from pycocotools import mask as coco
 
 from ans.evaluation.metrics import intersection_union, iou
-from ans.report.failures import REASONS, classify
+from ans.report.failures import REASONS, VIDEO_REASONS, classify, classify_videos
 
 SIDE = 40
 
@@ -63,3 +63,37 @@ def test_ignored_pixels_are_not_part_of_the_answer() -> None:
 def test_objects_of_other_images_do_not_count() -> None:
     table = pd.DataFrame([row(NEIGHBOUR), row(NEIGHBOUR, region=2, truth=NEIGHBOUR, image="b.png")], index=[7, 3])
     assert classify(table).to_dict() == {7: "elsewhere", 3: ""}
+
+
+FAR = box(30, 0, 9, 9)
+
+
+def clip_row(found: list[np.ndarray], truth: list[np.ndarray], has_seg: bool = True, name: str = "clip") -> dict:
+    pairs = [intersection_union(a, b) for a, b in zip(found, truth, strict=True)]
+    counts = [[row(a)["counts"] for a in masks] for masks in (found, truth)]
+    j = float(np.mean([iou(*pair) for pair in pairs]))
+    return {"clip": name, "height": SIDE, "width": SIDE, "has_seg": has_seg, "j": j, "counts": counts[0], "true": counts[1]}
+
+
+@pytest.mark.parametrize(
+    ("found", "truth", "reason"),
+    [
+        ([THING] * 4, [THING] * 4, ""),
+        ([NOTHING] * 4, [THING] * 4, "no mask"),
+        ([NEIGHBOUR] * 4, [THING] * 4, "another object"),
+        ([THING, NEIGHBOUR, NEIGHBOUR], [THING] * 3, "another object"),  # two frames of three
+        ([THING, THING, NOTHING, NOTHING, NOTHING], [THING] * 5, "lost"),  # of the first three, two
+        ([THING, NOTHING, NOTHING, NOTHING, THING], [THING] * 5, "found late"),  # of the last two, one
+        ([THING, NOTHING, NOTHING, NOTHING, NOTHING, THING], [THING] * 6, "inexact"),
+        ([THING, box(0, 0, 9, 9), NOTHING, NOTHING], [THING] * 4, "lost"),
+        ([NOTHING, NOTHING, THING, box(0, 0, 9, 9)], [THING] * 4, "found late"),
+        ([THING, FAR, FAR] * 2, [THING, NOTHING, NOTHING] * 2, "marked while away"),
+        ([FAR] * 2, [THING] * 2, "inexact"),
+    ],
+)  # fmt: skip
+def test_reasons_of_clips(found: list[np.ndarray], truth: list[np.ndarray], reason: str) -> None:
+    other = clip_row([NOTHING] * len(found), [NEIGHBOUR] * len(found))
+    elsewhere = clip_row(found, found, name="another clip")  # what is meant there is no object here
+    assert classify_videos([clip_row(found, truth), other, elsewhere])[0] == reason
+    silent = clip_row([NOTHING] * len(found), truth, has_seg=False) | {"j": 0.0}
+    assert classify_videos([silent])[0] == "no [SEG]" and reason in ("", *VIDEO_REASONS)

@@ -62,6 +62,9 @@ def test_numbers_and_strips(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None
     html = section.section(Stub(tree, found))  # type: ignore[arg-type]
     assert "<td>41.0<small>1.0 to 99.0</small></td><td>51.0<" in html and '<span class="up">+10.0</span>' in html
     assert html.count('<li class="card">') == 3 and html.count("<img ") == 3 * 5 * 2
+    # of base nine are below one half (0.30, 0.32, ..., 0.52), of full five, the first of them without [SEG]
+    assert '<th scope="row">motion, base</th><td>10</td><td>1</td>' in html
+    assert '<th scope="row">motion, full</th><td>5</td><td>1</td>' in html
     assert "J 62.0" in html and "J 40.0, F 40.0; no [SEG]" in html  # the best of full, and its worst
     assert "the &lt;b&gt;11&lt;/b&gt;" in html and "<b>11" not in html
     assert [name for name in ("00000", "00002", "00003", "00004", "00006") if f"frame {name}" not in html] == []

@@ -111,7 +111,8 @@ def test_several_objects_of_an_image(case: TaskCase) -> None:
     assert torch.equal(several.targets.soft[first], one.targets.soft)
     assert [several.describe_index[i] for i in first] == one.describe_index
     known = sum(truth is not None for truth in several.known)  # half of SA-1B lies in a tar, of which nothing is known
-    assert several.counts == {"objects": len(several.segment_index), "tokens": several.answer_tokens, "known": known}
+    objects = len(several.segment_index)
+    assert several.counts == {"objects": objects, "masks": objects, "tokens": several.answer_tokens, "known": known}
     assert len({(place, cells.numpy().tobytes()) for place, cells in zip(several.segment_index, several.cells, strict=True)}) > 8
 
 

@@ -11,14 +11,16 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ans.data.clips import Clip, checksum, read
+from ans.config.schema import LearntVideos
+from ans.data.clips import Clip, checksum, draw_frames, read
 from ans.data.mixing import keyed_rng
 from ans.model import prompts
+from ans.model.adapters import select_trained
 from ans.model.segmenter import Conversations, Segmenter
 from ans.objectives import mask
 from ans.objectives.batches import pad_right
 from ans.tasks import clips
-from ans.tasks.clips import ClipSource, conversation, draw_frames, in_all_frames, question
+from ans.tasks.clips import conversation, question
 from ans.toy.world_videos import write_mevis, write_ref_youtube_vos
 from ans.training.loop import train
 from ans.training.setup import checksums, load_tasks
@@ -78,7 +80,7 @@ def test_losses_and_gradients_of_the_official_training(golden_model: Segmenter) 
     out = model(features, Conversations(ids, labels, attention, [of[0] for of in frames], [None] * len(rows), frames=frames))
     assert len(out.seg_embeds) == sum(weights)
     shown = [of for of, objects in zip(frames, weights, strict=True) for _ in range(objects)]
-    logits = in_all_frames(model, features, out.seg_embeds, shown).unflatten(0, (len(shown), -1))
+    logits = model.masks_in(features, shown, out.seg_embeds).low_res.unflatten(0, (len(shown), -1))
     per_clip = logits.split(weights)  # (objects, frames, S/4, S/4) each
     forced = TOLD["results"]["full"]["pred_shape"][1]
     order = [[n % objects for n in range(forced)] for objects in weights]  # the official code repeats objects up to five
@@ -172,8 +174,8 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 SOURCES = {
-    "motion": ClipSource(reader="mevis", folder="mevis", split="valid_u"),
-    "objects": ClipSource(reader="ref_youtube_vos", folder="ytvos", split="train", repeats=2.0),
+    "motion": LearntVideos(reader="mevis", folder="mevis", split="valid_u"),
+    "objects": LearntVideos(reader="ref_youtube_vos", folder="ytvos", split="train", repeats=2.0),
 }
 
 
@@ -274,6 +276,74 @@ def test_gradients_reach_the_trained_parts_and_no_memory(case: TaskCase, films: 
     assert not any("mem" in name or "obj_ptr" in name for name in case.trained)
 
 
+# ------------------------------------------------------------------------------------------------------------------- memory
+
+
+def test_followed_frames_are_what_sam2_itself_makes_of_them(case: TaskCase, films: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory of the `sam2` package's own tracking, one object at a time: what it stores, reads, and where it attends."""
+    task = task_of(case, films, frames=2, followed=3, sources={"motion": SOURCES["motion"]})
+    batch = task.batch(range(1, 2))
+    assert batch.read == [0, 4] and [len(of) for of in batch.frames] == [5] and [len(of) for of in batch.shown] == [2]
+    assert batch.counts == {"masks": 10, "objects": 2, "tokens": batch.counts["tokens"]} and len(batch.targets.soft) == 10
+    (images,), features, model = batch.frames, case.features(batch), case.model
+    sam = model.sam.model
+    vectors = torch.randn(2, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = clips.followed(model, features, vectors, images, batch.read).unflatten(0, (2, 5))
+        for vector, logits in zip(vectors, found, strict=True):
+            known: dict[str, dict[int, Any]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
+            for t in (0, 4, 1, 2, 3):
+                levels = [level[images[t]][None] for level in features.levels]
+                coarse, sizes = levels[2].flatten(2).permute(2, 0, 1), [level.shape[-2:] for level in levels]
+                places = sam.image_encoder.neck.position_encoding(levels[2]).flatten(2).permute(2, 0, 1)
+                sparse, dense = model.sam.padding_prompt(1)
+                if t in batch.read:
+                    sparse = torch.cat([sparse, vector[None, None]], dim=1)
+                    seen = levels[2] + sam.no_mem_embed.view(1, -1, 1, 1)
+                else:
+                    seen = sam._prepare_memory_conditioned_features(t, False, [coarse], [places], sizes[-1:], known, 5)
+                masks, ious, tokens, score = sam.sam_mask_decoder(
+                    image_embeddings=seen, image_pe=sam.sam_prompt_encoder.get_dense_pe(), sparse_prompt_embeddings=sparse,
+                    dense_prompt_embeddings=dense, multimask_output=True, repeat_image=False,
+                    high_res_features=[sam.sam_mask_decoder.conv_s0(levels[0]), sam.sam_mask_decoder.conv_s1(levels[1])],
+                )  # fmt: skip
+                best = int(ious[0].argmax())
+                torch.testing.assert_close(masks[0, best], logits[t], rtol=1e-4, atol=1e-4)
+                side = (sam.image_size, sam.image_size)
+                large = F.interpolate(masks[:, best : best + 1], size=side, mode="bilinear", align_corners=False)
+                stored, where = sam._encode_new_memory([coarse], sizes[-1:], large, score, False)
+                pointer = sam.obj_ptr_proj(tokens[:, best]) if float(score) > 0 else sam.no_obj_ptr
+                known["cond_frame_outputs" if t in batch.read else "non_cond_frame_outputs"][t] = {
+                    "maskmem_features": stored, "maskmem_pos_enc": where, "obj_ptr": pointer,
+                }  # fmt: skip
+    # its logits are compared with the targets of the same frames
+    monkeypatch.setattr(clips, "followed", lambda *_: 20 * batch.targets.soft - 10)
+    assert float(case.losses(task, batch).values["clips_train_iou"]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_the_memory_is_trained_if_its_group_is(case: TaskCase, films: Path, memory: bool) -> None:
+    """All tensors of the group, by each of the frames that follow; frozen, the memory passes the gradient on."""
+    task = task_of(case, films, frames=1, followed=2, expressions=1)
+    groups = ("lora", "proj", "fcs", "sam2_decoder", *(["memory"] if memory else []))
+    before = {name: p.requires_grad for name, p in case.model.named_parameters()}
+    try:
+        trained = select_trained(case.model, groups)
+        batch = task.batch(range(1))
+        gradients = torch.autograd.grad(case.losses(task, batch).total, list(trained.values()), allow_unused=True)
+    finally:
+        for name, parameter in case.model.named_parameters():
+            parameter.requires_grad_(before[name])
+    reached = {name for name, gradient in zip(trained, gradients, strict=True) if gradient is not None and gradient.any()}
+    of_memory = {name for name in trained if any(part in name for part in ("memory_", "obj_ptr", "maskmem"))}
+    assert bool(of_memory) == memory and not any("no_mem" in name or "mask_downsample." in name for name in trained)
+    # by the score either the pointer or its absence counts; a bias of all keys alike changes no attention
+    missed = {name for name in of_memory - reached if ".k_proj.bias" not in name}
+    assert not missed or all("obj_ptr" in name for name in missed), missed
+    for part in ("lora_B", "mlp1", "text_hidden_fcs", "sam_mask_decoder"):
+        assert any(part in name for name in reached), part
+
+
 # -------------------------------------------------------------------------------------------------- what is read, and left out
 
 
@@ -333,7 +403,7 @@ def test_dvc_is_told_what_is_read(small_world: Path, films: Path, tmp_path: Path
     [
         ({"sources": {}}, "sources: names no set of videos"),
         (
-            {"sources": {"a": ClipSource(reader="mevis", folder="mevis", split="valid")}},
+            {"sources": {"a": LearntVideos(reader="mevis", folder="mevis", split="valid")}},
             r"train\.clips\.sources\.a: split 'valid' .* no clip",
         ),
     ],

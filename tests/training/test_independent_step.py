@@ -168,11 +168,12 @@ ELSEWHERE = {
     },
     **{
         f"train.clips.{name}": "its samples, loss and gradient: tests/tasks/test_clips.py"
-        for name in ("enabled", "sources", "frames", "expressions")
+        for name in ("enabled", "sources", "frames", "followed", "expressions")
     },
     **{
         f"train.grounded.{name}": "its answers, targets and loss: tests/tasks/test_grounded.py" for name in ("enabled", "sources")
     },
+    **{f"train.loop1.{name}": "its samples and loss: tests/tasks/test_masklets.py" for name in ("videos", "frames")},
     "train.referring.no_target": "its answers, targets and loss: tests/tasks/test_referring.py",
     "train.min_seg_rate": "stops a run: test_hooks.py",
     "train.gallery": "changes nothing: test_not_a_setting_of_the_result",

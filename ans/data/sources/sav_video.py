@@ -84,12 +84,16 @@ def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
         return
     try:
         masklets = read_masklets(annotation)
-        split = "train" if annotation.is_file() else annotation.parent.parent.name.removeprefix("sav_")
-        records = list(_records(root, masklets, video, split, 100_000 * number))
+        records = list(_records(root, masklets, video, split_of(annotation), 100_000 * number))
     except (ValueError, FileNotFoundError) as error:
         yield Skipped(key, str(error).removeprefix(f"{annotation}: "))
         return
     yield from records or [Skipped(key, "no object is seen")]
+
+
+def split_of(annotation: Path) -> str:
+    """Return the split of an annotated video: `train`, `val` or `test`."""
+    return "train" if annotation.is_file() else annotation.parent.parent.name.removeprefix("sav_")
 
 
 def _records(root: Path, masklets: Masklets, video: Path, split: str, first_id: int) -> Iterator[ImageRecord]:
@@ -102,7 +106,7 @@ def _records(root: Path, masklets: Masklets, video: Path, split: str, first_id: 
                 area, bbox = masks.measure(counts, masklets.height, masklets.width)
                 regions.append(Region(object_id, split, "", area, bbox, counts, second_counts=seconds[k]))
         if regions:
-            paths = [_frame(root, video, ANNOTATED_EVERY * at) for at in (i, later)]
+            paths = [video_frame(root, video, ANNOTATED_EVERY * at) for at in (i, later)]
             second = paths[1] if any(region.second_counts for region in regions) else ""
             number = ANNOTATED_EVERY * i
             yield ImageRecord(first_id + number, paths[0], masklets.width, masklets.height, tuple(regions), second)
@@ -115,7 +119,8 @@ def _counts(masklets: Masklets, i: int, k: int) -> str:
     return masks.from_segmentation(masklets.rles[i][k], masklets.height, masklets.width)
 
 
-def _frame(root: Path, video: Path, number: int) -> str:
+def video_frame(root: Path, video: Path, number: int) -> str:
+    """Return the locator of a frame of a video, or of the folder of its frames. Raises `FileNotFoundError`."""
     below = video.relative_to(root).as_posix()
     if video.suffix.lower() == ".mp4":
         return frame(below, number)

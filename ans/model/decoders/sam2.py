@@ -99,6 +99,11 @@ class MaskDecoder(Square):
         spaces={"model": {HF: "sam.model."}, "pth": {HF: HF}, "research": {HF: HF}, "sam2": {HF: ""}},
         shards={"sam2_decoder": (f"{HF}sam_mask_decoder.",), "sam2_encoder": (HF,)},
         renamings=(Renaming(HF, ("model", "pth", "research", "sam2"), ((".gamma", ".g_weight"),)),),  # of the memory encoder
+        groups={
+            "memory": re.compile(
+                re.escape(HF) + r"(memory_attention\.|memory_encoder\.|obj_ptr_proj\.|maskmem_tpos_enc$|no_obj_ptr$)"
+            )
+        },
         # These two choose and gate masks.
         unreached=re.compile(re.escape(HF) + r"sam_mask_decoder\.(iou_prediction_head|pred_obj_score_head)\."),
     )
@@ -135,6 +140,10 @@ class MaskDecoder(Square):
         return {"version": "2.1"} if f"{HF}obj_ptr_tpos_proj.weight" in names else {}
 
     @property
+    def follows(self) -> bool:
+        return self.version == "2.0"  # SAM2.1's memory has more to it than ans/model/memory.py keeps
+
+    @property
     def name(self) -> str:
         return "SAM2" if self.version == "2.0" else f"SAM{self.version}"
 
@@ -148,6 +157,7 @@ class Network(decoder.MaskNetwork):
 
     def __init__(self, sizes: Square, image_encoder: nn.Module, **settings: Any) -> None:
         super().__init__()
+        self.sizes = sizes
         self.model = SAM2Base(
             image_encoder=image_encoder,
             memory_attention=_memory_attention(sizes),
@@ -156,6 +166,12 @@ class Network(decoder.MaskNetwork):
             backbone_stride=sizes.stride,
             **_FIXED | settings,
         )
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        memory = self.model.memory_attention  # the one module that has dropout, which is for what is trained
+        memory.train(mode and any(parameter.requires_grad for parameter in memory.parameters()))
+        return self
 
     @property
     def encoder(self) -> nn.Module:
@@ -224,7 +240,7 @@ class Network(decoder.MaskNetwork):
 
     @property
     def propagations(self) -> tuple[Propagation, ...]:
-        if self.model.no_obj_embed_spatial is not None:  # SAM2.1, whose memory has more to it than ans/model/memory.py keeps
+        if not self.sizes.follows:
             return ()
         return ("original_decoder", "official") if hasattr(self.model, ORIGINAL) else ("official",)
 

@@ -1,9 +1,9 @@
 """Evaluation of a split while training goes on: the best tensors are kept, and training stops after `patience`
 evaluations without a better one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -32,6 +32,8 @@ class Validation(Hook):
     """`history`: one row for every `every` steps. `best`: the row of the best one and its trained tensors (float32, by name),
     None before the first. Its metrics are curves too, as `val_<name>`, and a few of its answers are shown by `sinks`."""
 
+    shown: ClassVar[tuple[str, ...]] = SHOWN
+
     def __init__(
         self,
         settings: ValidationSettings,
@@ -47,13 +49,18 @@ class Validation(Hook):
     ) -> None:
         self.settings, self.root, self.model, self.trained, self.every = settings, root, model, trained, every
         self.curves, self.sinks, self.progress, self.accelerator = curves, sinks, progress, accelerator
-        self.plan = make_plan(settings.scope, indexes, root)
-        self.batches = self.plan.batches(
-            lambda *size: row_tokens(model.config, *size) + settings.max_new_tokens, settings.tokens_per_batch
-        )
+        self.prepare(indexes)
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] | None = None
         self.rows: list[Row] = []  # of the last evaluation
+
+    def prepare(self, indexes: Path) -> None:
+        """Say what is asked."""
+        settings = self.settings
+        self.plan = make_plan(settings.scope, indexes, self.root)
+        self.batches: Sequence[Any] = self.plan.batches(
+            lambda *size: row_tokens(self.model.config, *size) + settings.max_new_tokens, settings.tokens_per_batch
+        )
 
     @property
     def over(self) -> bool:
@@ -83,13 +90,21 @@ class Validation(Hook):
         rows = []
         with self.model.evaluating(), self.accelerator.autocast():
             for number in mine:
-                items = [self.plan.item(image) for image in self.batches[number]]
-                rows += predict(self.model, self.root, items, self.settings.max_new_tokens)
+                rows += self.ask(number)
         if self.accelerator.num_processes > 1:
             rows = gather_object(rows)
         self.rows = rows
-        summary = summarise(rows)
-        return {f"val_{name}": float(summary[name]) for name in SHOWN}
+        summary = self.summary(rows)
+        return {f"val_{name}": float(summary[name]) for name in self.shown}
+
+    def ask(self, number: int) -> list[Row]:
+        """Return the answers of batch `number`."""
+        items = [self.plan.item(image) for image in self.batches[number]]
+        return predict(self.model, self.root, items, self.settings.max_new_tokens)
+
+    def summary(self, rows: list[Row]) -> Mapping[str, float]:
+        """Return metrics over all answers."""
+        return summarise(rows)
 
     def pictures(self) -> list[Image.Image]:
         """Return the first answer about each of the first images, of the last evaluation."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from ans.data.images import open_image
 from ans.evaluation.metrics import FEWEST_IMAGES
+from ans.report.failures import VIDEO_REASONS, classify_videos
 from ans.report.gallery import PREDICTION, TRUTH, compared
 from ans.report.page.parts import Html, Page, cut, html_table, paragraph, photo_style, picture, picture_row
 from ans.report.pictures import overlay
@@ -44,6 +45,9 @@ def section(page: Page) -> str:
             [f"{name}, {variant}", *_details(videos.metrics[variant, name])] for name in scored for variant in videos.variants
         ]
         parts.append(html_table("J, F and answers with [SEG], %", ["set, variant", "J", "F", "[SEG] given"], rows))
+        rows = [[f"{name}, {variant}", *_failures(videos.rows[variant, name])] for name in scored for variant in videos.variants]
+        parts.append(html_table("Expressions with J below 50 %, by reason", ["set, variant", "all", *VIDEO_REASONS], rows))
+        parts.append(paragraph("; ".join(f"{reason}: {about}" for reason, about in VIDEO_REASONS.items()) + "."))
     if blind := [name for name in videos.sets if name not in scored]:
         parts.append(paragraph(f"Masks not published, archives for the servers in data/eval: {', '.join(blind)}."))
     variant = compared(page.results)
@@ -72,6 +76,11 @@ def _change(videos: Videos, variant: str, name: str, seed: int) -> Html:
 
 def _details(found: dict[str, Any]) -> list[str]:
     return [f"{found['j']:.1f}", f"{found['f']:.1f}", f"{100 * found['seg_rate']:.1f}"]
+
+
+def _failures(rows: list[dict[str, Any]]) -> list[int]:
+    reasons = [reason for reason in classify_videos([row for row in rows if row["kind"] != "absent"]) if reason]
+    return [len(reasons), *(reasons.count(reason) for reason in VIDEO_REASONS)]
 
 
 def _chosen(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,0 +1,108 @@
+"""Loop 1 on videos: an object is described in one frame and segmented in others, by one caption."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ans.config.schema import LearntVideos
+from ans.data.clips import Clip
+from ans.model import prompts
+from ans.objectives.losses import hard_iou
+from ans.tasks import loop1
+from ans.tasks.loop1 import Settings
+from ans.toy.world_videos import write_mevis
+from tests.task_case import TaskCase
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("films")
+    write_mevis(root, 5, (8, 4))
+    return root
+
+
+def task_of(case: TaskCase, films: Path, **changes: Any) -> loop1.Task:
+    case.root = films
+    case.model.eval()
+    settings = {
+        "sources": {},
+        "videos": {"motion": LearntVideos(reader="mevis", folder="mevis", split="valid_u")},
+        "frames": 3,
+    }
+    case.config.tasks["loop1"] = Settings(**(settings | {"top_k": 16, "noise": 0.0} | changes))
+    return case.task("loop1")
+
+
+def test_what_a_sample_is(case: TaskCase, films: Path) -> None:
+    """Frames, masks and cells of the object that is drawn; the described frame is none of the others."""
+    task = task_of(case, films)
+    batch = task.batch(range(4))
+    assert task.sizes() == {"motion (masklets)": 8} and len(task) == 8, "four objects each"
+    assert batch.frames is not None and batch.counts["masks"] == 12 and batch.counts["objects"] == 4
+    for n in range(4):
+        _, sample = task.pool.at(n)
+        clip, key = task.masklets[0][sample]
+        assert isinstance(clip, Clip)
+        found = loop1.Masklet.draw(0, clip, key, 3, task.rng(n), films)
+        assert clip.masks[key][found.at] and found.at not in found.numbers and len(found.numbers) == 3
+        for number, soft in zip(found.numbers, batch.targets.soft[3 * n : 3 * n + 3], strict=True):
+            assert torch.equal(soft, case.model.config.decoder.soft_target(torch.from_numpy(clip.mask(key, number))))
+        assert batch.where[n] == (clip.frames[found.numbers[0]], "motion")
+        pixels = case.model.config.family.pixels(found.described, 1).values
+        assert torch.equal(batch.images.pixels[batch.describe_index[n]].values, pixels)
+        for image, number in zip(batch.frames[n], found.numbers, strict=True):
+            frame = found.opened[found.order.index(number)]
+            assert torch.equal(batch.images.sam[image], case.model.config.decoder.pixels(frame))
+    alone = task.batch(range(2, 3))
+    assert torch.equal(alone.targets.soft, batch.targets.soft[6:9]) and alone.questions == batch.questions[2:3]
+
+
+def test_the_loss_by_hand(case: TaskCase, films: Path) -> None:
+    """The teacher's caption of the one frame, asked about the others: one answer, one vector, a mask in each of them."""
+    task = task_of(case, films, bridge="hard", denoising=0.0, mask_ratio=0.0, confidence=True, distillation=0.5)
+    batch = task.batch(range(2))
+    assert batch.frames is not None
+    losses = case.losses(task, batch)
+    model, features = case.model, case.features(batch)
+    with torch.no_grad():
+        said, _, confidence = model.caption_ids(features, batch.describe_index, batch.cells, batch.describe_questions, 12)
+        visual, ious, entropies = model.image_tokens(features), [], []
+        for n, images in enumerate(batch.frames):
+            shown = "".join(model.template.image_string(features.visual[i].grid.tokens) for i in images)
+            before, after = prompts.encode_gap(model.tokenizer, model.template, shown + batch.questions[n])
+            answer = model.tokenizer.encode(batch.answers[n] + model.template.suffix, add_special_tokens=False)
+            ids = torch.tensor([before + said[n] + after + answer])
+            tokens = torch.cat([visual[i].tokens.flatten(0, 1) for i in images])
+            out = model.vlm.language_model(
+                inputs_embeds=model.vlm.embed(ids, tokens, model.image_token), output_hidden_states=True
+            )
+            (vector,) = model.text_hidden_fcs(out.hidden_states[-1][0][ids[0] == model.seg_token])
+            for k, image in enumerate(images):
+                logits = model.masks(features, torch.tensor([image]), vector[None]).low_res
+                soft = batch.targets.soft[len(images) * n + k][None]
+                ious.append(float(hard_iou(logits, soft)))
+                p = logits.sigmoid().clamp(1e-7, 1 - 1e-7)
+                entropies.append(confidence[n] * float(torch.nn.functional.binary_cross_entropy(p, soft)))
+    assert float(losses.values["loop1_train_iou"]) == pytest.approx(sum(ious) / 6, abs=1e-4)
+    assert float(losses.values["loop1_mask"]) == pytest.approx(sum(entropies) / 6, rel=1e-3)
+    assert losses.example is not None and losses.example.logits.shape == losses.example.truth.shape == (2, 32, 32)
+    assert torch.equal(losses.example.truth, batch.targets.soft[[0, 3]])
+
+
+def test_the_gradient_runs_through_the_caption(case: TaskCase, films: Path) -> None:
+    """And the reward of a caption is that of all its masks."""
+    task = task_of(case, films, reward=0.5)
+    losses = case.losses(task, task.batch(range(2)))
+    reached = {name for name, gradient in case.gradients(losses).items() if gradient is not None and gradient.abs().max() > 0}
+    assert float(losses.values["loop1_caption_gradient2"]) > 0 and "loop1_advantage" in losses.values
+    assert any("lora_B" in name for name in reached) and any("sam_mask_decoder" in name for name in reached)
+
+
+def test_what_does_not_fit_is_refused(case: TaskCase, films: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="videos: have no captions"):
+        task_of(case, films, bridge="given")
+    monkeypatch.setattr(type(case.model.config.family), "videos", False)
+    with pytest.raises(ValueError, match=r"train\.loop1\.videos: .* reads one image in a question"):
+        task_of(case, films)
