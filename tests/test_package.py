@@ -5,10 +5,12 @@ import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.markers import Marker
 
 import ans
 
@@ -91,3 +93,36 @@ def test_it_works_where_it_is_installed(wheel: Path, tmp_path: Path) -> None:
     assert Path(place).is_relative_to(tmp_path / "venv") and rest == [ans.__version__, "Place", "Segmenter", "load", "open_video"]
     assert re.search(r"^    config ", call(binaries / "ans", "--help"), re.MULTILINE)
     assert call(binaries / "ans", "config", "train.loop1.tau", "--params", ROOT / "params.yaml").startswith("tau: 0.7 ")
+
+
+def test_uv_installs_what_the_lock_file_says() -> None:
+    """Along the dependencies in uv.lock, without extras and with those that `make env` has: requirements.lock and nothing else."""
+
+    def canonical(name: str) -> str:
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    pinned = {canonical(name): version for name, _, version in (line.partition("==") for line in lines if line[0] != "#")}
+    packages = tomllib.loads((ROOT / "uv.lock").read_text(encoding="utf-8"))["package"]
+
+    def installed(*extras: str) -> dict[str, str]:
+        found: dict[str, str] = {}
+        where = {"sys_platform": "linux", "extra": "extra-3-ans-dev" if "dev" in extras else ""}
+        left, seen = [{"name": "ans", "extra": list(extras)}], []
+        while left:
+            one = left.pop()
+            if one in seen or not Marker(one.get("marker", "python_version > '3'")).evaluate(where):
+                continue
+            seen.append(one)
+            (package,) = [
+                of for of in packages if of["name"] == one["name"] and of.get("version") == one.get("version", of.get("version"))
+            ]
+            found[one["name"]] = package.get("version", "")
+            left += package.get("dependencies", [])
+            left += [wanted for extra in one.get("extra", []) for wanted in package["optional-dependencies"][extra]]
+        return {name: version for name, version in found.items() if not name.startswith(("ans", "cuda-", "nvidia-", "triton"))}
+
+    # nvidia-ml-py is no part of CUDA, and wheel only builds sam2
+    expected = {name: version for name, version in pinned.items() if name not in ("nvidia-ml-py", "wheel")}
+    assert installed("dev", "serve", "four-bit") == expected
+    assert installed().items() <= expected.items()
