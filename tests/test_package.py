@@ -126,3 +126,11 @@ def test_uv_installs_what_the_lock_file_says() -> None:
     expected = {name: version for name, version in pinned.items() if name not in ("nvidia-ml-py", "wheel")}
     assert installed("dev", "serve", "four-bit") == expected
     assert installed().items() <= expected.items()
+
+
+def test_the_image_leaves_out_what_git_leaves_out() -> None:
+    """Data, models and runs are no part of what `docker build` copies."""
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+    lines = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    anchored = {line.strip("/") for line in lines if line.startswith("/")}
+    assert {"data", "models", "runs", ".venv"} <= anchored <= set(ignored)

@@ -41,7 +41,13 @@ def run(chosen: argparse.Namespace) -> None:
     from ans.serving.batches import Batcher
 
     batcher = Batcher(segmenter, chosen.wait_ms / 1000, chosen.batch, chosen.queue, chosen.max_new_tokens)
-    limits = Limits(int(chosen.max_mb * 1e6), int(chosen.max_megapixels * 1e6), chosen.max_questions, chosen.timeout)
+    limits = Limits(
+        int(chosen.max_mb * 1e6),
+        int(chosen.max_megapixels * 1e6),
+        chosen.max_questions,
+        chosen.timeout,
+        chosen.queue + chosen.batch,  # that wait, and that are answered
+    )
     uvicorn.run(
         make_app(batcher, str(chosen.model), limits),
         host=chosen.host,

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from html import escape
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
@@ -27,16 +27,20 @@ from ans.version import __version__
 
 LONGEST_TEXT = 8000
 """Characters of an expression; as in a user's own data."""
+LONGEST_LIST = 1000
+"""Of anything in a request: what is longer is refused before it is looked at. `Limits.questions` is what is answered."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one request: `bytes` of its body, `pixels` of its image, `questions` (expressions, places and regions), `seconds` to wait."""
+    """Of one request: `bytes` of its body, `pixels` of its image, `questions` (expressions, places and regions), `seconds` for its body
+    to come, and as many for the answer. `requests`: at once, those whose body is still coming among them."""
 
     bytes: int = 20_000_000
     pixels: int = 25_000_000
     questions: int = 32
     seconds: float = 60.0
+    requests: int = 128
 
 
 class Refused(Exception):
@@ -65,8 +69,10 @@ class Rle(Strict):
 
 class Pointed(Strict):
     image: Base64
-    points: list[Point] = Field([], description="x, y in pixels of the upright image from its upper left corner; an object each")
-    boxes: list[Box] = Field([], description="x0, y0, x1, y1; an object each")
+    points: list[Point] = Field(
+        [], max_length=LONGEST_LIST, description="x, y in pixels of the upright image from its upper left corner; an object each"
+    )
+    boxes: list[Box] = Field([], max_length=LONGEST_LIST, description="x0, y0, x1, y1; an object each")
 
     @property
     def places(self) -> list[Place]:
@@ -74,12 +80,16 @@ class Pointed(Strict):
 
 
 class SegmentRequest(Pointed):
-    expressions: list[Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT, pattern=r"\S")]] = []
+    expressions: list[Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT, pattern=r"\S")]] = Field(
+        [], max_length=LONGEST_LIST
+    )
     format: Literal["rle", "png"] = Field("rle", description="how masks come: COCO run lengths, or a PNG in base64 (255 inside)")
 
 
 class DescribeRequest(Pointed):
-    masks: list[Rle | Base64] = Field([], description="regions: COCO run lengths, or a PNG in base64 that is not 0 inside")
+    masks: list[Rle | Base64] = Field(
+        [], max_length=LONGEST_LIST, description="regions: COCO run lengths, or a PNG in base64 that is not 0 inside"
+    )
 
 
 class FoundMask(BaseModel):
@@ -115,25 +125,19 @@ def make_app(batcher: Batcher, name: str, limits: Limits = Limits()) -> FastAPI:
 
     app = FastAPI(title="ANS", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
 
-    @app.middleware("http")
-    async def count(request: Request, follow: Callable[[Request], Awaitable[Response]]) -> Response:
-        start = time.monotonic()
-        response = await follow(request)
-        route = getattr(request.scope.get("route"), "path", "other")  # not the address: callers could invent any number of these
-        answered[route, response.status_code] += 1
-        seconds[route] += time.monotonic() - start  # type: ignore[assignment]
-        return response
-
-    app.add_middleware(BodyLimit, most=limits.bytes)
+    app.add_middleware(BodyLimit, limits=limits)
+    app.add_middleware(
+        Counted, answered=answered, seconds=seconds
+    )  # the last one is the outermost: it sees what the other refuses
 
     _answer_errors(app)
 
     async def ask(request: SegmentRequest | DescribeRequest) -> tuple[Asked, Answered]:
         try:
-            batcher.check()  # before a large photograph is decoded, and that in a thread, not to hold up the others
-            asked = await asyncio.to_thread(read, request, limits)
-            future = batcher.ask(asked)
-            return asked, await asyncio.wait_for(asyncio.wrap_future(future), limits.seconds)
+            async with asyncio.timeout(limits.seconds):
+                batcher.check()  # before a large photograph is decoded, and that in a thread, not to hold up the others
+                asked = await asyncio.to_thread(read, request, limits)
+                return asked, await asyncio.wrap_future(batcher.ask(asked))
         except Full as error:
             raise Refused(503, f"{error}; try again later") from None
         except TimeoutError:
@@ -160,7 +164,7 @@ def make_app(batcher: Batcher, name: str, limits: Limits = Limits()) -> FastAPI:
     async def metrics() -> str:
         lines = [f'ans_http_requests_total{{route="{route}",status="{code}"}} {n}' for (route, code), n in answered.items()]
         lines += [f'ans_http_seconds_total{{route="{route}"}} {value:.6f}' for route, value in seconds.items()]
-        lines += [f"ans_{key}_total {value:.6g}" for key, value in vars(batcher.counts).items()]
+        lines += [f"ans_{key}_total {value}" for key, value in vars(batcher.counts).items()]
         return "\n".join([*lines, f"ans_waiting {batcher.waiting}", ""])
 
     @app.get("/", include_in_schema=False)
@@ -194,7 +198,14 @@ def _answer_errors(app: FastAPI) -> None:
 
 
 def read(request: SegmentRequest | DescribeRequest, limits: Limits) -> Asked:
-    """Return what a request asks. Raises `Refused`."""
+    """Return what a request asks. Raises `Refused`, before anything is decoded where too much is asked."""
+    regions: list[Rle | str] = request.masks if isinstance(request, DescribeRequest) else []
+    expressions = request.expressions if isinstance(request, SegmentRequest) else []
+    count = len(request.points) + len(request.boxes) + len(expressions) + len(regions)
+    if not count:
+        raise Refused(422, "nothing is asked: name expressions, masks, points or boxes")
+    if count > limits.questions:
+        raise Refused(413, f"{count} questions in one request; at most {limits.questions} are answered")
     try:
         data = _from_base64(request.image, "image")
         image = _image(data, limits)
@@ -202,17 +213,11 @@ def read(request: SegmentRequest | DescribeRequest, limits: Limits) -> Asked:
         for place in places:
             place.check(image.height, image.width)
         if isinstance(request, SegmentRequest):
-            asked = Asked(image, key_of(data), request.expressions, places)
-        else:
-            regions = [_region(mask, image.size, number) for number, mask in enumerate(request.masks)]
-            asked = Asked(image, key_of(data), regions=[*regions, *places])
+            return Asked(image, key_of(data), expressions, places)
+        shown = [_region(mask, image.size, number) for number, mask in enumerate(regions)]
+        return Asked(image, key_of(data), regions=[*shown, *places])
     except ValueError as error:
         raise Refused(422, str(error)) from None
-    if not len(asked):
-        raise Refused(422, "nothing is asked: name expressions, masks, points or boxes")
-    if len(asked) > limits.questions:
-        raise Refused(413, f"{len(asked)} questions in one request; at most {limits.questions} are answered")
-    return asked
 
 
 def segmented(request: SegmentRequest, asked: Asked, answers: Answered, batcher: Batcher) -> SegmentResponse:
@@ -227,37 +232,84 @@ def segmented(request: SegmentRequest, asked: Asked, answers: Answered, batcher:
     return SegmentResponse(width=asked.image.width, height=asked.image.height, results=results, unknown_words=unknown)
 
 
-class BodyLimit:
-    """Refuses a body of more bytes than `most`, also one that states no length, before it is kept."""
+class Counted:
+    """Counts the answers, by route and status, and their seconds; also those that are refused before a route is known, and failures."""
 
-    def __init__(self, app: Any, most: int) -> None:
-        self.app, self.most = app, most
+    def __init__(self, app: Any, answered: Counter[tuple[str, int]], seconds: Counter[str]) -> None:
+        self.app, self.answered, self.seconds = app, answered, seconds
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        start, status = time.monotonic(), None  # None: the caller has gone
+
+        async def noted(message: Any) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        except Exception:
+            status = 500  # which is what the caller gets, further out
+            raise
+        finally:
+            route = getattr(scope.get("route"), "path", "other")  # not the address: callers could invent any number of these
+            if status is not None:
+                self.answered[route, status] += 1
+                self.seconds[route] += time.monotonic() - start  # type: ignore[assignment]
+
+
+class BodyLimit:
+    """Refuses a body of more bytes than the limit, also one that states no length, before it is kept; one that does not come in time; and
+    one more than may be there at once, so that no number of callers fills the memory."""
+
+    def __init__(self, app: Any, limits: Limits) -> None:
+        self.app, self.limits, self.most, self.there = app, limits, limits.bytes, 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return await self.app(scope, receive, send)
+        if self.there >= self.limits.requests:
+            return await self._refuse(503, f"{self.there} requests are here already; try again later")(scope, receive, send)
+        self.there += 1
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                body = await self._body(scope, receive)
+        except TimeoutError:
+            text = f"the request did not come within {self.limits.seconds:g} s"
+            return await self._refuse(408, text)(scope, receive, send)
+        except ConnectionError:
+            return None
+        else:
+            if body is None:
+                text = f"the request has more than {self.most / 1e6:g} MB"
+                return await self._refuse(413, text)(scope, receive, send)
+            whole = [{"type": "http.request", "body": body, "more_body": False}]
+
+            async def again() -> Any:
+                return whole.pop() if whole else await receive()
+
+            return await self.app(scope, again, send)
+        finally:
+            self.there -= 1
+
+    async def _body(self, scope: Any, receive: Any) -> bytes | None:
+        """Return it, or None of one that is too long. Raises `ConnectionError` where the caller has gone."""
         stated = dict(scope["headers"]).get(b"content-length", b"0")
         parts, got, more = [], 0, True
         while more and got <= 10 * self.most and stated.isdigit() and int(stated) <= 10 * self.most:
             message = await receive()
             if message["type"] == "http.disconnect":
-                return None
+                raise ConnectionError
             part, more = message.get("body", b""), message.get("more_body", False)
             got += len(part)
             if got <= self.most:  # the rest of one that is somewhat too long is read, so that its sender hears why, but not kept
                 parts.append(part)
-        if more or got > self.most:
-            return await self._refuse(scope, receive, send)
-        whole = [{"type": "http.request", "body": b"".join(parts), "more_body": False}]
+        return None if more or got > self.most else b"".join(parts)
 
-        async def again() -> Any:
-            return whole.pop() if whole else await receive()
-
-        return await self.app(scope, again, send)
-
-    async def _refuse(self, scope: Any, receive: Any, send: Any) -> None:
-        text = f"the request has more than {self.most / 1e6:g} MB"
-        await JSONResponse({"error": text}, 413, {"Connection": "close"})(scope, receive, send)
+    def _refuse(self, status: int, text: str) -> JSONResponse:
+        return JSONResponse({"error": text}, status, {"Connection": "close"} | ({"Retry-After": "1"} if status == 503 else {}))
 
 
 def page(schema: dict[str, Any], limits: Limits) -> str:
@@ -318,13 +370,14 @@ def _region(mask: Rle | str, size: tuple[int, int], number: int) -> np.ndarray:
     name, (width, height) = f"masks.{number}", size
     try:
         if isinstance(mask, Rle):
-            shape, inside = tuple(mask.size), None
+            counts = mask.counts
+            shape, pixels = tuple(mask.size), lambda: masks.decode(counts, height, width)
         else:
-            with identify(_from_base64(mask, name)) as image:
-                shape, inside = (image.height, image.width), image.convert("L")
-        if shape != (height, width):
+            picture = identify(_from_base64(mask, name))
+            shape, pixels = (picture.height, picture.width), lambda: np.asarray(picture.convert("L"))
+        if shape != (height, width):  # before its pixels, of which a small file may have very many
             raise ValueError(f"is {shape[1]} x {shape[0]} pixels, the image {width} x {height}; they must be equal")
-        found = (masks.decode(mask.counts, height, width) if isinstance(mask, Rle) else np.asarray(inside)) > 0
+        found = pixels() > 0
     except BROKEN_IMAGE as error:
         raise ValueError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from None
     if not found.any():

@@ -1,5 +1,6 @@
 """`python -m ans serve`: over a socket, the same answers as the `Segmenter` gives; batches; limits; a stop that loses nothing."""
 
+import asyncio
 import base64
 import json
 import re
@@ -93,46 +94,47 @@ def test_one_request_cannot_fail_another_and_the_queue_is_bounded(model: Segment
         batcher.ask(Asked(picture(), "one", WORDS))
 
 
+async def call(app: Any, body: Any, path: str = "/v1/segment", receive: Any = None) -> tuple[int, Any]:
+    """Status and answer to a request, without a socket. `receive`: in the place of a body that is there at once."""
+    data = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+    said: list[dict[str, Any]] = []
+
+    async def at_once() -> dict[str, Any]:
+        return {"type": "http.request", "body": data, "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        said.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "GET" if body is None else "POST",
+        "path": path,
+        "headers": [(b"content-type", b"application/json")],
+        "query_string": b"",
+        "http_version": "1.1",
+    }
+    try:
+        await app(scope, receive or at_once, send)
+    except FloatingPointError:
+        pass  # uvicorn logs it
+    text = b"".join(message.get("body", b"") for message in said[1:]).decode()
+    return said[0]["status"], text if body is None else json.loads(text)
+
+
+def at_once(app: Any, *requests: Any) -> list[tuple[int, Any]]:
+    async def all_of_them() -> list[tuple[int, Any]]:
+        async with app.router.lifespan_context(app):
+            return await asyncio.gather(*(call(app, *request) for request in requests))
+
+    return asyncio.run(all_of_them())
+
+
 @pytest.mark.slow
 def test_a_failure_of_ours_a_full_queue_and_a_long_wait_are_said(model: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("fastapi", reason="the extra `serve` is not installed: pip install '.[serve]'")
-    import asyncio
-
-    from ans.serving.app import Limits, make_app
-
-    body = json.dumps({"image": encoded(picture()), "expressions": WORDS}).encode()
-
-    async def post(app: Any, count: int) -> list[tuple[int, dict[str, Any]]]:
-        """The answers to `count` requests at once, without a socket."""
-
-        async def one() -> tuple[int, dict[str, Any]]:
-            said: list[dict[str, Any]] = []
-
-            async def receive() -> dict[str, Any]:
-                return {"type": "http.request", "body": body, "more_body": False}
-
-            async def send(message: dict[str, Any]) -> None:
-                said.append(message)
-
-            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-            scope = {
-                "type": "http",
-                "method": "POST",
-                "path": "/v1/segment",
-                "headers": headers,
-                "query_string": b"",
-                "http_version": "1.1",
-            }
-            try:
-                await app(scope, receive, send)
-            except FloatingPointError:
-                pass  # uvicorn logs it
-            return said[0]["status"], json.loads(b"".join(message.get("body", b"") for message in said[1:]))
-
-        async with app.router.lifespan_context(app):
-            return await asyncio.gather(*(one() for _ in range(count)))
-
-    found = asyncio.run(post(make_app(Batcher(model, wait=0.5, longest=1), "tiny", Limits(seconds=0.1)), 2))
+    app = pytest.importorskip("ans.serving.app", reason="the extra `serve` is not installed: pip install '.[serve]'")
+    body = {"image": encoded(picture()), "expressions": WORDS}
+    made = app.make_app(Batcher(model, wait=0.5, longest=1), "tiny", app.Limits(seconds=0.1))
+    found = at_once(made, (body,), (body,))
     assert sorted(status for status, _ in found) == [503, 504]
     assert {said["error"].split(";")[0] for _, said in found} == {"1 requests are waiting already", "no answer within 0.1 s"}
 
@@ -140,8 +142,48 @@ def test_a_failure_of_ours_a_full_queue_and_a_long_wait_are_said(model: Segmente
         raise FloatingPointError("of ours")
 
     monkeypatch.setattr(model, "read", broken)
-    ((status, said),) = asyncio.run(post(make_app(Batcher(model), "tiny"), 1))
-    assert (status, said) == (500, {"error": "FloatingPointError in the server; its log says more"})
+    made = app.make_app(Batcher(model), "tiny")
+    assert at_once(made, (body,)) == [(500, {"error": "FloatingPointError in the server; its log says more"})]
+    (_, counted) = asyncio.run(call(made, None, "/metrics"))
+    assert 'ans_http_requests_total{route="/v1/segment",status="500"} 1\n' in counted
+
+
+def test_what_would_fill_the_memory_is_refused_before_it_is_kept(model: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = pytest.importorskip("ans.serving.app", reason="the extra `serve` is not installed: pip install '.[serve]'")
+    batcher = Batcher(model)
+    batcher.counts.questions = 12_345_678
+    made = app.make_app(batcher, "tiny", app.Limits(bytes=20_000, questions=2, seconds=0.2, requests=1))
+
+    async def never() -> dict[str, Any]:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    async def gone() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    found = at_once(made, (b"{", "/v1/segment", never), (b"{",), (None, "/health"))
+    assert [status for status, _ in found] == [408, 503, 200]
+    assert "did not come within 0.2 s" in found[0][1]["error"] and "1 requests are here already" in found[1][1]["error"]
+    with pytest.raises(IndexError):  # no answer
+        asyncio.run(call(made, b"{", "/v1/segment", gone))
+    assert asyncio.run(call(made, b" " * 20_001)) == (413, {"error": "the request has more than 0.02 MB"})
+    _, counted = asyncio.run(call(made, None, "/metrics"))
+    for status in (408, 413, 503):
+        assert f'ans_http_requests_total{{route="other",status="{status}"}} 1\n' in counted
+    assert "ans_questions_total 12345678\n" in counted, "every digit: six of them would stand still while it grows"
+
+    # A small file of many pixels: the size is compared first. And nothing at all is decoded where too much is asked.
+    many = encoded(Image.new("1", (3000, 3000)))
+    decoded: list[tuple[int, int]] = []
+    monkeypatch.setattr(Image.Image, "load", lambda image: decoded.append(image.size))
+    with pytest.raises(ValueError, match=r"masks\.0: is 3000 x 3000 pixels, the image 120 x 90"):
+        app._region(many, (120, 90), 0)
+    asked = app.DescribeRequest(image="no image", masks=[many], points=[[1, 1], [2, 2]])
+    with pytest.raises(app.Refused, match="3 questions in one request; at most 2"):
+        app.read(asked, app.Limits(questions=2))
+    assert not decoded
+    status, said = asyncio.run(call(made, {"image": "", "points": [[0, 0]] * 1001}))
+    assert status in (413, 422) and "1000" in said["error"]
 
 
 class Served:
