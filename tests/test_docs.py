@@ -181,6 +181,22 @@ def test_modules_take_these_options(words: list[str], tmp_path: Path, monkeypatc
             assert option in usage(module), f"{module} knows no {option}"
 
 
+def test_commands_in_the_text_take_these_options(capsys: pytest.CaptureFixture[str]) -> None:
+    """Those in blocks, whole; those within a sentence too, which may leave out what a command has to be given."""
+    seen, parse = 0, parser().parse_args
+    for words in (words[3:] for _, words in ALL if words[:3] == ["python", "-m", "ans"]):
+        assert parse(words).run
+    for page in PAGES:
+        for command in re.findall(r"`python -m ans ([^`]+)`", FENCE.sub("", page.read_text(encoding="utf-8"))):
+            seen += 1
+            try:
+                parse(shlex.split(command))
+            except SystemExit:
+                said = capsys.readouterr().err
+                assert "the following arguments are required" in said, f"{page.name}: {command}: {said}"
+    assert seen > 10
+
+
 def write_clip(folder: Path) -> None:
     """clip.mp4 and frames_folder, of two frames, and the tiny model's own decoder under the name of SAM2's checkpoint."""
     (folder / "frames_folder").mkdir()

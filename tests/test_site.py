@@ -112,6 +112,7 @@ def test_every_block_of_python_is_run_by_a_test() -> None:
     assert pages == {"python.md", "report.md", "video.md", "extending.md"}
 
 
+@pytest.mark.slow
 def test_the_lines_of_python_run(
     examples: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,11 +153,13 @@ def test_the_lines_of_python_run(
     ours = space["model"].vlm.language_model
     exec(exported, space)
     assert set(asked) == {("ByteDance/Sa2VA-4B", "40 digits: a commit of the code that config.json names")}
-    ids = torch.tensor([space["tokenizer"].encode("the red circle [SEG]")])
-    theirs = space["model"].language_model.float()
+    theirs = space["model"].language_model
     assert type(theirs).__module__.startswith("transformers.models.qwen2")
+    for name, tensor in theirs.state_dict().items():  # in the type that transformers chooses
+        assert torch.equal(tensor, full[f"vlm.language_model.{name}"].to(tensor.dtype)), name
+    ids = torch.tensor([space["tokenizer"].encode("the red circle [SEG]")])
     with torch.no_grad():
-        torch.testing.assert_close(theirs(ids).logits, ours(ids).logits, rtol=0, atol=1e-4)
+        torch.testing.assert_close(theirs.float()(ids).logits, ours(ids).logits, rtol=0, atol=0.05)
 
 
 def test_the_notebook_runs_on_a_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

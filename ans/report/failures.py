@@ -21,7 +21,7 @@ REASONS = {
     "elsewhere": "IoU with the object below 0.1, and no other annotated object was hit",
     "object and more": "at least 80 % of the object is covered, and so is much else",
     "part of it": "at least 80 % of the mask lies on the object, but most of the object is missing",
-    "inexact": "none of the above",
+    "inexact": "IoU 0.1 to 0.5: over 20 % of the object is missing, and over 20 % of the mask lies beside it",
 }
 
 VIDEO_REASONS = {
