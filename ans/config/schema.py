@@ -68,6 +68,10 @@ class Launch(Section):
     feature_cache_gb: Weight = Field(
         description="GB on disk for the frozen encoders' features, shared by epochs and variants; 0: no cache"
     )
+    shard_frozen: bool = Field(
+        False,
+        description="training: each process holds a share of the frozen layers, for models beyond one card; not with train.four_bit",
+    )
 
 
 class Source(Section):

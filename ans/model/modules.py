@@ -1,6 +1,6 @@
 """The modules of a segmenting vision-language model, what they make of images, and the forward of training."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -96,6 +96,8 @@ class SegmenterModules(nn.Module):
         self.sam = config.decoder.build()
         width = config.language.hidden_size
         self.text_hidden_fcs = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, config.decoder.width))
+        self.meet: Callable[[], None] = _alone
+        """Called before processes communicate: where they share out frozen weights, they wait for each other's forwards."""
 
     @property
     def device(self) -> torch.device:
@@ -206,6 +208,10 @@ class SegmenterModules(nn.Module):
     def upscale(self, low_res: Tensor, size: tuple[int, int]) -> Tensor:
         """Map (N, S/4, S/4) logits to (N, h, w): bilinear to the mask part's own size, then to the image's."""
         return self.config.decoder.upscale(low_res, size)
+
+
+def _alone() -> None:
+    pass
 
 
 def with_regions(images: Sequence[Visual], cells: Tensor | None, weights: Tensor | None = None) -> list[Tensor]:

@@ -27,6 +27,7 @@ from ans.training.hooks.sinks import Sinks
 from ans.training.hooks.validation import Validation
 from ans.training.hooks.video_validation import VideoValidation
 from ans.training.mixture import Mixture
+from ans.training.sharding import share_out
 from ans.training.signals import StopSignal
 from ans.training.step import Stepper, count
 from ans.workspace import Workspace
@@ -90,7 +91,10 @@ class Run:
         first, processes = self.accelerator.is_main_process, self.accelerator.num_processes
         if not first:  # they would say the same
             logging.getLogger("ans").setLevel(logging.ERROR)
-        self.model, self.trained = setup.load_model(settings, workspace.base, self.accelerator.device)
+        shared, device = config.launch.shard_frozen, self.accelerator.device
+        self.model, self.trained = setup.load_model(settings, workspace.base, torch.device("cpu") if shared else device)
+        if shared:
+            self.model.meet = share_out(self.model, device, processes)
         self.tasks = setup.load_tasks(config, workspace, self.model, first)
         self.steps, epoch = setup.steps_of(settings, self.tasks, processes)
         self.mixture = Mixture(

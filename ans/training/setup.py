@@ -26,6 +26,7 @@ from ans.provenance import digest
 from ans.tasks import load as load_task
 from ans.tasks.base import AnyTask, Setting
 from ans.training.mixture import MicroBatch, Mixture
+from ans.training.sharding import local
 from ans.training.signals import blocked_in_workers, end_with_the_training
 from ans.training.state import ResumeFolder, describe
 from ans.workspace import Workspace
@@ -186,10 +187,10 @@ def slices_of_groups(model: Segmenter, trained: Mapping[str, nn.Parameter]) -> d
 
 
 def frozen_checksum(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> int:
-    """Return a sum over the bits of every frozen tensor, to prove afterwards that none has changed."""
+    """Return a sum over the bits of every frozen tensor that this process holds, to prove afterwards that none has changed."""
     total = 0
     moving = {parameter.data_ptr() for parameter in trained.values()}  # tied tensors have two names
-    for name, tensor in model.state_dict().items():
+    for name, tensor in ((name, local(tensor)) for name, tensor in model.state_dict().items()):
         if name not in trained and tensor.data_ptr() not in moving:
             kind = {1: torch.uint8, 2: torch.int16}.get(tensor.element_size(), torch.int32)
             values = tensor.detach().contiguous().flatten().view(kind)

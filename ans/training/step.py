@@ -87,6 +87,7 @@ class Stepper:
                 now = Now(step, self.steps, self.teacher, examples.wanted(name))
                 with self.accelerator.autocast():
                     losses = task.losses(self.model, self.encode(batch.images), batch, counts[name], now)
+                self.model.meet()
                 add_gradient(losses.total, self.parameters, totals[task.role])
                 values = losses.values if task.role == "auxiliary" else losses.values | {"loss": losses.total.detach()}
                 for key, value in values.items():

@@ -94,7 +94,7 @@ class Looked:
         self.curves = Curves(None)
         sinks: Any = SimpleNamespace(names=["dvclive"], show=lambda *shown: self.shown.append(shown))
         self.sinks = sinks
-        model: Any = SimpleNamespace(config=None, evaluating=lambda: self._inside("evaluating"))
+        model: Any = SimpleNamespace(config=None, evaluating=lambda: self._inside("evaluating"), meet=lambda: None)
         accelerator: Any = SimpleNamespace(
             process_index=process, num_processes=processes, autocast=lambda: self._inside("autocast")
         )

@@ -91,6 +91,7 @@ class Validation(Hook):
         with self.model.evaluating(), self.accelerator.autocast():
             for number in mine:
                 rows += self.ask(number)
+            self.model.meet()
         if self.accelerator.num_processes > 1:
             rows = gather_object(rows)
         self.rows = rows
