@@ -13,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
 
 from ans import launch
@@ -27,13 +28,36 @@ _SERVER.set_forkserver_preload(
 
 def run(module: str, *arguments: str, cwd: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """Run the module as a script and wait for it."""
+    (done,) = run_together(module, *arguments, cwd=cwd, environments=[env])
+    return done
+
+
+def run_together(
+    module: str, *arguments: str, cwd: Path, environments: Sequence[Mapping[str, str]]
+) -> list[subprocess.CompletedProcess[str]]:
+    """Run the module as a script in a process for each environment, and wait for all. When one fails the others are killed."""
     with tempfile.TemporaryDirectory() as folder:
-        streams = [Path(folder) / name for name in ("out", "err")]
-        process = _SERVER.Process(target=_run, args=(module, arguments, cwd, dict(env), streams))
-        process.start()
-        process.join()
-        out, err = (stream.read_text(encoding="utf-8") for stream in streams)
-    return subprocess.CompletedProcess([module, *arguments], process.exitcode or 0, out, err)
+        streams = [[Path(folder) / f"{name}.{place}" for name in ("out", "err")] for place in range(len(environments))]
+        processes = [
+            _SERVER.Process(target=_run, args=(module, arguments, cwd, dict(env), own))
+            for env, own in zip(environments, streams, strict=True)
+        ]
+        for process in processes:
+            process.start()
+        left = {process.sentinel: process for process in processes}
+        while left:
+            for sentinel in wait(list(left)):
+                ended = left.pop(int(sentinel))  # type: ignore[arg-type]
+                ended.join()
+                if ended.exitcode:
+                    for process in left.values():
+                        process.kill()
+        texts = [[stream.read_text(encoding="utf-8") for stream in own] for own in streams]
+    command = [module, *arguments]
+    return [
+        subprocess.CompletedProcess(command, process.exitcode or 0, out, err)
+        for process, (out, err) in zip(processes, texts, strict=True)
+    ]
 
 
 def _run(module: str, arguments: tuple[str, ...], cwd: Path, env: dict[str, str], streams: list[Path]) -> None:

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from ans.files import replacing
@@ -57,7 +58,8 @@ class FeatureCache:
         self._about = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
         for encoder in (model.vlm.vision, model.sam.encoder):
             for name, tensor in encoder.state_dict().items():
-                self._about.update(save({name: tensor.contiguous()}))
+                whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+                self._about.update(save({name: whole.contiguous()}))
 
     def encode(self, images: Sequence[Image.Image]) -> Features:
         """Encode as `Segmenter.encode_images` does, to the same bits."""

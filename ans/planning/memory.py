@@ -11,6 +11,7 @@ from ans.config.training import TrainSettings
 from ans.model import prompts
 from ans.model.config import ModelConfig
 from ans.model.segmenter import Segmenter
+from ans.training.sharding import layers_of, parts_of
 
 FOUR_BIT = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a value: 4 bits, an 8-bit scale per 64 values, and a 32-bit scale per 256 of those (double quantisation)."""
@@ -38,24 +39,33 @@ def empty_model(config: ModelConfig) -> Segmenter:
     return Segmenter(config, PreTrainedTokenizerFast(tokenizer_object=known, unk_token="<unk>"), vlm).to("meta")
 
 
-def estimate(model: Segmenter, settings: TrainSettings, micro: Micro, teacher: bool, loops: bool) -> dict[str, float]:
+def estimate(
+    model: Segmenter, settings: TrainSettings, micro: Micro, teacher: bool, loops: bool, shares: int = 1
+) -> dict[str, float]:
     """Return GB by item, and their sum, of one process that trains `model` (`setup.make_trainable`, without memory).
 
-    `teacher`: whether there is one; `loops`: whether two gradients are combined. Weights and training state are counted. The working
+    `teacher`: whether there is one; `loops`: whether two gradients are combined; `shares`: over how many processes the frozen layers are
+    shared out. Weights and training state are counted. The working
     memory is that of the language model or, where it is known by formula, of the mask part's image encoder, whichever is
     larger: they work one after the other. Of other encoders and of the mask decoder nothing is counted, so more is needed.
     """
     half = 2 if settings.precision == "bf16" else 4
     language = model.config.language
     width, inner, layers = language.hidden_size, language.intermediate_size, language.num_hidden_layers
-    core = model.vlm.language_model.model
     table = {id(p) for p in model.vlm.language_model.get_input_embeddings().parameters()}
     items: dict[str, float] = {}
-    for name, part, size in (("language", core, half), ("vision", model.vlm.vision, half), ("sam", model.sam.encoder, 4)):
+    largest = 0
+    for name, part in parts_of(model).items():
+        size = 4 if name == "sam" else half
         frozen = [p for p in part.parameters() if not p.requires_grad and id(p) not in table]
         linear = [m.weight for m in part.modules() if type(m) is nn.Linear and not m.weight.requires_grad]
         small = sum(w.numel() for w in linear) if name in settings.four_bit else 0
         items[f"{name}: weights"] = FOUR_BIT * small + size * (sum(p.numel() for p in frozen) - small)
+        if shares > 1:
+            layers_of_part = [[p for p in layer.parameters() if not p.requires_grad] for layer in layers_of(part)]
+            elsewhere = sum(p.numel() - share(p, shares) for layer in layers_of_part for p in layer)
+            items[f"{name}: weights"] -= size * elsewhere
+            largest = max(largest, *(size * sum(p.numel() for p in layer) for layer in layers_of_part))
     frozen_of = {"embed_head": 0, "proj": 0}
     trained = 0
     for name, parameter in model.named_parameters():
@@ -63,6 +73,8 @@ def estimate(model: Segmenter, settings: TrainSettings, micro: Micro, teacher: b
             trained += parameter.numel()
         elif (shard := shard_of(model, name)) in frozen_of:
             frozen_of[shard] += parameter.numel()
+    if shares > 1:
+        items["layers gathered: one that runs, and the next"] = 2 * largest
     items["embedding and output table"] = half * frozen_of["embed_head"]
     items["projector"] = half * frozen_of["proj"]
     gradients = "gradient of each loop" if loops else "gradient twice"
@@ -78,6 +90,12 @@ def estimate(model: Segmenter, settings: TrainSettings, micro: Micro, teacher: b
         encoder, of_language
     )
     return {name: value / 1e9 for name, value in items.items()} | {"sum": sum(items.values()) / 1e9}
+
+
+def share(parameter: nn.Parameter, shares: int) -> int:
+    """Return how many values of a tensor each process holds: its rows are shared out, and filled up to a whole number."""
+    rows = len(parameter)
+    return -(-rows // shares) * (parameter.numel() // rows)
 
 
 def shard_of(model: Segmenter, name: str) -> str:

@@ -93,7 +93,8 @@ def _add_needs(
     kinds = {name: load_task(name) for name in settings}
     teacher, loops = any(kind.teacher for kind in kinds.values()), any(kind.role == "auxiliary" for kind in kinds.values())
     micro = {name: micro_of(model.config, config, of) for name, of in settings.items()}
-    found.gigabytes = memory.estimate(model, train, max(micro.values(), key=lambda one: one.tokens), teacher, loops)
+    shares = found.processes if config.launch.shard_frozen else 1
+    found.gigabytes = memory.estimate(model, train, max(micro.values(), key=lambda one: one.tokens), teacher, loops, shares)
     if found.steps is not None and train.precision == "bf16":  # the peak is that of bf16
         primary = min((micro[name].tokens for name, kind in kinds.items() if kind.role == "primary"), default=0)
         tokens = primary + sum(micro[name].tokens for name, kind in kinds.items() if kind.role == "auxiliary")

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -42,6 +42,13 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def share_layers(part: nn.Module, mesh: DeviceMesh) -> None:
+    """Share out the frozen tensors of a part's layers over the processes of `mesh`."""
+    for layer in layers_of(part):
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params={p for p in layer.parameters() if p.requires_grad})
+    fully_shard(part, mesh=mesh, ignored_params={p for p in part.parameters() if not isinstance(p, DTensor)})
+
+
 def share_out(model: Segmenter, device: torch.device, processes: int) -> Callable[[], None]:
     """Share out the frozen layers of `model`, which lies in CPU memory, and put all on `device`; `meet`, which waits until all processes
     have called it."""
@@ -62,19 +69,16 @@ class Sharing:
         self.group = distributed.new_group(backend="gloo", timeout=TIMEOUT)
         mesh = init_device_mesh(device.type, (processes,))
         for number, (part, layers) in enumerate(zip(self.parts, self.layers, strict=True), 1):
-            for layer in layers:
-                fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=_trained(layer))
-            fully_shard(part, mesh=mesh, ignored_params={p for p in part.parameters() if not isinstance(p, DTensor)})
+            share_layers(part, mesh)
             # by itself it would gather ahead what ran before on this process, which on others may be something else
             for layer, before in zip(layers, [layers[0], *layers], strict=False):
                 cast(FSDPModule, layer).set_modules_to_backward_prefetch([cast(FSDPModule, before)])
             part.register_forward_pre_hook(partial(self._before, number), prepend=True)
+            part.register_forward_hook(_forget)
 
     def meet(self) -> None:
         """Wait until all processes are here; help those that are not to run what they still want."""
         self._agree_on(MEETING)
-        for part in self.parts:
-            cast(FSDPModule, part).reset_iter_state()  # it notes every forward until the next backward pass, of which encoders have none
 
     def _before(self, number: int, *_: Any) -> None:
         # with a gradient all run equally often, and their backward passes gather again
@@ -96,5 +100,7 @@ class Sharing:
                 cast(FSDPModule, layer).reshard()
 
 
-def _trained(module: nn.Module) -> set[nn.Parameter]:
-    return {parameter for parameter in module.parameters() if parameter.requires_grad}
+def _forget(part: nn.Module, *_: Any) -> None:
+    """Let FSDP drop its notes of a forward without a gradient: it keeps them for a backward pass, of which encoders have none."""
+    if not torch.is_grad_enabled():
+        cast(FSDPModule, part).reset_iter_state()

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import gc
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,7 @@ from ans.config.sections import all_fields
 from ans.data.arrow import read_index
 from ans.data.samples import Evaluated
 from ans.formats.pth import read_pth
+from ans.launch import environments
 from ans.model.adapters import add_lora, add_seg_row
 from ans.model.config import ModelConfig
 from ans.model.keys import Keys
@@ -34,7 +36,7 @@ from ans.tasks import load as load_task
 from ans.tasks.base import AnyTask, Setting
 from ans.training.loop import train
 from ans.workspace import Workspace
-from tests import pipeline
+from tests import forked, pipeline
 from tests.training import plain
 from tests.training.plain import Micro, Settings, State
 
@@ -164,13 +166,16 @@ class World:
             AcceleratorState._reset_state()
         return _read_states(workspace, _read_steps(workspace) if on_disk else trained, teachers, names)
 
-    def run_by_command(self, base: str, changes: Changes, folder: Path, processes: int) -> list[State]:
-        """As `run`, by the command that the pipeline has and as several processes; there is no teacher to be seen."""
+    def run_together(self, base: str, changes: Changes, folder: Path, processes: int, shard_frozen: bool) -> list[State]:
+        """As `run`, as several processes; there is no teacher to be seen."""
         values, workspace = self.values(base, changes), self.workspace(base, folder)
-        values["launch"] |= {"processes": processes}
+        values["launch"] |= {"processes": processes, "shard_frozen": shard_frozen}
         # in the file's own order: that of loop 1's sources decides which sample comes when
         workspace.params.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-        pipeline.run(folder, "train")
+        here = os.environ | {"PYTHONPATH": str(pipeline.REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
+        places = environments(Config(values).launch, 0)
+        for done in forked.run_together("ans.training", cwd=folder, environments=[here | place for place in places]):
+            assert done.returncode == 0, done.stderr
         trained = plain.select(self.model(base, changes), self.settings(base, changes))
         return _read_states(workspace, _read_steps(workspace), {}, {self.keys(base).trained_name(name): name for name in trained})
 
