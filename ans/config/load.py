@@ -199,7 +199,9 @@ class Config:
         if self.launch.shard_frozen and self.launch.processes * self.launch.machines == 1:
             raise ConfigError("launch.shard_frozen: one process has none to share with; set launch.processes, or false")
         if self.launch.shard_frozen and self.train.four_bit:
-            raise ConfigError("launch.shard_frozen: layers in 4 bits cannot be shared out; set it, or train.four_bit, but not both")
+            raise ConfigError(
+                "launch.shard_frozen: layers in 4 bits cannot be shared out; set it, or train.four_bit, but not both"
+            )
 
     def _require_split(self, path: str, split: str) -> None:
         if "_" not in split:

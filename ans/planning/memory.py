@@ -11,7 +11,7 @@ from ans.config.training import TrainSettings
 from ans.model import prompts
 from ans.model.config import ModelConfig
 from ans.model.segmenter import Segmenter
-from ans.training.sharding import layers_of, parts_of
+from ans.training.sharding import parts_of, stack_of
 
 FOUR_BIT = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a value: 4 bits, an 8-bit scale per 64 values, and a 32-bit scale per 256 of those (double quantisation)."""
@@ -62,7 +62,7 @@ def estimate(
         small = sum(w.numel() for w in linear) if name in settings.four_bit else 0
         items[f"{name}: weights"] = FOUR_BIT * small + size * (sum(p.numel() for p in frozen) - small)
         if shares > 1:
-            layers_of_part = [[p for p in layer.parameters() if not p.requires_grad] for layer in layers_of(part)]
+            layers_of_part = [[p for p in layer.parameters() if not p.requires_grad] for layer in stack_of(part)[1]]
             elsewhere = sum(p.numel() - share(p, shares) for layer in layers_of_part for p in layer)
             items[f"{name}: weights"] -= size * elsewhere
             largest = max(largest, *(size * sum(p.numel() for p in layer) for layer in layers_of_part))

@@ -31,10 +31,11 @@ def parts_of(model: Segmenter) -> dict[str, nn.Module]:
     return {"language": model.vlm.language_model.model, "vision": model.vlm.vision, "sam": model.sam.encoder}
 
 
-def layers_of(part: nn.Module) -> list[nn.Module]:
-    """Return the layers of a part, which hold nearly all of its weights."""
-    stacks = [module for module in part.modules() if isinstance(module, nn.ModuleList)]
-    return list(max(stacks, key=lambda stack: sum(p.numel() for p in stack.parameters())))
+def stack_of(part: nn.Module) -> tuple[nn.Module, list[nn.Module]]:
+    """Return the layers of a part, which hold nearly all of its weights, behind the module that runs them."""
+    stacks = [(owner, of) for owner in part.modules() for of in owner.children() if isinstance(of, nn.ModuleList)]
+    owner, layers = max(stacks, key=lambda stack: sum(p.numel() for p in stack[1].parameters()))
+    return owner, list(layers)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -42,11 +43,18 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def share_layers(part: nn.Module, mesh: DeviceMesh) -> None:
-    """Share out the frozen tensors of a part's layers over the processes of `mesh`."""
-    for layer in layers_of(part):
-        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params={p for p in layer.parameters() if p.requires_grad})
-    fully_shard(part, mesh=mesh, ignored_params={p for p in part.parameters() if not isinstance(p, DTensor)})
+def share_layers(part: nn.Module, mesh: DeviceMesh) -> tuple[nn.Module, list[nn.Module]]:
+    """Share out the frozen tensors of a part's layers over the processes of `mesh`; what `stack_of` returns."""
+    owner, layers = stack_of(part)
+    for layer in layers:
+        trained = {p for p in layer.parameters() if p.requires_grad}
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=trained)
+    fully_shard(owner, mesh=mesh, ignored_params={p for p in owner.parameters() if not isinstance(p, DTensor)})
+    # by itself it would gather ahead what ran before on this process, which on others may be something else
+    for layer, before in zip(layers, [layers[0], *layers], strict=False):
+        cast(FSDPModule, layer).set_modules_to_backward_prefetch([cast(FSDPModule, before)])
+    owner.register_forward_hook(_forget)
+    return owner, layers
 
 
 def share_out(model: Segmenter, device: torch.device, processes: int) -> Callable[[], None]:
@@ -63,18 +71,14 @@ class Sharing:
     """The parts of one model, and the agreement about their forwards."""
 
     def __init__(self, model: Segmenter, device: torch.device, processes: int) -> None:
-        self.parts = list(parts_of(model).values())
-        self.layers = [layers_of(part) for part in self.parts]
         # on the host: an agreement must not wait for what the device has still to do
         self.group = distributed.new_group(backend="gloo", timeout=TIMEOUT)
         mesh = init_device_mesh(device.type, (processes,))
-        for number, (part, layers) in enumerate(zip(self.parts, self.layers, strict=True), 1):
-            share_layers(part, mesh)
-            # by itself it would gather ahead what ran before on this process, which on others may be something else
-            for layer, before in zip(layers, [layers[0], *layers], strict=False):
-                cast(FSDPModule, layer).set_modules_to_backward_prefetch([cast(FSDPModule, before)])
-            part.register_forward_pre_hook(partial(self._before, number), prepend=True)
-            part.register_forward_hook(_forget)
+        self.layers: list[list[nn.Module]] = []
+        for number, part in enumerate(parts_of(model).values(), 1):
+            owner, layers = share_layers(part, mesh)
+            owner.register_forward_pre_hook(partial(self._before, number), prepend=True)
+            self.layers.append(layers)
 
     def meet(self) -> None:
         """Wait until all processes are here; help those that are not to run what they still want."""
@@ -82,7 +86,7 @@ class Sharing:
 
     def _before(self, number: int, *_: Any) -> None:
         # with a gradient all run equally often, and their backward passes gather again
-        self._agree_on(number if torch.is_grad_enabled() else len(self.parts) + number)
+        self._agree_on(number if torch.is_grad_enabled() else len(self.layers) + number)
 
     def _agree_on(self, wanted: int) -> None:
         """Return when it is the turn of `wanted`: first comes what runs without a gradient. Raises `RuntimeError` where the processes want
@@ -91,16 +95,16 @@ class Sharing:
             highest = torch.tensor([wanted, -wanted])
             distributed.all_reduce(highest, distributed.ReduceOp.MAX, self.group)
             turn, least = highest.tolist()
-            if turn <= len(self.parts) and -least != turn:
+            if turn <= len(self.layers) and -least != turn:
                 raise RuntimeError("launch.shard_frozen: the processes run different numbers of forwards with a gradient")
             if turn == wanted:
                 return
-            for layer in self.layers[turn - len(self.parts) - 1]:
+            for layer in self.layers[turn - len(self.layers) - 1]:
                 cast(FSDPModule, layer).unshard()
                 cast(FSDPModule, layer).reshard()
 
 
-def _forget(part: nn.Module, *_: Any) -> None:
+def _forget(owner: nn.Module, *_: Any) -> None:
     """Let FSDP drop its notes of a forward without a gradient: it keeps them for a backward pass, of which encoders have none."""
     if not torch.is_grad_enabled():
-        cast(FSDPModule, part).reset_iter_state()
+        cast(FSDPModule, owner).reset_iter_state()

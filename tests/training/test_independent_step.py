@@ -371,7 +371,10 @@ def test_not_a_setting_of_the_result(changes: Changes, laboratory: Laboratory, t
 def test_two_processes(shard_frozen: bool, laboratory: Laboratory, tmp_path: Path) -> None:
     """Two with half of each micro-batch do what one does with all of it, also where they share out the frozen layers."""
     changes = BASE | {"batch": 2, "accumulation": 2}
-    seen = changes | {"batch": 1, "gallery": 3 if shard_frozen else 0}  # examples are captions that the first process alone writes
+    seen = changes | {
+        "batch": 1,
+        "gallery": 3 if shard_frozen else 0,
+    }  # examples are captions that the first process alone writes
     found = laboratory.world.run_together("tiny", seen, tmp_path, 2, shard_frozen)
     start, expected = laboratory.reference("tiny", changes)
     expected = [State(state.trained, {}, state.values) for state in expected]  # a process alone would show its teacher
