@@ -62,10 +62,10 @@ def estimate(
         small = sum(w.numel() for w in linear) if name in settings.four_bit else 0
         items[f"{name}: weights"] = FOUR_BIT * small + size * (sum(p.numel() for p in frozen) - small)
         if shares > 1:
-            layers_of_part = [[p for p in layer.parameters() if not p.requires_grad] for layer in stack_of(part)[1]]
-            elsewhere = sum(p.numel() - share(p, shares) for layer in layers_of_part for p in layer)
+            stack = [[p for p in layer.parameters() if not p.requires_grad] for layer in stack_of(part)[1]]
+            elsewhere = sum(p.numel() - share(p, shares) for layer in stack for p in layer)
             items[f"{name}: weights"] -= size * elsewhere
-            largest = max(largest, *(size * sum(p.numel() for p in layer) for layer in layers_of_part))
+            largest = max(largest, *(size * sum(p.numel() for p in layer) for layer in stack))
     frozen_of = {"embed_head": 0, "proj": 0}
     trained = 0
     for name, parameter in model.named_parameters():

@@ -119,6 +119,16 @@ def test_it_counts_as_the_manifest_does(config: Config, tmp_path: Path) -> None:
     assert look_ahead(absolute, Workspace(tmp_path)).groups == said
 
 
+def test_shares_are_planned(config: Config, tmp_path: Path) -> None:
+    chosen = config.changed({"weights.location": str(pipeline.REPOSITORY / "weights" / "tiny"), "launch.processes": 2})
+    whole, shared = (
+        look_ahead(chosen.changed({"launch.shard_frozen": on}), Workspace(tmp_path)).gigabytes for on in (False, True)
+    )
+    gathered = "layers gathered: one that runs, and the next"
+    assert {name for name in whole if shared[name] < whole[name]} >= {"language: weights", "vision: weights", "sam: weights"}
+    assert shared[gathered] > 0 and gathered not in whole
+
+
 @pytest.mark.slow
 def test_the_working_memory_is_a_lower_bound(config: Config) -> None:
     """Of a step of loop 2 as it is, by PyTorch's allocator; what the formula leaves out comes on top."""
