@@ -64,9 +64,11 @@ def test_gradients_and_values_are_sums_over_micro_batches_and_processes(auxiliar
     micro = [[("one", batch(1.0, 0.0)), *help_batches[0]], [("silent", batch(0.5, 2.0)), *help_batches[1]]]
     settings = load(REPOSITORY / "params.yaml").train
     kept: list[Any] = []
+    met: list[int] = []
+    model: Any = SimpleNamespace(meet=lambda: met.append(len(asked)))
     examples: Any = SimpleNamespace(wanted=lambda name: name != "help", keep=lambda *what: kept.append(what))
     stepper = Stepper(
-        cast(Any, "model"), tasks, settings, 4, [parameter], {"all": [slice(0, 2)]}, torch.optim.SGD([parameter], lr=1.0),
+        model, tasks, settings, 4, [parameter], {"all": [slice(0, 2)]}, torch.optim.SGD([parameter], lr=1.0),
         cast(Any, lambda images: ("features", images)), nullcontext, cast(Any, Two()),
     )  # fmt: skip
     found = stepper.gradients(cast(Any, micro), dict.fromkeys(tasks, {"objects": 2}), 3, examples)
@@ -75,7 +77,8 @@ def test_gradients_and_values_are_sums_over_micro_batches_and_processes(auxiliar
     values = {"primary_x": 1.0 + 4.5, "loss": 1.0 + 4.5} | ({"auxiliary_x": 3.0 + 10.0} if auxiliary else {})
     assert {name: float(value) for name, value in found.values.items()} == values
     assert kept == [("one", "seen")] and parameter.grad is None
-    assert asked[0] == ("model", ("features", 1.0), {"objects": 2}, 3, 4, True) and asked[1][-1] is (not auxiliary)
+    assert asked[0] == (model, ("features", 1.0), {"objects": 2}, 3, 4, True) and asked[1][-1] is (not auxiliary)
+    assert met == list(range(1, len(asked) + 1)), "before each backward pass, in which shared layers are gathered again"
 
 
 def test_counts_are_sums_and_one_process_stops_all() -> None:
