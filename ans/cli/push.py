@@ -34,26 +34,37 @@ def run(chosen: argparse.Namespace) -> None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
-    from ans.checkpoints.export import export_adapter, export_hub
-
-    with tempfile.TemporaryDirectory(prefix=".push-", dir=chosen.variant.resolve().parent) as place:  # links need the same disk
-        parts: dict[str | None, Path] = {}
-        for path in (chosen.variant, *chosen.others):
-            parts[None if path == chosen.variant else path.name] = Path(place) / path.name
-            export_hub(path, Path(place) / path.name, base_model=chosen.base_model, measured=measured(path))
-        if chosen.adapter:
-            parts[ADAPTER] = Path(place) / ADAPTER
-            export_adapter(chosen.variant, chosen.adapter, parts[ADAPTER])
-        api = HfApi()
-        try:
-            api.create_repo(chosen.repository, private=chosen.private, exist_ok=True)
+    for path in (chosen.variant, *chosen.others):
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{path}: no model folder, it has no config.json")
+    api = HfApi()
+    try:
+        # before the folders are made, which takes minutes: the hub may refuse the token or the name
+        api.create_repo(chosen.repository, private=chosen.private, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix=".push-", dir=chosen.variant.resolve().parent
+        ) as place:  # links need the same disk
             commits = [  # one each: what one has brought, the next need not bring again
                 api.upload_folder(repo_id=chosen.repository, folder_path=folder, path_in_repo=name, commit_message=chosen.message)
-                for name, folder in parts.items()
+                for name, folder in _folders(chosen, Path(place)).items()
             ]
-        except LocalTokenNotFoundError:
-            raise ValueError("no token of the hub is here: `hf auth login`, or set HF_TOKEN") from None
-        except (HfHubHTTPError, HFValidationError) as error:
-            raise ValueError(f"{chosen.repository}: the hub refused it: {error}") from error
+    except LocalTokenNotFoundError:
+        raise ValueError("no token of the hub is here: `hf auth login`, or set HF_TOKEN") from None
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise ValueError(f"{chosen.repository}: the hub refused it: {error}") from error
     commit = commits[-1]
     print(f"{commit.commit_url}\nFrom Python: huggingface_hub.snapshot_download({chosen.repository!r}, revision={commit.oid!r})")
+
+
+def _folders(chosen: argparse.Namespace, place: Path) -> dict[str | None, Path]:
+    """Make what is uploaded below `place`, and return its folders by their names in the repository; None: its root."""
+    from ans.checkpoints.export import export_adapter, export_hub
+
+    folders: dict[str | None, Path] = {}
+    for path in (chosen.variant, *chosen.others):
+        folders[None if path == chosen.variant else path.name] = place / path.name
+        export_hub(path, place / path.name, base_model=chosen.base_model, measured=measured(path))
+    if chosen.adapter:
+        folders[ADAPTER] = place / ADAPTER
+        export_adapter(chosen.variant, chosen.adapter, folders[ADAPTER])
+    return folders

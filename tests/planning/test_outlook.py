@@ -13,6 +13,7 @@ from ans.model.config import ModelConfig
 from ans.model.segmenter import Segmenter
 from ans.planning import memory
 from ans.planning.memory import Micro
+from ans.planning.missing import data_sets
 from ans.planning.outlook import Outlook, look_ahead, micro_of, text
 from ans.planning.published import COCO, PUBLISHED
 from ans.planning.released import RELEASED
@@ -177,7 +178,7 @@ def test_what_is_there_is_not_missing(config: Config, tmp_path: Path) -> None:
     """One folder of a data set after the other, and the revision."""
     changes = {"preset": "sa2va-4b", "paths.root": str(tmp_path / "data"), "weights.revision": COMMIT, "launch.processes": 2}
     chosen = config.changed(changes)
-    assert look_ahead(chosen, Workspace(tmp_path)).missing[0] == f"paths.root: there is no folder {tmp_path / 'data'}"
+    assert data_sets(chosen, Workspace(tmp_path))[0] == f"paths.root: there is no folder {tmp_path / 'data'}"
     for source in chosen.sources.values():
         (tmp_path / "data" / source.folder).mkdir(parents=True)
     found = look_ahead(chosen, Workspace(tmp_path))
@@ -186,7 +187,7 @@ def test_what_is_there_is_not_missing(config: Config, tmp_path: Path) -> None:
         f"dvc exp run -S preset=sa2va-4b -S paths.root={tmp_path / 'data'} -S weights.revision={COMMIT} -S launch.processes=2"
     )
     (tmp_path / "data" / chosen.sources["sav"].folder).rmdir()
-    assert start_of(look_ahead(chosen, Workspace(tmp_path)).missing) == ["data set sav"]
+    assert start_of(data_sets(chosen, Workspace(tmp_path))) == ["data set sav"]
 
 
 def test_checksums_packages_and_settings_are_in_the_list(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
