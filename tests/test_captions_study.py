@@ -1,0 +1,52 @@
+"""The study of captions: its arms are settings that can be used, and its table is what its rows say."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ans.config import Config
+from studies.captions import study
+from studies.runs import Runs
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("arm", study.ARMS)
+def test_every_arm_is_a_valid_setting(arm: str) -> None:
+    values = copy.deepcopy(yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")))
+    for change in study.changes(arm):
+        path, value = change.split("=", 1)
+        *parents, last = path.removeprefix("+").split(".")
+        node = values
+        for parent in parents:
+            node[parent] = node = node.get(parent) or ({} if path.startswith("+") else pytest.fail(path))
+        assert path.startswith("+") or last in node, path
+        node[last] = yaml.safe_load(value)
+    Config(values)
+
+
+def test_the_questions_are_the_arms() -> None:
+    assert sorted(arm for question in study.QUESTIONS for arm in question) == sorted(study.ARMS)
+
+
+def test_the_committed_table_says_what_the_rows_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gain too, recomputed from the rows: Student's t of five pairs is 2.776."""
+    rows = Runs(ROOT / study.RUNS.path, study.RUNS.measures, study.RUNS.reads)
+    monkeypatch.setattr(study, "RUNS", rows)
+    monkeypatch.setattr(study, "TABLE", tmp_path / "table.md")
+    study.table()
+    text = (ROOT / "studies/captions/table.md").read_text(encoding="utf-8")
+    assert (tmp_path / "table.md").read_text(encoding="utf-8") == text
+    means: dict[str, dict[str, list[float]]] = {"true": {}, "teacher": {}}
+    for row in rows.rows():
+        if row["arm"] in means and not row["split"].removesuffix("_captions").endswith("_val"):
+            means[row["arm"]].setdefault(row["seed"], []).append(100 * float(row["ciou"]))
+    gains = [sum(means["true"][seed]) / 5 - sum(values) / 5 for seed, values in means["teacher"].items()]
+    assert len(gains) == 5 and all(len(values) == 5 for of in means.values() for values in of.values())
+    mean = sum(gains) / 5
+    half = 2.776 * (sum((gain - mean) ** 2 for gain in gains) / 4 / 5) ** 0.5
+    assert f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})" in text
+    readme = (ROOT / "studies/captions/README.md").read_text(encoding="utf-8")
+    assert f"{mean:.1f} points" in readme and f"({mean - half:.1f} to {mean + half:.1f}, five seeds" in readme
