@@ -119,6 +119,7 @@ def mask_batch(model: Segmenter, images: int, caption_len: int, top_k: int, mask
         [("random", "random")] * images,
         [None] * images,
         [],
+        [],
     )
 
 

@@ -66,14 +66,13 @@ def test_average_precision_by_hand() -> None:
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     from ans.cli import main
     from ans.config import Config
-    from ans.config.schema import World
     from ans.data.index import build
     from ans.toy import world_grounded
     from ans.workspace import Workspace
     from tests import pipeline
 
     values = pipeline.small_values(tmp_path / "world", sources__grand_f={"reader": "grand_f", "folder": world_grounded.FOLDER})
-    world_grounded.write(tmp_path / "world", World(**{**values["world"], "grounded_images": 6}))
+    world_grounded.write(tmp_path / "world", Config(values).world.model_copy(update={"grounded_images": 6}))
     work = tmp_path / "work"
     work.mkdir()
     build("grand_f", Config(values), Workspace(work))

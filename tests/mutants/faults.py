@@ -226,8 +226,8 @@ FAULTS: list[Fault] = [
     Fault(
         "repeats are ignored",
         LOOP1,
-        "[of.repeats for of in settings.sources.values()]",
-        "[1.0 for of in settings.sources.values()]",
+        "[of.repeats for of in (*settings.sources.values(), *settings.videos.values())]",
+        "[1.0 for of in (*settings.sources.values(), *settings.videos.values())]",
         settings("loop1_sources-repeats"),
     ),
     # ------------------------------------------------------------------------------------------------------- the masks
@@ -450,7 +450,13 @@ FAULTS: list[Fault] = [
         settings("agreement"),
     ),
     Fault("the end of a caption is not learnt", LOOP1, "said = [ids + end for", "said = [ids for", settings("imitation")),
-    Fault("confidence is ignored", LOOP1, "weights if settings.confidence else None", "None", settings("confidence")),
+    Fault(
+        "confidence is ignored",
+        LOOP1,
+        "_of_masks(batch, weights) if settings.confidence else None",
+        "None",
+        settings("confidence"),
+    ),
     Fault(
         "the teacher's mask is made hard",
         LOOP1,

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from ans.config import Config
-from ans.config.schema import World
 from ans.data.index import build
 from ans.data.matching import region_mask
 from ans.model import prompts
@@ -24,7 +23,7 @@ def grounded_world(small_world: Path) -> Path:
     root = small_world.parent / "world"
     values = pipeline.small_values(root, sources__grand_f={"reader": "grand_f", "folder": world_grounded.FOLDER})
     config = Config(values)
-    world_grounded.write(root, World(**{**values["world"], "grounded_images": 6}))
+    world_grounded.write(root, config.world.model_copy(update={"grounded_images": 6}))
     report = build("grand_f", config, Workspace(small_world))
     assert report["images"] == 12 and not report["skipped"]
     return small_world

@@ -220,7 +220,7 @@ def test_the_reward_by_hand(case: TaskCase, monkeypatch: pytest.MonkeyPatch, res
     ]
     advantage = torch.tensor(iou[0]) - torch.tensor(iou[1])
     assert float(losses.values["loop1_advantage"]) == pytest.approx(float(advantage.sum()) / 4, abs=1e-6) and advantage.any()
-    said, _, _ = loop1.describe(case.model, case.features(batch), batch)
+    said, _, _ = loop1.describe(case.model, case.features(batch), batch, [])
     free = [
         rescored == "all" or shown != true
         for ids, uniform in zip(said, batch.corruption, strict=True)
@@ -307,7 +307,7 @@ def test_corruption(case: TaskCase) -> None:
 
 
 def test_loop1_without_a_caption_still_segments(case: TaskCase, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop1, "describe", lambda model, features, batch: ([[]] * 4, [True] * 4, [1.0] * 4))
+    monkeypatch.setattr(loop1, "describe", lambda *_: ([[]] * 4, [True] * 4, [1.0] * 4))
     for changes in ({}, {"rescored": "corrupted", "denoising": 0.5}):
         losses, _ = run_loop1(case, **changes)
         assert losses.total.isfinite() and float(losses.values["loop1_teacher_empty"]) == 1.0
@@ -388,7 +388,7 @@ def test_loop2_loss_by_hand(case: TaskCase) -> None:
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "referring": {}, "loop1": {"denoising": 0.5, "distillation": 0.5, "reward": 0.1}, "loop2": {},
+    "referring": {}, "loop1": {"denoising": 0.5, "imitation": 0.5, "distillation": 0.5, "reward": 0.1}, "loop2": {},
     "captioning": {},
 }  # fmt: skip
 
