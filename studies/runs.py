@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -80,6 +80,13 @@ class Runs:
             return []
         with open(path or self.path, encoding="utf-8", newline="") as file:
             return [{name: row[name] for name in self.columns} for row in csv.DictReader(file)]
+
+    def refuse_others(self, arms: Collection[str]) -> None:
+        """Raise `RuntimeError` where the table has runs of these arms by another `params.yaml` than the committed one."""
+        if {row["params_sha"] for row in self.rows() if row["arm"] in arms} - {parameters()}:
+            raise RuntimeError(
+                f"{self.path} has runs of another params.yaml, which cannot be paired with new ones; take them out first"
+            )
 
     def done(self) -> set[tuple[str, int]]:
         """Arm and seed of every run in the table."""

@@ -50,3 +50,14 @@ def test_the_committed_table_says_what_the_rows_say(tmp_path: Path, monkeypatch:
     assert f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})" in text
     readme = (ROOT / "studies/captions/README.md").read_text(encoding="utf-8")
     assert f"{mean:.1f} points" in readme and f"({mean - half:.1f} to {mean + half:.1f}, five seeds" in readme
+
+
+def test_runs_of_another_parameter_file_are_not_continued(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows are of an earlier params.yaml; the second question has none yet, so nothing stands in its way."""
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(RuntimeError, match="has runs of another params.yaml"):
+        study.run(["true"])
+    asked: list[str] = []
+    monkeypatch.setattr(Runs, "run", lambda self, todo, *_: asked.extend(arm for arm, _ in todo))
+    study.run(["both"])
+    assert set(asked) == {"both"}

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-from studies.runs import Runs, experiment, git, interval, is_test, is_tuning, pairs, parameters, refuse_changes
+from studies.runs import Runs, experiment, git, interval, is_test, is_tuning, pairs, refuse_changes
 
 RUNS = Runs(Path("studies/ablation/runs.csv"), ("ciou", "miou"), lambda values: "ciou_forced" in values)
 TABLE, BOUND = Path("studies/ablation/table.md"), Path("studies/ablation/upper_bound.json")
@@ -103,11 +103,8 @@ def seeds(arm: str) -> range:
 def run(arms: Sequence[str], only: Sequence[int] = ()) -> None:
     """Every run of `arms` that the table lacks, or those of the seeds `only`. Raises `RuntimeError` as `Runs.run` does, and where
     the table has runs of another `params.yaml`."""
-    shas = {row["params_sha"] for row in RUNS.rows() if row["arm"] not in STUDY}
-    if not set(arms) <= set(STUDY) and shas - {parameters()}:
-        raise RuntimeError(
-            f"{RUNS.path} has runs of another params.yaml, which cannot be paired with new ones; take them out first"
-        )
+    if not set(arms) <= set(STUDY):
+        RUNS.refuse_others(ARMS | AFTER)
     RUNS.run([(arm, seed) for arm in arms for seed in only or seeds(arm) if seed in seeds(arm)], _changes, KEEP, table)
 
 

@@ -53,8 +53,10 @@ def changes(arm: str) -> tuple[str, ...]:
 
 
 def run(arms: list[str]) -> None:
-    """Every run of `arms` that the table lacks, question after question. Raises `RuntimeError` as `Runs.run` does."""
+    """Every run of `arms` that the table lacks, question after question. Raises `RuntimeError` as `Runs.run` and `refuse_others` do."""
     for question in QUESTIONS:
+        if set(question) & set(arms):
+            RUNS.refuse_others(question)
         RUNS.run([(arm, seed) for arm in question if arm in arms for seed in SEEDS[arm]], changes, KEEP, table)
 
 
