@@ -12,7 +12,8 @@ SAM2   := sam2==1.1.0
 
 # The stamp is named by what is installed, not dated: a new clone or a branch switch touches files without changing them.
 STAMP := $(VENV)/.installed-$(shell (echo $(SAM2); cat requirements.lock) | sha256sum | cut -c1-16)
-PIP   := $(VENV)/bin/python -m pip -qq --disable-pip-version-check --no-input install
+# Without bytecode: Python compiles what is imported, a fifth of the files, when it is first imported.
+PIP   := $(VENV)/bin/python -m pip -qq --disable-pip-version-check --no-input install --no-compile
 # DVC starts `python -m stages.x` from PATH.
 RUN   := PATH="$(abspath $(VENV))/bin:$$PATH"
 

@@ -83,6 +83,7 @@ def test_stages_are_thin() -> None:
 
 
 @pytest.mark.parametrize("stage", ["world", "index", "subset_sa1b", "select", "filter", "report"])
+@pytest.mark.slow
 def test_light_stages_load_no_framework(stage: str) -> None:
     code = f"import sys, stages.{stage}; print([name for name in ('torch', 'transformers') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

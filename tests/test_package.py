@@ -34,6 +34,7 @@ def test_the_public_names_are_lazy() -> None:
     assert load_config(ROOT / "params.yaml").preset and Segmenter.from_pretrained
 
 
+@pytest.mark.slow
 def test_what_is_missing_without_sam2_is_said(tmp_path: Path) -> None:
     (tmp_path / "sam2").mkdir()
     (tmp_path / "sam2" / "__init__.py").write_text("raise ModuleNotFoundError('no', name='sam2')")

@@ -53,6 +53,7 @@ def repro(folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_change_between_two_stages_stops_the_run(repository: Path) -> None:
     """As a refused `dvc exp run -S` leaves it, here while the first stage has just been recorded."""
     change = "while ! grep -qs one: dvc.lock; do sleep 0.02; done; sed -i s/0.5/0.25/ params.yaml"
@@ -68,6 +69,7 @@ def test_a_change_between_two_stages_stops_the_run(repository: Path) -> None:
     assert ((repository / "one").read_text(), (repository / "two").read_text()) == ("0.25", "0.25")
 
 
+@pytest.mark.slow
 def test_a_change_during_a_stage_is_not_recorded_beside_its_results(repository: Path) -> None:
     (repository / "one.py").write_text(STAGE.format(name="one", then=CHANGE))
     done = repro(repository)
@@ -75,6 +77,7 @@ def test_a_change_during_a_stage_is_not_recorded_beside_its_results(repository: 
     assert not (repository / "dvc.lock").exists()
 
 
+@pytest.mark.slow
 def test_processes_may_be_changed_and_records_of_ended_runs_go(repository: Path) -> None:
     (repository / "one.py").write_text(STAGE.format(name="one", then=CHANGE.replace("0.5", ": 1}").replace("0.25", ": 2}")))
     done = repro(repository)
@@ -86,6 +89,7 @@ def test_processes_may_be_changed_and_records_of_ended_runs_go(repository: Path)
     assert len(list((repository / ".dvc/tmp/ans").glob("parameters-*"))) == 1
 
 
+@pytest.mark.slow
 def test_when_and_where_a_stage_ran_is_written_down(repository: Path) -> None:
     assert repro(repository).returncode == 0
     found = record.read(repository / ".dvc/tmp/ans", "one")

@@ -6,6 +6,7 @@ import torch
 from tokenizers import Tokenizer, models
 from torch import nn
 from transformers import PreTrainedTokenizerFast
+from transformers.initialization import no_init_weights
 
 from ans.config.training import TrainSettings
 from ans.model import prompts
@@ -35,8 +36,9 @@ def empty_model(config: ModelConfig) -> Segmenter:
     known = Tokenizer(models.WordLevel({text: number for number, text in enumerate(special)}, unk_token="<unk>"))
     with torch.device("meta"):
         vlm = config.family.build()
-    # the mask part reads values while it is built, so it has memory for that long
-    return Segmenter(config, PreTrainedTokenizerFast(tokenizer_object=known, unk_token="<unk>"), vlm).to("meta")
+    # the mask part reads values while it is built, so it has memory for that long; what it would draw is not needed
+    with no_init_weights():
+        return Segmenter(config, PreTrainedTokenizerFast(tokenizer_object=known, unk_token="<unk>"), vlm).to("meta")
 
 
 def estimate(

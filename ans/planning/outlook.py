@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers.initialization import no_init_weights
 
 from ans.config import Config
 from ans.config.tasks import TaskSettings
@@ -84,7 +85,8 @@ def _add_needs(
     """Add what follows from the model's sizes: parameters, samples, memory, time and disk."""
     train = config.train
     try:
-        trained = setup.make_trainable(model, train)
+        with no_init_weights():  # LoRA's layers are drawn in memory before they go to the model's device
+            trained = setup.make_trainable(model, train)
     except ValueError as error:  # a group or a layer that this model does not have
         found.missing.append(str(error))
         return

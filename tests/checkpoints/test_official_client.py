@@ -163,6 +163,7 @@ def ours(folder: Path) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         return given, model.vlm.language_model.lm_head(states.normed), states.seg
 
 
+@pytest.mark.slow
 def test_the_files_name_what_every_version_has(folders: dict[str, Path]) -> None:
     for folder in folders.values():
         values = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))

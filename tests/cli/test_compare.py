@@ -86,6 +86,7 @@ def test_other_expressions_are_an_error(folders: tuple[Path, Path]) -> None:
         read(folders[0], "refcoco_testA")
 
 
+@pytest.mark.slow
 def test_the_command(folders: tuple[Path, Path]) -> None:
     command = [sys.executable, "-m", "ans", "compare", *map(str, folders)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

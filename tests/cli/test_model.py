@@ -81,6 +81,7 @@ def clip(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_video_is_segmented_frame_by_frame(folder: Path, clip: Path, model: Segmenter, capsys) -> None:
     out, masks, listed = folder / "out.mp4", folder / "palettes", folder / "masks.json"
     common = [*WORDS, "-o", str(out), "--model", TINY, "--propagation", "none", "--frames-read", "3"]
@@ -246,6 +247,7 @@ def test_mistakes_are_named(folder: Path, arguments: list[str], message: str, mo
     assert not (folder / "o.png").exists()
 
 
+@pytest.mark.slow
 def test_usage_needs_no_framework() -> None:
     done = subprocess.run([sys.executable, "-m", "ans", "segment", "--help"], capture_output=True, text=True, check=True)
     assert "EXPRESSION" in done.stdout and "models/variants/full" in done.stdout

@@ -20,6 +20,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("pattern", READ)
+@pytest.mark.slow
 def test_damaged_files_are_skipped_or_named(root: Path, tmp_path: Path, pattern: str) -> None:
     path = sorted(root.glob(pattern))[0]
     whole = path.read_bytes()

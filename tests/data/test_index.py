@@ -450,6 +450,7 @@ def test_annotations_of_sa1b_of_another_form_are_skipped(tmp_path: Path, change:
 
 
 @pytest.mark.parametrize("name", ("refcoco", "sa1b", "sav_video", "own"))
+@pytest.mark.slow
 def test_any_number_of_workers_writes_the_same_bytes(settings_of: Config, tmp_path: Path, name: str) -> None:
     reports = [index.build(name, settings_of, Workspace(tmp_path / str(workers)), workers, part=2) for workers in (1, 2, 3)]
     assert reports[0] == reports[1] == reports[2]
@@ -511,6 +512,7 @@ index.build("sav", settings, Workspace(Path(sys.argv[2])), workers=1, part=2)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_index_and_the_next_one_the_same(settings_of: Config, tmp_path: Path, runs: Path) -> None:
     index.build("sav", settings_of, Workspace(tmp_path / "whole"), part=2)
     command = [sys.executable, "-c", KILLED, settings_of.paths.root, str(tmp_path / "index")]

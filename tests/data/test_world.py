@@ -52,6 +52,7 @@ def parse(text: str) -> Description:
     return Description(**slots, relation=relation, landmark=landmark)
 
 
+@pytest.mark.slow
 def test_one_seed_gives_the_same_bytes_and_another_seed_others(root: Path, tmp_path: Path) -> None:
     world.write_world(tmp_path / "again", SIZE)
     assert digest(tmp_path / "again") == digest(root)

@@ -35,6 +35,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Image.Image], 
 
 
 @pytest.mark.parametrize("name", small_releases.TWINS)
+@pytest.mark.slow
 def test_batched_is_one_by_one(asked: tuple[list[Image.Image], list[list[str]]], tmp_path: Path, name: str) -> None:
     """Ids are the same where the margin is clear; of masks at most one in twenty differs, in pixels whose logits are near zero; and the
     sums of cIoU agree."""

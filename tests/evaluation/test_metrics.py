@@ -172,6 +172,7 @@ def rela(pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
 
 
 @given(st.lists(pairs, min_size=1, max_size=6), pairs, pairs)
+@pytest.mark.slow
 def test_grefcoco_is_relas(found: list, absent: tuple, present: tuple) -> None:
     """On any masks, with at least one expression of nothing and one of something."""
     present[1][0, 0] = True

@@ -138,6 +138,7 @@ with opened(Path({str(work.parent / "world")!r}), interrupt(2)):
     assert "KeyboardInterrupt" in done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_what_is_left(work: Path, config: Config, uninterrupted) -> None:
     out, files, _ = uninterrupted
     names = (*config.evaluate.scope.split_results(), "refcocog_val_captions")

@@ -40,6 +40,7 @@ def drawn(table: pd.DataFrame, column: str) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("split", ["grefcoco_val", "grefcoco_testA"])
+@pytest.mark.slow
 def test_grefcoco_is_what_its_rules_make_of_the_masks(done: Path, split: str) -> None:
     metrics, table = result(done, split)
     pairs = list(zip(drawn(table, "counts"), drawn(table, "gt_counts"), strict=True))

@@ -111,6 +111,7 @@ def test_the_archive_is_as_the_server_takes_it(done: Workspace) -> None:
     assert not (done.predictions("base") / "motion_video.zip").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(config: Config, done: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ANS_RUNS", raising=False)
     calls, original = [], videos.rows_of

@@ -93,6 +93,7 @@ def test_frames_come_once_and_in_order(models: dict[str, Segmenter]) -> None:
     assert frames.asked[5:] == [1, 3, 5, 7]
 
 
+@pytest.mark.slow
 def test_the_memory_keeps_no_more_than_it_reads(models: dict[str, Segmenter], monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     read = Memory.read

@@ -124,5 +124,6 @@ def test_what_is_named_as_equivalent_is_there() -> None:
     assert all(was != now and reason for (_, was, now), reason in listed.items())
 
 
+@pytest.mark.slow
 def test_the_settings_name_what_is_there() -> None:
     assert all((ROOT / name).exists() for name in (*MUTATED, *LEFT_OUT, *TESTS))

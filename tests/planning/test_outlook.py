@@ -228,6 +228,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pipeline.prepare(tmp_path_factory.mktemp("plan"))
 
 
+@pytest.mark.slow
 def test_what_is_indexed_is_counted(work: Path) -> None:
     """16 images with labels: in two passes of 4 images on two processes, 2 x 2 steps. RefCOCO's three sets share them."""
     world = work.parent / "world"
@@ -260,6 +261,7 @@ def test_a_split_is_compared_with_its_index(work: Path, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- the command
 
 
+@pytest.mark.slow
 def test_the_exit_status_says_whether_something_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

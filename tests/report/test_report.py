@@ -307,6 +307,7 @@ def test_the_first_lines_say_what_matters(tree: Path) -> None:
     assert lines(scores)["Data"].startswith("Synthetic: drawings of coloured shapes")
 
 
+@pytest.mark.slow
 def test_one_split_has_no_mean_and_absent_sources_are_folded(tree: Path) -> None:
     path = tree / "reports" / "data" / "reasonseg.json"
     path.write_text(json.dumps({"source": "reasonseg", "absent": "no such folder", "skipped": {}}))
@@ -318,6 +319,7 @@ def test_one_split_has_no_mean_and_absent_sources_are_folded(tree: Path) -> None
     assert page.index('id="failures"') < page.index('id="gallery"') < page.index('id="data"')
 
 
+@pytest.mark.slow
 def test_same_results_give_the_same_bytes(built: Path, tree: Path) -> None:
     again = run(tree)
     for name in (
@@ -443,6 +445,7 @@ def test_results_that_do_not_fit_are_named(tree: Path) -> None:
         run(tree)
 
 
+@pytest.mark.slow
 def test_the_report_needs_neither_torch_nor_transformers() -> None:
     code = "import sys, stages.report; print(*({'torch', 'transformers'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -474,6 +477,7 @@ class Elements(HTMLParser):
         self.found.append((tag, dict(attrs)))
 
 
+@pytest.mark.slow
 def test_no_text_of_the_data_becomes_markup(built: Path, tree: Path) -> None:
     clean = Elements((built / "reports/report.html").read_text(encoding="utf-8")).found
     for path in (

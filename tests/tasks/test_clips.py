@@ -419,6 +419,7 @@ def test_a_family_that_reads_no_videos_is_refused(case: TaskCase, films: Path, m
         task_of(case, films)
 
 
+@pytest.mark.slow
 def test_a_training_lowers_the_loss(small_world: Path, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By `train()`, on clips alone; the manifest says what was read."""
     monkeypatch.setenv("ANS_RUNS", str(tmp_path / "runs"))

@@ -193,6 +193,7 @@ def test_a_line_of_progress() -> None:
     assert line == {"loss": 1.0, "ref_train_iou": 0.5, "lr": 0.1, "grad_norm": 3.0}
 
 
+@pytest.mark.slow
 def test_stopped_and_continued_it_ends_in_the_same_bits(
     work: Path, tmp_path: Path, whole, caplog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
