@@ -35,6 +35,7 @@ def where(name: str) -> str:
 def check_presets(presets: Presets) -> None:
     """Raise `ConfigError` for the first value that no run could use, whichever preset is chosen. The settings of tasks are left
     to `check_tasks`."""
+    tasks = task_names()
     for name, values in presets.items():
         for section in values:
             if section not in BY_PRESET:
@@ -43,7 +44,7 @@ def check_presets(presets: Presets) -> None:
             if not isinstance(given := values.get(section), dict):
                 found = "missing; an empty section is {}" if given is None else f"expected a section, found {given!r}"
                 raise ConfigError(f"{where(name)}{section}: {found}")
-            own = {key: value for key, value in given.items() if section != "train" or key not in task_names()}
+            own = {key: value for key, value in given.items() if section != "train" or key not in tasks}
             _check(name, SECTIONS[section], own, section)
 
 
