@@ -1,6 +1,8 @@
 """What is computed of captions, as tokens. The tokens of R captions lie side by side, (N,); `lengths` says which belong together."""
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,30 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ans.captions import likeness
+from ans.facts import Facts
+
+
+@dataclass(frozen=True)
+class Caption:
+    """R captions as the segmentation prompt takes them.
+
+    `ids`: the tokens of each. `embeds` (N, D): what is read in their place, or None for the embeddings of `ids`; then `chosen` (N,) are
+    its tokens, which only the device knows yet. `extra`: further loss; `values`: for the curves. For a reward: `greedy` (N,), the tokens
+    without noise, and the log-probability (R,) of `chosen`.
+    """
+
+    ids: list[list[int]]
+    embeds: Tensor | None
+    extra: Tensor | float
+    values: dict[str, Tensor]
+    chosen: Tensor | None = None
+    greedy: Tensor | None = None
+    log_probability: Tensor | None = None
+
+    def words(self, tokens: Tensor | None) -> list[list[int]]:
+        """Return the tokens (N,) of each caption, fetched from the device; None: those of `ids`."""
+        lengths = [len(ids) for ids in self.ids]
+        return self.ids if tokens is None else [part.tolist() for part in tokens.cpu().split(lengths)]
 
 
 def corrupt(ids: list[int], ratio: float, uniform: Tensor, ordinary: Tensor) -> list[int]:
@@ -20,6 +46,13 @@ def corrupt(ids: list[int], ratio: float, uniform: Tensor, ordinary: Tensor) -> 
     for place in uniform[: len(ids), 0].argsort()[:count].tolist():
         result[place] = int(ordinary[int(uniform[place, 1] * len(ordinary))])
     return result
+
+
+def only_text(logits: Tensor, text_tokens: Tensor) -> Tensor:
+    """Return `logits` (N, V) that leave nothing but `text_tokens`, on the CPU: no special token, and no row that no token uses."""
+    other = torch.ones(logits.shape[-1], dtype=torch.bool)
+    other[text_tokens] = False
+    return logits.index_fill(1, other.nonzero()[:, 0].to(logits.device), float("-inf"))
 
 
 def cross_entropy(logits: Tensor, true: Tensor, counted: Tensor, lengths: list[int], objects: int) -> Tensor:
@@ -60,3 +93,20 @@ def statistics(captions: list[list[int]], ended: list[bool], objects: int) -> di
         "different": sum(count == 1 for count in times.values()),
     }
     return {name: value / objects for name, value in sums.items()}
+
+
+def truth(
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Facts,
+    known: Sequence[tuple[str, str] | None],
+    captions: list[list[int]],
+    objects: int,
+) -> dict[str, float]:
+    """Return the mean share of the facts that captions have right, and the share of captions that fit another object better, over the
+    objects whose truth is known: `objects` of the step. `known`: locator and true caption of each object, or None."""
+    right = other = 0.0
+    for true, ids in zip(known, captions, strict=True):
+        if true is not None:
+            verdict = facts.judge(*true, str(tokenizer.decode(ids)))
+            right, other = right + verdict.right / verdict.facts, other + verdict.other
+    return {"facts": right / objects, "other": other / objects}

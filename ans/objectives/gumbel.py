@@ -1,5 +1,6 @@
 """The straight-through Gumbel bridge (arXiv 1611.01144) from token logits to input embeddings, over the top-k tokens."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,18 @@ def straight_through(logits: Tensor, table: Tensor, noise: Tensor, tau: float) -
         kept = (values.logsumexp(-1) - logits.float().logsumexp(-1)).exp()
     embeds = F.embedding(chosen, table)
     return embeds + _SoftGradient.apply(logits, table.detach(), index, noise, tau).to(embeds.dtype), chosen, kept
+
+
+def square_of_gradient(embeds: Tensor) -> Tensor:
+    """Return a scalar, 0 until the backward pass, which adds the sum of squares of the gradient at `embeds` to it."""
+    total = embeds.new_zeros(())
+    if embeds.requires_grad:
+        embeds.register_hook(partial(_add_square, total))
+    return total
+
+
+def _add_square(total: Tensor, gradient: Tensor) -> None:
+    total.add_(gradient.detach().float().square().sum())
 
 
 class _SoftGradient(torch.autograd.Function):

@@ -2,6 +2,7 @@
 of all micro-batches and processes add up to the loss of one large batch."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ans.config.training import LossWeights
@@ -41,6 +42,12 @@ def mask_terms(
         "train_iou": hard_iou(visible, soft).sum() / objects,
     }
     return weights.mask * entropy + weights.dice * dice + weights.iou * iou, values
+
+
+def distillation(logits: Tensor, reference: Tensor, masks: int) -> Tensor:
+    """Return the cross-entropy of `logits` (N, S/4, S/4) to the probabilities of the teacher's `reference`, divided by the step's masks."""
+    distance = F.binary_cross_entropy_with_logits(logits.float(), reference.float().sigmoid(), reduction="none")
+    return distance.flatten(1).mean(1).sum() / masks
 
 
 @torch.no_grad()

@@ -5,35 +5,32 @@ With the Gumbel bridge the gradient of the mask runs through the caption's token
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
-from typing import Annotated, Literal, Self, cast
+from dataclasses import replace
+from typing import Annotated, Literal, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from ans.config.fields import Count, Name, Positive, Section, Share, Weight
 from ans.config.schema import LearntVideos, VideoFolder
 from ans.config.tasks import TaskSettings
-from ans.data.clips import Clip, checksum, draw_frames, open_frames
-from ans.data.matching import region_mask
+from ans.data.clips import checksum
+from ans.data.mask_samples import OfImages, OfVideos, Sample, seen_objects
 from ans.data.mixing import Pool
-from ans.data.records import ImageRecord, Region
 from ans.data.samples import Regions
 from ans.data.views import VIEWS
 from ans.facts import read_facts
-from ans.model import prompts
-from ans.model.segmenter import Conversations, Features, Forward, Segmenter
+from ans.model.segmenter import Features, Segmenter
 from ans.model.visual_prompt import region_cells
 from ans.objectives import captions
-from ans.objectives.batches import Images, ImagesOf, Targets, draw_questions, pad_right
-from ans.objectives.gumbel import straight_through
-from ans.objectives.losses import hard_iou, mask_terms, seg_rate
+from ans.objectives.batches import ImagesOf, draw_questions
+from ans.objectives.captions import Caption
+from ans.objectives.gumbel import square_of_gradient, straight_through
+from ans.objectives.losses import distillation, hard_iou, mask_terms, seg_rate
+from ans.objectives.passes import Batch, describe, imitate, say, segment
 from ans.shown import Panel
 from ans.tasks import base
 from ans.tasks.base import Degenerate, Example, Losses, Now, Setting, Wordings
@@ -119,105 +116,6 @@ class Settings(TaskSettings):
         return self.tau + (self.tau_end - self.tau) * step / max(1, steps - 1)
 
 
-@dataclass(frozen=True)
-class Batch:
-    """R objects without text, each on one image to describe and one to segment (two frames of a video, or the same image), or with
-    `frames` on all images `frames[n]` to segment, the first of which is that of `segment_index`. `targets`: object by object, image by
-    image.
-
-    `describe_index`, `segment_index` (R,): their images. `cells`, (rows, columns) each: grid cells of the objects on the former.
-    `questions` hold `{}` for the expression. `corruption` (R, T, 2) in [0, 1): where and by what the caption is corrupted. `noise`
-    (R, T, k): Gumbel noise. `answer_tokens`: labels of the answers. `where`: locator of the segmented image, and source, of each
-    object. `known`: locator of the described image, and true caption, of each object whose truth is known, else None. `given`: the
-    data's own text of each object, with the bridge of that name. `views`: image and cells of each object's further views, one object
-    behind the other.
-    """
-
-    images: Images
-    describe_index: list[int]
-    segment_index: list[int]
-    cells: list[Tensor]
-    describe_questions: list[str]
-    questions: list[str]
-    answers: list[str]
-    answer_tokens: int
-    corruption: Tensor
-    noise: Tensor
-    targets: Targets
-    where: list[tuple[str, str]]
-    known: list[tuple[str, str] | None]
-    given: list[str]
-    views: list[tuple[int, Tensor]]
-    frames: list[list[int]] | None = None
-
-    @property
-    def counts(self) -> dict[str, int]:
-        known = sum(truth is not None for truth in self.known)
-        return {
-            "objects": len(self.describe_index),
-            "masks": len(self.targets.soft),
-            "tokens": self.answer_tokens,
-            "known": known,
-        }
-
-    @property
-    def shown(self) -> list[list[int]]:
-        """Of each object the images in which it is segmented."""
-        return [[place] for place in self.segment_index] if self.frames is None else self.frames
-
-
-@dataclass(frozen=True)
-class Caption:
-    """Captions as the segmentation prompt takes them. `ids`: per object (n,) tokens; `embeds`: what is read in their place, all in one
-    (N, D), or None for the table's own, and then `chosen` (N,) are its tokens, which only the device knows yet. `extra`: further loss,
-    `values`: for the curves. For a reward: `greedy` (N,), what would have been said without noise, and the log-probability (R,) of what
-    was."""
-
-    ids: list[list[int]]
-    embeds: Tensor | None
-    extra: Tensor | float
-    values: dict[str, Tensor]
-    chosen: Tensor | None = None
-    greedy: Tensor | None = None
-    log_probability: Tensor | None = None
-
-    def words(self, tokens: Tensor | None) -> list[list[int]]:
-        """Return the tokens (N,) of each caption, fetched from the device; None: those of `ids`."""
-        lengths = [len(ids) for ids in self.ids]
-        return self.ids if tokens is None else [part.tolist() for part in tokens.cpu().split(lengths)]
-
-
-def masklets(clip: Clip) -> list[str]:
-    """Return the objects of a clip that are seen."""
-    return [key for key, rows in clip.masks.items() if any(rows)]
-
-
-@dataclass(frozen=True)
-class Masklet:
-    """An object of a clip, `key`, to be described in frame `at`, which is `described`, and segmented in the frames `numbers`, ascending.
-    `opened`: these, each once, in the order of their numbers `order`."""
-
-    source: int
-    clip: Clip
-    key: str
-    at: int
-    described: Image.Image
-    numbers: list[int]
-    order: list[int]
-    opened: list[Image.Image]
-
-    @classmethod
-    def draw(cls, source: int, clip: Clip, key: str, frames: int, rng: np.random.Generator, root: Path) -> Self:
-        """Draw the frames: one in which the object is seen, and others, unless there is but one. Raises as `open_frames`."""
-        seen = [number for number, counts in enumerate(clip.masks[key]) if counts]
-        at = seen[rng.integers(len(seen))]
-        others = [number for number in range(len(clip.frames)) if number != at] or [at]
-        numbers = [others[place] for place in draw_frames(len(others), frames, rng)]
-        opened = open_frames(root, clip, [at, *numbers])
-        order = list(dict.fromkeys(numbers))
-        return cls(source, clip, key, at, opened[at], numbers, order, [opened[number] for number in order])
-
-
 class Task(base.Task[Settings, Batch]):
     role = "primary"
     stream = 1
@@ -253,180 +151,116 @@ class Task(base.Task[Settings, Batch]):
     def __init__(self, settings: Settings, setting: Setting) -> None:
         super().__init__(settings, setting)
         setting.model.ask_for_regions("train.loop1", "; else set train.loop1.enabled=false")
-        self.sources = [
+        regions = [
             Regions(name, setting.open_index(name), setting.evaluated, of.max_samples, described=settings.bridge == "given")
             for name, of in settings.sources.items()
         ]
-        self.left_out = sum(of.left_out for of in self.sources)
-        self.masklets: list[list[tuple[Clip, str]]] = []
-        clips = 0
+        self.left_out, clips = sum(of.left_out for of in regions), 0
+        self.sources: list[OfImages | OfVideos] = [OfImages(setting.root, of, settings.objects_per_image) for of in regions]
         if settings.videos and not setting.model.family.videos:
             raise ValueError(f"train.loop1.videos: {setting.model.family.name} reads one image in a question; name no videos")
-        for key, of in settings.videos.items():
-            found, left_out = setting.clips(f"train.loop1.videos.{key}", of, lambda clip: bool(masklets(clip)))
+        for name, of in settings.videos.items():
+            found, left_out = setting.clips(f"train.loop1.videos.{name}", of, lambda clip: bool(seen_objects(clip)))
             self.left_out, clips = self.left_out + left_out, clips + len(found)
-            self.masklets.append([(clip, key) for clip in found for key in masklets(clip)])
-        counts = [*(of.count for of in self.sources), *map(len, self.masklets)]
+            self.sources.append(OfVideos(setting.root, name, found, settings.frames))
         repeats = [of.repeats for of in (*settings.sources.values(), *settings.videos.values())]
-        name = f"train.loop1.sources: {', '.join([*settings.sources, *settings.videos])}"
-        self.bad = self.bad_images(sum(len(of.index) for of in self.sources) + clips)
-        self.pool = Pool(counts, repeats, setting.train.seed, self.stream, name)
+        name = f"train.loop1.sources: {', '.join(source.name for source in self.sources)}"
+        self.bad = self.bad_images(sum(len(of.index) for of in regions) + clips)
+        self.pool = Pool([source.count for source in self.sources], repeats, setting.train.seed, self.stream, name)
         self.facts = read_facts(setting.root)
 
     def __len__(self) -> int:
         return len(self.pool)
 
     def sizes(self) -> dict[str, int]:
-        videos = {f"{name} (masklets)": len(of) for name, of in zip(self.settings.videos, self.masklets, strict=True)}
-        return {source.name: source.count for source in self.sources} | videos
+        return {source.title: source.count for source in self.sources}
 
     def checksums(self) -> dict[str, str]:
-        clips = [list({clip.name: clip for clip, _ in of}.values()) for of in self.masklets]
-        return {f"{name} (masklets)": checksum(of) for name, of in zip(self.settings.videos, clips, strict=True)}
-
-    # ------------------------------------------------------------------------------------------------------------- samples
+        return {source.title: checksum(source.clips) for source in self.sources if isinstance(source, OfVideos)}
 
     def batch(self, positions: range) -> Batch:
         train, settings, setting = self.setting.train, self.settings, self.setting
-        model = setting.model
-        images, targets = ImagesOf(setting.root, model, max_tiles=1), setting.targets()
-        described: dict[int, Image.Image] = {}  # of images that are not segmented
-        further: list[tuple[int, Image.Image]] = []  # views, as places and images
-        seen: list[list[Tensor]] = []  # of each object, its cells in them
+        family = setting.model.family
+        images, targets = ImagesOf(setting.root, setting.model, max_tiles=1), setting.targets()
         views = VIEWS[1 : settings.views]
-        frames: list[list[int]] = []
-        cells, questions, corruption, noise, where, known, given = [], [], [], [], [], [], []
-
-        def add(path: str, mask: np.ndarray, shown: list[int], segmented: tuple[str, str], rng: np.random.Generator) -> None:
-            grid = model.family.grid(*mask.shape, max_tiles=1).region
-            frames.append(shown)
-            cells.append(region_cells(torch.from_numpy(mask)[None], grid)[0])
-            seen.append([region_cells(torch.from_numpy(view.mask(mask))[None], grid)[0] for view in views])
-            truth = self.facts.true_caption(path, mask) if self.facts else None
-            known.append((path, truth) if truth else None)
-            questions.append(draw_questions(rng, settings.description_prompts))
-            corruption.append(rng.random((train.caption_len, 2), dtype=np.float32))
-            noise.append(rng.gumbel(size=(train.caption_len, settings.top_k)).astype(np.float32))
-            where.append(segmented)
-
+        samples: list[tuple[int, Sample]] = []
+        cells, frames, questions, corruption, noise, where, known, in_views = [], [], [], [], [], [], [], []
         for position in positions:
-            place, rng = len(images.pixels), self.rng(position)
-            opened = self.bad.instead(self.pool, position, lambda of, i, rng=rng: self._open(of, i, rng, images))
-            if isinstance(opened, Masklet):
-                clip, source = opened.clip, [*settings.videos][opened.source]
-                described[place] = opened.described
-                further += [(place, view.image(opened.described)) for view in views]
-                for number in opened.numbers:
-                    targets.add_mask(clip.mask(opened.key, number), rng)
-                shown = [place + opened.order.index(number) for number in opened.numbers]
-                path, mask = clip.frames[opened.at], clip.mask(opened.key, opened.at)
-                add(path, mask, shown, (clip.frames[opened.numbers[0]], source), rng)
-                continue
-            source, record, region, image = opened
-            two_views = _two_frames(record, region)
-            if two_views:
-                described[place] = image
-            further += [(place, view.image(image)) for view in views]
-            others = [o for o in source.usable(record) if o != region and bool(o.second_counts) == two_views]
-            picked = [others[i] for i in rng.permutation(len(others))[: settings.objects_per_image - 1]]
-            for one in [region, *picked]:
-                if settings.bridge == "given":
-                    given.append(one.expressions[0].sent)
-                targets.add(record, one, rng, second=two_views)
-                segmented = record.second if two_views else record.path
-                add(record.path, region_mask(record, one), [place], (segmented, source.name), rng)
-        # frames that are only described come behind those that are segmented
-        behind = {place: images.add_described(image) for place, image in described.items()}
-        segment = [shown[0] for shown in frames]
-        index = [behind.get(place, place) for place in segment]
-        numbers: dict[int, list[int]] = {}
-        for place, image in further:
-            numbers.setdefault(place, []).append(images.add_described(image))
-        of_views = [
-            pair
-            for place, cells_of in zip(segment, seen, strict=True)
-            if views
-            for pair in zip(numbers[place], cells_of, strict=True)
-        ]
+            first, rng = len(images.pixels), self.rng(position)
+            sample = self.bad.instead(self.pool, position, lambda of, i, rng=rng: self._open(of, i, rng, images))
+            samples.append((first, sample))
+            for one in sample.objects:
+                for mask in one.targets:
+                    targets.add_mask(mask, rng)
+                grid = family.grid(*one.mask.shape, max_tiles=1).region
+                cells.append(region_cells(torch.from_numpy(one.mask)[None], grid)[0])
+                in_views.append([region_cells(torch.from_numpy(view.mask(one.mask))[None], grid)[0] for view in views])
+                frames.append([first + frame for frame in sample.frames])
+                truth = self.facts.true_caption(sample.path, one.mask) if self.facts else None
+                known.append((sample.path, truth) if truth else None)
+                questions.append(draw_questions(rng, settings.description_prompts))
+                corruption.append(rng.random((train.caption_len, 2), dtype=np.float32))
+                noise.append(rng.gumbel(size=(train.caption_len, settings.top_k)).astype(np.float32))
+                where.append((sample.first, sample.source))
+        # images that are only described come behind those that are segmented, which the mask decoder's encoder sees too
+        described = [images.add_described(sample.described) if sample.apart else first for first, sample in samples]
+        of_views = [[images.add_described(view.image(sample.described)) for view in views] for _, sample in samples]
+        sample_of = [number for number, (_, sample) in enumerate(samples) for _ in sample.objects]
+        given = [one.text for _, sample in samples for one in sample.objects] if settings.bridge == "given" else []
         to_describe, to_segment, answers = (list(column) for column in zip(*questions, strict=True))
         return Batch(
-            images.pack(), index, segment, cells, to_describe, to_segment, answers,
-            setting.answer_tokens(answers), torch.from_numpy(np.stack(corruption)), torch.from_numpy(np.stack(noise)),
-            targets.pack(), where, known, given, of_views, frames if settings.videos else None,
+            images.pack(), [described[number] for number in sample_of], [shown[0] for shown in frames], cells,
+            to_describe, to_segment, answers, setting.answer_tokens(answers),
+            torch.from_numpy(np.stack(corruption)), torch.from_numpy(np.stack(noise)), targets.pack(), where, known, given,
+            [pair for number, of in zip(sample_of, in_views, strict=True) for pair in zip(of_views[number], of, strict=True)],
+            frames if settings.videos else None,
         )  # fmt: skip
 
-    def _open(
-        self, number: int, sample: int, rng: np.random.Generator, images: ImagesOf
-    ) -> "tuple[Regions, ImageRecord, Region, Image.Image] | Masklet":
-        """Return a sample's source, record, region, and the image that is described; the one that is segmented is added. Of a video its
-        frames are added."""
-        if number >= len(self.sources):
-            source = number - len(self.sources)
-            found = Masklet.draw(source, *self.masklets[source][sample], self.settings.frames, rng, self.setting.root)
-            for image in found.opened:
-                images.add_image(image)
-            return found
-        source = self.sources[number]
-        record, region = source.sample(sample)
-        image = images.opened(record)
-        if _two_frames(record, region):
-            images.add(record, second=True)
-        else:
+    def _open(self, source: int, number: int, rng: np.random.Generator, images: ImagesOf) -> Sample:
+        sample = self.sources[source].open(number, rng)
+        for image in sample.opened:
             images.add_image(image)
-        return source, record, region, image
-
-    # ---------------------------------------------------------------------------------------------------------------- loss
+        return sample
 
     def losses(self, model: Segmenter, features: Features, batch: Batch, counts: Mapping[str, int], now: Now) -> Losses:
         settings, train, objects, masks = self.settings, self.setting.train, counts["objects"], counts["masks"]
+        # the teacher describes each object; its own mask is needed only to compare with
         with now.teacher():
             teacher, ended, confidence = describe(model, features, batch, batch.views)
             reference = None
             if settings.distillation or (settings.reward and settings.reward_by == "iou"):
                 _, reference = segment(model, features, batch, teacher, None)
+        # the student predicts the caption again, and segments by its own tokens
         student = self.bridge(model, features, batch, teacher, settings.tau_at(now.step, now.steps), objects)
         out, logits = segment(model, features, batch, student.ids, student.embeds)
+
         weights = torch.tensor(confidence, device=logits.device)
-        loss, values = mask_terms(
-            logits,
-            batch.targets,
-            train.loss,
-            train.mask_points,
-            masks,
-            _of_masks(batch, weights) if settings.confidence else None,
-        )
+        of_masks = batch.of_masks(weights) if settings.confidence else None
+        loss, values = mask_terms(logits, batch.targets, train.loss, train.mask_points, masks, of_masks)
         language = out.language_loss / counts["tokens"]
         loss = loss + train.loss.language * language + student.extra
         if settings.imitation:
-            imitation, values["learnt_captions"] = self.imitate(model, features, batch, teacher, confidence, objects)
+            learnt = [bool(ids) and mean >= settings.agreement for ids, mean in zip(teacher, confidence, strict=True)]
+            imitation = imitate(model, features, batch, teacher, learnt, objects)
             loss, values["imitation"] = loss + settings.imitation * imitation, imitation.detach()
+            values["learnt_captions"] = torch.tensor(sum(learnt) / objects, device=logits.device)
         if settings.distillation:
             assert reference is not None
-            distance = F.binary_cross_entropy_with_logits(logits.float(), reference.float().sigmoid(), reduction="none")
-            distance = distance.flatten(1).mean(1).sum() / masks
+            distance = distillation(logits, reference, masks)
             loss, values["distillation"] = loss + settings.distillation * distance, distance.detach()
-        # self-critical (arXiv 1612.00563); the baseline is by iou the teacher's mask of its own caption, by cider the greedy caption
         if settings.reward:
-            assert student.greedy is not None and student.log_probability is not None, "settings want the gumbel bridge"
-            if settings.reward_by == "iou":
-                assert reference is not None
-                soft = batch.targets.soft.to(logits.device)
-                advantage = hard_iou(logits, soft) - hard_iou(reference, soft)
-                if batch.frames is not None:
-                    advantage = torch.stack([part.mean() for part in advantage.split([len(of) for of in batch.frames])])
-            else:
-                words, greedy = student.words(student.chosen), student.words(student.greedy)
-                tokenizer = model.tokenizer
-                advantage = captions.cider(tokenizer, words, teacher) - captions.cider(tokenizer, greedy, teacher)
-                advantage = advantage.to(logits.device)
+            assert student.log_probability is not None, "settings want the gumbel bridge"
+            advantage = self.advantage(model, batch, teacher, student, logits, reference)
             reward = (advantage * student.log_probability).sum() / objects
             loss, values["advantage"] = loss - settings.reward * reward, advantage.sum() / objects
+
         values |= student.values | {"language": language.detach(), "seg_rate": seg_rate(model, out, objects)}
         values["teacher_confidence"] = weights.sum() / objects
-        for name, value in captions.statistics(teacher, ended, objects).items():
+        figures = captions.statistics(teacher, ended, objects)
+        if counts["known"] and self.facts:
+            figures |= captions.truth(model.tokenizer, self.facts, batch.known, teacher, counts["known"])
+        for name, value in figures.items():
             values[f"teacher_{name}"] = torch.tensor(value, device=logits.device)
-        if counts["known"]:
-            values |= self._truth(model, batch, teacher, counts["known"], logits.device)
         example = None
         if now.examples:
             texts = {"teacher": teacher, "student": student.words(student.chosen)}
@@ -466,7 +300,7 @@ class Task(base.Task[Settings, Batch]):
         ]
         # predicted at each position of the corrupted caption: the teacher's token
         out = say(model, features, batch, corrupted_ids, teacher)
-        logits = out.logits.index_fill(1, _no_text(model, out.logits), float("-inf"))  # an expression has no special tokens
+        logits = captions.only_text(out.logits, model.text_tokens)  # an expression has no special tokens
         # all objects' positions side by side, as the logits are; the noise was drawn with the sample, so that a resumed run has the same
         noise = torch.cat([row[: len(ids)] for row, ids in zip(batch.noise, teacher, strict=True)]).to(model.device)
         noise = settings.noise * noise[:, : logits.shape[-1]]
@@ -480,14 +314,10 @@ class Task(base.Task[Settings, Batch]):
         if settings.rescored == "corrupted":
             embeds = torch.where(corrupted[:, None], embeds, F.embedding(out.labels, table))
             chosen = torch.where(corrupted, chosen, out.labels)
-        # filled in by the backward pass: how much of the mask's loss reaches the caption
-        gradient = embeds.new_zeros(())
-        if embeds.requires_grad:
-            embeds.register_hook(partial(_add_square, gradient))
         values = {
             "kept_mass": captions.mean_per_object(kept, lengths, objects),
             "changed_tokens": captions.mean_per_object((chosen != out.labels).float(), lengths, objects),
-            "caption_gradient2": gradient,
+            "caption_gradient2": square_of_gradient(embeds),  # how much of the mask's loss reaches the caption
         }
         extra: Tensor | float = 0.0
         if settings.denoising:
@@ -500,37 +330,22 @@ class Task(base.Task[Settings, Batch]):
         greedy = torch.where(free, logits.argmax(-1), out.labels)
         return Caption(teacher, embeds, extra, values, chosen, greedy, log_probability)
 
-    def imitate(
-        self, model: Segmenter, features: Features, batch: Batch, teacher: list[list[int]], confidence: list[float], objects: int
-    ) -> tuple[Tensor, Tensor]:
-        """Let the student say the teacher's captions about the image as it is.
+    def advantage(
+        self, model: Segmenter, batch: Batch, teacher: list[list[int]], student: Caption, logits: Tensor, reference: Tensor | None
+    ) -> Tensor:
+        """Return (R,): how much better each of the student's captions is than its baseline (self-critical training, arXiv 1612.00563).
 
-        Return the language loss, the mean over each caption's tokens and its end; and the share of captions that are learnt, those that
-        are not empty and have enough confidence.
+        By iou the baseline is the teacher's mask of its own caption, by cider the student's greedy caption.
         """
-        end = model.tokenizer.encode(model.template.suffix, add_special_tokens=False)
-        said = [ids + end for ids in teacher]
-        learnt = [bool(ids) and sure >= self.settings.agreement for ids, sure in zip(teacher, confidence, strict=True)]
-        lengths = [len(ids) for ids in said]
-        out = say(model, features, batch, said, said)
-        counted = torch.tensor(learnt).repeat_interleave(torch.tensor(lengths))
-        loss = captions.cross_entropy(out.logits, out.labels, counted, lengths, objects)
-        return loss, torch.tensor(sum(learnt) / objects, device=loss.device)
-
-    def _truth(
-        self, model: Segmenter, batch: Batch, captions: list[list[int]], known: int, device: torch.device
-    ) -> dict[str, Tensor]:
-        """Return the mean share of the facts that captions have right, and share of captions that fit another object better, over the
-        objects whose truth is known."""
-        right = other = 0.0
-        for truth, ids in zip(batch.known, captions, strict=True):
-            if truth is not None and self.facts:
-                verdict = self.facts.judge(*truth, str(model.tokenizer.decode(ids)))
-                right, other = right + verdict.right / verdict.facts, other + verdict.other
-        return {
-            name: torch.tensor(value / known, device=device)
-            for name, value in (("teacher_facts", right), ("teacher_other", other))
-        }
+        if self.settings.reward_by == "cider":
+            words, greedy = student.words(student.chosen), student.words(student.greedy)
+            tokenizer = model.tokenizer
+            better = captions.cider(tokenizer, words, teacher) - captions.cider(tokenizer, greedy, teacher)
+            return better.to(logits.device)
+        assert reference is not None
+        soft = batch.targets.soft.to(logits.device)
+        better = hard_iou(logits, soft) - hard_iou(reference, soft)
+        return torch.stack([part.mean() for part in better.split([len(images) for images in batch.shown])])
 
     def finish(self, values: dict[str, float]) -> dict[str, float]:
         if "loop1_caption_gradient2" in values:  # squares add up over micro-batches, norms do not
@@ -548,77 +363,6 @@ class Task(base.Task[Settings, Batch]):
         return None
 
 
-def describe(
-    model: Segmenter, features: Features, batch: Batch, views: list[tuple[int, Tensor]]
-) -> tuple[list[list[int]], list[bool], list[float]]:
-    """Return greedy captions of the objects, by the mean of their image and its further `views`: their tokens, whether they came to
-    an end, and their confidence."""
-    count, each = len(batch.cells), len(views) // len(batch.cells)
-    rows = [row for n in range(count) for row in ((batch.describe_index[n], batch.cells[n]), *views[n * each : (n + 1) * each])]
-    index, cells = (list(column) for column in zip(*rows, strict=True))
-    questions = [question for question in batch.describe_questions for _ in range(1 + each)]
-    return model.caption_ids(features, index, cells, questions, batch.noise.shape[1], 1 + each)
-
-
-def say(model: Segmenter, features: Features, batch: Batch, read: list[list[int]], true: list[list[int]]) -> Forward:
-    """Run teacher-forced descriptions: image, region, question and the captions `read` are the input, the tokens of `true` are learnt."""
-    encoded = []
-    for image, cells, question, ids, labels in zip(
-        batch.describe_index, batch.cells, batch.describe_questions, read, true, strict=True
-    ):
-        text = model.template.image_string(features.visual[image].grid.tokens) + model.region_question(cells[None], question)
-        prompt = prompts.encode_prompt(model.tokenizer, model.template, text)
-        encoded.append((prompt + ids, [prompts.IGNORE] * len(prompt) + labels))
-    regions: list[Tensor | None] = [cells[None] for cells in batch.cells]
-    return model(features, Conversations(*pad_right(encoded), batch.describe_index, regions))
-
-
-def segment(
-    model: Segmenter, features: Features, batch: Batch, captions: list[list[int]], embeds: Tensor | None
-) -> tuple[Forward, Tensor]:
-    """Return teacher-forced answers about the second images, the captions (or their `embeds`) in the expression's place; mask logits."""
-    encoded, marks = [], []
-    for shown, question, answer, caption in zip(batch.shown, batch.questions, batch.answers, captions, strict=True):
-        text = "".join(model.template.image_string(features.visual[place].grid.tokens) for place in shown) + question
-        before, after = prompts.encode_gap(model.tokenizer, model.template, text)
-        target = model.tokenizer.encode(answer + model.template.suffix, add_special_tokens=False)
-        encoded.append((before + caption + after + target, [prompts.IGNORE] * len(before + caption + after) + target))
-        marks.append((len(before), len(caption)))
-    ids, labels, attention = pad_right(encoded)
-    at = None
-    if embeds is not None:
-        at = torch.zeros_like(ids, dtype=torch.bool)
-        for row, (start, length) in zip(at, marks, strict=True):
-            row[start : start + length] = True
-    index, frames = batch.segment_index, batch.frames
-    out = model(features, Conversations(ids, labels, attention, index, [None] * len(ids), embeds, at, frames=frames))
-    if batch.frames is not None:
-        return out, model.masks_in(features, batch.frames, out.seg_embeds).low_res
-    return out, model.masks(features, out.seg_image, out.seg_embeds).low_res
-
-
-def _two_frames(record: ImageRecord, region: Region) -> bool:
-    """Tell whether an object is described in one frame and segmented in another."""
-    return bool(record.second and region.second_counts)
-
-
-def _of_masks(batch: Batch, values: Tensor) -> Tensor:
-    """Return one value per mask from one per object."""
-    each = torch.tensor([len(images) for images in batch.shown], device=values.device)
-    return values.repeat_interleave(each, output_size=len(batch.targets.soft))
-
-
 def _table(model: Segmenter) -> Tensor:
     """Return the embeddings of all tokens, (V, D)."""
     return cast(Tensor, model.vlm.language_model.get_input_embeddings().weight)
-
-
-def _no_text(model: Segmenter, logits: Tensor) -> Tensor:
-    """Return ids (n,) of all that is no text: special tokens, and rows that the tokenizer does not use."""
-    text = torch.zeros(logits.shape[-1], dtype=torch.bool)
-    text[model.text_tokens] = True
-    return (~text).nonzero()[:, 0].to(logits.device)
-
-
-def _add_square(total: Tensor, gradient: Tensor) -> None:
-    total.add_(gradient.detach().float().square().sum())

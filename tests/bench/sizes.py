@@ -22,11 +22,12 @@ from ans.model import prompts
 from ans.model.config import ModelConfig
 from ans.model.family import Grid, Pixels
 from ans.model.segmenter import Segmenter
+from ans.objectives import passes
 from ans.objectives.batches import Images, Targets, pad_right
 from ans.objectives.mask import point_candidates
 from ans.planning.released import RELEASED
 from ans.tasks import load as load_task
-from ans.tasks import loop1, loop2, referring
+from ans.tasks import loop2, referring
 from ans.tasks.base import AnyTask, Setting, Task
 
 REPOSITORY = Path(__file__).parents[2]
@@ -97,14 +98,14 @@ def referring_batch(model: Segmenter, images: int, tiles: int, objects: int, mas
     return referring.Batch(pixels, ids, labels, mask, list(range(images)), targets_of(model, images * objects, mask_points))
 
 
-def mask_batch(model: Segmenter, images: int, caption_len: int, top_k: int, mask_points: int) -> loop1.Batch:
+def mask_batch(model: Segmenter, images: int, caption_len: int, top_k: int, mask_points: int) -> passes.Batch:
     """One object per image, described and segmented there, which covers a quarter of the region grid."""
     rows, columns = grid_of(model, 1).region
     inside = torch.zeros(rows, columns, dtype=torch.bool)
     inside[: rows // 2, : columns // 2] = True
     uniform = torch.rand(images, caption_len, top_k).clamp(1e-6, 1 - 1e-6)
     answers = [prompts.SEG_ANSWERS[2]] * images
-    return loop1.Batch(
+    return passes.Batch(
         pixels_of(model, images, 1),
         list(range(images)),
         list(range(images)),

@@ -17,7 +17,9 @@ class Fault:
 LOOP, SETUP, STEPPER, MIXTURE, SCHEDULE, EMA, GRADIENTS, SURGERY = (
     f"ans/training/{name}.py" for name in ("loop", "setup", "step", "mixture", "schedule", "ema", "gradients", "surgery")
 )
-LOSSES, MASK, GUMBEL, CAPTIONS = (f"ans/objectives/{name}.py" for name in ("losses", "mask", "gumbel", "captions"))
+LOSSES, MASK, GUMBEL, CAPTIONS, PASSES = (
+    f"ans/objectives/{name}.py" for name in ("losses", "mask", "gumbel", "captions", "passes")
+)
 REFERRING, LOOP1, LOOP2 = (f"ans/tasks/{name}.py" for name in ("referring", "loop1", "loop2"))
 MODULES, ADAPTERS = "ans/model/modules.py", "ans/model/adapters.py"
 
@@ -302,7 +304,7 @@ FAULTS: list[Fault] = [
     Fault("all tokens are counted", REFERRING, "labels_of(self.labels)", "int(self.mask.sum())", BASE),
     Fault(
         "images are counted, not objects",
-        LOOP1,
+        PASSES,
         '"objects": len(self.describe_index)',
         '"objects": len(self.images.sam)',
         settings("masks_per_image"),
@@ -350,7 +352,7 @@ FAULTS: list[Fault] = [
     Fault(
         "special tokens may be said",
         LOOP1,
-        'logits = out.logits.index_fill(1, _no_text(model, out.logits), float("-inf"))',
+        "logits = captions.only_text(out.logits, model.text_tokens)",
         "logits = out.logits",
         BASE,
     ),
@@ -423,7 +425,7 @@ FAULTS: list[Fault] = [
     ),
     Fault(
         "the second view is described",
-        LOOP1,
+        PASSES,
         "for row in ((batch.describe_index[n],",
         "for row in ((batch.segment_index[n],",
         settings("loop1_sources-repeats"),
@@ -438,28 +440,28 @@ FAULTS: list[Fault] = [
     Fault(
         "a view has the image's own cells",
         LOOP1,
-        "view.mask(mask)",
-        "mask",
+        "view.mask(one.mask)",
+        "one.mask",
         ("tests/tasks/test_batches.py::test_views_of_an_image",),
     ),
     Fault(
         "every caption is learnt",
         LOOP1,
-        "bool(ids) and sure >= self.settings.agreement",
+        "bool(ids) and mean >= settings.agreement",
         "bool(ids)",
         settings("agreement"),
     ),
-    Fault("the end of a caption is not learnt", LOOP1, "said = [ids + end for", "said = [ids for", settings("imitation")),
+    Fault("the end of a caption is not learnt", PASSES, "said = [ids + end for", "said = [ids for", settings("imitation")),
     Fault(
         "confidence is ignored",
         LOOP1,
-        "_of_masks(batch, weights) if settings.confidence else None",
+        "batch.of_masks(weights) if settings.confidence else None",
         "None",
         settings("confidence"),
     ),
     Fault(
         "the teacher's mask is made hard",
-        LOOP1,
+        LOSSES,
         "reference.float().sigmoid()",
         "(reference > 0).float()",
         settings("distillation"),

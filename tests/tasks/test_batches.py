@@ -31,7 +31,7 @@ def test_two_views_of_one_object(case: TaskCase, source: str) -> None:
     task = case.task("loop1", sources={source: MaskSource()})
     batch, config = task.batch(range(4)), case.model.config
     for n in range(4):
-        record, region = task.sources[0].sample(task.pool.at(n)[1])
+        record, region = task.sources[0].regions.sample(task.pool.at(n)[1])
         seen = record.second if record.second and region.second_counts else record.path
         assert batch.where[n] == (seen, source) and batch.segment_index[n] == n
         assert (batch.describe_index[n] == n) == (seen == record.path)

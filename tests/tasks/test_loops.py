@@ -13,6 +13,7 @@ from ans.model import tokens
 from ans.objectives import mask
 from ans.objectives.captions import corrupt
 from ans.objectives.gumbel import _SoftGradient
+from ans.objectives.passes import Batch
 from ans.tasks import loop1
 from ans.tasks.base import Example, Losses
 from ans.tasks.loop1 import MaskSource
@@ -23,14 +24,14 @@ ORIGINAL = {"rescored": "all", "denoising": 0.0}
 
 
 def run_loop1(
-    case: TaskCase, batch: loop1.Batch | None = None, train: dict[str, Any] | None = None, **changes: Any
+    case: TaskCase, batch: Batch | None = None, train: dict[str, Any] | None = None, **changes: Any
 ) -> tuple[Losses, Example]:
     task = case.task("loop1", train, **(ORIGINAL | changes))
     losses = case.losses(task, batch or task.batch(range(4)))
     return losses, losses.example
 
 
-def drawn(case: TaskCase) -> loop1.Batch:
+def drawn(case: TaskCase) -> Batch:
     """The batch that `run_loop1` takes."""
     return case.task("loop1").batch(range(4))
 
@@ -252,7 +253,7 @@ def test_the_denoising_loss_by_hand(case: TaskCase, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(loop1, "describe", lambda *_: (said, [True] * 4, [1.0] * 4))
     kept, straight = [], loop1.straight_through
     monkeypatch.setattr(loop1, "straight_through", lambda logits, *rest: kept.append(logits) or straight(logits, *rest))
-    monkeypatch.setattr(loop1, "_no_text", lambda model, logits: torch.zeros(0, dtype=torch.long))  # all may be said
+    monkeypatch.setattr(loop1.captions, "only_text", lambda logits, _: logits)  # any token may be predicted
     found = float(run_loop1(case, denoising=0.5, bridge="hard")[0].values["loop1_denoising"])
     logits = kept[0].detach().log_softmax(-1).split([len(ids) for ids in said])
     batch, expected = drawn(case), 0.0

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from ans.config.schema import LearntVideos
-from ans.data.clips import Clip
+from ans.data.clips import ClipFrames
+from ans.data.mask_samples import OfVideos
 from ans.model import prompts
 from ans.objectives.losses import hard_iou
 from ans.tasks import loop1
@@ -43,18 +44,21 @@ def test_what_a_sample_is(case: TaskCase, films: Path) -> None:
     assert batch.frames is not None and batch.counts["masks"] == 12 and batch.counts["objects"] == 4
     for n in range(4):
         _, sample = task.pool.at(n)
-        clip, key = task.masklets[0][sample]
-        assert isinstance(clip, Clip)
-        found = loop1.Masklet.draw(0, clip, key, 3, task.rng(n), films)
-        assert clip.masks[key][found.at] and found.at not in found.numbers and len(found.numbers) == 3
-        for number, soft in zip(found.numbers, batch.targets.soft[3 * n : 3 * n + 3], strict=True):
+        (source,) = task.sources
+        assert isinstance(source, OfVideos)
+        clip, key = source.masklets[sample]
+        found = source.open(sample, task.rng(n))
+        assert clip.masks[key][clip.frames.index(found.path)] and len(found.frames) == 3
+        for frame, soft in zip(found.frames, batch.targets.soft[3 * n : 3 * n + 3], strict=True):
+            (number,) = [i for i, picture in enumerate(ClipFrames(films, clip)) if picture == found.opened[frame]]
+            assert clip.frames[number] != found.path
             assert torch.equal(soft, case.model.config.decoder.soft_target(torch.from_numpy(clip.mask(key, number))))
-        assert batch.where[n] == (clip.frames[found.numbers[0]], "motion")
+            if frame == found.frames[0]:
+                assert batch.where[n] == (clip.frames[number], "motion") == (found.first, found.source)
         pixels = case.model.config.family.pixels(found.described, 1).values
         assert torch.equal(batch.images.pixels[batch.describe_index[n]].values, pixels)
-        for image, number in zip(batch.frames[n], found.numbers, strict=True):
-            frame = found.opened[found.order.index(number)]
-            assert torch.equal(batch.images.sam[image], case.model.config.decoder.pixels(frame))
+        for image, frame in zip(batch.frames[n], found.frames, strict=True):
+            assert torch.equal(batch.images.sam[image], case.model.config.decoder.pixels(found.opened[frame]))
     alone = task.batch(range(2, 3))
     assert torch.equal(alone.targets.soft, batch.targets.soft[6:9]) and alone.questions == batch.questions[2:3]
 

@@ -1,0 +1,91 @@
+"""Samples of masks without text: objects to describe in one image, and to segment in the same one, in a second frame, or in several
+frames of a video."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ans.data.clips import Clip, draw_frames, open_frames
+from ans.data.matching import record_image, region_mask
+from ans.data.samples import Regions
+
+
+@dataclass(frozen=True)
+class SampleObject:
+    """`mask` (h, w): in the described image. `targets`: in each of the sample's `frames`. `text`: the data's own, or ""."""
+
+    mask: np.ndarray
+    targets: list[np.ndarray]
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """`described`: the image of locator `path`. `opened`: the images that are segmented, each once; `frames`: their numbers, as they
+    were drawn. `first`: locator of the first of `frames`."""
+
+    source: str
+    path: str
+    described: Image.Image
+    opened: list[Image.Image]
+    frames: list[int]
+    first: str
+    objects: list[SampleObject]
+
+    @property
+    def apart(self) -> bool:
+        """Whether the described image is none of those that are segmented."""
+        return all(image is not self.described for image in self.opened)
+
+
+class OfImages:
+    """One sample is a region, with up to `objects` - 1 others of its image."""
+
+    def __init__(self, root: Path, regions: Regions, objects: int) -> None:
+        self.root, self.regions, self.objects = root, regions, objects
+        self.name, self.title, self.count = regions.name, regions.name, regions.count
+
+    def open(self, number: int, rng: np.random.Generator) -> Sample:
+        """Open a sample. Raises as `record_image` and `region_mask`."""
+        record, region = self.regions.sample(number)
+        described = record_image(self.root, record)
+        two_frames = bool(record.second and region.second_counts)
+        segmented = record_image(self.root, record, second=True) if two_frames else described
+        others = [o for o in self.regions.usable(record) if o != region and bool(o.second_counts) == two_frames]
+        picked = [others[i] for i in rng.permutation(len(others))[: self.objects - 1]]
+        objects = []
+        for one in (region, *picked):
+            mask = region_mask(record, one)
+            target = region_mask(record, one, second=True) if two_frames else mask
+            objects.append(SampleObject(mask, [target], one.expressions[0].sent if one.expressions else ""))
+        first = record.second if two_frames else record.path
+        return Sample(self.name, record.path, described, [segmented], [0], first, objects)
+
+
+class OfVideos:
+    """One sample is an object of a clip (a masklet), described in a frame in which it is seen and segmented in `frames` others."""
+
+    def __init__(self, root: Path, name: str, clips: list[Clip], frames: int) -> None:
+        self.root, self.name, self.clips, self.frames = root, name, clips, frames
+        self.masklets = [(clip, key) for clip in clips for key in seen_objects(clip)]
+        self.title, self.count = f"{name} (masklets)", len(self.masklets)
+
+    def open(self, number: int, rng: np.random.Generator) -> Sample:
+        """Open a sample. Raises as `open_frames`."""
+        clip, key = self.masklets[number]
+        seen = [frame for frame, counts in enumerate(clip.masks[key]) if counts]
+        at = seen[rng.integers(len(seen))]
+        others = [frame for frame in range(len(clip.frames)) if frame != at] or [at]
+        drawn = [others[i] for i in draw_frames(len(others), self.frames, rng)]
+        opened = open_frames(self.root, clip, [at, *drawn])
+        order = list(dict.fromkeys(drawn))
+        one = SampleObject(clip.mask(key, at), [clip.mask(key, frame) for frame in drawn])
+        images, frames = [opened[frame] for frame in order], [order.index(frame) for frame in drawn]
+        return Sample(self.name, clip.frames[at], opened[at], images, frames, clip.frames[drawn[0]], [one])
+
+
+def seen_objects(clip: Clip) -> list[str]:
+    """Return the objects of a clip that are seen in some frame."""
+    return [key for key, rows in clip.masks.items() if any(rows)]
