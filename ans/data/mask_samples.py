@@ -23,15 +23,15 @@ class SampleObject:
 
 @dataclass(frozen=True)
 class Sample:
-    """`described`: the image of locator `path`. `opened`: the images that are segmented, each once; `frames`: their numbers, as they
-    were drawn. `first`: locator of the first of `frames`."""
+    """`described`: the image of locator `path`. `opened`: the images that are segmented, each once, and their `locators`; `frames`: their
+    numbers, in the order in which they were drawn."""
 
     source: str
     path: str
     described: Image.Image
     opened: list[Image.Image]
+    locators: list[str]
     frames: list[int]
-    first: str
     objects: list[SampleObject]
 
     @property
@@ -60,8 +60,8 @@ class OfImages:
             mask = region_mask(record, one)
             target = region_mask(record, one, second=True) if two_frames else mask
             objects.append(SampleObject(mask, [target], one.expressions[0].sent if one.expressions else ""))
-        first = record.second if two_frames else record.path
-        return Sample(self.name, record.path, described, [segmented], [0], first, objects)
+        locator = record.second if two_frames else record.path
+        return Sample(self.name, record.path, described, [segmented], [locator], [0], objects)
 
 
 class OfVideos:
@@ -82,8 +82,8 @@ class OfVideos:
         opened = open_frames(self.root, clip, [at, *drawn])
         order = list(dict.fromkeys(drawn))
         one = SampleObject(clip.mask(key, at), [clip.mask(key, frame) for frame in drawn])
-        images, frames = [opened[frame] for frame in order], [order.index(frame) for frame in drawn]
-        return Sample(self.name, clip.frames[at], opened[at], images, frames, clip.frames[drawn[0]], [one])
+        images, locators = [opened[frame] for frame in order], [clip.frames[frame] for frame in order]
+        return Sample(self.name, clip.frames[at], opened[at], images, locators, [order.index(frame) for frame in drawn], [one])
 
 
 def seen_objects(clip: Clip) -> list[str]:

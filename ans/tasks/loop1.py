@@ -201,7 +201,7 @@ class Task(base.Task[Settings, Batch]):
                 questions.append(draw_questions(rng, settings.description_prompts))
                 corruption.append(rng.random((train.caption_len, 2), dtype=np.float32))
                 noise.append(rng.gumbel(size=(train.caption_len, settings.top_k)).astype(np.float32))
-                where.append((sample.first, sample.source))
+                where.append((sample.locators[sample.frames[0]], sample.source))
         # images that are only described come behind those that are segmented, which the mask decoder's encoder sees too
         described = [images.add_described(sample.described) if sample.apart else first for first, sample in samples]
         of_views = [[images.add_described(view.image(sample.described)) for view in views] for _, sample in samples]

@@ -50,11 +50,10 @@ def test_what_a_sample_is(case: TaskCase, films: Path) -> None:
         found = source.open(sample, task.rng(n))
         assert clip.masks[key][clip.frames.index(found.path)] and len(found.frames) == 3
         for frame, soft in zip(found.frames, batch.targets.soft[3 * n : 3 * n + 3], strict=True):
-            (number,) = [i for i, picture in enumerate(ClipFrames(films, clip)) if picture == found.opened[frame]]
-            assert clip.frames[number] != found.path
+            number = clip.frames.index(found.locators[frame])
+            assert clip.frames[number] != found.path and ClipFrames(films, clip)[number] == found.opened[frame]
             assert torch.equal(soft, case.model.config.decoder.soft_target(torch.from_numpy(clip.mask(key, number))))
-            if frame == found.frames[0]:
-                assert batch.where[n] == (clip.frames[number], "motion") == (found.first, found.source)
+        assert batch.where[n] == (found.locators[found.frames[0]], "motion")
         pixels = case.model.config.family.pixels(found.described, 1).values
         assert torch.equal(batch.images.pixels[batch.describe_index[n]].values, pixels)
         for image, frame in zip(batch.frames[n], found.frames, strict=True):
