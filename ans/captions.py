@@ -51,7 +51,7 @@ def cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[
     Raises `ValueError` where the lists differ in length or a caption has no reference.
     """
     if len(captions) != len(references) or not all(references):
-        raise ValueError(f"cider: {len(captions)} captions, {len(references)} lists of references, none of which may be empty")
+        raise ValueError(f"cider: {len(captions)} captions, {len(references)} lists of references, and none may be empty")
     counted = [[_ngrams(reference) for reference in several] for several in references]
     documents = Counter(ngram for several in counted for ngram in set().union(*several))
     idf = {ngram: math.log(len(captions)) - math.log(count) for ngram, count in documents.items()}

@@ -137,7 +137,7 @@ def threads(processes: int) -> int:
 
 
 def _first(failed: Sequence[tuple[int, int]], failures: Path) -> str:
-    """Return what is to be said of the processes that failed first, each with its place and exit code: the error that came first. One
+    """Return the message about the processes that failed first, each with its place and exit code: the error that came first. One
     that is no user's has printed its traceback itself."""
     place, code = failed[0]
     if all(code < 0 for _, code in failed):  # what others say, who lost it, is no reason

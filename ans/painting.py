@@ -96,7 +96,7 @@ def _fonts() -> Iterator[Path]:
 
 @cache
 def _characters(path: Path) -> frozenset[int]:
-    """Return code points that a font can draw; none of a file that is no scalable font."""
+    """Return code points that a font can draw; none of a file that is not a scalable font."""
     from matplotlib.ft2font import FT2Font
 
     try:

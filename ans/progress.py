@@ -13,7 +13,7 @@ SECONDS = 30.0
 
 
 class Progress:
-    """Counts `total` units of work called `unit`, each of which `holds` so many of something. Does nothing if `quiet`.
+    """Counts `total` units of work called `unit`, each of which `holds` a number of other things. Does nothing if `quiet`.
 
     Without a terminal there is a line as soon as the first unit shows that more than `SECONDS` lie ahead, then one every
     `SECONDS`, and one at the end. The first unit counts for no speed: it takes what starting takes.

@@ -13,7 +13,7 @@ from pathlib import Path
 from ans.files import write_json
 
 RESULTS = ("reports", "dvc.lock")
-"""What a run changes itself, so that it is no change of what was run."""
+"""What a run changes itself, so that it does not count as a change of what was run."""
 
 
 @dataclass(frozen=True)

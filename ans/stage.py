@@ -1,6 +1,6 @@
 """How a stage script starts.
 
-One run of DVC has one set of parameters. DVC itself reads params.yaml anew at every stage, and another command may have changed
+One run of DVC has one set of parameters. DVC itself reads params.yaml again at every stage, and another command may have changed
 it in between: `dvc exp run -S` during a run is refused, but its setting stays behind.
 """
 

@@ -14,7 +14,7 @@ def main() -> None:
     if root.exists():  # the stage's own output of an earlier run
         shutil.rmtree(root)
     counts = write_world(root, load().world)
-    # What `index` depends on; the folder itself is no dependency, since a run on other data reads another.
+    # What `index` depends on; the folder itself is not a dependency, since a run on other data reads another.
     write_json(root.with_suffix(".json"), {"sha256": checksum(root), **counts})
     print(", ".join(f"{name} {count}" for name, count in counts.items()))
 

@@ -169,7 +169,7 @@ class Runs:
 
 
 def is_test(split: str) -> bool:
-    """Whether a split judges; anything is chosen on val splits, so they are no test."""
+    """Whether a split judges; anything is chosen on val splits, so they are not a test."""
     return not is_tuning(split)
 
 

@@ -68,5 +68,5 @@ def test_cider_is_the_official_one() -> None:
 def test_wrong_input_is_named() -> None:
     with pytest.raises(ValueError, match="2 captions, 1 lists"):
         cider(["a", "b"], [["a"]])
-    with pytest.raises(ValueError, match="none of which may be empty"):
+    with pytest.raises(ValueError, match="and none may be empty"):
         cider(["a"], [[]])

@@ -51,7 +51,7 @@ class _Overlay:
         self.plain = {name: key for name, key in plain if not COMPUTED.match(name) and not name.endswith(SEG_ROW)}
         if len(set(name for name, _ in plain)) < len(plain):
             twice = next(name for name, key in plain if self.plain.get(name, key) != key)
-            raise ValueError(f"{self.path}: {twice} is there under two names")
+            raise ValueError(f"{self.path}: {twice} occurs under two names")
         for name, same in model.tied.items():
             if name in self.plain and name not in base:
                 if same not in self.plain or not torch.equal(self.state[self.plain[name]], self.state[self.plain[same]]):
@@ -111,7 +111,7 @@ class _Overlay:
         """The row that `seg_row` is, as stored by our runs (`meta.seg_token`)."""
         number = self.meta.get("seg_token")
         if type(number) is not int:
-            raise ValueError(f"{self.path}: holds seg_row but not its number (meta.seg_token); it is no checkpoint of `ans`")
+            raise ValueError(f"{self.path}: holds seg_row but not its number (meta.seg_token); it is not a checkpoint of ANS")
         return number
 
     @property
@@ -151,7 +151,7 @@ class _Overlay:
             for name in self._wanted(group):
                 if name not in there:
                     what = {"lora": "LoRA of ", "seg_row": "the row of "}.get(group, "")
-                    raise ValueError(f"{self.path}: {what}{name} is missing, though group {group} was trained (convert.groups)")
+                    raise ValueError(f"{self.path}: {what}{name} is missing, although group {group} was trained (convert.groups)")
 
     def _wanted(self, group: str) -> Iterator[str]:
         """Return HF names of the base's tensors that a checkpoint in which `group` was trained must hold, or have LoRA of."""

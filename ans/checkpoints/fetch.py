@@ -62,7 +62,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-# Not OSError: a full disk is no reason to try again.
+# Not OSError: a full disk is not a reason to try again.
 _LOST = (_Interrupted, urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
 
@@ -180,7 +180,7 @@ def _snapshot(repository: str, commit: str, staging: Path) -> None:
     if found.mismatches:
         raise FetchError(
             f"{repository} at {commit}: {wrong['path']}: expected {wrong['algorithm']} {wrong['expected']} by the hub's listing, "
-            f"got {wrong['actual']}; run again to fetch it anew"
+            f"got {wrong['actual']}; run it again to download the file once more"
         )
     shutil.rmtree(staging / ".cache", ignore_errors=True)  # hub's own bookkeeping, not there for an empty repository
 
@@ -287,17 +287,19 @@ def _verify(folder: Path, checksums: dict[str, str], origin: str) -> None:
     names = {file.name for file in folder.iterdir()}
     for name, expected in checksums.items():
         if name not in names:
-            raise FetchError(f"{origin}: {name} has a checksum but is not there (or is none of {', '.join(PATTERNS)})")
+            raise FetchError(f"{origin}: {name} has a checksum but is missing (or has none of the names {', '.join(PATTERNS)})")
         found = _sha256(folder / name)
         if found != expected:
             raise FetchError(f"{origin}: {name}: expected sha256 {expected}, got {found}")
     shards = {name for name in names if name.endswith(".safetensors")}
     if checksums and shards - checksums.keys():
-        raise FetchError(f"{origin}: {min(shards - checksums.keys())} has no checksum, though others have")
+        raise FetchError(f"{origin}: {min(shards - checksums.keys())} has no checksum, although the other files have one")
     for name in sorted(shards):
         with open(folder / name, "rb") as file:
             if file.read(len(POINTER)) == POINTER:
-                raise FetchError(f"{origin}: {name} is only git's pointer to the file; run `git lfs pull` where it comes from")
+                raise FetchError(
+                    f"{origin}: {name} is a Git LFS pointer, not the file; run `git lfs pull` in the repository that it comes from"
+                )
     wanted = {"config.json"}
     if (folder / INDEX).exists():
         try:

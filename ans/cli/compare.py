@@ -110,7 +110,7 @@ def compare_videos(
     first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]], resamples: int = RESAMPLES, seed: int = SEED
 ) -> pd.DataFrame:
     """Compare as `compare` does, J&F: the mean over expressions, clips resampled. Groups: all, each length of expression, objects that
-    are seen in every frame and others, and each kind that the data set has. ReVOS's expressions of what is not there count in none.
+    are seen in every frame and others, and each kind that the data set has. ReVOS's expressions of absent objects count in none.
 
     Both hold rows of `ans.evaluation.videos` with the same expressions. Raises `ValueError` where these differ, or have no true masks.
     """
@@ -160,7 +160,7 @@ def means(pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]], resamples: int = R
 
 def read(folder: Path, split: str) -> pd.DataFrame:
     """Return the table of a split in a folder. Of described regions: what was found again by the caption alone, the first reference as
-    `sent`. Raises `ResultsError` naming the file that is not there, and those that are."""
+    `sent`. Raises `ResultsError` naming the missing file and the existing ones."""
     path = folder / f"{split}.parquet"
     if not path.is_file():
         there = ", ".join(sorted(other.stem for other in folder.glob("*.parquet"))) or "none"
@@ -173,7 +173,7 @@ def read(folder: Path, split: str) -> pd.DataFrame:
 
 
 def read_video(folder: Path, split: str) -> list[dict[str, Any]]:
-    """Return the rows of a set of videos in a folder. Raises `ResultsError` naming the file that is not there, and those that are."""
+    """Return the rows of a set of videos in a folder. Raises `ResultsError` naming the missing file and the existing ones."""
     path = folder / f"{split}.jsonl"
     if not path.is_file():
         there = ", ".join(sorted(other.stem for other in folder.glob(f"*{VIDEO}.jsonl"))) or "none"
@@ -228,7 +228,7 @@ def _heading(table: pd.DataFrame) -> str:
 
 
 def _folder(where: str) -> Path:
-    """Return the tables of a variant, or in a folder. Raises `ResultsError` for a variant that is not there, naming those that are."""
+    """Return the tables of a variant, or in a folder. Raises `ResultsError` for an unknown variant, naming the existing ones."""
     folder = Path(where) if Path(where).is_dir() else DATA / where
     if not folder.is_dir():
         there = ", ".join(sorted(path.name for path in DATA.glob("*") if path.is_dir())) or "none"

@@ -14,7 +14,7 @@ HELP = "the settings in force, what they mean, and where each value comes from"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("key", nargs="?", metavar="KEY", help="a section or a setting, e.g. train.lr (default: all)")
-    parser.add_argument("--preset", metavar="NAME", help="as if this preset were chosen (default: the one that is)")
+    parser.add_argument("--preset", metavar="NAME", help="show this preset in place of the one in params.yaml")
     parser.add_argument("--params", type=Path, default=Workspace().params, metavar="FILE", help="(default: %(default)s)")
 
 

@@ -41,7 +41,7 @@ def run(chosen: argparse.Namespace) -> None:
 def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
     """Return (height, width) bool: what own data has in such a file (`ans/data/mask_files.py`).
 
-    `size`: (width, height) of the image in pixels. Raises `FileNotFoundError`, or `ValueError` where the file is no mask, has another
+    `size`: (width, height) of the image in pixels. Raises `FileNotFoundError`, or `ValueError` where the file is not a mask, has another
     size, or marks nothing.
     """
     if not path.is_file():

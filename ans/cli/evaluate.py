@@ -55,7 +55,7 @@ def evaluate_checkpoint(
     """Return the metrics that the stages `convert`, `filter` and `evaluate` would write for the variant `full`, with the checkpoint,
     its step and the split in front. `limit`: images.
 
-    Raises what these stages do, and does so for a split that is not there before anything is made.
+    Raises what these stages do, and does so for an unknown split before anything is made.
     """
     from ans.checkpoints.convert import convert
     from ans.checkpoints.variants import make_variant

@@ -12,7 +12,7 @@ HELP = "your own data from COCO's JSON, labelme, VOC, or a folder of masks"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="SOURCE", help="the JSON, or the folder")
-    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write; must not be there")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write; must not exist")
     parser.add_argument("--images", type=Path, help="where the images lie (default: where the format has them)")
     parser.add_argument("--masks", type=Path, help="SOURCE has images, and this folder their masks, of the same names")
     parser.add_argument("--val", type=float, default=0.0, metavar="SHARE", help="share of the photographs that is for evaluation")

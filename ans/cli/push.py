@@ -17,7 +17,7 @@ ADAPTER = "adapter"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("variant", type=Path, metavar="VARIANT", help="models/variants/<name>")
-    parser.add_argument("repository", metavar="OWNER/NAME", help="made where there is none")
+    parser.add_argument("repository", metavar="OWNER/NAME", help="created if it does not exist")
     parser.add_argument(
         "--with", dest="others", type=Path, nargs="+", default=[], metavar="VARIANT", help="further ones, in folders"
     )
@@ -30,13 +30,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> None:
     names = [path.name for path in chosen.others] + [ADAPTER] * (chosen.adapter is not None)
     if twice := sorted({name for name in names if names.count(name) > 1 or name == chosen.variant.name}):
-        raise ValueError(f"--with: {', '.join(twice)} would be there twice")
+        raise ValueError(f"--with: {', '.join(twice)} would be written twice")
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
     for path in (chosen.variant, *chosen.others):
         if not (path / "config.json").is_file():
-            raise ValueError(f"{path}: no model folder, it has no config.json")
+            raise ValueError(f"{path}: not a model folder: it has no config.json")
     api = HfApi()
     try:
         # before the folders are made, which takes minutes: the hub may refuse the token or the name
@@ -49,7 +49,7 @@ def run(chosen: argparse.Namespace) -> None:
                 for name, folder in _folders(chosen, Path(place)).items()
             ]
     except LocalTokenNotFoundError:
-        raise ValueError("no token of the hub is here: `hf auth login`, or set HF_TOKEN") from None
+        raise ValueError("no Hugging Face token found: `hf auth login`, or set HF_TOKEN") from None
     except (HfHubHTTPError, HFValidationError) as error:
         raise ValueError(f"{chosen.repository}: the hub refused it: {error}") from error
     commit = commits[-1]

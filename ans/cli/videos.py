@@ -30,7 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(output: Path, found: Path | None) -> None:
-    """Raise `ValueError` where the names of the results do not say what is to be written."""
+    """Raise `ValueError` where the names of the results do not determine what to write."""
     if output.suffix.lower() != ".mp4":
         raise ValueError(f"{output}: the result of a video is one; name it .mp4")
     if found is not None and found.suffix and found.suffix.lower() != ".json":
@@ -68,7 +68,7 @@ def segment(segmenter: "Segmenter", chosen: argparse.Namespace, paint: Paint) ->
 
 
 class Result:
-    """What was found of one expression, frame after frame; of the masks, as run lengths, only where they are to be `listed`."""
+    """What was found of one expression, frame after frame; of the masks, as run lengths, only if `listed`."""
 
     def __init__(self, expression: str) -> None:
         self.expression, self.answer, self.seg = expression, "", False

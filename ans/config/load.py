@@ -176,7 +176,7 @@ class Config:
 
     def _check(self) -> None:
         if self.variants.get("base") != ():
-            raise ConfigError("variants.base: must be there and be [] (the untouched base)")
+            raise ConfigError("variants.base: is required and must be [] (the untouched base)")
         for name, groups in self.variants.items():
             if name != "base" and not groups:
                 raise ConfigError(f"variants.{name}: names no group; the untouched base is `base`")
@@ -197,16 +197,14 @@ class Config:
                     f"{self._place(('train', 'validation', 'metric'))}: must be {wanted}, for {validation.split}; found {validation.metric}"
                 )
         if self.launch.shard_frozen and self.launch.processes * self.launch.machines == 1:
-            raise ConfigError("launch.shard_frozen: one process has none to share with; set launch.processes, or false")
+            raise ConfigError("launch.shard_frozen: needs several processes; raise launch.processes, or set it to false")
         if self.launch.shard_frozen and self.train.four_bit:
-            raise ConfigError(
-                "launch.shard_frozen: layers in 4 bits cannot be shared out; set it, or train.four_bit, but not both"
-            )
+            raise ConfigError("launch.shard_frozen: layers in 4 bits cannot be sharded; set either it or train.four_bit")
 
     def _require_split(self, path: str, split: str) -> None:
         if "_" not in split:
             place = self._place(tuple(path.split(".")))
-            raise ConfigError(f"{place}: {split!r} is no split; a split is <index>_<part>, e.g. refcoco_val")
+            raise ConfigError(f"{place}: {split!r} is not a split; a split is <index>_<part>, e.g. refcoco_val")
         self._require_index(path, index_of(split))
 
     def _require_index(self, path: str, name: str) -> None:

@@ -49,9 +49,9 @@ class Launch(Section):
     scheduler: Literal["none", "slurm"] = Field(
         description="slurm: start the machines' processes by srun, within a job; none: start those of this machine"
     )
-    main_address: Text = Field(description="address of machine 0, as the other machines see it; with slurm it is found")
+    main_address: Text = Field(description="address of machine 0, as the other machines see it; with slurm it is determined")
     main_port: Annotated[int, Field(ge=1, le=65535)] = Field(
-        description="a free port of machine 0, used with several machines; with slurm one is found"
+        description="a free port of machine 0, used with several machines; with slurm one is chosen"
     )
     workers: Number = Field(
         description="data-loading processes per training process; 0: the training process loads its data itself"
@@ -79,8 +79,8 @@ class Source(Section):
 
     reader: str = Field(description="module of ans/data/sources that reads the set's layout")
     folder: Folder = Field(description="folder below paths.root")
-    max_images: Count | None = Field(None, description="index the first so many images; none: all")
-    max_samples: Count | None = Field(None, description="index the first so many masks; none: all")
+    max_images: Count | None = Field(None, description="index only the first N images; none: all")
+    max_samples: Count | None = Field(None, description="index only the first N masks; none: all")
 
     @field_validator("reader")
     @classmethod

@@ -68,7 +68,7 @@ class Index:
         self._batch = lru_cache(maxsize=8)(self._file.get_batch)
 
     def __reduce__(self) -> tuple[type["Index"], tuple[Path]]:
-        return Index, (self.path,)  # a worker process opens the file anew
+        return Index, (self.path,)  # a worker process opens the file again
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -131,7 +131,7 @@ def is_absent(path: Path) -> bool:
         with pa.memory_map(str(path)) as file:
             return metadata_of(pa.ipc.open_file(file), path)["root_listing"] == ABSENT
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: not an index; `dvc repro` makes it anew") from error
+        raise ValueError(f"{path}: not an index; run `dvc repro` to build it again") from error
 
 
 def sizes(batch: pa.RecordBatch) -> np.ndarray:
@@ -177,14 +177,14 @@ def write_atomically(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordB
 
 def open_index(path: Path, schema: pa.Schema) -> pa.ipc.RecordBatchFileReader:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such index; `dvc repro` makes it anew")
+        raise FileNotFoundError(f"{path}: no such index; run `dvc repro` to build it")
     try:
         file = pa.ipc.open_file(pa.memory_map(str(path)))
     except pa.ArrowInvalid:
         file = None
     if file is None or not file.schema.equals(schema):
         kind = "image records" if schema is RECORD else "SA-1B's files"
-        raise ValueError(f"{path}: not an index of {kind}, or of an older version; `dvc repro` makes it anew")
+        raise ValueError(f"{path}: not an index of {kind}, or of an older version; run `dvc repro` to build it again")
     return file
 
 
@@ -192,7 +192,7 @@ def metadata_of(file: pa.ipc.RecordBatchFileReader, path: Path) -> dict[str, str
     """Return the `METADATA` of the index at `path`. Raises `ValueError` where it lacks some."""
     found = {key.decode(): value.decode() for key, value in (file.schema.metadata or {}).items()}
     if missing := set(METADATA) - set(found):
-        raise ValueError(f"{path}: an index of an older version ({min(missing)} is missing); `dvc repro` makes it anew")
+        raise ValueError(f"{path}: an index of an older version ({min(missing)} is missing); run `dvc repro` to build it again")
     return {key: found[key] for key in METADATA}
 
 

@@ -131,7 +131,7 @@ def open_frames(root: Path, clip: Clip, numbers: Iterable[int]) -> dict[int, Ima
 def read(reader: str, root: str | Path, folder: str, split: str) -> Iterator[Clip | Skipped]:
     """Yield the clips of a data set in order, and a `Skipped` for each that cannot be used; `folder` lies below `root`.
 
-    Raises `FileNotFoundError` for a listing that is not there, `ValueError` naming one that cannot be read, and for an unknown reader.
+    Raises `FileNotFoundError` for a missing listing, `ValueError` naming one that cannot be read, and for an unknown reader.
     """
     if reader not in readers():
         raise ValueError(f"reader: must be one of {', '.join(readers())}, is {reader!r}")
@@ -184,7 +184,7 @@ def listing(path: Path) -> list[Listed]:
             frames = field(video, "frames", list)
             for part in (name, *frames):
                 if not isinstance(part, str) or part.startswith("/") or ".." in part.split("/") or not part:
-                    raise ValueError(f"{part!r:.80} is no name of a video or frame")
+                    raise ValueError(f"{part!r:.80} is not a valid name of a video or frame")
             if len(set(frames)) < len(frames):
                 raise ValueError(f"video {name}: a frame is listed twice")
             expressions = field(video, "expressions", dict)
@@ -213,7 +213,7 @@ def sized_frames(root: Path, folder: str, names: Sequence[str], suffix: str = ".
         try:
             sizes.append(image_size(root, locators[-1]))
         except FileNotFoundError:
-            raise ValueError(f"a frame that is not there: {name}") from None
+            raise ValueError(f"missing frame: {name}") from None
         except ValueError:
             raise ValueError(f"a frame that cannot be read: {name}") from None
     if not sizes:
@@ -236,7 +236,7 @@ def run_lengths(rles: Any, frames: int, height: int, width: int) -> tuple[str, .
 
 
 def palette_masks(paths: Sequence[Path], height: int, width: int) -> dict[str, tuple[str, ...]]:
-    """Return object (the value, from 1) -> `counts` of each frame, from a PNG per frame; one that is not there shows nothing. Values need
+    """Return object (the value, from 1) -> `counts` of each frame, from a PNG per frame; a missing one shows nothing. Values need
     not be in a row. Raises `ValueError` for one that is damaged, of another size, or not of single values."""
     found: dict[str, list[str]] = {}
     for frame, path in enumerate(paths):
@@ -247,7 +247,7 @@ def palette_masks(paths: Sequence[Path], height: int, width: int) -> dict[str, t
         except BROKEN_IMAGE as error:
             raise ValueError(reason if (reason := str(error)).startswith("mask is a") else "a mask that cannot be read") from None
         if image.mode not in ("P", "L"):
-            raise ValueError("a mask that is no palette image")
+            raise ValueError("a mask that is not a palette image")
         values = np.asarray(image)
         if values.shape != (height, width):
             raise ValueError("a mask of another size than its frame")

@@ -10,7 +10,7 @@ MAX_BYTES = 1 << 30
 """Of an image's file, and of a JSON about one image."""
 
 UNSHOWN = ("Cc", "Cs", "Zl", "Zp")
-"""Categories of characters: control characters, halves of characters (bytes that are no text), breaks of lines and paragraphs."""
+"""Categories of characters: control characters, halves of characters (bytes that are not valid text), breaks of lines and paragraphs."""
 
 
 def below(root: str | Path, path: str) -> Path:
@@ -19,14 +19,14 @@ def below(root: str | Path, path: str) -> Path:
     if path.startswith("/") or ".." in path.split("/"):
         raise ValueError(f"{path}: leaves paths.root ({root}); refused")
     if not is_text(path):
-        raise ValueError(f"{ascii(path)}: a path with a control character, or with bytes that are no text; refused")
+        raise ValueError(f"{ascii(path)}: a path with a control character, or with bytes that are not valid text; refused")
     if len(path) > 2000 or any(len(part.encode()) > 255 for part in path.split("/")):
         raise ValueError(f"{path[:80]}...: a path longer than any file's")
     return Path(root, path)
 
 
 def is_text(name: str) -> bool:
-    """Return whether a name has characters alone: no control characters, no line breaks, no bytes that are no text."""
+    """Return whether a name has characters alone: no control characters, no line breaks, no bytes that are not valid text."""
     if name.isascii():
         return name.isprintable()
     return not any(unicodedata.category(character) in UNSHOWN for character in name)

@@ -193,7 +193,7 @@ def pictures(image: Image.Image) -> int:
 
 
 def open_mask(file: Path | bytes, name: str = "mask") -> Image.Image:
-    """Return a mask's file, read and turned upright. Raises `FileNotFoundError`, or `ValueError` for one that is no image, that is
+    """Return a mask's file, read and turned upright. Raises `FileNotFoundError`, or `ValueError` for one that is not an image, that is
     compressed with loss (whatever its suffix says: its numbers are not those that were drawn) or that holds several pictures."""
     try:
         with identify(file) as image:
@@ -311,7 +311,7 @@ def image_size(root: str | Path, locator: str) -> tuple[int, int]:
 
 def _orientation(image: Image.Image) -> int:
     """Return 1 to 8; 1, upright, where the EXIF data has none or cannot be read: damaged metadata costs no sound image. Pillow's
-    `exif_transpose` also writes the data anew, which fails on values that it could read. A TIFF is turned by Pillow itself."""
+    `exif_transpose` also rewrites the data, which fails on values that it could read. A TIFF is turned by Pillow itself."""
     if image.format == "TIFF":
         return 1
     try:

@@ -61,7 +61,7 @@ def bring(source: Path, out: Path, images: Path | None, masks_in: Path | None, v
     Raises `FileExistsError` where `out` is there, `ValueError` or `FileNotFoundError` where there is nothing to bring.
     """
     if out.exists():
-        raise FileExistsError(f"{out}: is there already; name a folder that is not")
+        raise FileExistsError(f"{out}: exists already; name a folder that does not")
     place, items = _read(source, images, masks_in)
     found, said = [], []
     for item in items:
@@ -104,7 +104,7 @@ def _split(place: Path, names: list[str], val: float, group: str) -> dict[str, s
     try:
         pattern = re.compile(group) if group else None
     except re.error as error:
-        raise ValueError(f"--group: {group!r} is no regular expression: {error}") from None
+        raise ValueError(f"--group: {group!r} is not a regular expression: {error}") from None
     keys = {}
     for name in names:
         match = pattern.search(name) if pattern else None
@@ -144,7 +144,7 @@ def _size(place: Path, name: str) -> tuple[int, int]:
 
 
 def _name(place: Path, name: str) -> str:
-    """Return a path below the folder of images in the disk's spelling; of one that is not there, as Windows may have written it."""
+    """Return a path below the folder of images in the disk's spelling; of a missing one, as Windows may have written it."""
     for form in (name, name.replace("\\", "/"), posixpath.basename(name.replace("\\", "/"))):
         if ".." not in form.split("/") and not form.startswith("/"):
             found = spelled(place, posixpath.normpath(form))

@@ -138,7 +138,7 @@ def broken(root: Path, record: ImageRecord) -> str:
 
 
 def absent(path: Path, name: str, schema: pa.Schema, metadata: dict[str, str]) -> dict[str, Any]:
-    """Write the index of a set that is not there, and return its report."""
+    """Write the index of a set that is missing, and return its report."""
     write_atomically(path, schema, [], metadata | {"root_listing": ABSENT})
     return {"source": name, "absent": metadata["folder"], "images": 0, **Skips().report()}
 
@@ -154,7 +154,7 @@ def assemble(
     per_image: bool = False,
 ) -> dict[str, Any]:
     """Write parts into the index at `path` and return its report. `limit`: the share of records that may be bad, which are images where
-    `per_image` and else regions. `cap`: at most so many regions, or rows where there are no regions."""
+    `per_image` and else regions. `cap`: at most this many regions, or rows where there are no regions."""
     skipped, counts = Skips(), Counts()
     for part in paths:
         skipped.add(json.loads(last_of(open_index(part, schema))[b"skipped"]))

@@ -21,9 +21,9 @@ SOFT_EDGE = 9
 
 
 def read_mask(path: Path, name: str) -> tuple[np.ndarray, list[str]]:
-    """Return (height, width) bool, and what is to be said of the file. `name` is what messages call it.
+    """Return (height, width) bool, and notes on the file. `name` is what messages call it.
 
-    Raises `FileNotFoundError`, or `ValueError` with the reason for a file that is no image or no mask.
+    Raises `FileNotFoundError`, or `ValueError` with the reason for a file that is not an image or not a mask.
     """
     try:
         return inside(open_mask(path, name))
@@ -46,7 +46,7 @@ def suspicions(mask: np.ndarray) -> list[str]:
 
 
 def inside(image: Image.Image) -> tuple[np.ndarray, list[str]]:
-    """Return (height, width) bool, and what is to be said of it. Raises `ValueError` with the reason for what is no mask."""
+    """Return (height, width) bool, and notes on it. Raises `ValueError` with the reason for a file that is not a mask."""
     notes: list[str] = []
     if "A" in image.getbands() or "transparency" in image.info:
         alpha = np.asarray(image.convert("RGBA"))[..., 3]
@@ -102,7 +102,7 @@ def _levels(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
     if (found[-1] >= 128 or values.dtype.kind == "f") and _near_edge(half)[inside & (values < found[-1])].all():
         return half, ["mask with a soft edge, of which half and more is inside"]
     if len(found) > MAX_VALUES or values.dtype.kind == "f":
-        raise ValueError(f"{len(found)} values besides 0 that are no soft edge: neither a mask nor numbers of objects")
+        raise ValueError(f"{len(found)} values besides 0 that are not a soft edge: neither a mask nor numbers of objects")
     return inside, ["several values in one mask, taken for one object"]
 
 

@@ -79,7 +79,7 @@ def _outlines(segmentation: Any) -> list[list[float]]:
         if any(isinstance(value, (list, tuple, dict)) for value in outline):
             raise ValueError("outline of pairs, where COCO has a list of numbers x, y, x, y")
         if (wrong := next((value for value in outline if _number(value) is None), outline)) is not outline:
-            raise ValueError(f"polygon with a coordinate that is no number: {_kind(wrong)}")
+            raise ValueError(f"polygon with a coordinate that is not a number: {_kind(wrong)}")
         outlines.append([float(value) for value in outline])
     if (
         len(outlines) > 1
@@ -147,9 +147,9 @@ OTHER_TEXTS = (
 
 
 def _listed_runs(counts: list[Any], pixels: int) -> list[int]:
-    """Run lengths as whole numbers that fill `pixels`."""
+    """Run lengths as integers that fill `pixels`."""
     if not counts or not all(type(run) in (int, float) for run in counts):
-        raise ValueError("RLE whose counts are no numbers")
+        raise ValueError("RLE whose counts are not numbers")
     if not all(0 <= run <= pixels and run == int(run) for run in counts):
         raise ValueError("RLE with a run that no image of this size has")
     runs = [int(run) for run in counts]
@@ -161,7 +161,7 @@ def _listed_runs(counts: list[Any], pixels: int) -> list[int]:
 
 
 def compare_stated(area: Any, bbox: Any, counts: str, height: int, width: int) -> str:
-    """Return what is to be said of a mask and the `area` and `bbox` that a file states of it, each None where it states none.
+    """Return notes on a mask and the `area` and `bbox` that a file states of it, each None where it states none.
 
     "" where they agree but for rounding: tools measure outlines, whose edges lie up to a pixel from those of the drawn mask. Raises
     `ValueError` where the mask is another: an area of more than twice the other, or boxes that share less than half of their union.
@@ -172,7 +172,7 @@ def compare_stated(area: Any, bbox: Any, counts: str, height: int, width: int) -
     if area is not None:
         number = _number(area)
         if number is None or number < 0:
-            said = "an area that is no number of pixels"
+            said = "an area that is not a number of pixels"
         elif number > 0:
             if not found / 2 - 4 <= number <= 2 * found + 4:
                 raise ValueError(f"mask of {found} pixels, but the file states an area of {number:g}")
@@ -246,7 +246,7 @@ def from_array(mask: np.ndarray) -> str:
 
 
 def check_counts(counts: Sequence[Any], height: int, width: int) -> None:
-    """Raise `ValueError` where one of `counts` is no text in the coding of `run_lengths` (pycocotools would read on behind its
+    """Raise `ValueError` where one of `counts` is not text in the coding of `run_lengths` (pycocotools would read on behind its
     end), or where its runs do not fill height x width. All at once, since SA-1B has a hundred masks per image.
     """
     if not counts:
@@ -289,7 +289,7 @@ def run_lengths(counts: Any) -> np.ndarray:
     run two before (cocoapi, maskApi.c, rleFrString).
     """
     if not isinstance(counts, str) or not counts.isascii():
-        raise ValueError("RLE counts that are no ASCII text")
+        raise ValueError("RLE counts that are not ASCII text")
     codes = np.frombuffer(counts.encode("ascii"), np.uint8) - 48
     if not len(codes) or codes.max() > 63 or codes[-1] & 32:  # what lies below 48 has become large
         raise ValueError(BROKEN)

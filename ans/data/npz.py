@@ -50,7 +50,7 @@ def _npz(path: Path) -> Iterator[zipfile.ZipFile]:
             raise ValueError("not a plain file")
         with zipfile.ZipFile(path) as archive:
             if len(set(archive.namelist())) < len(archive.namelist()):
-                raise ValueError("an array that is there twice")
+                raise ValueError("an array of that name occurs twice")
             yield archive
     except FileNotFoundError:
         raise

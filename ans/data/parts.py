@@ -86,7 +86,7 @@ def _results(missing: list[tuple[int, Path]], items: Items, write: Write, size: 
             yield _whole(write, items[start : start + size], path)
         return
     running: deque[Future[int]] = deque()
-    # A forked process must not collect what this one has left: a closed video, say, waits for threads that are not there.
+    # A forked process must not collect what this one has left: a closed video, say, waits for threads that do not exist in it.
     with ProcessPoolExecutor(workers, initializer=gc.freeze) as pool:
         try:
             for start, path in missing:

@@ -20,7 +20,8 @@ def load(reader: str) -> ModuleType:
 def listing_checksum(root: Path, folder: str, name: str, reader: str) -> str:
     """Return sha256 of what the reader says of a set's listing: names, sizes and numbers of files, for your own data also contents."""
     lines = "\n".join(load(reader).fingerprint(root, folder, name))
-    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()  # names on disk may be bytes that are no text
+    # names on disk may be bytes that are not valid text
+    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def check_listing(index: Index, root: str | Path) -> None:

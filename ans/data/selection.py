@@ -24,7 +24,7 @@ def select(
     for name in sorted(names):
         path = workspace.index(name)
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such index, though {stage} reads it; name {name} below `sources` or `own`")
+            raise FileNotFoundError(f"{path}: no such index, but {stage} reads it; name {name} below `sources` or `own`")
         if is_absent(path):
             absent.append(name)
         with open(path, "rb") as file:
@@ -32,7 +32,7 @@ def select(
     if absent:
         again = " ".join(f"index@{name.removesuffix('_subset')}" for name in absent)
         raise FileNotFoundError(
-            f"{', '.join(absent)}: not below paths.root when it was indexed, though {stage} reads it. Either take it out "
+            f"{', '.join(absent)}: not below paths.root when it was indexed, but {stage} reads it. Either take it out "
             "of the sources and splits that params.yaml names, or put it there (folders are `sources.<name>.folder`) and run "
             f"`dvc repro --force --single-item {again}`"
         )

@@ -36,7 +36,7 @@ def subset_sa1b(
     config: Config, workspace: Workspace = Workspace(), workers: int | None = None, part: int = IMAGES_PER_PART
 ) -> dict[str, Any]:
     """Read the JSONs of `subset_sa1b.images` images, the first in name order (text order) or a seeded sample, into the index
-    `sa1b_subset`, and return the report. Masks outside of the limits of `subset_sa1b` are left out, and images without any other.
+    `sa1b_subset`, and return the report. Masks outside of the limits of `subset_sa1b` are left out, and images without another mask.
 
     Raises `ValueError` when there are fewer images, or too many cannot be read, `ListingChanged` when the listing is out of date.
     """

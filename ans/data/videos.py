@@ -28,7 +28,7 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 FOLDER_RATE = 24
 """Frames a second of a folder, which says nothing of it: as DAVIS and SA-V were taken."""
 NEAR = 16
-"""A frame that is at most so many further on is come to by decoding those before it."""
+"""A frame at most this many further on is reached by decoding the frames before it."""
 _TICKS = 90_000
 
 
@@ -136,13 +136,13 @@ def _ordered(stem: str) -> list[tuple[int, str]]:
 def open_video(path: str | Path) -> VideoFile | FrameFolder:
     """Return the frames of a video file, or of a folder of pictures: a sequence that decodes a frame when it is asked for.
 
-    Raises `FileNotFoundError`, or `ValueError` naming a file that is no video, or a folder without frames.
+    Raises `FileNotFoundError`, or `ValueError` naming a file that is not a video, or a folder without frames.
     """
     path = Path(path)
     if path.is_dir():
         return FrameFolder(path)
     if path.suffix.lower() not in CONTAINERS:
-        raise ValueError(f"{path}: not a video by its name ({', '.join(CONTAINERS)}), and no folder of frames")
+        raise ValueError(f"{path}: not a video by its name ({', '.join(CONTAINERS)}), nor a folder of frames")
     return VideoFile(path)
 
 

@@ -51,4 +51,4 @@ class View:
 
 
 VIEWS = (View(), View(corner=(0.0, 0.0)), View(brightness=1.25), View(corner=(1.0, 1.0)), View(corner=(1.0, 0.0)))
-"""The first so many are used: the image itself, then others."""
+"""The first `train.loop1.views` are used: the image itself, then others."""

@@ -70,7 +70,7 @@ def converse(
 
 
 def metrics(conversations: Sequence[Conversation], similar: Similarity | None = None) -> dict[str, float]:
-    """See the module. `gcg_recall` only with `similar`; `seg_per_image`: masks in an answer. Raises `ValueError` without any."""
+    """See the module. `gcg_recall` only with `similar`; `seg_per_image`: masks in an answer. Raises `ValueError` if there are none."""
     if not conversations:
         raise ValueError("grounded conversation: no image, so there is nothing to measure")
     found: dict[str, float] = {
@@ -121,7 +121,7 @@ def matched(one: Conversation, similar: Similarity) -> int:
 
 
 def average_precision(conversations: Sequence[Conversation]) -> float:
-    """Return COCO's AP at IoU 0.5 of one class, over all images; 0 without any predicted mask."""
+    """Return COCO's AP at IoU 0.5 of one class, over all images; 0 if no mask is predicted."""
     images, true, predicted = [], [], []
     for number, one in enumerate(conversations, 1):
         images.append({"id": number, "height": one.truth.shape[1], "width": one.truth.shape[2]})
@@ -143,7 +143,7 @@ def average_precision(conversations: Sequence[Conversation]) -> float:
 
 def bert(folder: str) -> Similarity:
     """Return the similarity of the published recall: cosine of the means of BERT's last states. `folder`: of bert-base-uncased, or its
-    name on the hub. Raises what transformers raises where it is not there."""
+    name on the hub. Raises what transformers raises where it is missing."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 

@@ -31,7 +31,7 @@ class Kept:
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path}: not there; all processes must see one folder (set ANS_RUNS to a shared one), and no other evaluation of the "
-                "same may have ended in it meanwhile: then start this one again"
+                "same may have finished in it meanwhile; if one has, start this one again"
             )
         return json.loads(path.read_text(encoding="utf-8"))
 

@@ -66,7 +66,7 @@ class Totals:
         self.n = 0
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Count one expression. It counts in `p70` where its IoU is at least 0.7, compared in whole numbers.
+        """Count one expression. It counts in `p70` where its IoU is at least 0.7, compared in integers.
 
         Raises `ValueError` for one without a target whose union is not what was predicted.
         """

@@ -18,7 +18,7 @@ def scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict
     extra.
     """
     if len(captions) != len(references) or not captions or not all(references):
-        raise ValueError(f"scores: {len(captions)} captions, {len(references)} lists of references, none of which may be empty")
+        raise ValueError(f"scores: {len(captions)} captions, {len(references)} lists of references, and none may be empty")
     with _java(), contextlib.redirect_stdout(sys.stderr):
         try:
             from pycocoevalcap.cider.cider import Cider

@@ -100,7 +100,7 @@ class Scorer:
         self._frames += 1
 
     def score(self) -> VideoScore:
-        """Return means over the frames. Raises `ValueError` without any."""
+        """Return means over the frames. Raises `ValueError` if there are none."""
         if not self._frames:
             raise ValueError("score: no frames, so there is nothing to average")
         return VideoScore(*(self._sums / self._frames).tolist())
@@ -117,7 +117,7 @@ def score(
 
 
 def summarise(scores: Sequence[VideoScore]) -> dict[str, float]:
-    """Return `j`, `f`, `jf` over all expressions, x 100 as in every publication, and `n`. Raises `ValueError` without any."""
+    """Return `j`, `f`, `jf` over all expressions, x 100 as in every publication, and `n`. Raises `ValueError` if there are none."""
     if not scores:
         raise ValueError("summarise: no expressions, so there is nothing to average")
     j, f = (100 * float(np.mean([getattr(one, key) for one in scores])) for key in "jf")
@@ -125,7 +125,7 @@ def summarise(scores: Sequence[VideoScore]) -> dict[str, float]:
 
 
 REVOS_KINDS = {0: "referring", 1: "reasoning"}
-"""Its `type_id`s; of 2, expressions of what is not there, there is no result."""
+"""Its `type_id`s; of 2, expressions of absent objects, there is no result."""
 
 
 def summarise_revos(scores: Sequence[tuple[int, VideoScore]]) -> dict[str, float]:

@@ -131,7 +131,7 @@ def rows_of(model: Segmenter, root: Path, clip: Clip, settings: VideoSet, max_ne
 def summary(rows: Sequence[Row]) -> dict[str, float | int]:
     """Return metrics of a set, x 100: `j`, `f`, `jf` with its interval over clips (`jf_low`, `jf_high`), of ReVOS those of each kind
     and `a` and `r` too; `seg_rate`, `n`, `clips`. A set whose masks are not published has only the last three. ReVOS's expressions
-    of what is not there count in none of them."""
+    of absent objects count in none of them."""
     asked = [row for row in rows if row["kind"] != "absent"]
     found: dict[str, float | int] = {}
     if asked and all(row["j"] is not None for row in asked):

@@ -87,7 +87,7 @@ def _read_shards(folder: Path) -> dict[str, Any]:
         content |= part
     missing = sorted(weight_map.keys() - content.keys())
     if missing:
-        raise ValueError(f"{folder / weight_map[missing[0]]}: tensor {missing[0]} is not there, though the index names it")
+        raise ValueError(f"{folder / weight_map[missing[0]]}: tensor {missing[0]} is missing, although the index names it")
     return content
 
 
@@ -98,7 +98,7 @@ def _load(file: Path) -> Any:
         archive = begin.read(4) == b"PK\x03\x04"
     if not archive:
         raise ValueError(
-            f"{file}: not a checkpoint as torch >= 1.6 saves it, or cut short; load it where it works and save it anew"
+            f"{file}: not a checkpoint as torch >= 1.6 saves it, or cut short; load it where it works and save it again"
         )
     try:
         _check_archive(file)
@@ -143,7 +143,7 @@ def _unwrap(file: Path, content: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ValueError(f"{file}: holds both `state_dict` and `model`; save the one that you mean alone")
     meta = content.get("meta", {}) if wrappings else {}
     if not isinstance(meta, dict):
-        raise ValueError(f"{file}: `meta` is no dict")
+        raise ValueError(f"{file}: `meta` is not a dict")
     state = content[wrappings[0]] if wrappings else content
     if not state:
         raise ValueError(f"{file}: holds no tensor")

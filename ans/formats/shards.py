@@ -82,7 +82,7 @@ def _header(path: Path) -> dict[str, StoredTensor]:
             raise ValueError(f"its header claims {length} bytes, the file has {size}")
         values = json.loads(file.read(length), object_pairs_hook=_unique)
     if not isinstance(values, dict):
-        raise ValueError("its header is no JSON object")
+        raise ValueError("its header is not a JSON object")
     values.pop("__metadata__", None)
     entries = {}
     for name, value in values.items():
@@ -128,7 +128,7 @@ def entries(folder: Path) -> dict[str, StoredTensor]:
         refuse_link(path)
         for name, entry in header(path).items():
             if name in found:
-                raise ValueError(f"{path}: tensor {name} is also in {found[name].path.name}; remove the file that is too many")
+                raise ValueError(f"{path}: tensor {name} is also in {found[name].path.name}; remove one of the two files")
             found[name] = entry
     if (folder / INDEX).exists():
         weight_map = read_shard_index(folder / INDEX)["weight_map"]

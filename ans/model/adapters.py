@@ -60,7 +60,9 @@ def add_lora(
     """
     known = model.config.family.lora_targets
     if unknown := sorted(set(targets or ()) - set(known)):
-        raise ValueError(f"train.lora.targets: {unknown[0]} is no linear layer of this language model; it has {', '.join(known)}")
+        raise ValueError(
+            f"train.lora.targets: {unknown[0]} is not a linear layer of this language model; it has {', '.join(known)}"
+        )
     config = LoraConfig(
         r=rank,
         lora_alpha=cast(Any, alpha),  # declared as an int, and only divided by the rank

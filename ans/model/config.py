@@ -25,7 +25,7 @@ from ans.model.plugs import modules
 from ans.model.prompts import Template
 
 MOST, MOST_LAYERS = 2**31, 1000
-"""Largest whole numbers that a `config.json` may have, as a size and as a number of layers."""
+"""Largest integers that a `config.json` may have, as a size and as a number of layers."""
 
 WRONG = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError)
 """What transformers raises on values that no model has."""
@@ -166,5 +166,5 @@ def _only(values: Mapping[str, Any], found: Mapping[str, type[Family]], what: st
     language = values.get("llm_config", values.get("text_config"))
     about = f" with a language model of {language.get('architectures') or language.get('model_type')}" if language else ""
     raise ValueError(
-        f"model_type: no family {what}: {values.get('model_type')!r}{about}; there are {', '.join(families())} (ans/model/families)"
+        f"model_type: no family {what}: {values.get('model_type')!r}{about}; known are {', '.join(families())} (ans/model/families)"
     )

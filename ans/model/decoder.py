@@ -206,7 +206,7 @@ class MaskDecoder(Plug):
 
 
 def ambiguous(points: Tensor, boxes: Tensor | None) -> bool:
-    """Return whether SAM and SAM2 are to be asked for several candidates, as both packages recommend: for a single point."""
+    """Return whether SAM and SAM2 should be asked for several candidates, as both packages recommend: for a single point."""
     return boxes is None and points.shape[1] == 1
 
 

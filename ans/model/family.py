@@ -94,7 +94,7 @@ class Inputs:
     padded: bool = True
 
     def attention(self) -> Tensor | None:
-        """Return (B, 1, L, K) bool: which of the K tokens each of the L attends to, all up to itself that are no padding. None where the
+        """Return (B, 1, L, K) bool: which of the K tokens each of the L attends to, all up to itself that are not padding. None where the
         causal rule alone says as much: then attention has its fastest kernels.
 
         transformers makes the same of `mask`, but reads its values first, and so waits for the device in every forward.

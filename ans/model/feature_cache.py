@@ -114,7 +114,7 @@ class FeatureCache:
             self._room -= DIGEST + len(content)
 
     def _make_room(self, size: int) -> bool:
-        """Return whether so many bytes fit, once files that this run has not used went, the oldest first.
+        """Return whether this many bytes fit, once files that this run has not used went, the oldest first.
 
         Those that it has used stay: the next variant, or epoch, asks in the same order, and if the newest always drove out the
         oldest it would find none. The folder is looked at only now and then, since it may hold a file for each of many images.

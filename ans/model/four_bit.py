@@ -22,7 +22,7 @@ def hold_in_four_bits(module: nn.Module, device: torch.device) -> None:
         )  # fmt: skip
         small.weight = Params4bit(layer.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4")
         small.bias = layer.bias
-        # its own way on CPUs with AVX512-BF16 packs the weights anew at the first use, and fails on inputs narrower than a block of 64
+        # its own way on CPUs with AVX512-BF16 repacks the weights at the first use, and fails on inputs narrower than a block of 64
         small.support_avx512bf16_for_cpu = False
         parent, _, last = name.rpartition(".")
         setattr(module.get_submodule(parent), last, small.to(device))

@@ -74,7 +74,7 @@ def greedy(
 ) -> list[Generated]:
     """Continue `prefix`, which is used up, by `rows` and decode greedily until `ended(ids)` holds for every row.
 
-    With `together` so many rows at a time, one behind the other, say the same: the token with the highest mean log-probability.
+    With `together` > 1, that many consecutive rows give one answer: the token with the highest mean log-probability.
 
     Rows that have ended leave the batch once they are half of it: sooner, copying the others' cache costs more than it saves. A step
     waits for the device once, for its tokens; with `confidence` their probabilities are fetched at the end.

@@ -192,7 +192,7 @@ class Keys:
 
     def _table(self, space: str) -> dict[str, str]:
         if space not in self._spaces:
-            raise KeyError(f"this model has no space of names {space}; there are {', '.join(self._spaces)}")
+            raise KeyError(f"this model has no key space {space}; there are {', '.join(self._spaces)}")
         return self._spaces[space]
 
     def _there(self, hf_name: str, space: str) -> tuple[list[str], Fusion | None]:

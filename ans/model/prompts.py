@@ -97,7 +97,7 @@ class Template:
         return self.image_end or self.image_token
 
     def image_string(self, tokens: int) -> str:
-        """Return the placeholder of an image that has so many image tokens."""
+        """Return the placeholder of an image that has `tokens` image tokens."""
         return f"{self.image_start}{self.image_token * tokens}{self.image_end}\n"
 
     def region_string(self, cells: Sequence[int], end: str) -> str:

@@ -79,16 +79,16 @@ def _read(path: Path) -> tuple[list[tuple[str, float, int]], bool]:
             elif number == _NORMALIZER:
                 normalizer = dict(_fields(value))
     except (IndexError, KeyError, TypeError, UnicodeDecodeError, struct.error) as error:
-        raise ValueError(f"{path}: no SentencePiece model ({error})") from error
+        raise ValueError(f"{path}: not a SentencePiece model ({error})") from error
     if trainer.get(_MODEL) != _BPE:
-        raise ValueError(f"{path}: is no BPE model, as InternLM2's is")
+        raise ValueError(f"{path}: is not a BPE model, as InternLM2's is")
     if normalizer.get(_CHARACTERS) or normalizer.get(_SPACES, 1):
         raise ValueError(f"{path}: changes characters or spaces before it splits a text, which InternLM2's does not")
     return pieces, bool(normalizer.get(_PREFIX, 1))
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Yield number and value of each field of a message: whole numbers as such, everything else as bytes."""
+    """Yield number and value of each field of a message: integers as integers, everything else as bytes."""
     place = 0
 
     def whole() -> int:

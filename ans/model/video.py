@@ -44,7 +44,7 @@ class ReadVideo:
 def choose_frames(count: int, choice: Choice, most: int) -> list[int]:
     """Return numbers, ascending, of the frames that are read of a video of `count` frames: at most `most`, fewer where it is shorter.
 
-    `first` is the official inference's choice, `uniform` that of Sa2VA-i (`numpy.linspace`, cut to whole numbers).
+    `first` is the official inference's choice, `uniform` that of Sa2VA-i (`numpy.linspace`, truncated to integers).
     """
     if choice == "first":
         return list(range(min(most, count)))

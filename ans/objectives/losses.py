@@ -20,7 +20,7 @@ def mask_terms(
     confidence: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the weighted mask loss of `logits` (N, S/4, S/4) and its parts, on `mask_points` uncertain points or (0) on the whole mask;
-    padding is no part of it. `objects`: of the whole step. `confidence` (N,), if given, weighs each object."""
+    padding is not part of it. `objects`: of the whole step. `confidence` (N,), if given, weighs each object."""
     soft, share, uniform = (of.to(logits.device) for of in (targets.soft, targets.share, targets.uniform))
     logits = logits.float()
     within = mask.within(share, *logits.shape[1:])

@@ -95,7 +95,7 @@ def estimate(
 
 
 def share(parameter: nn.Parameter, shares: int) -> int:
-    """Return how many values of a tensor each process holds: its rows are shared out, and filled up to a whole number."""
+    """Return how many values of a tensor each process holds: its rows are shared out, and padded to a multiple."""
     rows = len(parameter)
     return -(-rows // shares) * (parameter.numel() // rows)
 

@@ -1,4 +1,4 @@
-"""What a run cannot do without and is not there: commits, packages, data sets, splits. Each is said with how to come by it."""
+"""What a run needs and does not have: commits, packages, data sets, splits. Each comes with how to get it."""
 
 import re
 from importlib.util import find_spec
@@ -23,7 +23,7 @@ def tasks_of(config: Config) -> tuple[dict[str, TaskSettings], list[str]]:
 
 
 def trust(config: Config) -> list[str]:
-    """Return the commit and the checksums by which the base is trusted, and a folder of weights that is not there."""
+    """Return the commit and the checksums by which the base is trusted, and a missing folder of weights."""
     weights, found = config.weights, []
     if weights.source == "hub" and not re.fullmatch(r"[0-9a-f]{40}", weights.revision or ""):
         found.append(
@@ -40,7 +40,7 @@ def trust(config: Config) -> list[str]:
 
 
 def packages(config: Config) -> list[str]:
-    """Return what is to be installed for these settings."""
+    """Return the packages that these settings need and that are not installed."""
     wanted = config.train.four_bit or config.evaluate.four_bit or config.train.optimizer == "paged_adamw"
     return ["bitsandbytes: not installed; pip install bitsandbytes"] if wanted and find_spec("bitsandbytes") is None else []
 
@@ -50,7 +50,7 @@ def _is_world(config: Config, workspace: Workspace) -> bool:
 
 
 def data_sets(config: Config, workspace: Workspace) -> list[str]:
-    """Return the root, and each data set that the settings name and that is not there."""
+    """Return the root, and each data set that the settings name and that is missing."""
     root, world = Path(config.paths.root), _is_world(config, workspace)
     if world and config.weights.source == "embedded":
         return []  # stage `world` makes it

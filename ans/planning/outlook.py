@@ -169,7 +169,7 @@ def micro_of(model: ModelConfig, config: Config, task: TaskSettings) -> Micro:
 
 
 def flop(model: Segmenter, tokens: int, checkpointing: bool) -> float:
-    """Return FLOPs of the language model's linear layers over so many tokens: forward, backward to the inputs and, with activation
+    """Return FLOPs of the language model's linear layers over this many tokens: forward, backward to the inputs and, with activation
     checkpointing, forward again. The frozen weights have no gradient of their own."""
     layers = model.vlm.language_model.model.modules()
     weights = sum(m.weight.numel() for m in layers if type(m) is nn.Linear and not m.weight.requires_grad)

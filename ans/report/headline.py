@@ -45,7 +45,7 @@ def _data(
     where = "The data sets below paths.root, not ANS’s synthetic world."
     if Path(config.paths.root).resolve() == workspace.world.resolve():
         where = (
-            "Synthetic: drawings of coloured shapes that ANS makes itself, in the layouts of the published data sets. The splits bear "
+            "Synthetic: drawings of coloured shapes that ANS makes itself, in the layouts of the published data sets. The splits have "
             "the published names, but none of the numbers is about photographs or comparable with published ones."
         )
     samples = ", ".join(f"{name} ({count:,})" for name, count in training.manifest["samples"].items())

@@ -80,7 +80,7 @@ def variant_colours(variants: tuple[str, ...]) -> dict[str, str]:
 
 
 def save(figure: Figure, path: Path, colours: int = 96) -> None:
-    """Write a PNG in place of `path` and free the figure. A palette of so many colours takes a fifth of the bytes."""
+    """Write a PNG in place of `path` and free the figure. A palette of `colours` entries takes a fifth of the bytes."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI, facecolor="white")
         with Image.open(temporary) as image:

@@ -80,7 +80,7 @@ def expressions_path(data: Path, variant: str, split: str) -> Path:
 
 
 def read_expression(data: Path, variant: str, split: str, key: Sequence[Any]) -> pd.Series:
-    """Return the whole row, masks included, of the expression with these values of `KEY`. Raises `ResultsError` if it is not there."""
+    """Return the whole row, masks included, of the expression with these values of `KEY`. Raises `ResultsError` if it is missing."""
     path = expressions_path(data, variant, split)
     rows = pd.read_parquet(path, filters=[(name, "==", value) for name, value in zip(KEY, key, strict=True)])
     if len(rows) != 1:

@@ -21,7 +21,7 @@ MEAN = "mean"
 
 @dataclass(frozen=True)
 class SplitScore:
-    """cIoU of one variant on one split of so many `images` in [0, 1], its 95 % interval, and (difference to base, low, high)."""
+    """cIoU of one variant on one split of `images` images in [0, 1], its 95 % interval, and (difference to base, low, high)."""
 
     ciou: float
     interval: tuple[float, float]

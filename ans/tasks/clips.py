@@ -181,7 +181,7 @@ def taught(clip: Clip) -> list[ClipExpression]:
 
 def question(template: prompts.Template, text: str, lower: bool, rng: np.random.Generator) -> str:
     """Return what is asked about an expression: itself where it has a question mark, else one of the questions about images. `lower`:
-    in lower case, and without any full stop."""
+    in lower case, and without full stops."""
     if "?" in text:
         return prompts.quoted(text)
     said = text.replace(".", "").strip().lower() if lower else text
@@ -191,7 +191,7 @@ def question(template: prompts.Template, text: str, lower: bool, rng: np.random.
 def conversation(
     template: prompts.Template, frames: Sequence[int], questions: Sequence[str], answers: Sequence[str]
 ) -> list[prompts.Turn]:
-    """Return a turn per question; before the first come the frames, of so many image tokens each, and one line break as in the
+    """Return a turn per question; before the first come the frames, with their numbers of image tokens, and one line break as in the
     evaluation."""
     shown = "".join(map(template.image_string, frames))
     return [

@@ -40,7 +40,7 @@ class MaskSource(Section):
     """A source of masks without text."""
 
     repeats: Weight = Field(1.0, description="how many times each sample comes per epoch")
-    max_samples: Count | None = Field(None, description="the first so many masks; none: all")
+    max_samples: Count | None = Field(None, description="use only the first N masks; none: all")
 
 
 class Settings(TaskSettings):
@@ -325,7 +325,7 @@ class Task(base.Task[Settings, Batch]):
             extra, values["denoising"] = settings.denoising * denoising, denoising.detach()
         if not settings.reward:
             return Caption(teacher, embeds, extra, values, chosen)
-        free = corrupted if settings.rescored == "corrupted" else torch.ones_like(corrupted)  # the other tokens are no choice
+        free = corrupted if settings.rescored == "corrupted" else torch.ones_like(corrupted)  # the other tokens were not chosen
         log_probability = captions.log_probability(logits, chosen, free, lengths)
         greedy = torch.where(free, logits.argmax(-1), out.labels)
         return Caption(teacher, embeds, extra, values, chosen, greedy, log_probability)

@@ -26,7 +26,7 @@ class Settings(TaskSettings):
     """Caption -> mask -> caption, on described regions."""
 
     source: str = Field("describe", description="index whose captions are used")
-    max_samples: Count | None = Field(None, description="the first so many regions; none: all")
+    max_samples: Count | None = Field(None, description="use only the first N regions; none: all")
     description_prompts: Wordings = 1
     soft_region: bool = Field(
         False, description="true: the caption's loss reaches the mask decoder, by straight-through region weights"

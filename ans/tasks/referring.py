@@ -27,7 +27,7 @@ class Settings(TaskSettings):
         ("refcoco", "refcoco_plus", "refcocog"), description="indexes whose training expressions are used"
     )
     no_target: bool = Field(False, description="true: expressions of nothing (gRefCOCO) are learnt too, with an empty mask")
-    max_images: Count | None = Field(None, description="the first so many images; none: all")
+    max_images: Count | None = Field(None, description="use only the first N images; none: all")
     objects_per_image: Count = Field(5, description="most objects of an image in one sample")
     objects_per_conversation: Count = Field(5, description="objects asked for in one conversation, one after the other")
 

@@ -259,7 +259,7 @@ def _moved(shape: Shape, x: float, y: float) -> Shape:
 
 
 def drift(scene: Scene, rng: np.random.Generator) -> Scene:
-    """Return a later moment: one object after the other moves to a free place nearby; one without any stays where it is."""
+    """Return a later moment: one object after the other moves to a free place nearby; one that has none stays where it is."""
     shapes = list(scene.shapes)
     furthest = DRIFT * min(scene.width, scene.height)
     for i, shape in enumerate(shapes):

@@ -138,7 +138,7 @@ def write_mevis(root: Path, seed: int, counts: Sequence[int]) -> list[Film]:
 
 
 def write_revos(root: Path, seed: int, counts: Sequence[int]) -> list[Film]:
-    """Write `revos` with films as its valid split; a question is of reasoning, and each film has one expression of what is not there."""
+    """Write `revos` with films as its valid split; a question is of reasoning, and each film has one expression of an absent object."""
     films, videos, masks, foreground = [], {}, {}, {}
     for number, count in enumerate(counts):
         made, name, names = film(seed, 100 + number, count), f"source{number % 2}/v{number}", named(count, 5)

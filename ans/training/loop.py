@@ -180,7 +180,7 @@ class Run:
             )
 
     def refuse_other_settings(self) -> None:
-        """Raise `ConfigError` where params.yaml no longer holds the settings that the run was begun with: DVC, which reads it when
+        """Raise `ConfigError` where params.yaml no longer holds the settings that the run was started with: DVC, which reads it when
         the stage ends, would note others beside the results. The finished run is kept, so nothing is lost."""
         params = self.workspace.params
         try:
@@ -198,7 +198,7 @@ class Run:
     def finish(self) -> None:
         """Leave the results, and remove the state. Raises `RuntimeError` where a frozen tensor has changed."""
         if setup.frozen_checksum(self.model, self.trained) != self.frozen:
-            raise RuntimeError("a frozen tensor changed during training; the run is not to be trusted")
+            raise RuntimeError("a frozen tensor changed during training; do not use this run")
         if self.validation is not None:
             self.validation.finish()
         if not self.accelerator.is_main_process:

@@ -42,7 +42,7 @@ def end_with_the_training(_: int) -> None:
     """End a worker at a SIGTERM that the training itself sends, as Python does to its workers when it exits. The training need not
     be the parent of this process: from Python 3.14 on, a server that forks is."""
     training = multiprocessing.parent_process()
-    assert training is not None, "this is no worker"
+    assert training is not None, "this is not a worker"
 
     def wait() -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != training.pid:

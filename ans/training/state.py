@@ -104,8 +104,8 @@ class ResumeFolder:
             before = state["conditions"].get(name)
             if before != now:
                 raise ResumeError(
-                    f"{path}: this run was begun with {name} {before}, now it is {now}. Go back to that and start again to "
-                    f"continue at step {state['step']}, or remove {self.folder} to begin anew"
+                    f"{path}: this run was started with {name} {before}, now it is {now}. Go back to that and start again to "
+                    f"continue at step {state['step']}, or remove {self.folder} to start from the beginning"
                 )
         return state
 

@@ -1,6 +1,6 @@
 """What each part of the method brought: arms x seeds through DVC, into studies/ablation/runs.csv and, from it, studies/ablation/table.md.
 
-python -m studies.ablation.study study             # how to read captions anew, on the tuning splits alone
+python -m studies.ablation.study study             # how to re-score captions, on the tuning splits alone
 python -m studies.ablation.study run [ARM ...]     # the protocol: the runs that are not in the table yet
 python -m studies.ablation.study join CSV ...      # the rows of other clones into this one's studies/ablation/runs.csv
 python -m studies.ablation.study table             # studies/ablation/table.md from studies/ablation/runs.csv

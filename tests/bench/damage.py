@@ -300,7 +300,7 @@ def hostile(data: bytes, suffix: str, rng: np.random.Generator) -> bytes:
             return b"\n".join(
                 [*lines[:place], json.dumps(document, indent=None if suffix == ".jsonl" else 3).encode(), *lines[place + 1 :]]
             )
-        case 3 if isinstance(holder, dict):  # a key that is there twice
+        case 3 if isinstance(holder, dict):  # a duplicate key
             text = json.dumps(document, allow_nan=True)
             first = json.dumps(key) + ": "
             lines[place] = text.replace(first, f"{first}{json.dumps(HOSTILE[rng.integers(len(HOSTILE))])}, {first}", 1).encode()

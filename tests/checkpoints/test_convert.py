@@ -240,7 +240,7 @@ Q = PTH_LLM + "model.layers.0.self_attn.q_proj"
         ),
         (lambda s: s | {"text_hidden_fcs.0.bias": torch.zeros(3)}, r"text_hidden_fcs\.0\.bias is \(3,\), the base has \(64,\)"),
         (lambda s: s | {"some.other.weight": torch.zeros(3)}, r"some\.other\.weight: no such name"),
-        (lambda s: s | {"mlp1.0.bias": torch.zeros(192)}, r"mlp1\.0\.bias is there under two names"),
+        (lambda s: s | {"mlp1.0.bias": torch.zeros(192)}, r"mlp1\.0\.bias occurs under two names"),
         (lambda s: s | {"text_hidden_fcs.0.bias": torch.full((64,), torch.nan)}, r"text_hidden_fcs\.0\.bias is not finite"),
         (
             lambda s: s | {"text_hidden_fcs.0.bias": torch.full((64,), -1e38)},

@@ -85,7 +85,7 @@ def test_each_answer_of_the_hub(tmp_path: Path, monkeypatch) -> None:
         hub.cdn.heal()
         hub.cdn.fail(at_cdn, "other")
         expected = f"model.safetensors: expected sha256 {sha256(MODEL['model.safetensors'])} by the hub's listing, got "
-        assert (found := ask()).startswith(expected) and found.endswith("; run again to fetch it anew")
+        assert (found := ask()).startswith(expected) and found.endswith("; run it again to download the file once more")
         assert not (tmp_path / "out" / "base").exists()
         hub.cdn.heal()
 

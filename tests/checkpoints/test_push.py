@@ -59,7 +59,7 @@ def test_what_is_on_the_hub_is_what_was_here(run: Path, tmp_path: Path) -> None:
 
 def test_names_that_are_there_twice(run: Path) -> None:  # noqa: F811
     full = str(run / "variants" / "full")
-    with pytest.raises(ValueError, match="--with: full would be there twice"):
+    with pytest.raises(ValueError, match="--with: full would be written twice"):
         main(["push", full, NAME, "--with", full])
 
 

@@ -154,7 +154,7 @@ def test_the_digest_by_hand() -> None:
     ("content", "message"),
     [
         ({"state_dict": STATE, "model": STATE}, "holds both `state_dict` and `model`; save the one that you mean"),
-        ({"state_dict": STATE, "meta": 3}, "`meta` is no dict"),
+        ({"state_dict": STATE, "meta": 3}, "`meta` is not a dict"),
         ({"state_dict": {}}, "holds no tensor"),
         ({}, "holds dict, not a dict of tensors"),
         ({"state_dict": {3: torch.ones(1)}}, "3 is Tensor, not a tensor under a name"),

@@ -77,7 +77,7 @@ def test_there_are_no_other_presets() -> None:
         ("preset", ["tiny"], "preset: no preset named ['tiny']"),
         ("variants.full", ["lora", "nothing"], "variants.full.1: expected"),
         ("variants.full", [], "variants.full: names no group"),
-        ("variants.base", ["lora"], "variants.base: must be there and be []"),
+        ("variants.base", ["lora"], "variants.base: is required and must be []"),
         ("launch.scheduler", "pbs", "launch.scheduler: "),
         ("subset_sa1b.min_area_share", 1.0, "subset_sa1b: "),
         ("evaluate.splits", "refcoco_val", "evaluate.splits: expected a list, found 'refcoco_val'"),

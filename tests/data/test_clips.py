@@ -110,7 +110,7 @@ def test_masks_that_are_not_published(world) -> None:
 def test_what_cannot_be_used_is_said(world) -> None:
     _, skipped = clips(world[0], "mevis")
     assert {(one.key, one.reason) for one in skipped} == {
-        ("valid_u/gone", "a frame that is not there: 00000"),
+        ("valid_u/gone", "missing frame: 00000"),
         ("valid_u/v1", "video of fewer than two frames"),
     }
 
@@ -131,14 +131,14 @@ def test_damage_is_named(tmp_path: Path) -> None:
     masks[str(OBJECTS)].pop()
     (base / "mask_dict.json").write_text(json.dumps(masks))
     assert sorted(reasons(tmp_path, "mevis")) == [
-        "a frame that is not there: 00000",
+        "missing frame: 00000",
         "frames of different sizes",
         "not one mask per frame",
     ]
     content = json.loads((base / "meta_expressions.json").read_text())
     content["videos"]["../v1"] = content["videos"].pop("v1")
     (base / "meta_expressions.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"meta_expressions.json: '../v1' is no name of a video or frame"):
+    with pytest.raises(ValueError, match=r"meta_expressions.json: '../v1' is not a valid name of a video or frame"):
         clips(tmp_path, "mevis")
 
 
@@ -178,7 +178,7 @@ def test_damage_of_palettes_and_lines_is_named(tmp_path: Path) -> None:
     place = base / "train" / "Annotations"
     Image.new("RGB", (96, 64)).save(place / "v0" / "00005.png")
     Image.new("P", (96, 60)).save(place / "v1" / "00005.png")
-    assert reasons(tmp_path, "ref_youtube_vos") == ["a mask that is no palette image", "a mask of another size than its frame"]
+    assert reasons(tmp_path, "ref_youtube_vos") == ["a mask that is not a palette image", "a mask of another size than its frame"]
     davis = damaged(tmp_path, "ref_davis")
     path = davis / "davis_text_annotations" / "Davis17_annot1.txt"
     path.write_text(path.read_text() + "film1 1 no quotes\n")

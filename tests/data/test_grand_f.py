@@ -72,7 +72,7 @@ def test_phrases_that_cannot_be_used_are_named(tmp_path: Path, groundings: dict[
 def test_an_image_or_a_caption_that_is_not_there(tmp_path: Path) -> None:
     rows = [{"file_name": "sa_2.jpg", "caption": "A", "groundings": {}}, {"file_name": "sa_1.jpg", "groundings": {}}]
     assert [one.reason for one in train(tmp_path, *rows) if isinstance(one, Skipped)] == [
-        "image that is not there",
+        "missing image",
         "image without a caption",
     ]
 

@@ -142,7 +142,7 @@ def test_a_share_is_for_evaluation_and_groups_stay_together(tmp_path: Path) -> N
     ("more", "message"),
     [
         (("--val", "1.5"), "--val: a share"),
-        (("--group", "("), "is no regular expression"),
+        (("--group", "("), "is not a regular expression"),
         (("--masks", "none"), "no such folder of masks"),
         ((), "neither COCO's JSON"),
     ],

@@ -419,12 +419,12 @@ def test_masks_of_the_subset_are_filtered(settings_of: Config, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("change", "reason"),
     (
-        ({"area": 2.5}, "id or area that is no whole number"),
+        ({"area": 2.5}, "id and area must be integers"),
         ({"area": 10**9}, "area that the image does not have"),
         ({"area": -1}, "area that the image does not have"),
-        ({"id": "7"}, "id or area that is no whole number"),
-        ({"id": 7}, "id that is there twice"),
-        ({"id": 2**63}, "id or area that is no whole number"),
+        ({"id": "7"}, "id and area must be integers"),
+        ({"id": 7}, "duplicate id"),
+        ({"id": 2**63}, "id and area must be integers"),
         ({"bbox": [1, 2, 3]}, "bbox that is not four numbers"),
         ({"bbox": [1, 2, 3, "4"]}, "bbox that is not four numbers"),
         ({"segmentation": {"size": [1, 2], "counts": "0"}}, "RLE of another size than the image"),

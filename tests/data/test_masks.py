@@ -188,7 +188,7 @@ def test_stated_measures_are_compared() -> None:
     ):
         assert stated(area, bbox) == "", (area, bbox)
     for area in (-1, float("nan"), "two", True, [200]):
-        assert stated(area, None) == "an area that is no number of pixels", area
+        assert stated(area, None) == "an area that is not a number of pixels", area
     for bbox in (["20"], [20, 10, 20], [40, 20, -20, -10], [20, 10, 20, None], {"x": 20}, "20 10 20 10", True):
         assert stated(None, bbox) == "a bbox that is not x, y, width and height", bbox
     with pytest.raises(ValueError, match="states an area of 500"):

@@ -235,7 +235,7 @@ CUP: dict[str, Any] = {"id": 1, "name": "cup"}
         ({"category_id": None}, {}, CUP, None, "objects without a class, and so without a text: 1"),
         ({}, {}, {"id": 1, "supercategory": "things"}, None, "objects without a class"),
         ({"iscrowd": 1}, {}, CUP, "cup", "several objects in one mask"),
-        ({"area": "no"}, {}, CUP, "cup", "an area that is no number of pixels"),
+        ({"area": "no"}, {}, CUP, "cup", "an area that is not a number of pixels"),
         ({"bbox": [8, 6, -4, -4]}, {}, CUP, "cup", "a bbox that is not x, y, width and height"),
     ),
 )
@@ -435,7 +435,7 @@ def test_an_object_of_a_video_has_one_number(tmp_path: Path) -> None:
     listing = {"video_height": HEIGHT, "video_width": WIDTH, "masklet_id": [3, 3], "masklet": [rles]}
     listing |= {"masklet_size_abs": [16, 16], "masklet_visibility_changes": [0, 0]}
     (tmp_path / "a_manual.json").write_text(json.dumps(listing))
-    with pytest.raises(ValueError, match="masklet_id that is there twice"):
+    with pytest.raises(ValueError, match="duplicate masklet_id"):
         read_masklets(tmp_path / "a_manual.json")
 
 

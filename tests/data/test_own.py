@@ -132,7 +132,9 @@ def test_every_wrong_line_is_named(tmp_path: Path) -> None:
 
 
 def test_what_is_no_such_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="expressions.jsonl and images/ not both there; sources.kitchen .*your-data.md"):
+    with pytest.raises(
+        FileNotFoundError, match="expressions.jsonl and images/ must both be there; sources.kitchen .*your-data.md"
+    ):
         (tmp_path / "own").mkdir()
         read(tmp_path)
     done = subprocess.run(

@@ -112,7 +112,7 @@ def test_bad_records_are_skipped_with_a_reason_and_the_others_kept(tmp_path: Pat
         "ref 7": "RLE that does not fill the image",
         "ref 8": "RLE of another size than the image: height and width are swapped",
         "ref 9": "polygon far outside the image",
-        "ref 10": "polygon with a coordinate that is no number: a text",
+        "ref 10": "polygon with a coordinate that is not a number: a text",
         "ref 11": "empty segmentation: null",
         "ref 12": "mask without a pixel",
         "ref 13": "annotation of another image",

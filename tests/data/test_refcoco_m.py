@@ -51,7 +51,7 @@ def test_a_row_is_an_image_with_its_regions(tmp_path: Path) -> None:
 
 def test_a_photograph_that_is_not_there(tmp_path: Path) -> None:
     (found,) = published(tmp_path, [sample(5, np.ones((12, 16)), "cup")], "COCO_train2014_000000000010.jpg")
-    assert isinstance(found, Skipped) and found.reason == "image that is not there"
+    assert isinstance(found, Skipped) and found.reason == "missing image"
 
 
 def test_what_is_no_such_parquet_is_named(tmp_path: Path) -> None:

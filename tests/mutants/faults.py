@@ -379,7 +379,7 @@ FAULTS: list[Fault] = [
     ),
     Fault("the noise is not scaled", LOOP1, "noise = settings.noise * noise[:", "noise = noise[:", settings("noise", "noise-3")),
     Fault(
-        "what is not corrupted is said anew",
+        "a token that is not corrupted is re-scored",
         LOOP1,
         "embeds = torch.where(corrupted[:, None], embeds, F.embedding(out.labels, table))",
         "embeds = torch.where(corrupted[:, None], F.embedding(out.labels, table), embeds)",
@@ -812,7 +812,7 @@ FAULTS: list[Fault] = [
         ),
     ),
     Fault(
-        "an id that is there twice takes the last",
+        "a duplicate id takes the last",
         "ans/data/sources/common.py",
         "if (first := places.setdefault(number, place)) != place:",
         "if (first := places.setdefault(number, place)) > place:",

@@ -314,7 +314,7 @@ def test_one_split_has_no_mean_and_absent_sources_are_folded(tree: Path) -> None
     reports = run(tree, splits=("refcoco_val",))
     text, page = ((reports / name).read_text(encoding="utf-8") for name in ("summary.md", "report.html"))
     assert "**mean**" not in text and "| refcoco_val | 16 / 8 |" in text and "last row" not in text
-    assert 'class="total"><th scope="row">mean' not in page and "<summary>1 sources that are not there</summary>" in page
+    assert 'class="total"><th scope="row">mean' not in page and "<summary>1 missing sources</summary>" in page
     assert '<th scope="row">reasonseg</th><td class="left">no such folder</td>' in page
     assert page.index('id="failures"') < page.index('id="gallery"') < page.index('id="data"')
 

@@ -284,7 +284,7 @@ def test_a_teacher_that_repeats_itself_shows(case: TaskCase, monkeypatch: pytest
         assert float(run_loop1(case, bridge="hard")[0].values["loop1_teacher_different"]) == different
 
 
-def test_only_corrupted_tokens_are_said_anew(case: TaskCase) -> None:
+def test_only_corrupted_tokens_are_predicted_again(case: TaskCase) -> None:
     changed = float(run_loop1(case, rescored="corrupted")[0].values["loop1_changed_tokens"])
     assert changed <= float(run_loop1(case)[0].values["loop1_changed_tokens"]) + 1e-6
     assert changed <= 0.4

@@ -281,7 +281,7 @@ def test_a_signal_to_stop_is_noted_and_held_back_from_workers() -> None:
 
 def test_a_worker_ends_at_the_sigterm_of_the_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """With real workers: tests/training/test_resume.py."""
-    with pytest.raises(AssertionError, match="this is no worker"):
+    with pytest.raises(AssertionError, match="this is not a worker"):
         signals.end_with_the_training(0)
     senders, waited, codes, ended = iter([99, 7]), list[object](), list[int](), threading.Event()
 

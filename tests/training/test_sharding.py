@@ -80,7 +80,7 @@ def test_a_change_of_a_share_is_seen(eight: None) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({}, "launch.shard_frozen: one process has none to share with; set launch.processes, or false"),
+        ({}, "launch.shard_frozen: needs several processes; raise launch.processes, or set it to false"),
         ({"launch.processes": 2, "train.four_bit": ["language"]}, "in 4 bits cannot be shared out"),
     ],
 )

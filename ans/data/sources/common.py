@@ -25,7 +25,7 @@ def read(source: ModuleType, root: Path, folder: str, name: str) -> Iterator[Ima
 
 
 def source_folder(root: Path, folder: str, name: str) -> Path:
-    """Return `root`/`folder`. Raises `FileNotFoundError` naming both keys of params.yaml when it is not there."""
+    """Return `root`/`folder`. Raises `FileNotFoundError` naming both keys of params.yaml when it is missing."""
     path = root / folder
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: not found; it is looked for below paths.root ({root}), in sources.{name} ({folder})")
@@ -61,13 +61,13 @@ def field(record: Any, key: str, kind: type) -> Any:
 
 
 def whole(record: Any, key: str) -> int:
-    """Return `record[key]`, a whole number, which some tools write as 4.0. Raises as `field`."""
+    """Return `record[key]`, an integer, which some tools write as 4.0. Raises as `field`."""
     value = record.get(key) if isinstance(record, dict) else None
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else field(record, key, int)
 
 
 def by_id(entries: list[Any], what: str) -> dict[int, Any]:
-    """Return id -> entry. Raises `ValueError`, which the caller completes with the file's name: also for an id that is there twice, since
+    """Return id -> entry. Raises `ValueError`, which the caller completes with the file's name: also for a duplicate id, since
     nothing says which of the two is meant."""
     places: dict[int, int] = {}
     for place, entry in enumerate(entries):
@@ -78,12 +78,12 @@ def by_id(entries: list[Any], what: str) -> dict[int, Any]:
 
 
 def entry_of(entries: dict[int, Any], number: Any) -> Any:
-    """Return the entry that `number` names, a whole number; None where there is none, and where it is none: True is not 1."""
+    """Return the entry that `number` names, an integer; None where there is none, and where it is none: True is not 1."""
     return entries.get(int(number)) if type(number) in (int, float) and number == number // 1 else None
 
 
 def parse_json(content: bytes) -> Any:
-    """Return the value that a JSON text says. Raises `ValueError`, also for brackets without end and for a key that is there twice."""
+    """Return the value that a JSON text says. Raises `ValueError`, also for brackets without end and for a duplicate key."""
     try:
         return json.loads(content, object_pairs_hook=_unique)
     except RecursionError as error:
@@ -153,7 +153,7 @@ def tar_members(root: Path, tar: Path, suffixes: tuple[str, ...]) -> Iterator[tu
             if shard.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes a damaged header for the end
                 raise ValueError(f"damaged at byte {shard.offset}")
             if tar.stat().st_size - shard.offset > END:  # as tools leave it that ask for a download's space beforehand
-                raise ValueError(f"nothing but its end from byte {shard.offset} on; is the download complete?")
+                raise ValueError(f"only zeros from byte {shard.offset} on; is the download complete?")
     except FileNotFoundError:
         raise
     except (tarfile.TarError, ValueError, EOFError, OSError, OverflowError) as error:  # the latter two: a size that no file has

@@ -89,7 +89,7 @@ def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
     """
     keys = [f"{unread.key}[{i}]" for i in range(len(unread.regions))]
     if TWICE in unread.frames:
-        yield from (Skipped(key, "image that the shards have twice, each time another") for key in keys)
+        yield from (Skipped(key, "the shards have two different images of this name") for key in keys)
         return
     if not unread.frames:
         yield from (Skipped(key, "image not in the shards") for key in keys)

@@ -51,7 +51,7 @@ class Unread:
 def plan(root: Path, folder: str, name: str) -> list[Unread | Skipped]:
     """Return every image, split by split in the order of its listing.
 
-    Raises `FileNotFoundError` without any listing, `ValueError` naming one that cannot be read.
+    Raises `FileNotFoundError` if no listing is found, `ValueError` naming one that cannot be read.
     """
     found: list[Unread | Skipped] = []
     for split, listing in _listings(root, folder, name).items():
@@ -79,7 +79,7 @@ def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
         if clean(unread.caption) != unread.caption:
             raise ValueError("caption with line breaks, in which places are not those that are stated")
     except BROKEN_IMAGE as error:
-        yield Skipped(key, "image that is not there" if isinstance(error, FileNotFoundError) else str(error).partition(": ")[0])
+        yield Skipped(key, "missing image" if isinstance(error, FileNotFoundError) else str(error).partition(": ")[0])
         return
     regions: list[Region] = []
     end = 0

@@ -103,7 +103,7 @@ def _read_classes(path: Path) -> dict[str, str]:
             if classes.setdefault(row[0], name) != name:
                 raise ValueError(f"{path}, row {number}: {row[0]} is {name!r:.80} here, and {classes[row[0]]!r:.80} above")
         elif number > 1:
-            raise ValueError(f"{path}, row {number}: {row[0]!r:.80} is no code of a class, such as /m/04yx4")
+            raise ValueError(f"{path}, row {number}: {row[0]!r:.80} is not a class code, such as /m/04yx4")
     return classes
 
 
@@ -131,7 +131,7 @@ def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
     seen: set[str] = set()
     for mask_path, category, box_id in rows:
         if mask_path in seen:
-            yield Noted(mask_path, "row that is there twice")
+            yield Noted(mask_path, "duplicate row")
             continue
         seen.add(mask_path)
         if not MASK_PATH.fullmatch(mask_path) or not BOX_ID.fullmatch(box_id):

@@ -68,8 +68,8 @@ def plan(root: Path, folder: str, name: str) -> list[Unread | Skipped]:
     base = source_folder(root, folder, name)
     if not (base / EXPRESSIONS).is_file() or not (base / "images").is_dir():
         raise FileNotFoundError(
-            f"{base}: {EXPRESSIONS} and images/ not both there; sources.{name} is no published data set's name, "
-            "so it is taken for your own data (docs/your-data.md)"
+            f"{base}: {EXPRESSIONS} and images/ must both be there; sources.{name} is not the name of a published data set, "
+            "so it is read as your own data (docs/your-data.md)"
         )
     annotations = _read_annotations(base / ANNOTATIONS) if (base / ANNOTATIONS).is_file() else {}
     by_image: dict[str, list[Object]] = defaultdict(list)
@@ -87,7 +87,7 @@ def plan(root: Path, folder: str, name: str) -> list[Unread | Skipped]:
 
 
 def fingerprint(root: Path, folder: str, name: str) -> list[str]:
-    """Return sha256 of every file. Own data is small, and it is edited: a mask drawn anew has the same name."""
+    """Return sha256 of every file. Own data is small, and it is edited: a redrawn mask keeps its name."""
     base = source_folder(root, folder, name)
     files = [path for path in (base / EXPRESSIONS, base / ANNOTATIONS) if path.is_file()]
     for kind in ("images", "masks"):
@@ -216,7 +216,7 @@ def _image(number: int, image: Any) -> tuple[str, tuple[int, int] | None]:
 
 
 def _region(root: Path, unread: Unread, one: Object, height: int, width: int) -> tuple[Region, list[str]]:
-    """Return the region, and what is to be said of it. Raises `ValueError` or `FileNotFoundError` with a reason."""
+    """Return the region, and notes on it. Raises `ValueError` or `FileNotFoundError` with a reason."""
     notes: list[str] = []
     if one.size is not None:
         check_size(f"images/{unread.image}", (width, height), one.size, ANNOTATIONS)

@@ -55,7 +55,7 @@ def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
     key = os.path.splitext(path)[0]
     texts = []
     if listing == TWICE:
-        yield Skipped(key, "image or JSON that is there twice, with suffixes of other spelling")
+        yield Skipped(key, "duplicate image or JSON, with suffixes of different spelling")
         return
     try:
         content = field({"JSON": _parse(root / place / listing)}, "JSON", dict)

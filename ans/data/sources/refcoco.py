@@ -34,7 +34,7 @@ BROKEN_PICKLE += (TypeError, ValueError, struct.error)
 
 
 class _ListingUnpickler(pickle._Unpickler):
-    """Lists, dicts, text and numbers need no import; a pickle that asks for one is no listing of refs.
+    """Lists, dicts, text and numbers need no import; a pickle that asks for one is not a listing of refs.
 
     In Python (10 s more for the largest set), because the one in C allocates whatever memory a damaged number asks for.
     """
@@ -43,7 +43,7 @@ class _ListingUnpickler(pickle._Unpickler):
         raise pickle.UnpicklingError(f"asks for {module}.{name}, which no listing of refs needs; refused")
 
     def persistent_load(self, pid: Any) -> Any:
-        raise pickle.UnpicklingError(f"asks for the outside object {pid!r}, which no listing of refs needs; refused")
+        raise pickle.UnpicklingError(f"asks for the external object {pid!r}, which no listing of refs needs; refused")
 
 
 def load_refs(path: Path) -> list[dict[str, Any]]:

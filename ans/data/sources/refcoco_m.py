@@ -1,4 +1,4 @@
-"""RefCOCO-M (moondream/refcoco-m): RefCOCO's val with masks drawn anew. Parquet files as published on the hub:
+"""RefCOCO-M (moondream/refcoco-m): RefCOCO's val with new masks. Parquet files as published on the hub:
 
     data/validation-*.parquet    image_id, file_name, samples: [{"id", "category", "sentences": [...], "mask": {"counts", "size"}}]
 
@@ -53,7 +53,7 @@ def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
         width, height = image_size(root, path)
         number = field(row, "image_id", int)
     except BROKEN_IMAGE as error:
-        reason = "image that is not there" if isinstance(error, FileNotFoundError) else "image or row that cannot be read"
+        reason = "missing image" if isinstance(error, FileNotFoundError) else "image or row that cannot be read"
         yield Skipped(path.rpartition("/")[2], reason)
         return
     regions = []

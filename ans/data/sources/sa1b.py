@@ -103,7 +103,7 @@ def _contents(place: Path) -> tuple[list[str], list[str], str]:
 
 
 def read_masks(root: Path, entry: ImageFiles, limits: SubsetSa1b) -> MaskColumns | Skipped:
-    """Open one JSON and keep the masks within `limits`; one without any is a `Skipped`, and so is a JSON that is not as
+    """Open one JSON and keep the masks within `limits`; an image without such a mask is a `Skipped`, and so is a JSON that is not as
     published.
 
     Areas and boxes are those that the file states: to measure every mask takes longer than all else together.
@@ -143,7 +143,7 @@ def _columns(annotations: list[Any], height: int, width: int) -> Columns:
     if sizes.count([height, width]) != len(sizes):
         raise ValueError("RLE of another size than the image")
     if not set(map(type, areas + numbers)) <= {int} or max(numbers, default=0) >= 2**63:  # orjson has none below -(2**63)
-        raise ValueError("id or area that is no whole number")
+        raise ValueError("id and area must be integers")
     if max(areas, default=0) > height * width or min(areas, default=0) < 0:
         raise ValueError("area that the image does not have")
     if not (set(map(type, boxes)) <= {list} and set(map(len, boxes)) <= {4}):
@@ -152,7 +152,7 @@ def _columns(annotations: list[Any], height: int, width: int) -> Columns:
     if not set(map(type, edges)) <= {int, float} or not math.isfinite(sum(edges)):
         raise ValueError("bbox that is not four numbers")
     if len(set(numbers)) < len(numbers):
-        raise ValueError("id that is there twice")
+        raise ValueError("duplicate id")
     masks.check_counts(counts, height, width)
     return numbers, areas, edges, counts
 
@@ -187,14 +187,14 @@ def _pair(files: Iterable[tuple[str, str, str]]) -> Iterator[ImageFiles | Skippe
     waiting: dict[str, tuple[str, str]] = {}
     for stem, suffix, locator in files:
         if not is_text(f"{stem}{locator}"):
-            yield Skipped(ascii(stem), "name with a control character, or with bytes that are no text")
+            yield Skipped(ascii(stem), "name with a control character, or with bytes that are not valid text")
             continue
         other = waiting.pop(stem, None)
         if other is None:
             waiting[stem] = (suffix, locator)
         elif suffix == other[0]:
             waiting[stem] = other
-            yield Skipped(f"{stem}{suffix}", "name that is there twice, of which the first counts")
+            yield Skipped(f"{stem}{suffix}", "duplicate name; the first one is used")
         elif suffix == ".jpg":
             yield ImageFiles(stem, locator, other[1])
         else:

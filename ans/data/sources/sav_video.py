@@ -143,7 +143,7 @@ def read_masklets(annotation: Path) -> Masklets:
         height, width = (_whole(content, key) for key in ("video_height", "video_width"))
         ids = [field({"masklet_id": id_}, "masklet_id", int) for id_ in field(content, "masklet_id", list)]
         if len(set(ids)) < len(ids):
-            raise ValueError("a masklet_id that is there twice")
+            raise ValueError("duplicate masklet_id")
         rles = [_row(row, len(ids)) for row in field(content, "masklet", list)]
         masklets = _measured(height, width, ids, rles)
         _compare(masklets, content)
@@ -156,7 +156,7 @@ def _whole(content: Any, key: str) -> int:
     """Read a number: sides are written as 848.0."""
     value = content.get(key) if isinstance(content, dict) else None
     if not isinstance(value, int | float) or isinstance(value, bool) or not 1 <= value <= masks.MAX_SIDE or value != int(value):
-        raise ValueError(f"{key} is {value!r:.80}, expected a whole number of pixels")
+        raise ValueError(f"{key} is {value!r:.80}, expected an integer number of pixels")
     return int(value)
 
 

@@ -29,7 +29,7 @@ def read(root: Path, folder: str, split: str) -> Iterator[Clip | Skipped]:
                 objects = None if known is None else numbers(said.get("anno_id", []))
                 for key in objects or ():
                     if known is None or key not in known:
-                        raise ValueError("expression of a mask that is not there")
+                        raise ValueError("expression whose mask is missing")
                     masks[key] = masks.get(key) or run_lengths(known[key], len(frames), height, width)
                 found.append(expression(id_, said, objects))
         except ValueError as error:

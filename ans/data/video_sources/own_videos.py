@@ -57,7 +57,7 @@ def read(root: Path, folder: str, split: str) -> Iterator[Clip | Skipped]:
 def read_lines(base: Path) -> tuple[list[Line], list[Skipped]]:
     """Return the lines of a folder, and those that cannot be used. Raises `FileNotFoundError` without clips or lines."""
     if not (base / EXPRESSIONS).is_file() or not (base / "clips").is_dir():
-        raise FileNotFoundError(f"{base}: {EXPRESSIONS} and clips/ not both there")
+        raise FileNotFoundError(f"{base}: {EXPRESSIONS} and clips/ must both be there")
     lines, skipped = [], []
     for number, content in enumerate((base / EXPRESSIONS).read_bytes().splitlines(), start=1):
         if not content.strip():
@@ -78,7 +78,7 @@ def _line(content: bytes) -> tuple[str, tuple[str, ...], tuple[str, ...], str]:
     said: Any = parse_json(content)
     clip = field(said, "clip", str)
     if unknown := set(said) - KEYS:
-        raise ValueError(f"unknown key {min(unknown)!r}; there are {', '.join(sorted(KEYS))}")
+        raise ValueError(f"unknown key {min(unknown)!r}; known are {', '.join(sorted(KEYS))}")
     objects, texts = (said[key] if isinstance(said.get(key), list) else [said.get(key)] for key in ("object", "text"))
     if not all(isinstance(value, str) and value for value in (*objects, *texts)) or not texts:
         raise ValueError("object and text are each a text or a list of texts")
@@ -116,7 +116,7 @@ def _clip(root: Path, folder: str, name: str, said: list[Line], split: str) -> t
 
 
 def _masks(place: Path, names: tuple[str, ...], height: int, width: int) -> tuple[tuple[str, ...], list[str]]:
-    """Return `counts` of each frame, and what is to be said of the masks, once of each kind with the first frame that it concerns."""
+    """Return `counts` of each frame, and notes on the masks, one of each kind with the first frame that it concerns."""
     called = f"masks/{place.parent.name}/{place.name}"
     there: dict[str, Path] = {}
     for path in sorted(place.iterdir()) if place.is_dir() else ():

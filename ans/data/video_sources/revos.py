@@ -1,4 +1,4 @@
-"""ReVOS (cilinyan/VISA): expressions that refer, that have to be reasoned about, and of what is not there.
+"""ReVOS (cilinyan/VISA): expressions that refer, that have to be reasoned about, and of absent objects.
 
 JPEGImages/<source>/<video>/<frame>.jpg       a video's name in the files is <source>/<video>
 meta_expressions_<split>_.json                `type_id` 0 referring, 1 reasoning, 2 of nothing
@@ -32,7 +32,7 @@ def read(root: Path, folder: str, split: str) -> Iterator[Clip | Skipped]:
                 objects = () if kind == "absent" else numbers(said.get("anno_id", []))
                 for key in objects:
                     if key not in known:
-                        raise ValueError("expression of a mask that is not there")
+                        raise ValueError("expression whose mask is missing")
                     masks[key] = masks.get(key) or run_lengths(known[key], len(frames), height, width)
                 found.append(expression(id_, said, objects, kind))
             if video.name not in all_objects:

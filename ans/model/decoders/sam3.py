@@ -1,5 +1,5 @@
 """SAM 3's tracker (arXiv 2511.16719) on images, as Sa2VA-Qwen3-VL-4B-SAM3 uses it: SAM2.1 with another image encoder, of stride 14 at
-1008 px, and with the object score applied, so that an object which is not there has no mask.
+1008 px, and with the object score applied, so that an absent object has no mask.
 
 Prompt encoder, mask decoder and memory are the `sam2` package's own, the image encoder is transformers' (`Sam3ViTModel`). The
 release has the names of the `sam3` package, and beside the tracker's feature pyramid that of SAM 3's detector, which is unused here
@@ -27,7 +27,7 @@ _TRUNK, _MEMORY = f"{_VISION}trunk.", f"{HF}maskmem_backbone."
 _MODEL = "sam.model."
 _SPACES = ("pth", "research", "sam3")
 NOTHING = -1024.0
-"""Logit of an object that is not there."""
+"""Logit of an absent object."""
 
 
 def _pyramid(name: str) -> Renaming:

@@ -101,9 +101,9 @@ KEYS = KeyTable(
 
 
 def _side(size: Any, patch: Any) -> int:
-    """Return the side of a tile in pixels. Raises `ValueError` for what is no whole number of patches."""
+    """Return the side of a tile in pixels. Raises `ValueError` for a side that is not a multiple of the patch size."""
     if type(size) is not int or type(patch) is not int or patch < 1 or size < patch or size % patch:
-        raise ValueError(f"force_image_size: {size!r} is no whole number of patches of {patch!r} pixels")
+        raise ValueError(f"force_image_size: {size!r} must be a multiple of the patch size, {patch!r} pixels")
     return size
 
 

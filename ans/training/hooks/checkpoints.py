@@ -1,4 +1,4 @@
-"""Step checkpoints: the trained tensors every so many steps, the newest of them."""
+"""Step checkpoints: the trained tensors every `train.save_every` steps, of which the newest are kept."""
 
 from collections.abc import Mapping
 from pathlib import Path

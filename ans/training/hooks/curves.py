@@ -35,7 +35,7 @@ class Curves(Hook):
                     file.write(_lines([(step, value)]))
 
     def finish(self) -> None:
-        """Write all curves anew, whatever became of their files, and the mean of the last tenth of each: one step alone is mostly
+        """Rewrite all curves, whatever became of their files, and the mean of the last tenth of each: one step alone is mostly
         noise."""
         means = {}
         for name, rows in self.rows.items():

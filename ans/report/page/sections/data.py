@@ -25,8 +25,8 @@ def section(page: Page) -> str:
     if skipped:
         parts.append(html_table("records that cannot be used", ["source", "reason", "records", "for example"], skipped))
     if absent:
-        shown = html_table("sources that are not there", ["source", "why"], absent)
-        parts.append(f"<details><summary>{len(absent)} sources that are not there</summary>{shown}</details>")
+        shown = html_table("missing sources", ["source", "why"], absent)
+        parts.append(f"<details><summary>{len(absent)} missing sources</summary>{shown}</details>")
     return "\n".join(parts)
 
 

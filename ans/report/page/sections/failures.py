@@ -9,7 +9,7 @@ TITLE = "Failures"
 
 
 def section(page: Page) -> str:
-    reasons, shown = page.reasons, set(page.gallery["reason"])  # a reason without an example in the gallery is no link
+    reasons, shown = page.reasons, set(page.gallery["reason"])  # a reason without an example in the gallery is not a link
     total = len(next(iter(reasons.values())))
     rows = []
     for reason, meaning in REASONS.items():

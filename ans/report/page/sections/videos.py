@@ -84,7 +84,7 @@ def _failures(rows: list[dict[str, Any]]) -> list[int]:
 
 
 def _chosen(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the best, the middle and the worst expression by J&F; fewer where there are not so many."""
+    """Return the best, the middle and the worst expression by J&F; fewer where there are not three."""
     ordered = sorted((row for row in rows if row["kind"] != "absent"), key=lambda row: -(row["j"] + row["f"]))
     return [ordered[place] for place in sorted({0, len(ordered) // 2, len(ordered) - 1})]
 
