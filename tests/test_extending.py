@@ -208,7 +208,7 @@ def test_a_data_set(copy: Path) -> None:
     ]
     report = json.loads((copy / "reports" / "data" / "cards.json").read_text(encoding="utf-8"))
     assert set(report["skipped"]) == {"label without a pixel", "label map of another size than the image"}
-    assert manifest(copy)["samples"] == {"describe (captions)": 12, "referring images": 2}
+    assert manifest(copy)["samples"] == {"describe (captions)": 12, "images with expressions": 2}
 
 
 def test_an_objective(copy: Path) -> None:

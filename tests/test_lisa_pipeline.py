@@ -44,7 +44,7 @@ def test_the_whole_way(work: Path) -> None:
     assert manifest["trained"] == ["lora", "seg_row", "fcs", "sam2_decoder"]
     rows = [entry for name, entry in manifest["groups"].items() if name == "seg_row (trained)"]
     assert [(entry["tensors"], entry["parameters"]) for entry in rows] == [(2, 2 * 96)]
-    assert manifest["samples"] == {"referring images": 8, "distinct referring images": 4}, "two queries an image"
+    assert manifest["samples"] == {"images with expressions": 8, "different images among them": 4}, "two queries an image"
     for split, queries in (("reasonseg_val", 3), ("reasonseg_test", 3)):
         table = pd.read_parquet(work / "data" / "eval" / "full" / f"{split}.parquet")
         assert len(table) == queries == pipeline.metrics(work, "full", split)["n"]

@@ -94,7 +94,7 @@ def _draw_panel(axis: Axes, panel: Panel, lines: dict[str, pd.Series]) -> None:
         mean = smooth(curve)
         axis.plot(curve.index, curve, color=colour, alpha=0.25, linewidth=0.8)
         axis.plot(mean.index, mean, color=colour, linewidth=1.8, label=f"{label} {mean.iloc[-1]:.3g}")
-    axis.set_title(textwrap.fill(panel.title, 34), loc="left")
+    axis.set_title(textwrap.fill(panel.title, 30), loc="left")
     if panel.log:
         axis.set_yscale("log")
     elif panel.share:

@@ -78,10 +78,10 @@ class Task(base.Task[Settings, Batch]):
         return len(self.rows)
 
     def sizes(self) -> dict[str, int]:
-        sizes = {"referring images": len(self.rows)}
+        sizes = {"images with expressions": len(self.rows)}
         images = len({self.indexes[number].record(row).path for number, row in self.rows})
         if images != len(self.rows):  # ReasonSeg has a row for each query, and the RefCOCO sets share images
-            sizes["distinct referring images"] = images
+            sizes["different images among them"] = images
         return sizes
 
     def batch(self, positions: range) -> Batch:

@@ -240,7 +240,7 @@ def test_what_is_indexed_is_counted(work: Path) -> None:
     assert found.missing == []
     labels = chosen.changed({"train.epochs": 2, "train.loop1.enabled": False, "train.referring.sources": ["refcoco"]})
     found = look_ahead(labels, Workspace(work))
-    images = found.samples["referring images"]
+    images = found.samples["images with expressions"]
     assert images == 16 and found.steps == 2 * -(-images // (4 * 2)) == 4
     assert "steps             4 (passes over the labelled images: 2)" in text(found)
 
