@@ -253,7 +253,7 @@ Q = PTH_LLM + "model.layers.0.self_attn.q_proj"
         (lambda s: {k: t for k, t in s.items() if k != f"{Q}.lora_B.default.weight"}, "has only matrix A"),
         (lambda s: {k: t for k, t in s.items() if not k.startswith(Q)}, r"LoRA of language_model\..*q_proj\.weight is missing"),
         (lambda s: {k: t for k, t in s.items() if k != "text_hidden_fcs.2.bias"}, r"text_hidden_fcs\.2\.bias is missing"),
-        (lambda s: {k: t for k, t in s.items() if "lm_head" not in k}, r"lm_head\.weight is missing, though group embed_head"),
+        (lambda s: {k: t for k, t in s.items() if "lm_head" not in k}, r"lm_head\.weight is missing, although group embed_head"),
         (lambda s: s | {f"{Q}.lora_magnitude_vector.default.weight": torch.ones(64)}, r"lora_mag.*: DoRA is not converted"),
         (lambda s: s | {f"{Q}.lora_embedding_A.default": torch.ones(4, 9)}, r"lora_embedding_A.*: LoRA on an embedding table"),
         (lambda s: s | {f"{Q}.lora_B.default.bias": torch.ones(64)}, r"lora_B\.default\.bias: LoRA with a bias of its own"),
@@ -288,7 +288,7 @@ def test_nothing_is_inferred(base: Path, checkpoint: Path, tmp_path: Path) -> No
         convert(settings(checkpoint, lora=None), base, tmp_path / "hf")
     with pytest.raises(ValueError, match="has rank 4, convert.lora says 8"):
         convert(settings(checkpoint, lora=LoraSize(rank=8, alpha=16.0)), base, tmp_path / "hf")
-    with pytest.raises(ValueError, match=r"vision_model\..* is missing, though group vision"):
+    with pytest.raises(ValueError, match=r"vision_model\..* is missing, although group vision"):
         convert(settings(checkpoint, groups=(*TRAINED, "vision")), base, tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
 
@@ -345,7 +345,7 @@ def test_the_targets_say_which_layers_must_have_lora(base: Path, trained: dict[s
     fewer = {key: tensor for key, tensor in trained.items() if ".lora_" not in key or "q_proj" in key}
     for targets, message in (
         (["q_proj"], None),
-        (["q_proj", "k_proj"], r"LoRA of .*\.k_proj\.weight is missing, though group lora"),
+        (["q_proj", "k_proj"], r"LoRA of .*\.k_proj\.weight is missing, although group lora"),
     ):
         meta = {"trained": list(TRAINED), "train": {"lora": {"rank": 4, "alpha": 8.0, "targets": targets}}}
         torch.save({"meta": meta, "state_dict": fewer}, tmp_path / "a.pth")

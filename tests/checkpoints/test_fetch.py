@@ -73,7 +73,7 @@ def test_a_wrong_byte_is_named_and_the_old_result_stays(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("gone", "pin", "message"),
     [
-        ("model-b.safetensors", True, "model-b.safetensors has a checksum but is not there"),
+        ("model-b.safetensors", True, "model-b.safetensors has a checksum but is missing"),
         ("model-b.safetensors", False, "model-b.safetensors is missing"),  # by the index
         ("config.json", False, "config.json is missing"),
     ],
@@ -94,7 +94,7 @@ def test_a_shard_without_a_checksum_among_pinned_ones_is_refused(tmp_path: Path)
 def test_git_s_pointer_in_the_place_of_weights_is_refused(tmp_path: Path) -> None:
     """As a clone without git-lfs leaves it."""
     source = write(tmp_path / "given", {**MODEL, "model-b.safetensors": pointer(MODEL["model-b.safetensors"])})
-    with pytest.raises(FetchError, match="model-b.safetensors is only git's pointer to the file; run `git lfs pull`"):
+    with pytest.raises(FetchError, match="model-b.safetensors is a Git LFS pointer, not the file; run `git lfs pull`"):
         fetch(pinned("path", str(source)), tmp_path / "base")
     assert not (tmp_path / "base").exists()
 

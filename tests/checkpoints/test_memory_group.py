@@ -50,5 +50,5 @@ def test_a_checkpoint_that_lacks_a_part_of_it_is_refused(tmp_path: Path) -> None
     trained = select_trained(model, ("memory",))
     del trained["sam.model.no_obj_ptr"]
     save_trained(checkpoint, model.config.keys, trained, {"trained": ["memory"]})
-    with pytest.raises(ValueError, match="no_obj_ptr is missing, though group memory was trained"):
+    with pytest.raises(ValueError, match="no_obj_ptr is missing, although group memory was trained"):
         convert(Convert(source=str(checkpoint), precision="float32"), base, tmp_path / "hf")

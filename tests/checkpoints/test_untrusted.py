@@ -153,7 +153,7 @@ def test_an_index_that_lies(tmp_path: Path) -> None:
     torch.save(STATE, folder / "one.bin")
     for weight_map, message in [
         ({"mlp1.0.bias": "one.bin"}, r"text_hidden_fcs\.0\.bias lies in one\.bin, the index says nowhere"),
-        (dict.fromkeys([*STATE, "mlp1.9.bias"], "one.bin"), r"one\.bin: tensor mlp1\.9\.bias is not there"),
+        (dict.fromkeys([*STATE, "mlp1.9.bias"], "one.bin"), r"one\.bin: tensor mlp1\.9\.bias is missing"),
         (dict.fromkeys(STATE, "two.bin"), r"two\.bin: no such checkpoint"),
     ]:
         (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
@@ -207,7 +207,7 @@ def entry(dtype: object = "F32", shape: object = (2,), offsets: object = (0, 8))
         ({"a": entry()}, b"\0" * 7, "end at byte"),
         ({"a": entry()}, b"\0" * 9, "end at byte"),
         (b'{"a": {"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{}}', b"\0" * 8, "occurs twice"),
-        ([1], b"", "no JSON object"),
+        ([1], b"", "not a JSON object"),
         ({"a": 3}, b"", "not subscriptable"),
         (b"[" * 100_000, b"", "recursion"),
         (b"\xff\xfe", b"", "Expecting value"),

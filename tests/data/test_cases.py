@@ -69,7 +69,7 @@ def _text_of(line: int) -> str:
 @pytest.mark.parametrize(("case", "reader"), [("duplicate_ids_same_image", own), ("ref_duplicate_annotation", refcoco)])
 def test_ids_that_are_there_twice_are_refused(case: str, reader: Any) -> None:
     folder, name = ("kitchen", "kitchen") if reader is own else ("ref_seg/refcoco", "refcoco")
-    with pytest.raises(ValueError, match=r"json: .*id [57] is there twice: annotations\[0\] and annotations\[1\]"):
+    with pytest.raises(ValueError, match=r"json: .*id [57] occurs twice: annotations\[0\] and annotations\[1\]"):
         list(read(reader, CASES / case, folder, name))
 
 
@@ -85,7 +85,7 @@ def test_other_ids_too(tmp_path: Path, kind: str) -> None:
         listing[kind] *= 2
     (folder / "instances.json").write_text(json.dumps(listing))
     (folder / "grefs(unc).json").write_text(json.dumps(refs * (1 + (kind == "refs"))))
-    with pytest.raises(ValueError, match=rf"is there twice: {kind}\[0\] and {kind}\[1\]"):
+    with pytest.raises(ValueError, match=rf"occurs twice: {kind}\[0\] and {kind}\[1\]"):
         list(read(refcoco, tmp_path, "ref_seg/refcoco", "grefcoco"))
 
 

@@ -131,8 +131,8 @@ def test_damage_is_named(tmp_path: Path) -> None:
     masks[str(OBJECTS)].pop()
     (base / "mask_dict.json").write_text(json.dumps(masks))
     assert sorted(reasons(tmp_path, "mevis")) == [
-        "missing frame: 00000",
         "frames of different sizes",
+        "missing frame: 00000",
         "not one mask per frame",
     ]
     content = json.loads((base / "meta_expressions.json").read_text())

@@ -103,5 +103,5 @@ def test_val_pairs_phrases_and_masks_by_their_order(tmp_path: Path) -> None:
     captions["images"] *= 2
     (listings / "val_gcg_coco_caption_gt.json").write_text(json.dumps(captions | {"annotations": []}), encoding="utf-8")
     (listings / "val_gcg_coco_mask_gt.json").write_text(json.dumps({"annotations": []}), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"caption_gt.json: .*id sa_7 is there twice: images\[0\] and images\[1\]"):
+    with pytest.raises(ValueError, match=r"caption_gt.json: .*id sa_7 occurs twice: images\[0\] and images\[1\]"):
         grand_f.plan(tmp_path, "glamm_data", "grand_f")

@@ -188,7 +188,7 @@ def test_only_plain_members_of_a_tar_count(tmp_path: Path) -> None:
     assert set(entries) == {"sa_1", "sa_9"} and read_bytes(tmp_path, entries["sa_9"].image) == b"x"
     assert {(item.key, item.reason.partition(",")[0]) for item in found if isinstance(item, Skipped)} == {
         ("sa_6", "image without JSON"), ("'sa_7\\n'", "name with a control character"), ("'sa_8\\udcff'", "name with a control character"),
-        ("sa_9.jpg", "name that is there twice"),
+        ("sa_9.jpg", "duplicate name; the first one is used"),
     }  # fmt: skip
 
 
@@ -216,7 +216,7 @@ def test_an_npz_that_unpacks_to_more_than_an_image_is_refused(tmp_path: Path, mo
         (42, 2**31, "Truncated file header"),  # where it lies
         (38, 0xA1FF << 16, None),  # a link, which is an array all the same: nothing is unpacked to the disk
         (38, 0x21FF << 16, None),  # a device
-        (None, 2, "there twice"),
+        (None, 2, "occurs twice"),
     ],
 )
 def test_an_npz_whose_directory_lies_is_named(tmp_path: Path, place: int | None, value: int, said: str | None) -> None:
@@ -300,8 +300,8 @@ def test_masks_that_may_mean_something_else_are_refused(tmp_path: Path) -> None:
     clear = np.zeros((10, 20, 4), np.uint8)
     saved(tmp_path / "clear.png", clear)
     for name, reason in {
-        "palette.png": "palette", "lossy.webp": "is a WEBP", "lossy.tif": "is a TIFF", "gradient.png": "no soft edge",
-        "float.tif": "no soft edge", "nan.tif": "not finite", "below.tif": "below 0", "clear.png": "transparent everywhere",
+        "palette.png": "palette", "lossy.webp": "is a WEBP", "lossy.tif": "is a TIFF", "gradient.png": "not a soft edge",
+        "float.tif": "not a soft edge", "nan.tif": "not finite", "below.tif": "below 0", "clear.png": "transparent everywhere",
     }.items():  # fmt: skip
         with pytest.raises(ValueError, match=f"{name}.* {reason}|{name} {reason}|{name}: {reason}"):
             read_mask(tmp_path / name, name)
@@ -422,7 +422,7 @@ def test_wrong_texts_and_names_name_their_line(tmp_path: Path) -> None:
     found = list(read(own, tmp_path, "own", "kitchen"))
     reasons = [item.reason for item in found if isinstance(item, Skipped)]
     parts = ["U+0007", "more than", "control character", "control character", "`::`", "split", "split", "annotation is True"]
-    parts += ["'text' is there twice", "brackets without end"]
+    parts += ["'text' occurs twice", "brackets without end"]
     assert len(found) == len(lines)
     for reason, part in zip(reasons, parts, strict=True):
         assert part in reason, (reason, part)
@@ -435,7 +435,7 @@ def test_booleans_are_no_numbers() -> None:
 
 
 def test_a_key_that_is_there_twice_is_refused() -> None:
-    with pytest.raises(ValueError, match="'a' is there twice"):
+    with pytest.raises(ValueError, match="'a' occurs twice"):
         parse_json(b'[{"b": 1, "a": 1, "a": 2}]')
 
 

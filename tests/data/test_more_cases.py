@@ -398,10 +398,10 @@ def test_one_listing_is_of_one_image(tmp_path: Path, names: tuple[str, ...]) -> 
         else:
             picture(place / name)
     found = list(read(reason_seg, tmp_path, "reason", "reasonseg"))
-    assert found and all(isinstance(item, Skipped) and "there twice" in item.reason for item in found)
+    assert found and all(isinstance(item, Skipped) and "duplicate" in item.reason for item in found)
 
 
-@pytest.mark.parametrize(("second", "reason"), ((0, None), (1, "twice")))
+@pytest.mark.parametrize(("second", "reason"), ((0, None), (1, "two different images")))
 def test_a_name_in_two_shards_is_one_image_or_none(tmp_path: Path, second: int, reason: str | None) -> None:
     import tarfile
 
@@ -421,12 +421,12 @@ def test_a_key_that_is_there_twice_is_refused_by_every_reader(tmp_path: Path) ->
     twice = '[{"ref_id": 1, "ref_id": 2}]'
     for name, call in {"grefs(unc).json": refcoco.load_refs, "a_manual.json": read_masklets}.items():
         (tmp_path / name).write_text(twice)
-        with pytest.raises(ValueError, match="key 'ref_id' is there twice"):
+        with pytest.raises(ValueError, match="key 'ref_id' occurs twice"):
             call(tmp_path / name)
     picture(tmp_path / "rs/train/a.jpg")
     (tmp_path / "rs/train/a.json").write_text(twice)
     (found,) = read(reason_seg, tmp_path, "rs", "reasonseg")
-    assert isinstance(found, Skipped) and "key 'ref_id' is there twice" in found.reason
+    assert isinstance(found, Skipped) and "key 'ref_id' occurs twice" in found.reason
 
 
 def test_an_object_of_a_video_has_one_number(tmp_path: Path) -> None:

@@ -125,8 +125,8 @@ def test_folders_of_other_names_are_skipped_with_a_reason(root: Path) -> None:
         ("masklet", lambda v: [[{**v[0][0], "size": [3, 4]}, *v[0][1:]], *v[1:]], "RLE of another size than the video"),
         ("masklet", lambda v: [[{**v[0][0], "counts": "zz"}, *v[0][1:]], *v[1:]], "RLE counts that cannot be decoded"),
         ("masklet", lambda v: [[{**v[0][0], "counts": "01"}, *v[0][1:]], *v[1:]], "RLE that does not fill the image"),
-        ("video_height", lambda v: v + 0.5, "expected a whole number of pixels"),
-        ("video_height", lambda v: None, "expected a whole number of pixels"),
+        ("video_height", lambda v: v + 0.5, "expected an integer number of pixels"),
+        ("video_height", lambda v: None, "expected an integer number of pixels"),
         ("masklet_id", lambda v: [str(x) for x in v], "masklet_id is '0', expected int"),
     ),
 )

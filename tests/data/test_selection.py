@@ -34,7 +34,7 @@ def test_names_and_contents(tmp_path: Path) -> None:
     select(("a", "b"), at, "train")
     assert out.read_text() != first
     assert [path.name for path in out.parent.iterdir()] == ["train.json"]
-    with pytest.raises(FileNotFoundError, match="c.arrow: no such index, though train reads it; name c below `sources` or `own`"):
+    with pytest.raises(FileNotFoundError, match="c.arrow: no such index, but train reads it; name c below `sources` or `own`"):
         select(("c",), at, "train")
     at.index("a").write_bytes(b"no index")
     with pytest.raises(ValueError, match="a.arrow: not an index"):

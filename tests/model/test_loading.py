@@ -100,7 +100,7 @@ def test_a_folder_is_loaded_strictly(tmp_path: Path, change, message: str) -> No
         ("llm_config", "hidden_size", -4, "no model can be built of it"),
         ("llm_config", "intermediate_size", True, "'intermediate_size' expected int"),
         ("llm_config", "rms_norm_eps", float("inf"), "llm_config.rms_norm_eps is inf"),
-        ("vision_config", "patch_size", 0, "force_image_size: 96 is no whole number of patches"),
+        ("vision_config", "patch_size", 0, "force_image_size: 96 must be a multiple of the patch size"),
         ("sam2_config", "stages", [1, 5000, 1, 1], "sam2_config.stages is 5000"),
         (None, "force_image_size", "x", "force_image_size: 'x'"),
         (None, "template", [], "config.json: "),

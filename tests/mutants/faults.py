@@ -1000,7 +1000,7 @@ FAULTS: list[Fault] = [
         "ans/data/npz.py",
         "if len(set(archive.namelist())) < len(archive.namelist()):",
         "if False:",
-        ("tests/data/test_hostile.py::test_an_npz_whose_directory_lies_is_named[None-2-there twice]",),
+        ("tests/data/test_hostile.py::test_an_npz_whose_directory_lies_is_named[None-2-occurs twice]",),
     ),
     # ------------------------------------------------------------------------------------------------- masks and metrics
     Fault(

@@ -73,7 +73,7 @@ def by_id(entries: list[Any], what: str) -> dict[int, Any]:
     for place, entry in enumerate(entries):
         number = field(entry, "id", int)
         if (first := places.setdefault(number, place)) != place:
-            raise ValueError(f"id {number} is there twice: {what}[{first}] and {what}[{place}]")
+            raise ValueError(f"id {number} occurs twice: {what}[{first}] and {what}[{place}]")
     return {number: entries[place] for number, place in places.items()}
 
 
@@ -94,7 +94,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} is there twice in a record")
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice in a record")
     return record
 
 

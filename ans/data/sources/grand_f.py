@@ -151,7 +151,7 @@ def _evaluated(listing: Path) -> Iterator[tuple[str, Any, list[tuple[Any, Any, l
         places: dict[Any, int] = {}
         for place, image in enumerate(field(captions, "images", list)):
             if (before := places.setdefault(image["id"], place)) != place:
-                raise ValueError(f"id {image['id']} is there twice: images[{before}] and images[{place}]")
+                raise ValueError(f"id {image['id']} occurs twice: images[{before}] and images[{place}]")
             said = first.get(image["id"], {})
             labels, found = said.get("labels", []), rles.get(image["id"], [])
             if len(labels) != len(found):

@@ -118,7 +118,7 @@ def plan(root: Path, folder: str, name: str) -> list[Unread]:
     for place, ref in enumerate(load_refs(refs_path)):
         number = _field(ref, "ref_id", int, refs_path)
         if (first := places.setdefault(number, place)) != place:
-            raise ValueError(f"{refs_path}: ref_id {number} is there twice: refs[{first}] and refs[{place}]")
+            raise ValueError(f"{refs_path}: ref_id {number} occurs twice: refs[{first}] and refs[{place}]")
         by_image[_field(ref, "image_id", int, refs_path)].append(ref)
     found = []
     for image_id in sorted(by_image):
