@@ -1,4 +1,8 @@
-"""How good an embedded base is, on the held-out scenes of the world that it was trained on."""
+"""How good an embedded base is, on the held-out scenes of the world that it was trained on.
+
+Not by `ans.evaluation`, which needs a workspace with indexes and variants and has no blind baselines: a recipe's world is never indexed,
+and the baselines ask about other objects' expressions. Inference and IoU are the library's.
+"""
 
 import hashlib
 import json

@@ -1,4 +1,10 @@
-"""What the recipes of the embedded bases share: their world, the mask decoder's own stage, and how a stage is run and written."""
+"""What the recipes of the embedded bases share: their world, the mask decoder's own stage, and how a stage is run and written.
+
+`run_stage` is a training loop of its own, because `ans.training` cannot make a base. It fine-tunes one: it expects all weights, keeps the
+image encoders frozen (their features are computed without a gradient) and trains groups of the rest by tasks that read indexes. Here
+everything starts from random values, the encoders first of all; one stage has no language model; and prompts are also points and sums of
+word vectors, which no task has. Losses and the learning rate's schedule are the library's.
+"""
 
 import json
 import re
