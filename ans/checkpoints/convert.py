@@ -147,9 +147,9 @@ class _Overlay:
             dropped = ", ".join(sorted(self.held - listed))
             raise ValueError(f"{self.path}: holds {dropped}, which the export would drop; add it to convert.groups")
         for group in sorted(listed):
-            there = {"lora": self.pairs, "seg_row": self.rows}.get(group, self.plain)
+            held = {"lora": self.pairs, "seg_row": self.rows}.get(group, self.plain)
             for name in self._wanted(group):
-                if name not in there:
+                if name not in held:
                     what = {"lora": "LoRA of ", "seg_row": "the row of "}.get(group, "")
                     raise ValueError(f"{self.path}: {what}{name} is missing, although group {group} was trained (convert.groups)")
 

@@ -163,8 +163,8 @@ def read(folder: Path, split: str) -> pd.DataFrame:
     `sent`. Raises `ResultsError` naming the missing file and the existing ones."""
     path = folder / f"{split}.parquet"
     if not path.is_file():
-        there = ", ".join(sorted(other.stem for other in folder.glob("*.parquet"))) or "none"
-        raise ResultsError(f"{path}: not there; evaluate it first (tables in that folder: {there})")
+        existing = ", ".join(sorted(other.stem for other in folder.glob("*.parquet"))) or "none"
+        raise ResultsError(f"{path}: missing; evaluate it first (tables in that folder: {existing})")
     columns = [name for name in WANTED if name in pq.read_schema(path).names]
     table = pd.read_parquet(path, columns=columns)
     if "references" in columns:
@@ -176,8 +176,8 @@ def read_video(folder: Path, split: str) -> list[dict[str, Any]]:
     """Return the rows of a set of videos in a folder. Raises `ResultsError` naming the missing file and the existing ones."""
     path = folder / f"{split}.jsonl"
     if not path.is_file():
-        there = ", ".join(sorted(other.stem for other in folder.glob(f"*{VIDEO}.jsonl"))) or "none"
-        raise ResultsError(f"{path}: not there; evaluate it first (sets of videos in that folder: {there})")
+        existing = ", ".join(sorted(other.stem for other in folder.glob(f"*{VIDEO}.jsonl"))) or "none"
+        raise ResultsError(f"{path}: missing; evaluate it first (sets of videos in that folder: {existing})")
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -231,8 +231,8 @@ def _folder(where: str) -> Path:
     """Return the tables of a variant, or in a folder. Raises `ResultsError` for an unknown variant, naming the existing ones."""
     folder = Path(where) if Path(where).is_dir() else DATA / where
     if not folder.is_dir():
-        there = ", ".join(sorted(path.name for path in DATA.glob("*") if path.is_dir())) or "none"
-        raise ResultsError(f"{where}: no such folder, and no such variant in {DATA} (there: {there})")
+        existing = ", ".join(sorted(path.name for path in DATA.glob("*") if path.is_dir())) or "none"
+        raise ResultsError(f"{where}: no such folder, and no such variant in {DATA} (existing ones: {existing})")
     return folder
 
 

@@ -227,6 +227,6 @@ def write_report(report: dict[str, Any], workspace: Workspace = Workspace()) -> 
     """Write an index's report beside the others, and say its first line."""
     write_json(workspace.index_report(report["source"]), report)
     skipped, noted = (sum(reason["count"] for reason in report.get(key, {}).values()) for key in ("skipped", "noted"))
-    found = f"not there ({report['absent']})" if "absent" in report else f"{report['images']} images, {skipped} records skipped"
+    found = f"missing ({report['absent']})" if "absent" in report else f"{report['images']} images, {skipped} records skipped"
     found += f", {noted} noted" if noted else ""
     log.info(f"{report['source']}: {found}")

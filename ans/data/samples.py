@@ -107,8 +107,8 @@ class Regions:
         self.left_out = sum(held)
         counts[held] = 0
         self.ends = np.cumsum(counts)
-        there = int(self.ends[-1]) if len(self.ends) else 0
-        self.count = there if max_samples is None else min(there, max_samples)
+        total = int(self.ends[-1]) if len(self.ends) else 0
+        self.count = total if max_samples is None else min(total, max_samples)
 
     def sample(self, i: int) -> tuple[ImageRecord, Region]:
         row = int(np.searchsorted(self.ends, i, side="right"))

@@ -38,8 +38,8 @@ def select(
         )
     for split in splits:
         name, _, part = split.rpartition("_")
-        there = read_index(workspace.index(name)).splits()
-        if part not in there:
-            known = ", ".join(f"{name}_{other}" for other in sorted(there)) or "none"
+        parts = read_index(workspace.index(name)).splits()
+        if part not in parts:
+            known = ", ".join(f"{name}_{other}" for other in sorted(parts)) or "none"
             raise ValueError(f"split {split}: {name} has no region of it; its splits are {known}")
     write_json(workspace.selected(stage), sums | dict(others or {}))

@@ -30,7 +30,7 @@ class Kept:
         path = self._path(batch)
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path}: not there; all processes must see one folder (set ANS_RUNS to a shared one), and no other evaluation of the "
+                f"{path}: missing; all processes must see one folder (set ANS_RUNS to a shared one), and no other evaluation of the "
                 "same may have finished in it meanwhile; if one has, start this one again"
             )
         return json.loads(path.read_text(encoding="utf-8"))

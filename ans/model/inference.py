@@ -203,8 +203,10 @@ class SegmenterInference(SegmenterModules):
         answers = rows[::views]
         text = set(self.text_tokens.tolist())
         captions = [tokens.text_ids(self.tokenizer, self.template.stop_words, answer.ids, text) for answer in answers]
-        sure = [math.prod(row.confidence for row in rows[n : n + views]) ** (1 / views) for n in range(0, len(rows), views)]
-        return captions, [self._ended(answer.ids) for answer in answers], sure
+        confidences = [
+            math.prod(row.confidence for row in rows[n : n + views]) ** (1 / views) for n in range(0, len(rows), views)
+        ]
+        return captions, [self._ended(answer.ids) for answer in answers], confidences
 
     @torch.no_grad()
     def answer(

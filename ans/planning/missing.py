@@ -107,10 +107,10 @@ def look_up(split: str, config: Config, workspace: Workspace) -> tuple[str, str 
     name, _, part = split.rpartition("_")
     if (reason := not_indexed(name, config, workspace)) is not None:
         return reason, None
-    there = sorted(read_index(workspace.index(name)).splits())
-    if part in there:
-        return "there", None
-    return "not there", f"split {split}: {name} has no region of it; its splits are {', '.join(f'{name}_{of}' for of in there)}"
+    splits = sorted(read_index(workspace.index(name)).splits())
+    if part in splits:
+        return "present", None
+    return "missing", f"split {split}: {name} has no region of it; its splits are {', '.join(f'{name}_{of}' for of in splits)}"
 
 
 def command(config: Config, workspace: Workspace) -> str:

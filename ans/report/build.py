@@ -56,5 +56,5 @@ def build(config: Config, workspace: Workspace = Workspace()) -> None:
 
 def _read(path: Path, stage: str) -> dict[str, Any]:
     if not path.is_file():
-        raise ResultsError(f"{path}: not there; the `{stage}` stage writes it")
+        raise ResultsError(f"{path}: missing; the `{stage}` stage writes it")
     return json.loads(path.read_text(encoding="utf-8"))

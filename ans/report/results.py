@@ -95,7 +95,7 @@ def decode(counts: str, height: int, width: int) -> np.ndarray:
 
 def _read_metrics(path: Path, keys: Sequence[str]) -> dict[str, Any]:
     if not path.is_file():
-        raise ResultsError(f"{path}: not there; the configuration names this variant and split, so evaluate it first")
+        raise ResultsError(f"{path}: missing; the configuration names this variant and split, so evaluate it first")
     values = json.loads(path.read_text(encoding="utf-8"))
     for key in keys:
         if key not in values:
@@ -105,5 +105,5 @@ def _read_metrics(path: Path, keys: Sequence[str]) -> dict[str, Any]:
 
 def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
     if not path.is_file():
-        raise ResultsError(f"{path}: not there; it is made together with the metrics, so evaluate this variant again")
+        raise ResultsError(f"{path}: missing; it is made together with the metrics, so evaluate this variant again")
     return pd.read_parquet(path, columns=columns)

@@ -120,14 +120,14 @@ def is_number(cell: str) -> bool:
 def write_csv(results: Results, scores: Scores, path: Path) -> None:
     """Write one row per variant and split, in the order of the configuration: values as evaluation wrote them, and `INTERVALS`; then
     those of `SPECIAL_METRICS` that any split has, empty where another has none."""
-    there = [key for key in SPECIAL_METRICS if any(key in values for values in results.metrics.values())]
+    present = [key for key in SPECIAL_METRICS if any(key in values for values in results.metrics.values())]
     rows = []
     for variant in results.variants:
         for split in results.splits:
             values = results.metrics[variant, split]
-            special = (values.get(key, "") for key in there)
+            special = (values.get(key, "") for key in present)
             rows.append([variant, split, *(values[key] for key in METRICS), *_intervals(scores[variant, split]), *special])
-    _write_csv(path, ["variant", "split", *METRICS, *INTERVALS, *there], rows)
+    _write_csv(path, ["variant", "split", *METRICS, *INTERVALS, *present], rows)
 
 
 def write_means(results: Results, scores: Scores, csv_path: Path, json_path: Path) -> None:
@@ -215,14 +215,14 @@ def markdown(results: Results, scores: Scores, first: Mapping[str, str], picture
 
 def special_table(results: Results) -> tuple[list[str], list[list[str]]]:
     """Return (header, rows) of `SPECIAL_SHOWN` in percent, for the splits that have any of it; no rows where none has."""
-    there = [key for key in SPECIAL_SHOWN if any(key in values for values in results.metrics.values())]
+    present = [key for key in SPECIAL_SHOWN if any(key in values for values in results.metrics.values())]
     rows = []
     for split in results.splits:
         for variant in results.variants:
             values = results.metrics[variant, split]
-            if any(key in values for key in there):
-                rows.append([split, variant, *(f"{100 * values[key]:.1f}" if key in values else "" for key in there)])
-    return ["split", "variant", *(SPECIAL_SHOWN[key] for key in there)], rows
+            if any(key in values for key in present):
+                rows.append([split, variant, *(f"{100 * values[key]:.1f}" if key in values else "" for key in present)])
+    return ["split", "variant", *(SPECIAL_SHOWN[key] for key in present)], rows
 
 
 def _special(results: Results) -> list[str]:

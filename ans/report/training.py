@@ -46,7 +46,7 @@ def read_training(plots: Path, checkpoint: Path) -> Training:
     Raises `ResultsError` naming what is missing.
     """
     if not (plots / "loss.tsv").is_file():
-        raise ResultsError(f"{plots / 'loss.tsv'}: not there; training writes it")
+        raise ResultsError(f"{plots / 'loss.tsv'}: missing; training writes it")
     curves = {path.stem: _read_curve(path) for path in sorted(plots.glob("*.tsv"))}
     examples = [
         KeptExample(**row | {name: decode(row[name], EXAMPLE_SIDE, EXAMPLE_SIDE) for name in ("truth", "mask")})
@@ -98,5 +98,5 @@ def _read_curve(path: Path) -> pd.Series:
 
 def _read_json(path: Path) -> Any:
     if not path.is_file():
-        raise ResultsError(f"{path}: not there; training writes it")
+        raise ResultsError(f"{path}: missing; training writes it")
     return json.loads(path.read_text(encoding="utf-8"))

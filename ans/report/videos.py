@@ -43,7 +43,7 @@ def read_videos(reports: Path, data: Path, variants: Sequence[str], sets: Sequen
             paths = reports / "eval" / variant / f"{name}_video.json", data / "eval" / variant / f"{name}_video.jsonl"
             for path in paths:
                 if not path.is_file():
-                    raise ResultsError(f"{path}: not there; `evaluate.videos` names this set, so evaluate {variant} first")
+                    raise ResultsError(f"{path}: missing; `evaluate.videos` names this set, so evaluate {variant} first")
             metrics[variant, name] = json.loads(paths[0].read_text(encoding="utf-8"))
             rows[variant, name] = [json.loads(line) for line in paths[1].read_text(encoding="utf-8").splitlines()]
             asked, first = ([(row["clip"], row["id"]) for row in rows[key, name]] for key in (variant, variants[0]))

@@ -52,10 +52,10 @@ class Setting:
     def clips(self, name: str, of: VideoFolder, usable: Callable[[Clip], bool]) -> tuple[list[Clip], int]:
         """Return the usable clips of a set that are not evaluated, and how many are. Raises `ValueError`, beginning with `name`, for a set
         without a usable one, and what the reader raises."""
-        there = list(read(of.reader, self.root, of.folder, of.split))
-        for item in left_out(there):
+        records = list(read(of.reader, self.root, of.folder, of.split))
+        for item in left_out(records):
             log.warning(f"{name}: {item.key} is left out: {item.reason}")
-        found = [clip for clip in there if isinstance(clip, Clip) and usable(clip)]
+        found = [clip for clip in records if isinstance(clip, Clip) and usable(clip)]
         if not found:
             raise ValueError(f"{name}: split {of.split!r} of {self.root / of.folder} has no clip whose masks are known")
         kept = [

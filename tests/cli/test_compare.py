@@ -82,7 +82,7 @@ def test_other_expressions_are_an_error(folders: tuple[Path, Path]) -> None:
     first = read(folders[0], "refcoco_val")
     with pytest.raises(ValueError, match="same expressions"):
         compare(first, first.assign(sent_id=first["sent_id"] + 1))
-    with pytest.raises(ResultsError, match=r"testA.parquet: not there; .*folder: refcoco_val, refcoco_val_captions\)"):
+    with pytest.raises(ResultsError, match=r"testA.parquet: missing; .*folder: refcoco_val, refcoco_val_captions\)"):
         read(folders[0], "refcoco_testA")
 
 
@@ -92,13 +92,15 @@ def test_the_command(folders: tuple[Path, Path]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "## refcoco_val: two - one" in done.stdout and "| all | 36 / 12 |" in done.stdout
     done = subprocess.run([*command, "--split", "nothing"], capture_output=True, text=True, check=False)
-    assert done.returncode and done.stderr.startswith("error: ") and "nothing.parquet: not there" in done.stderr
+    assert done.returncode and done.stderr.startswith("error: ") and "nothing.parquet: missing" in done.stderr
     done = subprocess.run([*command, "--split", "refcoco_val_captions"], capture_output=True, text=True, check=True)
     assert (
         "| cIoU of what was found again by the caption (%) |" in done.stdout and "| all | 36 / 12 | 50.0 | 50.9 |" in done.stdout
     )
     done = subprocess.run([*command[:4], str(folders[0]), "fulll"], capture_output=True, text=True, check=False)
-    assert done.returncode and done.stderr.startswith("error: fulll: no such folder, and no such variant in data/eval (there: ")
+    assert done.returncode and done.stderr.startswith(
+        "error: fulll: no such folder, and no such variant in data/eval (existing ones: "
+    )
 
 
 def test_the_mean_over_results_is_that_of_the_report(folders: tuple[Path, Path]) -> None:
@@ -155,7 +157,7 @@ def test_videos_by_hand(tmp_path: Path) -> None:
     )
     assert "| J&F (%) | n / clips | one | two |" in done.stdout
     assert "| all | 24 / 12 | 32.5 | 42.5 | **+10.0** (+10.0 to +10.0) |" in done.stdout
-    with pytest.raises(ResultsError, match=r"other_video.jsonl: not there.*hidden_video, motion_video"):
+    with pytest.raises(ResultsError, match=r"other_video.jsonl: missing.*hidden_video, motion_video"):
         read_video(tmp_path / "one", "other_video")
 
 

@@ -236,7 +236,7 @@ def test_what_is_indexed_is_counted(work: Path) -> None:
     chosen = pipeline.small_config(world, launch__processes=2, weights__location=location, evaluate__splits=["refcoco_val"])
     found = look_ahead(chosen, Workspace(work))
     assert found.steps == 3 and {"sav", "sa1b_subset", "openimages", "describe"} < set(found.samples)
-    assert found.samples["sav"] == 8 and found.splits == {"refcoco_val": "there", "refcocog_val": "there"}
+    assert found.samples["sav"] == 8 and found.splits == {"refcoco_val": "present", "refcocog_val": "present"}
     assert found.missing == []
     labels = chosen.changed({"train.epochs": 2, "train.loop1.enabled": False, "train.referring.sources": ["refcoco"]})
     found = look_ahead(labels, Workspace(work))
@@ -250,7 +250,7 @@ def test_a_split_is_compared_with_its_index(work: Path, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"weights__location": location, "evaluate__splits": ["refcoco_val", "refcoco_trial"]}
     chosen = pipeline.small_config(work.parent / "world", **changes, evaluate__captions=[])
     found = look_ahead(chosen, Workspace(work))
-    assert found.splits == {"refcoco_val": "there", "refcoco_trial": "not there"}
+    assert found.splits == {"refcoco_val": "present", "refcoco_trial": "missing"}
     assert found.missing == [
         "split refcoco_trial: refcoco has no region of it; its splits are refcoco_testA, refcoco_testB, refcoco_train, refcoco_val"
     ]

@@ -423,7 +423,7 @@ def test_only_named_results_are_read(tree: Path) -> None:
 )
 def test_a_missing_file_is_named(tree: Path, missing: str) -> None:
     (tree / missing).unlink()
-    with pytest.raises(ResultsError, match=f"{missing}: not there"):
+    with pytest.raises(ResultsError, match=f"{missing}: missing"):
         run(tree)
 
 

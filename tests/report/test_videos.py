@@ -80,5 +80,5 @@ def test_what_is_missing_or_does_not_fit_is_named(tree: Path) -> None:
     with pytest.raises(ResultsError, match="full/motion_video.jsonl: other expressions than those of base"):
         read_videos(tree / "reports", tree / "data", VARIANTS, ("motion",))
     path.unlink()
-    with pytest.raises(ResultsError, match="full/motion_video.jsonl: not there"):
+    with pytest.raises(ResultsError, match="full/motion_video.jsonl: missing"):
         read_videos(tree / "reports", tree / "data", VARIANTS, ("motion",))

@@ -54,11 +54,11 @@ def write_page(page: Page, path: Path) -> None:
 def html(page: Page) -> str:
     """Return the page as text."""
     bodies = {name: module.section(page) for name, module in SECTIONS.items()}
-    there = {name: (SECTIONS[name].TITLE, body) for name, body in bodies.items() if body}
-    links = "".join(f'<li><a href="#{name}">{title}</a></li>' for name, (title, _) in there.items())
+    filled = {name: (SECTIONS[name].TITLE, body) for name, body in bodies.items() if body}
+    links = "".join(f'<li><a href="#{name}">{title}</a></li>' for name, (title, _) in filled.items())
     main = "\n".join(
         f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{title}</h2>\n{body}\n</section>'
-        for name, (title, body) in there.items()
+        for name, (title, body) in filled.items()
     )
     style, script = ((HERE / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     return f"""<!DOCTYPE html>
