@@ -1,6 +1,6 @@
 # Each target does all it needs on a fresh machine: the environment first, then the job.
 #   make repro         the whole pipeline (dvc repro)         make test    all tests
-#   make tiny-weights  the embedded base weights anew         make quick   lint and the tests that take seconds
+#   make tiny-weights  the embedded base weights, again        make quick   lint and the tests that take seconds
 #   make lisa-weights  those of the preset lisa-tiny          make lint    ruff (rules and format) and the type checker
 #   make docs          the pages of docs/ as a site, in site/ (installs mkdocs-material)
 #   make mutants       do the tests notice a changed line? The listed faults, and a sample of mutants (docs/testing.md)
