@@ -108,11 +108,7 @@ class TrainSettings(Section):
     warmup: Share = Field(0.05, description="share of the steps over which the learning rate rises to its peak")
     weight_decay: Weight = Field(0.05, description="AdamW's weight decay: share of a value, times lr, that is taken off per step")
     clip: Positive = Field(1.0, description="largest gradient norm; a longer gradient is scaled down to it")
-    loss: LossWeights = Field(
-        LossWeights(),
-        description="weights of the loss terms: the mask's cross-entropy and Dice, language (answers and captions), 1 - soft IoU; "
-        "lisa_dice: Dice as LISA computes it",
-    )
+    loss: LossWeights = Field(LossWeights(), description="weights of the loss terms that all tasks share")
     mask_points: Number = Field(12544, description="pixels of a mask that its loss samples, mostly uncertain ones; 0: all pixels")
     max_tiles: Count = Field(12, description="most tiles per image in task referring; the loops use one")
     caption_len: Count = Field(256, description="longest caption, generated or learnt, in tokens")
