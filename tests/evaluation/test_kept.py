@@ -26,7 +26,7 @@ def test_two_evaluations_of_the_same_hinder_each_other_by_name_or_not_at_all(
     monkeypatch.setattr("shutil.os.rmdir", late)
     one.remove()
     assert not one.has(0) and other.read(7) == []
-    with pytest.raises(FileNotFoundError, match="000001.json: missing; .* then start this one again"):
+    with pytest.raises(FileNotFoundError, match="000001.json: missing; .* if one has, start this one again"):
         other.read(1)
     other.remove()
     assert not (tmp_path / "evaluate").exists()

@@ -24,7 +24,7 @@ def test_no_task_learns_from_evaluated_photographs(case: TaskCase) -> None:
     referring, loop1, loop2 = (tasks[name] for name in ("referring", "loop1", "loop2"))
     used = {
         "referring": {referring.indexes[number].record(row).path for number, row in referring.rows},
-        "loop1": {source.sample(i)[0].path for source in loop1.sources for i in range(source.count)},
+        "loop1": {source.regions.sample(i)[0].path for source in loop1.sources for i in range(source.count)},
         "loop2": {loop2.source.sample(i)[0].path for i in range(loop2.source.count)},
     }
     assert all(paths and not paths & evaluated for paths in used.values())
