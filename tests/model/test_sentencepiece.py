@@ -45,8 +45,8 @@ def test_without_a_start_token(tmp_path: Path) -> None:
 def test_other_files_are_refused(tmp_path: Path) -> None:
     whole = (FOLDER / "plain.model").read_bytes()
     for content, message in (
-        (b"{}", "no SentencePiece model"),
-        (whole[:-3], "no SentencePiece model"),
+        (b"{}", "not a SentencePiece model"),
+        (whole[:-3], "not a SentencePiece model"),
         (whole[:5000], "tokenizer.model"),
     ):
         folder = write(tmp_path, "plain")

@@ -81,7 +81,7 @@ def test_a_change_of_a_share_is_seen(eight: None) -> None:
     ("changes", "message"),
     [
         ({}, "launch.shard_frozen: needs several processes; raise launch.processes, or set it to false"),
-        ({"launch.processes": 2, "train.four_bit": ["language"]}, "in 4 bits cannot be shared out"),
+        ({"launch.processes": 2, "train.four_bit": ["language"]}, "in 4 bits cannot be sharded"),
     ],
 )
 def test_what_cannot_be_shared_is_refused(changes: dict[str, object], message: str) -> None:
