@@ -21,7 +21,7 @@ def main() -> None:
         clips["validation"] = videos.model_dump_json()
     splits = [validation.split] if validation and videos is None else []
     select(config.training_indexes(), workspace, "train", splits, clips)
-    select(config.evaluation_indexes(), workspace, "evaluate", [*evaluate.splits, *evaluate.captions])
+    select(config.evaluation_indexes(), workspace, "evaluate", [*evaluate.splits, *evaluate.captions, *evaluate.grounded])
 
 
 if __name__ == "__main__":

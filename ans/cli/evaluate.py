@@ -62,7 +62,12 @@ def evaluate_checkpoint(
     from ans.evaluation.evaluate import evaluate
     from ans.evaluation.plan import make_plan
 
-    changes: dict[str, Any] = {"evaluate.splits": [split], "evaluate.captions": [], "convert.source": str(checkpoint)}
+    changes: dict[str, Any] = {
+        "evaluate.splits": [split],
+        "evaluate.captions": [],
+        "evaluate.grounded": [],
+        "convert.source": str(checkpoint),
+    }
     changes["launch.feature_cache_gb"] = 0.0  # the cache belongs to the run
     config = config.changed(changes | ({"evaluate.max_samples": limit} if limit is not None else {}))
     scope = config.evaluate.scope

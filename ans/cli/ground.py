@@ -43,7 +43,10 @@ def run(chosen: argparse.Namespace) -> None:
     check_listing(index, root)
     with contextlib.redirect_stdout(sys.stderr):
         similar = grounded.bert(chosen.bert) if chosen.bert else None
-        said = list(tqdm(grounded.converse(load_model(chosen), root, index, part, chosen.max_new_tokens, chosen.limit)))
+        records = [record for _, record in grounded.rows_of_part(index, part, chosen.limit)]
+        model, said = load_model(chosen), []
+        for record in tqdm(records):
+            said += grounded.converse(model, root, [record], part, chosen.max_new_tokens)
         found = grounded.metrics(said, similar)
         if chosen.scorers:
             found |= published_captions.scores([one.caption for one in said], [[one.true_caption] for one in said])

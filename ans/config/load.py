@@ -126,7 +126,8 @@ class Config:
 
     def evaluation_indexes(self) -> tuple[str, ...]:
         """Return the indexes that evaluation reads."""
-        return tuple(dict.fromkeys(index_of(split) for split in (*self.evaluate.splits, *self.evaluate.captions)))
+        evaluate = self.evaluate
+        return tuple(dict.fromkeys(map(index_of, (*evaluate.splits, *evaluate.captions, *evaluate.grounded))))
 
     def evaluated_alone(self) -> tuple[str, ...]:
         """Return the indexes that are evaluated and that training does not read: it does not leave out their images."""
@@ -184,7 +185,7 @@ class Config:
             raise ConfigError(f"sources.{SUBSET}: the name of the index that stage subset_sa1b makes; choose another")
         if twice := set(self.own) & {*self.sources, SUBSET}:
             raise ConfigError(f"own.{min(twice)}: the name of a published set; choose another")
-        for key in ("splits", "captions"):
+        for key in ("splits", "captions", "grounded"):
             for split in getattr(self.evaluate, key):
                 self._require_split(f"evaluate.{key}", split)
         if validation := self.train.validation:

@@ -274,6 +274,9 @@ class Evaluate(Section):
     captions: List[str] = Field(
         ("refcocog_val",), description="splits whose regions are described, and segmented again by that description"
     )
+    grounded: List[str] = Field(
+        (), description="splits of reader grand_f: images described with a mask for each phrase (docs/evaluation.md)"
+    )
     tokens_per_batch: Count = Field(65536, description="tokens of one batch: rows x (image + question + answer)")
     max_new_tokens: Count = Field(256, description="longest answer or description, in tokens")
     max_samples: Count | None = Field(None, description="images per split; none: all")

@@ -5,6 +5,7 @@ import sys
 from ans.config import load
 from ans.errors import run
 from ans.evaluation.evaluate import evaluate
+from ans.evaluation.grounded import evaluate_grounded
 from ans.evaluation.videos import evaluate_videos
 
 
@@ -12,6 +13,7 @@ def main() -> None:
     config = load()
     evaluate(config, sys.argv[1])
     evaluate_videos(config, sys.argv[1])
+    evaluate_grounded(config, sys.argv[1])
 
 
 if __name__ == "__main__":

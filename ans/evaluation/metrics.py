@@ -142,6 +142,11 @@ def bootstrap_interval(
     return _percentiles(_ciou(intersections, unions, resample_counts(len(unions), resamples, seed)), level)
 
 
+def mean_interval(values: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
+    """Return the 95 % percentile interval of the mean of a value per image, (images,), over resampled images."""
+    return _percentiles(resample_counts(len(values), resamples, seed) @ values / len(values), 0.95)
+
+
 def paired_bootstrap(
     first: tuple[np.ndarray, np.ndarray],
     second: tuple[np.ndarray, np.ndarray],

@@ -69,7 +69,9 @@ def look_ahead(config: Config, workspace: Workspace = Workspace()) -> Outlook:
     processes = config.launch.processes * config.launch.machines
     found = Outlook(config.preset, processes, train.batch, train.accumulation, *_steps(config))
     found.missing += wrong + missing.trust(config) + missing.packages(config) + missing.data_sets(config, workspace)
-    for split in dict.fromkeys([*config.evaluate.splits, *config.evaluate.captions, *missing.validated(config)]):
+    for split in dict.fromkeys(
+        [*config.evaluate.splits, *config.evaluate.captions, *config.evaluate.grounded, *missing.validated(config)]
+    ):
         known, problem = missing.look_up(split, config, workspace)
         found.splits[split] = known
         found.missing += [problem] if problem else []

@@ -8,6 +8,7 @@ from ans.config import Config
 from ans.config.schema import SUBSET
 from ans.report.failures import find_reasons
 from ans.report.gallery import CHANGED, candidates, choose, draw_examples, draw_gallery, order
+from ans.report.grounded import read_grounded
 from ans.report.headline import headline
 from ans.report.page import Page, write_page
 from ans.report.plots import plot_ciou, plot_panels
@@ -45,11 +46,24 @@ def build(config: Config, workspace: Workspace = Workspace()) -> None:
     write_csv(results, scores, reports / "summary.csv")
     write_means(results, scores, reports / "variants.csv", reports / "summary.json")
     videos = read_videos(reports, data, tuple(config.variants), tuple(config.evaluate.videos))
+    conversations = read_grounded(reports, data, tuple(config.variants), config.evaluate.grounded)
     reasons = {variant: find_reasons(results, data, variant) for variant in results.variants}
     first = headline(config, workspace, results, scores, training, protocols, reasons)
     write_markdown(results, scores, first, reports / "summary.md")
     page = Page(
-        first, results, scores, reasons, training, indexes, protocols, data, root, settings.examples, settings.seed, videos
+        first,
+        results,
+        scores,
+        reasons,
+        training,
+        indexes,
+        protocols,
+        data,
+        root,
+        settings.examples,
+        settings.seed,
+        videos,
+        conversations,
     )
     write_page(page, reports / "report.html")
 

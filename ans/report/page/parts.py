@@ -13,6 +13,7 @@ import pandas as pd
 
 from ans.report.failures import REASONS
 from ans.report.gallery import KINDS, candidates, choose, compared, order
+from ans.report.grounded import Grounded
 from ans.report.headline import Headline
 from ans.report.pictures import photo
 from ans.report.results import KEY, Results
@@ -48,6 +49,7 @@ class Page:
     examples: int
     seed: int
     videos: Videos | None = None
+    grounded: Grounded | None = None
 
     @cached_property
     def gallery(self) -> pd.DataFrame:
