@@ -149,6 +149,51 @@ def summarise_revos(scores: Sequence[tuple[int, VideoScore]]) -> dict[str, float
     return found
 
 
+def merged(scores: np.ndarray) -> np.ndarray:
+    """Return (N, h, w) bool: objects without overlap, from probabilities (N, h, w). A pixel belongs to the most probable object, the first
+    of several, where that is at least a half."""
+    best = scores.argmax(0)
+    return (np.arange(len(scores))[:, None, None] == best) & (scores.max(0) >= 0.5)
+
+
+class MergedScorer:
+    """The scores of N objects of one video that are predicted together, as ReferFormer evaluates Ref-DAVIS17: their masks are merged, and
+    predicted and true objects are then matched for the highest sum of J&F, as DAVIS's unsupervised evaluation does."""
+
+    def __init__(self, count: int) -> None:
+        self._pairs = [[Scorer() for _ in range(count)] for _ in range(count)]
+
+    def add(self, scores: np.ndarray, gts: Sequence[np.ndarray]) -> None:
+        """Count a frame: probabilities (N, h, w), and the N true masks (h, w)."""
+        for pred, row in zip(merged(scores), self._pairs, strict=True):
+            for gt, scorer in zip(gts, row, strict=True):
+                scorer.add(pred, gt)
+
+    def score(self) -> list[VideoScore]:
+        """Return the score of each true object. Raises `ValueError` without frames."""
+        pairs = [[scorer.score() for scorer in row] for row in self._pairs]
+        return [pairs[pred][true] for true, pred in enumerate(_matched([[one.jf for one in row] for row in pairs]))]
+
+
+def _matched(values: Sequence[Sequence[float]]) -> tuple[int, ...]:
+    """Return of each column the row that it is matched with, for the highest sum of `values` (N, N)."""
+    best: dict[int, tuple[float, tuple[int, ...]]] = {
+        0: (0.0, ())
+    }  # by the rows that are taken, as bits: sum, and row of each column
+    for column in range(len(values)):
+        further: dict[int, tuple[float, tuple[int, ...]]] = {}
+        for taken, (total, rows) in best.items():
+            for row in range(len(values)):
+                if taken >> row & 1:
+                    continue
+                key, found = taken | 1 << row, (total + values[row][column], (*rows, row))
+                if key not in further or found[0] > further[key][0]:
+                    further[key] = found
+        best = further
+    ((_, rows),) = best.values()
+    return rows
+
+
 def by_clip(clips: Sequence[str], scores: Sequence[VideoScore]) -> tuple[np.ndarray, np.ndarray]:
     """Return (clips,) sums of J&F and numbers of expressions, of each clip, in order of the clips' names."""
     names = sorted(set(clips))

@@ -18,11 +18,21 @@ from ans.config.schema import VideoSet
 from ans.data import masks
 from ans.data.clips import Clip, ClipFrames, checksum, read
 from ans.data.records import left_out
+from ans.data.video_sources.ref_davis import ANNOTATORS as TEXTS
 from ans.evaluation.kept import Kept
 from ans.evaluation.protocol import protocol_fingerprint, weights_checksum
-from ans.evaluation.video_metrics import REVOS_KINDS, Scorer, VideoScore, interval, summarise, summarise_revos
+from ans.evaluation.video_metrics import (
+    REVOS_KINDS,
+    MergedScorer,
+    Scorer,
+    VideoScore,
+    interval,
+    summarise,
+    summarise_revos,
+)
 from ans.files import replacing, write_json
 from ans.model import prompts
+from ans.model.inference import Segmentation
 from ans.model.segmenter import Segmenter
 from ans.processes import connect
 from ans.progress import Progress
@@ -35,6 +45,8 @@ RESAMPLES, SEED = 2000, 0
 """Of the intervals over clips."""
 ARCHIVES = {"mevis": "", "ref_youtube_vos": "Annotations/"}
 """Reader -> the folder in the archive that its server takes: `<video>/<expression>/<frame>.png` in it."""
+ANNOTATORS = len(TEXTS)
+"""Of Ref-DAVIS17: two people, each from the first frame and from the whole video."""
 Row = dict[str, Any]
 
 
@@ -98,7 +110,8 @@ def evaluate_videos(config: Config, variant: str, workspace: Workspace = Workspa
 
 
 def rows_of(model: Segmenter, root: Path, clip: Clip, settings: VideoSet, max_new_tokens: int) -> list[Row]:
-    """Return a row per expression of a clip; `j`, `f`, `a` and `r` are None where the data set does not publish its masks."""
+    """Return a row per expression of a clip; `j`, `f`, `a` and `r` are None where the data set does not publish its masks. Of Ref-DAVIS17
+    `j_merged` and `f_merged` too, those of the expression's object where its annotator's objects are predicted together."""
     stream = model.segment_video(
         ClipFrames(root, clip),
         [one.text for one in clip.expressions],
@@ -113,6 +126,8 @@ def rows_of(model: Segmenter, root: Path, clip: Clip, settings: VideoSet, max_ne
         | {"names": list(clip.names), "paths": list(clip.frames), "counts": [], "true": []}
         for one in clip.expressions
     ]
+    annotators = [list(places) for places in annotated(clip)] if settings.reader == "ref_davis" else []
+    together = [MergedScorer(len(places)) for places in annotators]
     for frame, answers in enumerate(stream):
         foreground = clip.all_objects(frame) if any(scorers) else None
         for row, answer, scorer, one in zip(rows, answers, scorers, clip.expressions, strict=True):
@@ -123,9 +138,28 @@ def rows_of(model: Segmenter, root: Path, clip: Clip, settings: VideoSet, max_ne
                 target = clip.target(one, frame)
                 row["true"].append(masks.from_array(target))
                 scorer.add(pred, target, foreground)
+        for places, merger in zip(annotators, together, strict=True):
+            scores = [_probabilities(answers[place], clip) for place in places]
+            merger.add(np.stack(scores), [clip.target(clip.expressions[place], frame) for place in places])
+    for places, merger in zip(annotators, together, strict=True):
+        for place, one in zip(places, merger.score(), strict=True):
+            rows[place] |= {"j_merged": one.j, "f_merged": one.f}
     for row, scorer in zip(rows, scorers, strict=True):
         row |= dict.fromkeys("jfar") if scorer is None else asdict(scorer.score())
     return rows
+
+
+def annotated(clip: Clip) -> list[list[int]]:
+    """Return the places of each annotator's expressions of a clip of Ref-DAVIS17, in order of the objects."""
+    order = sorted(range(len(clip.expressions)), key=lambda place: int(clip.expressions[place].id))
+    return [order[annotator::ANNOTATORS] for annotator in range(ANNOTATORS)]
+
+
+def _probabilities(answer: Segmentation, clip: Clip) -> np.ndarray:
+    """Return (h, w): how probable each pixel is by an answer's first `[SEG]`; 0 without one."""
+    if answer.logits is None or not len(answer.masks):
+        return np.zeros((clip.height, clip.width), np.float32)
+    return answer.logits[0].float().sigmoid().cpu().numpy()
 
 
 def summary(rows: Sequence[Row]) -> dict[str, float | int]:
@@ -143,6 +177,9 @@ def summary(rows: Sequence[Row]) -> dict[str, float | int]:
         else:
             found = summarise(scores)
         found |= {"jf_low": 100 * low, "jf_high": 100 * high}
+        if all("j_merged" in row for row in asked):  # annotators describe the same objects, so their mean is that of all rows
+            merged = summarise([VideoScore(row["j_merged"], row["f_merged"]) for row in asked])
+            found |= {f"{key}_merged": merged[key] for key in ("j", "f", "jf")}
     seg_rate = sum(row["has_seg"] for row in asked) / max(1, len(asked))
     return found | {"seg_rate": seg_rate, "n": len(asked), "clips": len({row["clip"] for row in asked})}
 

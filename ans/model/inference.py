@@ -50,10 +50,11 @@ class Query:
 @dataclass(frozen=True)
 class Segmentation:
     """The answer to one expression. `masks` (n, h, w) bool, one per `[SEG]` that the answer holds, at the image's size; `mask` is
-    their union, empty where the answer has no `[SEG]`."""
+    their union, empty where the answer has no `[SEG]`. Of a video's frame their `logits` (n, h, w) too, on the model's device."""
 
     answer: str
     masks: np.ndarray
+    logits: Tensor | None = None
 
     @property
     def mask(self) -> np.ndarray:

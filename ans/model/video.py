@@ -143,11 +143,14 @@ class SegmenterVideo(SegmenterInference):
     ) -> Iterator[list[Segmentation]]:
         if not sum(counts):  # no frame has to be seen for that
             nothing = np.zeros((0, *video.size), bool)
-            yield from ([Segmentation(text, nothing) for text in texts] for _ in range(len(video.frames)))
+            yield from (
+                [Segmentation(text, nothing, torch.zeros(0, *video.size)) for text in texts] for _ in range(len(video.frames))
+            )
             return
         for low_res in logits:
-            masks = (self.upscale(low_res, video.size) > 0).cpu().numpy()
-            yield [Segmentation(text, own) for text, own in zip(texts, np.split(masks, np.cumsum(counts)[:-1]), strict=True)]
+            upscaled = self.upscale(low_res, video.size)
+            masks = np.split((upscaled > 0).cpu().numpy(), np.cumsum(counts)[:-1])
+            yield [Segmentation(*one) for one in zip(texts, masks, upscaled.split(counts), strict=True)]
 
     @torch.no_grad()
     def _vectors(self, states: Tensor) -> Tensor:

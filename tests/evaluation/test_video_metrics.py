@@ -1,7 +1,7 @@
 """J and F against values of davis2017-evaluation and of the benchmarks' scripts, and against numbers counted by hand."""
 
 import json
-from itertools import product
+from itertools import permutations, product
 
 import numpy as np
 import pytest
@@ -13,12 +13,15 @@ from safetensors.numpy import load_file
 
 from ans.evaluation.metrics import iou
 from ans.evaluation.video_metrics import (
+    MergedScorer,
     VideoScore,
+    _matched,
     boundary,
     boundary_f,
     difference,
     dilate,
     interval,
+    merged,
     score,
     summarise,
     summarise_revos,
@@ -182,3 +185,26 @@ def test_scores_are_symmetric_and_bounded(pair: tuple[np.ndarray, np.ndarray]) -
     assert boundary_f(first, second) == pytest.approx(boundary_f(second, first))
     assert 0 <= boundary_f(first, second) <= 1 == boundary_f(first, first)
     assert score([first], [second]).j == iou(int((first & second).sum()), int((first | second).sum()))
+
+
+def test_objects_of_an_annotator_are_merged_and_matched() -> None:
+    """By hand, on a row of ten pixels: where two claim a pixel the more probable has it, below a half nobody has, and who is called what
+    does not matter."""
+    scores = np.zeros((2, 1, 10), np.float32)
+    scores[0, 0, :5], scores[1, 0, 3:8], scores[1, 0, 8:] = 0.9, 0.6, 0.45
+    assert merged(scores)[:, 0].tolist() == [[True] * 5 + [False] * 5, [False] * 5 + [True] * 3 + [False] * 2]
+    tie = np.full((2, 1, 1), 0.5)
+    assert merged(tie)[:, 0, 0].tolist() == [True, False], "the first of two, and a half is enough"
+    gts = np.zeros((2, 1, 10), bool)
+    gts[0, 0, 5:9], gts[1, 0, :5] = True, True  # the first object is the second prediction
+    scorer = MergedScorer(2)
+    scorer.add(scores, list(gts))
+    assert [one.j for one in scorer.score()] == [3 / 4, 1.0]
+    scorer.add(np.zeros_like(scores), list(gts))
+    assert [one.j for one in scorer.score()] == [3 / 8, 1 / 2]
+
+
+def test_the_best_matching_is_found() -> None:
+    values = np.random.default_rng(0).random((5, 5))
+    best = max(permutations(range(5)), key=lambda rows: sum(values[row, column] for column, row in enumerate(rows)))
+    assert _matched(values.tolist()) == best

@@ -2,22 +2,26 @@
 
 import json
 import zipfile
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ans.config import Config
+from ans.config.schema import VideoSet
 from ans.data.clips import Clip, ClipFrames, read
 from ans.evaluation import videos
 from ans.evaluation.video_metrics import score
-from ans.evaluation.videos import evaluate_videos, summary
+from ans.evaluation.videos import annotated, evaluate_videos, rows_of, summary
+from ans.model.inference import Segmentation
 from ans.model.segmenter import Segmenter
 from ans.report.results import decode
-from ans.toy.world_videos import write_mevis, write_ref_youtube_vos, write_revos
+from ans.toy.world_videos import write_mevis, write_ref_davis, write_ref_youtube_vos, write_revos
 from ans.workspace import Workspace
 from tests import pipeline
 
@@ -147,3 +151,36 @@ def test_a_set_is_checked(config: Config) -> None:
         config.changed({"evaluate.videos": {"motion": SETS["motion"] | {"reader": "mvis"}}})
     with pytest.raises(ValueError, match=r"propagation"):
         config.changed({"evaluate.videos": {"motion": SETS["motion"] | {"propagation": "best"}}})
+
+
+def test_four_annotators_of_ref_davis(tmp_path: Path) -> None:
+    """By hand: two of them are right, one names the objects the other way round, which the matching forgives, one says the same of both;
+    each annotator's objects have one value, and the set's is the mean of the four."""
+    write_ref_davis(tmp_path, 5, (3,))
+    (clip,) = (one for one in read("ref_davis", tmp_path, "davis", "val") if isinstance(one, Clip))
+    keys = sorted(clip.masks)
+    assert len(clip.expressions) == 4 * len(keys)
+    assert {row[0] for row in annotated(clip)} == {
+        place for place, one in enumerate(clip.expressions) if one.objects == (keys[0],)
+    }
+
+    class Answers:
+        """Logits 1 inside of what is meant; annotator 2 has the objects in reverse, annotator 3 the first one every time."""
+
+        def segment_video(self, frames: ClipFrames, texts: list[str], **_: Any) -> Iterator[list[Segmentation]]:
+            said = [(int(one.id) // 4, int(one.id) % 4) for one in clip.expressions]
+            meant = [(i, len(keys) - 1 - i, 0)[max(0, annotator - 1)] for i, annotator in said]
+            for frame in range(len(frames)):
+                masks = np.stack([clip.mask(keys[i], frame) for i in meant])
+                logits = torch.from_numpy(2.0 * masks - 1)
+                yield [Segmentation("", mask[None], one[None]) for mask, one in zip(masks, logits, strict=True)]
+
+    of = VideoSet(reader="ref_davis", folder="davis", split="val")
+    found = sorted(rows_of(Answers(), tmp_path, clip, of, 1), key=lambda row: int(row["id"]))  # pyrefly: ignore[bad-argument-type]
+    own = {number: [row["j_merged"] for row in found if int(row["id"]) % 4 == number] for number in range(4)}
+    assert own[0] == own[1] == own[2] == [1.0] * len(keys) and [row["j"] for row in found if int(row["id"]) % 4 == 2] != own[2]
+    # of the last the first object alone has a mask; the others' are right where they are not seen
+    unseen = [np.mean([not clip.mask(key, frame).any() for frame in range(3)]) for key in keys]
+    assert own[3] == pytest.approx([1.0, *unseen[1:]])
+    told = summary(found)
+    assert told["j_merged"] == pytest.approx(25 * sum(map(np.mean, own.values()))) and told["jf_merged"] > told["jf"]

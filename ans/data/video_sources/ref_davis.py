@@ -7,8 +7,8 @@ whole video.
     davis_text_annotations/Davis17_annot{1,2}{,_full_video}.txt       lines: <video> <object> "<expression>"
 
 Expressions are numbered as the usual conversion does (wjn922/ReferFormer): of each object, in order of the objects' numbers as texts, four
-in a row. Each is a question by itself, as in Sa2VA's results; ReferFormer merges the objects of an annotator into one prediction, and its
-numbers are not comparable.
+in a row. Each is a question by itself, as in Sa2VA's results; ReferFormer merges the objects of an annotator into one prediction, which
+`MergedScorer` of `ans/evaluation/video_metrics.py` does.
 """
 
 import re
