@@ -9,8 +9,11 @@ import torch
 from ans.config.schema import LearntVideos
 from ans.data.clips import ClipFrames
 from ans.data.mask_samples import OfVideos
+from ans.data.views import VIEWS
 from ans.model import prompts
+from ans.model.visual_prompt import region_cells
 from ans.objectives.losses import hard_iou
+from ans.objectives.passes import describe
 from ans.tasks import loop1
 from ans.tasks.loop1 import Settings
 from ans.toy.world_videos import write_mevis
@@ -60,6 +63,38 @@ def test_what_a_sample_is(case: TaskCase, films: Path) -> None:
             assert torch.equal(batch.images.sam[image], case.model.config.decoder.pixels(found.opened[frame]))
     alone = task.batch(range(2, 3))
     assert torch.equal(alone.targets.soft, batch.targets.soft[6:9]) and alone.questions == batch.questions[2:3]
+
+
+def test_views_are_of_the_described_frame(case: TaskCase, films: Path) -> None:
+    """The teacher reads it and its further views, each with the object's cells in it; what is segmented stays as it is."""
+    plain, batch = (task_of(case, films, views=views).batch(range(3)) for views in (1, 2))
+    assert not plain.views and len(batch.views) == 3 and batch.frames == plain.frames
+    task, (_, view), family = task_of(case, films), VIEWS[:2], case.model.config.family
+    for n, (image, cells) in enumerate(batch.views):
+        found = task.sources[0].open(task.pool.at(n)[1], task.rng(n))
+        assert torch.equal(batch.images.pixels[image].values, family.pixels(view.image(found.described), 1).values)
+        mask = view.mask(found.objects[0].mask)
+        assert torch.equal(cells, region_cells(torch.from_numpy(mask)[None], family.grid(*mask.shape, max_tiles=1).region)[0])
+        assert image not in {*batch.describe_index, *(shown for of in batch.frames or [] for shown in of)}
+    features = case.features(batch)
+    with torch.no_grad():
+        said = describe(case.model, features, batch, batch.views)[0]
+        order = [place for n in range(3) for place in (batch.describe_index[n], batch.views[n][0])]
+        both = [cells for n in range(3) for cells in (batch.cells[n], batch.views[n][1])]
+        asked = [question for question in batch.describe_questions for _ in range(2)]
+        assert said == case.model.caption_ids(features, order, both, asked, 12, 2)[0]
+
+
+def test_a_long_video_takes_no_more_memory(case: TaskCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each clip the drawn frames are opened, and no others."""
+    write_mevis(tmp_path, 5, (60, 9))
+    opened: list[int] = []
+    frame = ClipFrames.frame
+    monkeypatch.setattr(ClipFrames, "frame", lambda self, number: (opened.append(number), frame(self, number))[1])
+    for at in range(8):
+        opened.clear()
+        batch = task_of(case, tmp_path).batch(range(at, at + 1))
+        assert len(opened) == 4 == len(batch.images.pixels) and len(batch.images.sam) == 3
 
 
 def test_the_loss_by_hand(case: TaskCase, films: Path) -> None:
