@@ -10,7 +10,7 @@ from ans.toy.measure import measure
 from ans.toy.recipe import export, make_world
 
 WORLD = Path("data/tiny_world")
-RECIPES = {"tiny": (tiny, (("sam2", "vlm"), ("joint",))), "lisa-tiny": (lisa, (("sam",), ("joint",)))}
+RECIPES = {"tiny": (tiny, (("sam2", "vlm"), ("joint",), ("memory",))), "lisa-tiny": (lisa, (("sam",), ("joint",)))}
 """Name -> its module, and its stages: those in one bracket run side by side."""
 
 
@@ -28,7 +28,7 @@ def main(name: str, stage: str | None = None) -> None:
         running = [subprocess.Popen([*command, part], env=threads | os.environ) for part in together]
         if any([process.wait() for process in running]):
             raise SystemExit("a stage of the recipe failed; see above. Started again, it resumes")
-    export(folder, Path("weights") / name, recipe.new_model())
+    export(folder, Path("weights") / name, recipe.new_model(), stages[-1][-1])
     measure(WORLD, Path("weights") / name)
 
 

@@ -23,7 +23,9 @@ Paint = Callable[[Image.Image, Sequence[np.ndarray], Sequence[str]], Image.Image
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that only a video has."""
     group = parser.add_argument_group("videos", "where IMAGE is a video (.mp4, .mov, .mkv, .webm, .avi) or a folder of frames")
-    group.add_argument("--propagation", help="original_decoder, official or none (default: the first that the model can do)")
+    group.add_argument(
+        "--propagation", help="original_decoder, official, none or images (default: the first that the model can do)"
+    )
     group.add_argument("--choice", help="which frames are read: first or uniform (default: first with official, else uniform)")
     group.add_argument("--frames-read", type=int, default=5, help="how many of them (default: %(default)s)")
     group.add_argument("--original-decoder", type=Path, help="the mask decoder before fine-tuning, e.g. sam2_hiera_large.pt")

@@ -117,9 +117,10 @@ class VideoSet(VideoFolder):
     """A set of videos with expressions that is evaluated, and how."""
 
     # auto, and not null: for a setting that may be null, `none` means that
-    propagation: Literal["auto", "original_decoder", "official", "none"] = Field(
+    propagation: Literal["auto", "original_decoder", "official", "none", "images"] = Field(
         "auto",
-        description="how masks come from the frames that are read to the others; auto: the first way that the model can do",
+        description="how masks come from the frames that are read to the others; auto: the first way that the model can do; images: they "
+        "do not, every frame is an image of its own",
     )
     choice: Literal["auto", "first", "uniform"] = Field(
         "auto", description="which frames are read; auto: first with official, else uniform"

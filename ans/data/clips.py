@@ -116,6 +116,17 @@ def draw_frames(count: int, frames: int, rng: np.random.Generator) -> list[int]:
     return sorted(rng.choice(count, frames, replace=count <= frames + 1).tolist())
 
 
+def draw_run(count: int, frames: int, rng: np.random.Generator) -> list[int]:
+    """Return numbers, ascending, of `frames` frames of `count`, at least two, for a memory to go through: from anywhere, each the next one
+    or the next but one of the last; where there are fewer, as `draw_frames`."""
+    furthest = min(2, (count - 1) // (frames - 1))
+    if not furthest:
+        return draw_frames(count, frames, rng)
+    step = 1 + int(rng.integers(furthest))
+    start = int(rng.integers(count - step * (frames - 1)))
+    return list(range(start, start + step * frames, step))
+
+
 def open_frames(root: Path, clip: Clip, numbers: Iterable[int]) -> dict[int, Image.Image]:
     """Return the frames of these numbers, each once, in order of their first coming. Raises `ValueError` or `FileNotFoundError` for one
     that cannot be used."""

@@ -156,9 +156,11 @@ def annotated(clip: Clip) -> list[list[int]]:
 
 
 def _probabilities(answer: Segmentation, clip: Clip) -> np.ndarray:
-    """Return (h, w): how probable each pixel is by an answer's first `[SEG]`; 0 without one."""
-    if answer.logits is None or not len(answer.masks):
+    """Return (h, w): how probable each pixel is by an answer's first `[SEG]`; 0 without one, and 0 or 1 where only the mask is known."""
+    if not len(answer.masks):
         return np.zeros((clip.height, clip.width), np.float32)
+    if answer.logits is None:
+        return answer.masks[0].astype(np.float32)
     return answer.logits[0].float().sigmoid().cpu().numpy()
 
 

@@ -23,6 +23,10 @@ from ans.model.preprocess import ImageLike, as_image
 Choice = Literal["first", "uniform"]
 """Which frames the language model reads: the first ones, or some at equal distances from the first to the last."""
 
+Alone = Literal["none", "images"]
+"""Ways through a video without a memory: every frame is prompted by the one answer about the chosen frames, or is read and answered by
+itself as an image."""
+
 FRAMES_READ = 5
 """How many, by default: those of the official inference and of the published evaluation of Sa2VA-i."""
 OBJECTS_AT_ONCE = 16
@@ -61,7 +65,7 @@ class SegmenterVideo(SegmenterInference):
         expressions: Sequence[str],
         *,
         choice: Choice | None = None,
-        propagation: Propagation | Literal["none"] | None = None,
+        propagation: Propagation | Alone | None = None,
         frames_read: int = FRAMES_READ,
         max_new_tokens: int = 512,
     ) -> Iterator[list[Segmentation]]:
@@ -70,14 +74,14 @@ class SegmenterVideo(SegmenterInference):
         An answer holds for the whole video, and so do its `[SEG]`s: one object each. The chosen frames are read and answered at once,
         the others as the iterator goes on.
 
-        `propagation`: `original_decoder` (Sa2VA-i), `official` (Sa2VA), or `none`: every frame is prompted by itself. By default the
-        first of these that the model can do. `choice`: by default as the propagation was published, `first` with `official`, else
-        `uniform`. `frames_read`: how many frames are chosen at most.
+        `propagation`: `original_decoder` (Sa2VA-i), `official` (Sa2VA), `none`: every frame is prompted by itself, or `images`: every frame
+        is an image of its own, to which nothing below applies. By default the first of these that the model can do. `choice`: by default
+        as the propagation was published, `first` with `official`, else `uniform`. `frames_read`: how many frames are chosen at most.
 
         Raises `ValueError` for a family that reads no videos, a propagation that the mask decoder cannot do, and frames of different
         sizes (as the iterator comes to them).
         """
-        able = (*self.sam.propagations, "none")
+        able = (*self.sam.propagations, *get_args(Alone))
         propagation = propagation or able[0]
         if propagation not in able:
             raise ValueError(f"propagation: {self._why_not(propagation)}; this model can do {', '.join(able)}")
@@ -88,6 +92,8 @@ class SegmenterVideo(SegmenterInference):
             raise ValueError(f"frames_read: must be at least 1, is {frames_read}")
         if not len(frames):
             raise ValueError("frames: there is none")
+        if propagation == "images":
+            return self._as_images(frames, expressions, max_new_tokens)
         video = self.read_video(frames, choose_frames(len(frames), choice, frames_read))
         asked = [Query(0, self.template.video_question(prompts.quoted(text))) for text in expressions]
         answers = self.answer(video.read, asked, max_new_tokens)
@@ -137,6 +143,17 @@ class SegmenterVideo(SegmenterInference):
                 yield torch.cat([tracker.follow(number, levels) for tracker in trackers])
 
     # ------------------------------------------------------------------------------------------------------------ inside
+
+    def _as_images(
+        self, frames: Sequence[ImageLike], expressions: Sequence[str], max_new_tokens: int
+    ) -> Iterator[list[Segmentation]]:
+        first: tuple[int, int] | None = None
+        for number in range(len(frames)):
+            image = as_image(frames[number])
+            size = image.height, image.width
+            first = first or size
+            _same_size(number, size, 0, first)
+            yield self.segment([image], [list(expressions)], max_new_tokens=max_new_tokens)[0]
 
     def _segmentations(
         self, video: ReadVideo, texts: Sequence[str], counts: Sequence[int], logits: Iterator[Tensor]

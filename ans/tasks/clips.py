@@ -15,7 +15,7 @@ from torch import Tensor
 from ans.config.fields import Count, Name, Number
 from ans.config.schema import LearntVideos, VideoFolder
 from ans.config.tasks import TaskSettings
-from ans.data.clips import Clip, ClipExpression, checksum, draw_frames, open_frames
+from ans.data.clips import Clip, ClipExpression, checksum, draw_frames, draw_run, open_frames
 from ans.data.mixing import Pool
 from ans.model import prompts
 from ans.model.segmenter import Conversations, Features, Segmenter
@@ -165,7 +165,8 @@ class Task(base.Task[Settings, Batch]):
         """Return the clip of a sample, the numbers of its frames that are drawn, whether its texts are lower-cased, and the images that the
         frames became. Raises `ValueError` or `FileNotFoundError` for a frame that cannot be used; then no image was added."""
         clip = self.clips[source][sample]
-        numbers = draw_frames(len(clip.frames), self.settings.frames + self.settings.followed, rng)
+        draw = draw_run if self.settings.followed else draw_frames
+        numbers = draw(len(clip.frames), self.settings.frames + self.settings.followed, rng)
         opened = open_frames(self.setting.root, clip, numbers)
         places = {number: len(images.pixels) + place for place, number in enumerate(opened)}
         for image in opened.values():

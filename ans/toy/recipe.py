@@ -220,9 +220,9 @@ def trained(module: nn.Module, skip: str = r"$^") -> Iterator[nn.Parameter]:
     return (p for name, p in module.named_parameters() if not re.search(skip, name))
 
 
-def export(folder: Path, out: Path, model: Segmenter) -> None:
-    """Write the joint stage's weights, loaded into `model`, to `out`; see `write_model`."""
-    model.load_state_dict(torch.load(folder / "joint.pt", weights_only=True)["modules"]["model"])
+def export(folder: Path, out: Path, model: Segmenter, stage: str) -> None:
+    """Write the weights that the last stage left, loaded into `model`, to `out`; see `write_model`."""
+    model.load_state_dict(torch.load(folder / f"{stage}.pt", weights_only=True)["modules"]["model"])
     write_model(model, out)
 
 

@@ -2,8 +2,8 @@
 
 From nothing and jointly, the supervised recipe stays at "everything is foreground". So it is staged: (a) SAM2 alone, told which
 object at first by a point, as SAM2 itself was trained, then by a sum of word vectors; (b) the vision-language model alone, on
-region captions; (c) both together, the `[SEG]` vector first drawn towards (a)'s word vectors. (a) and (b) run side by side. Every
-stage saves its state and resumes.
+region captions; (c) both together, the `[SEG]` vector first drawn towards (a)'s word vectors. (a) and (b) run side by side. Last (d) SAM2's
+memory, on films, by itself. Every stage saves its state and resumes.
 """
 
 import re
@@ -26,6 +26,7 @@ from ans.model.families.sa2va_internvl import InternVL
 from ans.model.preprocess import normalise, sam_image
 from ans.model.segmenter import Conversations, Features, Segmenter
 from ans.objectives.batches import pad_right
+from ans.toy import tiny_memory
 from ans.toy.expressions import VOCABULARY
 from ans.toy.recipe import (
     ALIGN_SHARE,
@@ -35,6 +36,7 @@ from ans.toy.recipe import (
     POINTS_ONLY,
     SAM2_LR_SCALE,
     SEED,
+    WORLD,
     TrainingScene,
     bag_of_words,
     grid_of,
@@ -47,7 +49,7 @@ from ans.toy.recipe import (
     word_vectors,
 )
 
-STEPS = {"sam2": 4500, "vlm": 3000, "joint": 3000}
+STEPS = {"sam2": 4500, "vlm": 3000, "joint": 3000, "memory": 400}
 TILE, PATCH, SIDE = 96, 8, 128
 """Pixels along a side of the vision encoder's image, of its patches, and of SAM2's image."""
 _SPECIAL = ("<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "[SEG]", "<p>", "</p>", "<vp>", "</vp>")
@@ -237,9 +239,19 @@ _UNUSED = (
 
 
 def stage(name: str, root: Path, folder: Path) -> None:
-    """Run one stage; `joint` starts from what the other two left in `folder`."""
+    """Run one stage; `joint` starts from what the first two left in `folder`, `memory` from what `joint` did."""
     folder.mkdir(parents=True, exist_ok=True)
     model = new_model()
+    if name == "memory":
+        model.load_state_dict(torch.load(folder / "joint.pt", weights_only=True)["modules"]["model"])
+        films = tiny_memory.load_films(model.eval(), WORLD.seed)
+        groups = [{"params": tiny_memory.prepare(model, films), "lr": tiny_memory.LR}]
+        limit = tiny_memory.GIVEN * STEPS[name]
+        run_stage(
+            name, STEPS[name], {"model": model}, groups,
+            lambda step: tiny_memory.memory_loss(model, films, keyed_rng(SEED, 4, step), step < limit), folder, save_every=50,
+        )  # fmt: skip
+        return
     scenes = load_scenes(root, "train", model.config, prepare)
     bag = bag_of_words(model)
     if name == "sam2":

@@ -2,7 +2,8 @@
 
 Part of the world where `world.videos` is not 0. In each film two objects look alike, stand still in the first six frames, and then cross:
 only their motion tells which of them is meant, so that a model that reads the first five frames cannot know. In films of even numbers
-they pass each other, one above the other; in the others one hides the other for a while.
+they pass each other, one above the other; in the others one hides the other for a while. Beside the layouts there are such films
+with expressions of the first frames alone, true of the other object later.
 """
 
 import json
@@ -31,11 +32,12 @@ STREAM = 77
 @dataclass(frozen=True)
 class Film:
     """`frames` (h, w, 3) each; `masks` (frames, objects, h, w) bool of what is seen of each object. `said`: texts, and the objects that
-    each means."""
+    each means. `at_first`: such texts that are true of the frames before anything moves, and later of the other one."""
 
     frames: list[np.ndarray]
     masks: np.ndarray
     said: list[tuple[str, tuple[int, ...]]]
+    at_first: list[tuple[str, tuple[int, ...]]]
 
 
 def film(seed: int, number: int, count: int, shift: float = 0.0) -> Film:
@@ -72,7 +74,8 @@ def film(seed: int, number: int, count: int, shift: float = 0.0) -> Film:
         (f"the {colours[2]} {kinds[2]} that comes later", (3,)),
         ("both that cross", (0, 1)),
     ]
-    return Film(frames, masks, said)
+    at_first: list[tuple[str, tuple[int, ...]]] = [(f"{alike} on the left", (0,)), (f"{alike} on the right", (1,))]
+    return Film(frames, masks, said, at_first)
 
 
 def write_frames(place: Path, made: Film, names: Sequence[str]) -> None:
@@ -281,6 +284,25 @@ def write_own(root: Path, seed: int, counts: Sequence[int]) -> list[Film]:
     return films
 
 
+def write_crossing(root: Path, seed: int, films: int) -> None:
+    """Write `crossing` in the layout of your own videos: films of ten to fourteen frames, with expressions of the first ones alone, as two
+    of Ref-DAVIS17's four annotators write them. `films` each in the splits train and test, half as many in val."""
+    base, lines = root / "crossing", []
+    splits = ["train"] * films + ["test"] * films + ["val"] * ((films + 1) // 2)
+    for number, split in enumerate(splits):
+        made, name = film(seed, 700 + number, (10, 10, 12, 12, 14, 14)[number % 6]), f"{split}{number}"
+        write_frames(base / "clips" / name, made, named(len(made.frames)))
+        for i, side in enumerate(("left", "right")):
+            place = base / "masks" / name / side
+            place.mkdir(parents=True)
+            for t, mask in enumerate(made.masks[:, i]):
+                if mask.any():
+                    Image.fromarray(mask).save(place / f"{t:05d}.png")
+        for text, (i,) in made.at_first:
+            lines.append(json.dumps({"clip": name, "object": ("left", "right")[i], "text": text, "split": split}))
+    (base / "expressions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 WRITERS = {
     "mevis": write_mevis,
     "revos": write_revos,
@@ -308,6 +330,7 @@ LENGTHS = (10, 14, 20, 9)
 
 
 def write(root: Path, world: World) -> None:
-    """Write `world.videos` films in each layout; see `PLACES`."""
+    """Write `world.videos` films in each layout, see `PLACES`, and those of `write_crossing`."""
     for place in WRITERS.values():
         place(root, world.seed, [LENGTHS[number % len(LENGTHS)] for number in range(world.videos)])
+    write_crossing(root, world.seed, world.videos)

@@ -75,6 +75,15 @@ def test_a_video_of_chosen_frames_alone_is_images(models: dict[str, Segmenter]) 
     assert same(masks(models["official"], frames), masks(models["official"], frames, propagation="none"))
 
 
+def test_frames_as_images(models: dict[str, Segmenter]) -> None:
+    model, frames = models["official"], frames_of("short")[:2]
+    found = masks(model, frames, propagation="images")
+    alone = model.segment(frames, [TEXTS] * 2, max_new_tokens=8)
+    assert same(found, [[one.masks for one in row] for row in alone]) and any(len(one) for one in found[0])
+    with pytest.raises(ValueError, match="frames: number 1 is"):
+        masks(model, [frames[0], frames[1].resize((8, 8))], propagation="images")
+
+
 def test_frames_come_once_and_in_order(models: dict[str, Segmenter]) -> None:
     class Counted(list[Image.Image]):
         asked: list[int] = []
@@ -172,7 +181,7 @@ def test_what_is_refused(models: dict[str, Segmenter], tmp_path) -> None:
 def test_a_model_without_videos_or_memory_says_so() -> None:
     lisa = Segmenter.from_pretrained("weights/lisa-tiny")
     with pytest.raises(
-        ValueError, match="propagation: SAM has no memory of other frames that is supported; this model can do none"
+        ValueError, match="propagation: SAM has no memory of other frames that is supported; this model can do none, images"
     ):
         lisa.segment_video(frames_of("short"), TEXTS, propagation="official")
     with pytest.raises(ValueError, match="LISA on LLaVA reads one image in a question"):

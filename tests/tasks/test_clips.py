@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ans.config.schema import LearntVideos
-from ans.data.clips import Clip, checksum, draw_frames, read
+from ans.data.clips import Clip, checksum, draw_frames, draw_run, read
 from ans.data.mixing import keyed_rng
 from ans.model import prompts
 from ans.model.adapters import select_trained
@@ -151,6 +151,14 @@ def test_frames_are_drawn_as_the_official_training_does() -> None:
     few = [draw_frames(6, 5, keyed_rng(1, i)) for i in range(200)]
     assert all(len(of) == 5 and of == sorted(of) for of in few) and any(len(set(of)) < 5 for of in few)
     assert draw_frames(1, 5, keyed_rng(1, 0)) == [0] * 5
+
+
+def test_a_memory_goes_through_neighbouring_frames() -> None:
+    found = [draw_run(9, 4, keyed_rng(1, i)) for i in range(200)]
+    steps = {tuple(np.diff(of)) for of in found}
+    assert steps == {(1, 1, 1), (2, 2, 2)} and {number for of in found for number in of} == set(range(9))
+    assert {tuple(draw_run(5, 4, keyed_rng(1, i))) for i in range(50)} == {(0, 1, 2, 3), (1, 2, 3, 4)}
+    assert draw_run(1, 4, keyed_rng(1, 0)) == [0] * 4
 
 
 def test_forms_of_the_question() -> None:
