@@ -49,7 +49,7 @@ from ans.toy.recipe import (
     word_vectors,
 )
 
-STEPS = {"sam2": 4500, "vlm": 3000, "joint": 3000, "memory": 400}
+STEPS = {"sam2": 4500, "vlm": 3000, "joint": 3000, "memory": 300}
 TILE, PATCH, SIDE = 96, 8, 128
 """Pixels along a side of the vision encoder's image, of its patches, and of SAM2's image."""
 _SPECIAL = ("<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "[SEG]", "<p>", "</p>", "<vp>", "</vp>")

@@ -20,7 +20,7 @@ from ans.model.segmenter import Segmenter
 from ans.toy.recipe import mask_loss
 from ans.toy.world_videos import HEIGHT, WIDTH, film
 
-FILMS = 120
+FILMS = 100
 LENGTHS = (10, 14, 20, 9)
 STARTS = (0, 3, 5, 7)
 """Frames at which an object may be named; those before it moves, so that the side that names it is its own."""

@@ -12,7 +12,7 @@ from ans.cli import main
 from ans.data.clips import Clip, ClipFrames, read, readers
 from ans.data.records import Skipped
 from ans.toy.world import checksum, write_world
-from ans.toy.world_videos import OBJECTS, PLACES, STILL, VALUES, WRITERS, Film, film
+from ans.toy.world_videos import OBJECTS, PLACES, STILL, VALUES, WRITERS, Film, film, write_crossing
 from tests.data.worlds import SMALLEST
 
 COUNTS = {
@@ -264,3 +264,25 @@ def test_a_world_has_videos_where_it_is_asked_for(tmp_path: Path) -> None:
     assert checksum(tmp_path / "none") == checksum(tmp_path / "two"), "the rest is as it was"
     for name, (folder, split) in PLACES.items():
         assert len([one for one in read(name, tmp_path, f"videos/{folder}", split) if isinstance(one, Clip)]) == 2
+
+
+def test_films_of_objects_that_cross(tmp_path: Path) -> None:
+    """An expression names an object by its side in the first frames; at the end it is the other's side. No film is in two splits."""
+    write_crossing(tmp_path, 5, 2)
+    splits = {
+        split: [one for one in read("own_videos", tmp_path, "crossing", split) if isinstance(one, Clip)]
+        for split in ("train", "test", "val")
+    }
+    assert [len(of) for of in splits.values()] == [2, 2, 1]
+    pictures = [(tmp_path / clip.frames[0]).read_bytes() for of in splits.values() for clip in of]
+    assert len(set(pictures)) == 5
+    for clip in (clip for of in splits.values() for clip in of):
+        left, right = clip.expressions
+        assert left.text.endswith(" on the left") and right.text == left.text.replace("left", "right")
+
+        def places(frame: int, clip: Clip = clip) -> list[float]:
+            return [float(np.nonzero(clip.target(one, frame))[1].mean()) / clip.width for one in clip.expressions]
+
+        for frame in range(STILL - 1):
+            assert places(frame)[0] < 0.4 and places(frame)[1] > 0.6
+        assert places(len(clip.frames) - 1)[0] > 0.6 and places(len(clip.frames) - 1)[1] < 0.4
