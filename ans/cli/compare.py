@@ -1,7 +1,8 @@
 """Two evaluations of the same questions, side by side: `python -m ans compare A B [--split SPLIT]`.
 
 A and B are variants of this run (full, base) or folders of another's tables (/elsewhere/data/eval/full). A set of videos of
-`evaluate.videos` is the split `<set>_video`.
+`evaluate.videos` is the split `<set>_video`; of two sets of the same clips, one by the memory and one frame by frame, A's can be the other
+one, `--against`.
 """
 
 import argparse
@@ -44,6 +45,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("first", metavar="A", help="a variant, or a folder of tables")
     parser.add_argument("second", metavar="B", help="the one whose gain over A is shown")
     parser.add_argument("--split", help="one result, e.g. refcoco_val (default: all that both have)")
+    parser.add_argument(
+        "--against", metavar="SPLIT", help="A's result, where it is another of the same videos than that of --split"
+    )
 
 
 def run(chosen: argparse.Namespace) -> None:
@@ -51,6 +55,13 @@ def run(chosen: argparse.Namespace) -> None:
     if names[0] == names[1]:  # the same variant of two runs
         names = [chosen.first, chosen.second]
     folders = [_folder(where) for where in (chosen.first, chosen.second)]
+    if chosen.against:
+        if not all((split or "").endswith(VIDEO) for split in (chosen.split, chosen.against)):
+            raise ValueError(f"--against: goes with --split, and both name a set of videos, <set>{VIDEO}")
+        rows, others = (read_video(*of) for of in zip(folders, (chosen.against, chosen.split), strict=True))
+        names = [f"{name} in {split}" for name, split in zip(names, (chosen.against, chosen.split), strict=True)]
+        print(text(compare_videos(rows, others), chosen.split, *names, heading=VIDEOS))
+        return
     pairs = {}
     for split in [chosen.split] if chosen.split else splits(*folders):
         if split.endswith(VIDEO):

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from pycocotools import mask as coco
 
+from ans.cli import main
 from ans.cli.compare import compare, compare_videos, groups, means, read, read_video, splits, text
 from ans.report.results import Results, ResultsError
 from ans.report.tables import MEAN, score
@@ -159,6 +160,19 @@ def test_videos_by_hand(tmp_path: Path) -> None:
     assert "| all | 24 / 12 | 32.5 | 42.5 | **+10.0** (+10.0 to +10.0) |" in done.stdout
     with pytest.raises(ResultsError, match=r"other_video.jsonl: missing.*hidden_video, motion_video"):
         read_video(tmp_path / "one", "other_video")
+
+
+def test_two_sets_of_the_same_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the memory and frame by frame, here of one variant."""
+    for name, gain in (("images", 0.0), ("memory", 0.2)):
+        lines = "".join(json.dumps(row) + "\n" for row in video_rows(gain))
+        (tmp_path / f"{name}_video.jsonl").write_text(lines)
+    asked = ["compare", str(tmp_path), str(tmp_path), "--split", "memory_video", "--against"]
+    main([*asked, "images_video"])
+    shown = capsys.readouterr().out
+    assert "in memory_video - " in shown and "**+10.0**" in shown, "one of two expressions that count has 20 more"
+    with pytest.raises(ValueError, match="--against: goes with --split"):
+        main([*asked, "refcoco_val"])
 
 
 def test_videos_that_cannot_be_compared() -> None:
