@@ -11,10 +11,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ans.checkpoints.base import shard
+from ans.evaluation.metrics import intersection_union, iou
 from ans.model.decoders.sam2 import ORIGINAL
 from ans.model.memory import ConsistentTracker, Memory
 from ans.model.segmenter import Segmenter
 from ans.model.video import choose_frames
+from ans.toy.world_videos import film
 from tests.golden_case import ROOT, GoldenCase
 from tests.model.test_parity_video import frames_of, state_of
 
@@ -218,3 +220,17 @@ def test_mask_prompts_are_sam2s_own(models: dict[str, Segmenter], bias: float) -
         sam.sam_mask_decoder = tuned
     torch.testing.assert_close(low_res, expected[:, 0])
     torch.testing.assert_close(tracker.memory.prompted.pointers[0], pointer)
+
+
+def test_the_tiny_base_follows_what_it_cannot_tell_apart() -> None:
+    """Two objects alike that have passed each other: by the memory each expression still has its own, frame by frame the other's."""
+    model, made = Segmenter.from_pretrained("weights/tiny"), film(11, 0, 10)
+    texts, true = [text for text, _ in made.at_first], made.masks[-1, :2]
+    ways = [
+        list(model.segment_video(made.frames, texts, propagation=way, frames_read=1, max_new_tokens=16))
+        for way in ("official", "images")
+    ]
+    by_memory, as_images = (frames[-1] for frames in ways)
+    for own, other, remembered, seen in zip(true, true[::-1], by_memory, as_images, strict=True):
+        assert iou(*intersection_union(remembered.mask, own)) > 0.7
+        assert iou(*intersection_union(seen.mask, other)) > 0.7
