@@ -49,6 +49,8 @@ def build(config: Config, workspace: Workspace = Workspace()) -> None:
     conversations = read_grounded(reports, data, tuple(config.variants), config.evaluate.grounded)
     reasons = {variant: find_reasons(results, data, variant) for variant in results.variants}
     first = headline(config, workspace, results, scores, training, protocols, reasons)
+    if line := videos.line():
+        first["Videos"] = line
     write_markdown(results, scores, first, reports / "summary.md")
     page = Page(
         first,

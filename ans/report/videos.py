@@ -23,6 +23,12 @@ class Videos:
         """Return whether the true masks of a set are published."""
         return "jf" in self.metrics[self.variants[0], name]
 
+    def line(self) -> str:
+        """Return J&F of every variant on each set whose true masks are published; "" without any."""
+        sets = [name for name in self.sets if self.scored(name)]
+        values = {name: [f"{variant} {self.metrics[variant, name]['jf']:.1f}" for variant in self.variants] for name in sets}
+        return "J&F in percent: " + "; ".join(f"{name}: {', '.join(of)}" for name, of in values.items()) + "." if sets else ""
+
     def difference(self, variant: str, name: str, resamples: int, seed: int) -> tuple[float, float, float]:
         """Return J&F, x 100, of a variant less that of the base, with its interval over clips."""
         rows = [row for row in self.rows[variant, name] if row["kind"] != "absent"]

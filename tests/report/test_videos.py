@@ -11,7 +11,7 @@ from PIL import Image
 from ans.data import masks
 from ans.report.page.sections import videos as section
 from ans.report.results import ResultsError
-from ans.report.videos import read_videos
+from ans.report.videos import Videos, read_videos
 
 VARIANTS = ("base", "full")
 CLIPS, FRAMES = 12, 7
@@ -82,3 +82,9 @@ def test_what_is_missing_or_does_not_fit_is_named(tree: Path) -> None:
     path.unlink()
     with pytest.raises(ResultsError, match="full/motion_video.jsonl: missing"):
         read_videos(tree / "reports", tree / "data", VARIANTS, ("motion",))
+
+
+def test_the_line_names_every_variant_on_each_scored_set() -> None:
+    metrics = {("base", "a"): {"jf": 67.26}, ("full", "a"): {"jf": 87.3}, ("base", "blind"): {}, ("full", "blind"): {}}
+    assert Videos(("base", "full"), ("a", "blind"), metrics, {}).line() == "J&F in percent: a: base 67.3, full 87.3."
+    assert Videos(("base", "full"), ("blind",), metrics, {}).line() == ""
