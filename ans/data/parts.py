@@ -165,7 +165,7 @@ def _whole(write: Write, items: Sequence[Any], path: Path) -> int:
 
 
 def ordered(rows: Iterable[Row]) -> Iterator[Row]:
-    """Yield rows in ascending order. Where there are more than `SORTED_AT_ONCE`, runs of so many are sorted, laid into temporary files (below
+    """Yield rows in ascending order. Of more than `SORTED_AT_ONCE`, runs of so many are sorted, laid into temporary files (below
     `TMPDIR`), and merged."""
     left, runs = iter(rows), []
     while run := sorted(islice(left, SORTED_AT_ONCE)):
