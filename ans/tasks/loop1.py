@@ -267,7 +267,7 @@ class Task(base.Task[Settings, Batch]):
             texts = {"teacher": teacher, "student": student.words(student.chosen)}
             decoded = {name: [str(model.tokenizer.decode(ids)) for ids in said] for name, said in texts.items()}
             first = torch.tensor([0, *map(len, batch.shown[:-1])]).cumsum(0)
-            example = Example(batch.where, decoded, logits.detach()[first.to(logits.device)], batch.targets.soft[first])
+            example = Example(batch.where, decoded, logits.detach()[sent(first, logits.device)], batch.targets.soft[first])
         return Losses(loss, {f"loop1_{name}": value for name, value in values.items()}, example)
 
     def bridge(
