@@ -40,7 +40,7 @@ class Synchronisations(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "")
         there = any(isinstance(one, OnDevice) for one in tree_leaves((args, kwargs)))
-        if there and _waits(name, args, kwargs):
+        if (there and _waits(name, args, kwargs)) or (not there and _sends(name, args, kwargs)):
             self.counts[_place()] += 1
         result = func(*args, **kwargs)
         if name in TO_HOST:
@@ -58,6 +58,14 @@ def _waits(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     if name == "where":
         return len(args) == 1
     return name == "repeat_interleave" and isinstance(args[1], Tensor) and "output_size" not in kwargs
+
+
+def _sends(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether values go to the device by a copy that PyTorch ends by waiting for all of the device's work: without `non_blocking`."""
+    if name in ("tensor", "as_tensor"):
+        return kwargs.get("device") is not None
+    device = kwargs.get("device") or next((one for one in args if isinstance(one, torch.device)), None)
+    return name == "to" and device is not None and not kwargs.get("non_blocking")
 
 
 def _place() -> str:

@@ -125,7 +125,7 @@ def test_uv_installs_what_the_lock_file_says() -> None:
 
     # nvidia-ml-py is no part of CUDA, and wheel only builds sam2
     expected = {name: version for name, version in pinned.items() if name not in ("nvidia-ml-py", "wheel")}
-    assert installed("dev", "serve", "four-bit") == expected
+    assert installed("dev", "serve", "dask", "four-bit") == expected
     assert installed().items() <= expected.items()
 
 

@@ -174,6 +174,9 @@ class IndexSettings(Section):
         False,
         description="true: open every image, as training does, so that damaged ones are found here (takes as long as an epoch)",
     )
+    scheduler: Text | None = Field(
+        None, description="address of a Dask scheduler (tcp://host:8786) whose workers read; none: the cores of this machine"
+    )
 
 
 class SubsetSa1b(Section):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from functools import partial
@@ -70,7 +71,7 @@ def build(
             read_one = partial(_opened, root, read_one)
         write = partial(_write_part, schema, read_one)
         if schema is ENTRY:  # what is unread is a shard of thousands of images
-            paths = parts.write_parts(found, write, place, 1, f"index {name}", "shard", workers)
+            paths = parts.write_parts(found, write, place, 1, f"index {name}", "shard", workers, config.index.scheduler)
             return assemble(
                 workspace.index(name),
                 name,
@@ -81,7 +82,9 @@ def build(
                 source.max_images,
                 per_image=True,
             )
-        paths = parts.write_parts(found[: source.max_images], write, place, part, f"index {name}", "image", workers)
+        paths = parts.write_parts(
+            found[: source.max_images], write, place, part, f"index {name}", "image", workers, config.index.scheduler
+        )
         return assemble(workspace.index(name), name, paths, schema, metadata, config.index.max_bad_fraction, source.max_samples)
 
 
@@ -186,10 +189,16 @@ def _all(paths: list[Path], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
 
 def _names_twice(paths: list[Path]) -> dict[str, int]:
     """Return name -> how often, of the names that several entries have."""
-    names = pa.chunked_array([batch["name"] for batch in _all(paths, ENTRY)], pa.string())
-    counted = names.value_counts()
-    several = counted.filter(pc.greater(counted.field("counts"), 1))
-    return dict(zip(several.field("values").to_pylist(), several.field("counts").to_pylist(), strict=True))
+
+    def names() -> Iterator[list[str]]:
+        return (batch["name"].to_pylist() for batch in _all(paths, ENTRY))
+
+    # 8 bytes a name: together the names of all of SA-1B take gigabytes
+    hashes = np.concatenate([np.zeros(0, np.int64), *(np.fromiter(map(hash, some), np.int64, len(some)) for some in names())])
+    hashes.sort()
+    suspect = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+    counted = Counter(name for some in names() for name in some if hash(name) in suspect) if suspect else Counter()
+    return {name: count for name, count in counted.items() if count > 1}
 
 
 def _once(batches: Iterable[pa.RecordBatch], twice: Iterable[str]) -> Iterator[pa.RecordBatch]:

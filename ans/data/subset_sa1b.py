@@ -53,7 +53,7 @@ def subset_sa1b(
     ) as place:
         write = partial(_write_part, root, config.subset_sa1b, config.index.decode)
         entries = _Entries(table.take(rows).combine_chunks())
-        paths = parts.write_parts(entries, write, place, part, "subset of sa1b", "image", workers)
+        paths = parts.write_parts(entries, write, place, part, "subset of sa1b", "image", workers, config.index.scheduler)
         limit, cap = config.index.max_bad_fraction, config.sources["sa1b"].max_samples
         return assemble(workspace.index(SUBSET), SUBSET, paths, RECORD, metadata, limit, cap, per_image=True)
 

@@ -22,7 +22,7 @@ class _OwnRow(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The whole table as it is used."""
-        place = torch.tensor([self.index], device=self.seg_row.device)
+        place = torch.full((1,), self.index, device=self.seg_row.device)
         return self.base_layer.weight.index_copy(0, place, self.seg_row.to(self.base_layer.weight.dtype))
 
 
@@ -36,7 +36,7 @@ class _OwnOutput(_OwnRow):
     def forward(self, hidden: Tensor) -> Tensor:
         logits = self.base_layer(hidden)
         own = F.linear(hidden, self.seg_row.to(hidden.dtype)).to(logits.dtype)
-        return logits.index_copy(-1, torch.tensor([self.index], device=logits.device), own)
+        return logits.index_copy(-1, torch.full((1,), self.index, device=logits.device), own)
 
 
 def add_seg_row(model: Segmenter) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import Cache, PretrainedConfig, PreTrainedModel
 
+from ans.model.host import sent
 from ans.model.keys import KeyTable
 from ans.model.plugs import Plug
 from ans.model.prompts import Template
@@ -118,6 +119,9 @@ class Vlm(nn.Module, ABC):
 
     language_model: PreTrainedModel
 
+    repeatable = True
+    """Whether a decoding step may be captured as a CUDA graph: not where the host takes part in each forward."""
+
     @property
     @abstractmethod
     def vision(self) -> nn.Module:
@@ -150,8 +154,8 @@ class Vlm(nn.Module, ABC):
         places = ids == image_token
         if int(places.sum()) != len(visual):
             raise ValueError(f"the prompts hold {int(places.sum())} image positions, the images and regions give {len(visual)}")
-        embeds = self.language_model.get_input_embeddings()(ids.to(visual.device))
-        return embeds.masked_scatter(places[..., None].to(visual.device), visual.to(embeds.dtype))
+        embeds = self.language_model.get_input_embeddings()(sent(ids, visual.device))
+        return embeds.masked_scatter(sent(places[..., None], visual.device), visual.to(embeds.dtype))
 
     def positions(self, ids: Tensor, mask: Tensor, grids: Sequence[Grid]) -> Tensor:
         """Return (R, B, L) positions of rows that begin with an image each, of these grids; padding (`mask` 0) does not count. What

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from ans.model import prompts, tokens
+from ans.model.cache import ROOM
 from ans.model.decoder import Levels
 from ans.model.family import Inputs, Visual
 from ans.model.generate import Generated, Prefix, forced, greedy, pad_left, prefill
+from ans.model.host import sent
 from ans.model.modules import Features, SegmenterModules, region_tokens
 from ans.model.places import Place
 from ans.model.preprocess import ImageLike
@@ -268,9 +270,10 @@ class SegmenterInference(SegmenterModules):
             suffixes.append([*ids[ids.index(self.image_last) + 1 :], *answer])
             if question.cells is not None:
                 visual.append(region_tokens(read.visual[question.image], question.cells))
-        prefix = read.prefix.rows(torch.tensor([question.image for question in questions], device=self.device))
         ids, mask = pad_left(suffixes)
-        mask = mask.to(self.device)
+        mask = sent(mask, self.device)
+        owners = sent(torch.tensor([question.image for question in questions]), self.device)
+        prefix = read.prefix.rows(owners, ids.shape[1] + ROOM)
         padded = prefix.padded or len(set(map(len, suffixes))) > 1
         return prefix, self.inputs(ids, torch.cat([prefix.mask, mask], dim=1), prefix.positions(mask), visual, padded)
 
@@ -282,7 +285,7 @@ class SegmenterInference(SegmenterModules):
             prompt = self.seg_embed(torch.cat(list(states)))
             for start in range(0, len(owners), MASKS_AT_ONCE):
                 chunk = owners[start : start + MASKS_AT_ONCE]
-                index = torch.tensor(chunk, device=self.device)
+                index = sent(torch.tensor(chunk), self.device)
                 low_res = self.sam.decode(read.levels, index, prompt[start : start + MASKS_AT_ONCE]).low_res
                 masks += self._at_size(read, chunk, low_res)
         taken: Iterator[np.ndarray] = iter(masks)
@@ -316,9 +319,9 @@ class SegmenterInference(SegmenterModules):
         shares = [
             place.shares(*size, self.config.decoder.image_share(*size)) for (_, place), size in zip(asked, sizes, strict=True)
         ]
-        points, boxes = (torch.from_numpy(np.stack(part)).float().to(self.device) for part in zip(*shares, strict=True))
-        labels = torch.tensor([list(place.on_object) for _, place in asked], dtype=torch.int32, device=self.device)
-        index = torch.tensor([i for i, _ in asked], device=self.device)
+        points, boxes = (sent(torch.from_numpy(np.stack(part)).float(), self.device) for part in zip(*shares, strict=True))
+        labels = sent(torch.tensor([list(place.on_object) for _, place in asked], dtype=torch.int32), self.device)
+        index = sent(torch.tensor([i for i, _ in asked]), self.device)
         return self.sam.decode_at(read.levels, index, points, labels, boxes[:, 0] if boxes.shape[1] else None).low_res
 
     def _found(

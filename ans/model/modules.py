@@ -14,6 +14,7 @@ from ans.model import prompts, tokens
 from ans.model.config import ModelConfig
 from ans.model.decoder import Levels, Masks
 from ans.model.family import Inputs, Pixels, Visual, Vlm
+from ans.model.host import sent
 from ans.model.preprocess import ImageLike, as_image
 
 
@@ -137,9 +138,9 @@ class SegmenterModules(nn.Module):
     def encode_pixels(self, pixels: Sequence[Pixels], sam_pixels: Tensor, sizes: list[tuple[int, int]]) -> Features:
         """Encode as `encode_images` does, from what `Family.pixels` made of each image, and from (n, 3, S, S) normalised pixels of the
         first n images for the mask part."""
-        values = torch.cat([one.values for one in pixels]).to(self.device, self.vlm.dtype)
+        values = sent(torch.cat([one.values for one in pixels]), self.device).to(self.vlm.dtype)
         visual = self.vlm.encode(values, [one.grid for one in pixels])
-        levels = self.sam.encode(sam_pixels.to(self.device, self.sam.dtype)) if len(sam_pixels) else ()
+        levels = self.sam.encode(sent(sam_pixels, self.device).to(self.sam.dtype)) if len(sam_pixels) else ()
         return Features(visual, levels, sizes)
 
     def image_tokens(self, features: Features) -> list[Visual]:
@@ -165,7 +166,7 @@ class SegmenterModules(nn.Module):
         if batch.embeds is not None:
             assert batch.embeds_at is not None
             embeds = batch.embeds.to(inputs.embeds.dtype)
-            places = batch.embeds_at[..., None].to(self.device)
+            places = sent(batch.embeds_at[..., None], self.device)
             inputs = replace(inputs, embeds=inputs.embeds.masked_scatter(places, embeds))
         normed, states = self.vlm.run(inputs)
         shifted = F.pad(batch.labels[:, 1:], (0, 1), value=prompts.IGNORE)
@@ -173,7 +174,7 @@ class SegmenterModules(nn.Module):
         labels = shifted.flatten()[labelled]
         seg_labels = (labels == self.seg_token).nonzero()[:, 0]
         image = torch.tensor(batch.image_index)[seg // batch.ids.shape[1]]
-        labelled, labels, seg_labels, seg, image = (of.to(self.device) for of in (labelled, labels, seg_labels, seg, image))
+        labelled, labels, seg_labels, seg, image = (sent(of, self.device) for of in (labelled, labels, seg_labels, seg, image))
         logits = self.vlm.language_model.lm_head(normed.flatten(0, 1)[labelled])
         return Forward(normed, logits, labels, seg_labels, self.seg_embed(states.flatten(0, 1)[seg]), image)
 
@@ -184,7 +185,7 @@ class SegmenterModules(nn.Module):
         (n, D) each, filling the places of image tokens in order. `padded`: see `Inputs`."""
         first, *deep = (torch.cat(level) for level in zip(*visual, strict=True))
         embeds = self.vlm.embed(ids, first, self.image_token)
-        mask, positions, places = (of.to(self.device) for of in (mask, positions, ids == self.image_token))
+        mask, positions, places = (sent(of, self.device) for of in (mask, positions, ids == self.image_token))
         return Inputs(embeds, mask, positions, places, tuple(deep), padded)
 
     def seg_embed(self, states: Tensor) -> Tensor:
@@ -197,8 +198,8 @@ class SegmenterModules(nn.Module):
 
     def masks_in(self, features: Features, frames: Sequence[Sequence[int]], prompt: Tensor) -> Masks:
         """Return masks for prompt vectors (N, W), the n-th in each of the images `frames[n]`, vector by vector."""
-        index = torch.tensor([image for images in frames for image in images], device=prompt.device)
-        each = torch.tensor([len(images) for images in frames], device=prompt.device)
+        index = sent(torch.tensor([image for images in frames for image in images]), prompt.device)
+        each = sent(torch.tensor([len(images) for images in frames]), prompt.device)
         return self.masks(features, index, prompt.repeat_interleave(each, dim=0, output_size=len(index)))
 
     def region_question(self, cells: Tensor, question: str) -> str:
@@ -227,7 +228,7 @@ def with_regions(images: Sequence[Visual], cells: Tensor | None, weights: Tensor
 def region_tokens(visual: Visual, cells: Tensor, weights: Tensor | None = None) -> list[Tensor]:
     """Return the image tokens (n, D) of a row's regions, those of the overall view (the last tile) in their cells (n, rows, columns),
     region by region; each level by itself. See `Conversations`."""
-    places = [inside.nonzero()[:, 0].to(visual.tokens.device) for inside in cells.flatten(1)]
+    places = [sent(inside.nonzero()[:, 0], visual.tokens.device) for inside in cells.flatten(1)]
     factors = [None] * len(places) if weights is None else [w[at] for w, at in zip(weights.flatten(1), places, strict=True)]
     return [
         torch.cat([_weighted(level[-1][at], factor) for at, factor in zip(places, factors, strict=True)])

@@ -17,6 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ans.model import family, preprocess
 from ans.model.family import LLAMA_LAYERS, Grid, Pixels, Visual, refuse_windows
+from ans.model.host import sent
 from ans.model.keys import KeyTable, Renaming
 from ans.model.prompts import TEMPLATES, Template
 
@@ -211,7 +212,7 @@ class Vlm(family.Vlm):
 
     def encode(self, values: Tensor, grids: Sequence[Grid]) -> list[Visual]:
         still = values.unflatten(1, (3, 1, -1)).expand(-1, -1, self.frames, -1).flatten(1)  # a film whose frames are all the same
-        sizes = torch.tensor([[1, self.merged * grid.rows, self.merged * grid.columns] for grid in grids], device=values.device)
+        sizes = sent(torch.tensor([[1, self.merged * grid.rows, self.merged * grid.columns] for grid in grids]), values.device)
         levels = [level.split([grid.tokens for grid in grids]) for level in self.levels(still, sizes)]
         return [
             Visual(tokens[None], grid, tuple(level[None] for level in deep))

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ans.captions import likeness
 from ans.facts import Facts
+from ans.model.host import sent
 
 
 @dataclass(frozen=True)
@@ -52,16 +53,16 @@ def only_text(logits: Tensor, text_tokens: Tensor) -> Tensor:
     """Return `logits` (N, V) that leave nothing but `text_tokens`, on the CPU: no special token, and no row that no token uses."""
     other = torch.ones(logits.shape[-1], dtype=torch.bool)
     other[text_tokens] = False
-    return logits.index_fill(1, other.nonzero()[:, 0].to(logits.device), float("-inf"))
+    return logits.index_fill(1, sent(other.nonzero()[:, 0], logits.device), float("-inf"))
 
 
 def cross_entropy(logits: Tensor, true: Tensor, counted: Tensor, lengths: list[int], objects: int) -> Tensor:
     """Return the cross-entropy of `logits` (N, V) at the `counted` tokens (N,), bool on the CPU, to the `true` ones (N,): the mean
     over each caption's, whose sum is divided by the step's objects."""
-    at = counted.nonzero()[:, 0].to(logits.device)
+    at = sent(counted.nonzero()[:, 0], logits.device)
     entropy = F.cross_entropy(logits[at].float(), true[at], reduction="none")
     each = torch.stack([part.sum() for part in counted.split(lengths)])  # of each object, whose mean is taken
-    return (entropy / each.repeat_interleave(each).to(logits.device)).sum() / objects
+    return (entropy / sent(each.repeat_interleave(each), logits.device)).sum() / objects
 
 
 def log_probability(logits: Tensor, chosen: Tensor, free: Tensor, lengths: list[int]) -> Tensor:

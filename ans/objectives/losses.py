@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ans.config.training import LossWeights
+from ans.model.host import sent
 from ans.model.segmenter import Forward, Segmenter
 from ans.objectives import mask
 from ans.objectives.batches import Targets
@@ -21,7 +22,7 @@ def mask_terms(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the weighted mask loss of `logits` (N, S/4, S/4) and its parts, on `mask_points` uncertain points or (0) on the whole mask;
     padding is not part of it. `objects`: of the whole step. `confidence` (N,), if given, weighs each object."""
-    soft, share, uniform = (of.to(logits.device) for of in (targets.soft, targets.share, targets.uniform))
+    soft, share, uniform = (sent(of, logits.device) for of in (targets.soft, targets.share, targets.uniform))
     logits = logits.float()
     within = mask.within(share, *logits.shape[1:])
     visible = logits.masked_fill(~within, mask.NOTHING)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ans.model import prompts
+from ans.model.host import sent
 from ans.model.segmenter import Conversations, Features, Forward, Segmenter
 from ans.objectives.batches import Images, Targets, pad_right
 from ans.objectives.captions import cross_entropy
@@ -59,7 +60,7 @@ class Batch:
 
     def of_masks(self, values: Tensor) -> Tensor:
         """Return one value per mask from one per object."""
-        each = torch.tensor([len(images) for images in self.shown], device=values.device)
+        each = sent(torch.tensor([len(images) for images in self.shown]), values.device)
         return values.repeat_interleave(each, output_size=len(self.targets.soft))
 
 

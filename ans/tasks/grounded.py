@@ -93,8 +93,8 @@ class Task(base.Task[Settings, Batch]):
 
     def losses(self, model: Segmenter, features: Features, batch: Batch, counts: Mapping[str, int], now: Now) -> Losses:
         train = self.setting.train
-        ids, labels, attention = (x.to(model.device) for x in (batch.ids, batch.labels, batch.mask))
-        out = model(features, Conversations(ids, labels, attention, list(range(len(ids))), [None] * len(ids)))
+        rows = len(batch.ids)
+        out = model(features, Conversations(batch.ids, batch.labels, batch.mask, list(range(rows)), [None] * rows))
         logits = model.masks(features, out.seg_image, out.seg_embeds).low_res
         loss, values = mask_terms(logits, batch.targets, train.loss, train.mask_points, counts["objects"])
         language = out.language_loss / counts["tokens"]

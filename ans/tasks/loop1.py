@@ -23,6 +23,7 @@ from ans.data.mixing import Pool
 from ans.data.samples import Regions
 from ans.data.views import VIEWS
 from ans.facts import read_facts
+from ans.model.host import sent
 from ans.model.segmenter import Features, Segmenter
 from ans.model.visual_prompt import region_cells
 from ans.objectives import captions
@@ -234,7 +235,7 @@ class Task(base.Task[Settings, Batch]):
         student = self.bridge(model, features, batch, teacher, settings.tau_at(now.step, now.steps), objects)
         out, logits = segment(model, features, batch, student.ids, student.embeds)
 
-        weights = torch.tensor(confidence, device=logits.device)
+        weights = sent(torch.tensor(confidence), logits.device)
         of_masks = batch.of_masks(weights) if settings.confidence else None
         loss, values = mask_terms(logits, batch.targets, train.loss, train.mask_points, masks, of_masks)
         language = out.language_loss / counts["tokens"]
@@ -243,7 +244,7 @@ class Task(base.Task[Settings, Batch]):
             learnt = [bool(ids) and mean >= settings.agreement for ids, mean in zip(teacher, confidence, strict=True)]
             imitation = imitate(model, features, batch, teacher, learnt, objects)
             loss, values["imitation"] = loss + settings.imitation * imitation, imitation.detach()
-            values["learnt_captions"] = torch.tensor(sum(learnt) / objects, device=logits.device)
+            values["learnt_captions"] = torch.tensor(sum(learnt) / objects)
         if settings.distillation:
             assert reference is not None
             distance = distillation(logits, reference, masks)
@@ -260,13 +261,13 @@ class Task(base.Task[Settings, Batch]):
         if counts["known"] and self.facts:
             figures |= captions.truth(model.tokenizer, self.facts, batch.known, teacher, counts["known"])
         for name, value in figures.items():
-            values[f"teacher_{name}"] = torch.tensor(value, device=logits.device)
+            values[f"teacher_{name}"] = torch.tensor(value)
         example = None
         if now.examples:
             texts = {"teacher": teacher, "student": student.words(student.chosen)}
             decoded = {name: [str(model.tokenizer.decode(ids)) for ids in said] for name, said in texts.items()}
             first = torch.tensor([0, *map(len, batch.shown[:-1])]).cumsum(0)
-            example = Example(batch.where, decoded, logits.detach()[first.to(logits.device)], batch.targets.soft[first])
+            example = Example(batch.where, decoded, logits.detach()[sent(first, logits.device)], batch.targets.soft[first])
         return Losses(loss, {f"loop1_{name}": value for name, value in values.items()}, example)
 
     def bridge(
@@ -302,7 +303,7 @@ class Task(base.Task[Settings, Batch]):
         out = say(model, features, batch, corrupted_ids, teacher)
         logits = captions.only_text(out.logits, model.text_tokens)  # an expression has no special tokens
         # all objects' positions side by side, as the logits are; the noise was drawn with the sample, so that a resumed run has the same
-        noise = torch.cat([row[: len(ids)] for row, ids in zip(batch.noise, teacher, strict=True)]).to(model.device)
+        noise = sent(torch.cat([row[: len(ids)] for row, ids in zip(batch.noise, teacher, strict=True)]), model.device)
         noise = settings.noise * noise[:, : logits.shape[-1]]
         table = _table(model)
         embeds, chosen, kept = straight_through(logits, table, noise, tau)
@@ -310,7 +311,7 @@ class Task(base.Task[Settings, Batch]):
         # a token that was replaced by itself was not corrupted
         different = [a != b for one, two in zip(corrupted_ids, teacher, strict=True) for a, b in zip(one, two, strict=True)]
         places = torch.tensor(different, dtype=torch.bool)
-        corrupted = places.to(model.device)
+        corrupted = sent(places, model.device)
         if settings.rescored == "corrupted":
             embeds = torch.where(corrupted[:, None], embeds, F.embedding(out.labels, table))
             chosen = torch.where(corrupted, chosen, out.labels)
@@ -341,9 +342,9 @@ class Task(base.Task[Settings, Batch]):
             words, greedy = student.words(student.chosen), student.words(student.greedy)
             tokenizer = model.tokenizer
             better = captions.cider(tokenizer, words, teacher) - captions.cider(tokenizer, greedy, teacher)
-            return better.to(logits.device)
+            return sent(better, logits.device)
         assert reference is not None
-        soft = batch.targets.soft.to(logits.device)
+        soft = sent(batch.targets.soft, logits.device)
         better = hard_iou(logits, soft) - hard_iou(reference, soft)
         return torch.stack([part.mean() for part in better.split([len(images) for images in batch.shown])])
 

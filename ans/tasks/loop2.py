@@ -14,6 +14,7 @@ from ans.data.mixing import Pool
 from ans.data.records import ImageRecord, Region
 from ans.data.samples import Regions
 from ans.model import prompts
+from ans.model.host import Fetched
 from ans.model.segmenter import Conversations, Features, Segmenter
 from ans.objectives.batches import Images, ImagesOf, Targets, draw_questions, pad_right
 from ans.objectives.losses import mask_terms, seg_rate
@@ -127,8 +128,11 @@ class Task(base.Task[Settings, Batch]):
         logits = model.masks(features, segmented.seg_image, segmented.seg_embeds).low_res
 
         shares = region_shares(logits, [grid.region for grid in grids])
-        # how long the prompts are depends on the masks: the one place in the step at which the host has to wait for the device
-        flat = torch.cat([share.flatten() for share in shares]).detach().cpu()
+        # how long the prompts are depends on the masks: the one place in the loop at which the host has to wait for the device, which
+        # has the true masks to compare with in the meantime (why not on the device alone: docs/dual-loop.md)
+        found = Fetched(torch.cat([share.flatten() for share in shares]))
+        supervision, values = mask_terms(logits, batch.targets, train.loss, train.mask_points, counts["objects"])
+        flat = found.get()
         cells = [
             part.view(share.shape) > 0.5 for part, share in zip(flat.split([s.numel() for s in shares]), shares, strict=True)
         ]
@@ -146,7 +150,6 @@ class Task(base.Task[Settings, Batch]):
         caption = described.language_loss / counts["caption_tokens"]
         answer = segmented.language_loss / counts["tokens"]
         loss = train.loss.language * (caption + answer)
-        supervision, values = mask_terms(logits, batch.targets, train.loss, train.mask_points, counts["objects"])
         if self.settings.mask_supervision:
             loss = loss + self.settings.mask_supervision * supervision
         with torch.no_grad():

@@ -72,6 +72,7 @@ class Sharing:
 
     def __init__(self, model: Segmenter, device: torch.device, processes: int) -> None:
         # on the host: an agreement must not wait for what the device has still to do
+        model.vlm.repeatable = False  # a graph would not ask the others
         self.group = distributed.new_group(backend="gloo", timeout=TIMEOUT)
         mesh = init_device_mesh(device.type, (processes,))
         self.layers: list[list[nn.Module]] = []

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ans.config.training import TrainSettings
+from ans.model.host import sent
 from ans.model.segmenter import Features, Segmenter
 from ans.objectives.batches import Images
 from ans.tasks.base import AnyTask, Now
@@ -51,6 +52,15 @@ def count(
     for (name, counted), number in zip(keys, numbers, strict=True):
         counts[name][counted] = number
     return counts, stopping > 0
+
+
+def _together(values: Sequence[Tensor | float], device: torch.device) -> Tensor:
+    """Return values, which lie on the device or not, as one tensor (n,) there. The latter are sent together."""
+    there = [torch.is_tensor(value) and value.device == device for value in values]
+    host = sent(torch.tensor([0.0 if on else float(value) for on, value in zip(there, values, strict=True)]), device)
+    return torch.stack(
+        [torch.as_tensor(value).float() if on else host[n] for n, (on, value) in enumerate(zip(there, values, strict=True))]
+    )
 
 
 class Stepper:
@@ -96,7 +106,7 @@ class Stepper:
                     examples.keep(name, losses.example)
                 del losses
         reduced = {role: self.accelerator.reduce(total, "sum") for role, total in totals.items()}
-        stacked = torch.stack([torch.as_tensor(v, device=self.accelerator.device).float() for v in sums.values()])
+        stacked = _together(list(sums.values()), self.accelerator.device)
         values = dict(zip(sums, self.accelerator.reduce(stacked, "sum"), strict=True))
         return Gradients(reduced["primary"], reduced.get("auxiliary"), values)
 

@@ -1,4 +1,4 @@
-"""All that a GPU is to be asked, in one call of ten minutes: `python -m tests.bench.gpu [--size sa2va-1b] [--minutes 9] [--cpu-smoke]`.
+"""All that a GPU is to be asked, in one call of ten minutes: `python -m tests.bench.gpu [--size sa2va-1b] [--minutes 9] [--out FOLDER]`.
 `--preset lisa-7b` is its last table alone: see `tests.bench.lisa`.
 
 Without a GPU it says so and ends. Each row is one whole optimizer step (forwards, backward, surgery, clipping, AdamW, EMA) by the
@@ -11,9 +11,12 @@ products, convolutions and attention, forward, backward and generation, counted 
 without activation checkpointing, times the batch: what checkpointing computes twice is of no use and does not count.
 Memory is PyTorch's peak, weights and optimizer state included. A combination that needs too much says so, and the next follows.
 
-Before them: bf16 against float32 on the CPU, one step's gradients twice, captions by tokens a second, answers by expressions a second
-(see `tests.bench.inference`); after them LISA's memory with three choices of LoRA. What is not begun within `--minutes` says so. All
-of it is written to reports/gpu/<card>.json, with versions and date, and printed as a table for docs/measured.md.
+Before them: whether decoding by a captured graph says what decoding at once says, on the tiny base (where not, the rest decodes without
+graphs, and the first row says so), and bf16 against float32 on the CPU. With each model: one step's gradients twice, how often a
+step waits by CUDA's own count, captions by tokens a second with and without graphs, answers by expressions a second (see
+`tests.bench.inference`). After them LISA's memory with three choices of LoRA. The 4B model comes first. What is not begun within
+`--minutes` says so, what fails says why, and the rest follows. All of it goes to <card>.json in reports/gpu or `--out`, written anew
+after each row, with versions and date, and is printed as a table for docs/measured.md.
 
 Needs the packages that training needs, and no data. `--cpu-smoke`: the same code on a tiny model on the CPU.
 """
@@ -24,10 +27,10 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +38,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
 
+from ans.model import generate
 from ans.model.config import ModelConfig
 from ans.training.mixture import MicroBatch
 from tests.bench import inference, lisa, sizes
@@ -134,6 +138,17 @@ def enough_memory(work: Callable[[], T]) -> T | None:
     return result
 
 
+def attempt(row: Row, work: Callable[[], Row], end: float) -> Row:
+    """The row with what `work` found, or with why there is nothing: what fails must not cost the rest."""
+    if time.monotonic() > end:
+        return row | {"error": "no time left"}
+    try:
+        found = enough_memory(work)
+    except Exception as error:
+        return row | {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+    return row | ({"error": "out of memory"} if found is None else found)
+
+
 def rows_of(
     name: str,
     trainer: Trainer,
@@ -142,75 +157,107 @@ def rows_of(
     repeats: int,
     peak: float | None,
     end: float = math.inf,
-) -> list[Row]:
+) -> Iterator[Row]:
     """One row for every combination, printed as it is measured; none is begun after `end`."""
-    rows = []
     for case in cases(lengths):
-        flops = enough_memory(partial(model_flops, trainer, case)) if time.monotonic() < end else None
+        counted = attempt({}, lambda case=case: {"flops": model_flops(trainer, case)}, end)
         for images in batches:
             row: Row = dict(zip(CASE_COLUMNS, (name, *case, images), strict=True))
-            if time.monotonic() > end:
-                rows.append(row | {"error": "no time left"})
-                continue
-            found = enough_memory(partial(measure, trainer, case, images, repeats))
-            if found is None:
-                row["error"] = "out of memory"
-            else:
-                row |= found | {"model_tflops": images * flops / 1e12 if flops else None}
+            row = attempt(row, partial(measure, trainer, case, images, repeats), end)
+            if "seconds" in row:
+                flops = counted.get("flops")
+                row["model_tflops"] = images * flops / 1e12 if flops else None
                 row["mfu"] = row["model_tflops"] / row["seconds"] / peak if flops and peak else None
-            rows.append(row)
             print("".join(_cell(row.get(key)) for key in COLUMNS) + f"  {row.get('error', '')}", flush=True)
-    return rows
+            yield row
 
 
-def others(name: str, trainer: Trainer, smoke: bool) -> list[Row]:
-    """Generation, evaluation and determinism by one model."""
+def others(name: str, trainer: Trainer, smoke: bool, end: float = math.inf) -> Iterator[Row]:
+    """Generation, evaluation, waiting and determinism by one model."""
     sizes_of = ((2, 3),) if smoke else ((1, 64), (16, 64), (16, 256))
+    works: dict[str, list[Callable[[], Row]]] = {
+        "generation": [
+            partial(inference.generation, trainer.model, *size, graphs) for size in sizes_of for graphs in (False, True)
+        ],
+        "evaluation": [partial(inference.evaluation, trainer.model, 1 if smoke else 8, 3 if smoke else 16)],
+    }
     trainer.model.eval()
-    works = [partial(inference.generation, trainer.model, *size) for size in sizes_of]
-    works.append(partial(inference.evaluation, trainer.model, 1 if smoke else 8, 3 if smoke else 16))
-    rows = [(enough_memory(work) or {"error": "out of memory"}) | {"size": name} for work in works]
+    for measured, several in works.items():
+        yield from (attempt({"measure": measured, "size": name}, work, end) for work in several)
     trainer.model.train()
-    objective: Case = ("dual", 1, 3 if smoke else 64)
-    return [*rows, inference.determinism(trainer, micro_batches(trainer, objective, 1)) | {"size": name}]
+    pair = partial(micro_batches, trainer, ("dual", 1, 3 if smoke else 64), 1)
+    yield attempt({"measure": "waits", "size": name}, lambda: inference.waits(trainer, pair()), end)
+    yield attempt({"measure": "determinism", "size": name}, lambda: inference.determinism(trainer, pair()), end)
 
 
-def main(names: tuple[str, ...], smoke: bool, minutes: float = 9.0) -> dict[str, Any]:
-    """Measure the models `names`, or a tiny one on the CPU; print a table and return what goes into the JSON line and the file."""
+def main(names: tuple[str, ...], smoke: bool, minutes: float = 9.0, out: Path | None = RESULTS) -> dict[str, Any]:
+    """Measure the models `names`, or a tiny one on the CPU; print a table and return what goes into the JSON line and the file, below
+    `out`."""
     if not smoke and not torch.cuda.is_available():
         print("no GPU here, nothing measured (--cpu-smoke runs the code on a tiny model)")
         return {"device": None}
     end = time.monotonic() + 60 * minutes
     label = "cpu" if smoke else torch.cuda.get_device_name()
     peak = next((value for key, value in PEAKS.items() if key in label), None)
-    versions = {name: version(name) for name in ("torch", "transformers", "peft", "accelerate", "sam2")} | {
+    versions = {name: _version(name) for name in ("torch", "transformers", "peft", "accelerate", "sam2")} | {
         "cuda": torch.version.cuda
     }
     print(f"{label}, torch {torch.__version__}, " + (f"bf16 peak {peak} TFLOP/s" if peak else "bf16 peak unknown, so no MFU"))
-    more = [inference.parity(torch.device("cpu" if smoke else "cuda"))]
+    date = datetime.now(UTC).strftime("%Y-%m-%d")
+    more: list[Row] = []
     rows: list[Row] = []
-    tiny = ModelConfig.from_folder(REPOSITORY / "weights" / "tiny")
+    result: dict[str, Any] = {
+        "device": label,
+        "date": date,
+        "versions": versions,
+        "peak_tflops": peak,
+        "rows": rows,
+        "more": more,
+    }
+
+    def keep(kept: list[Row], found: Iterable[Row]) -> None:
+        for row in found:
+            kept.append(row)
+            if out is not None:
+                write(result, out)
+
+    device = torch.device("cpu" if smoke else "cuda")
+    keep(more, [attempt({"measure": "graphs"}, lambda: inference.graphs(device), end)])
+    if more[0].get("same_tokens") != 1:
+        print(f"decoding by graphs is left out: {more[0]}")
+        generate.PACES["cuda"] = generate.Pace(8, False)
+    keep(more, [attempt({"measure": "parity"}, lambda: inference.parity(device), end)])
     for name in ("tiny",) if smoke else names:
-        if smoke:
-            changes = {"precision": "bf16", "checkpoint_activations": True, "mask_points": 64}
-            trainer = Trainer.of_size(tiny, preset("tiny", **changes))
-        else:
-            trainer = Trainer.of_size(sizes.official(name), preset(name))
-        more += others(name, trainer, smoke)
+        try:
+            trainer = _trainer(name, smoke)
+        except Exception as error:
+            keep(more, [{"measure": "building", "size": name, "error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}])
+            continue
+        keep(more, others(name, trainer, smoke, end))  # first, since steps on random content teach the model to say nothing
         print("".join(map(_cell, COLUMNS)))
-        rows += rows_of(name, trainer, *(((3,), (2,), 1) if smoke else ((64, 256), (1, 4, 16), 3)), peak, end)
+        keep(rows, rows_of(name, trainer, *(((3,), (2,), 1) if smoke else ((64, 256), (1, 4, 16), 3)), peak, end))
         del trainer
         gc.collect()
         torch.cuda.empty_cache()
-    date = datetime.now(UTC).strftime("%Y-%m-%d")
-    result = {"device": label, "date": date, "versions": versions, "peak_tflops": peak, "rows": rows, "more": more}
-    if not smoke:
-        print(write(result, RESULTS))  # before LISA, which needs bitsandbytes
-    result["lisa"] = lisa.report(not smoke and time.monotonic() < end)
-    if not smoke:
-        write(result, RESULTS)
+    measured = not smoke and time.monotonic() < end
+    keep(more, [attempt({"measure": "lisa"}, lambda: result.update(lisa=lisa.report(measured)) or {}, math.inf)])
     print("\n".join(markdown(result)))
     return result
+
+
+def _trainer(name: str, smoke: bool) -> Trainer:
+    if not smoke:
+        return Trainer.of_size(sizes.official(name), preset(name))
+    changes = {"precision": "bf16", "checkpoint_activations": True, "mask_points": 64}
+    return Trainer.of_size(ModelConfig.from_folder(REPOSITORY / "weights" / "tiny"), preset("tiny", **changes))
+
+
+def _version(name: str) -> str | None:
+    """A package may lie on the path without what says its version."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def markdown(result: dict[str, Any]) -> list[str]:
@@ -245,9 +292,11 @@ if __name__ == "__main__":
     parser.add_argument("--size", choices=sizes.SIZES, help="only this one")
     parser.add_argument("--preset", choices=("lisa-7b",), help="memory of LISA on one card instead, measured or estimated")
     parser.add_argument("--minutes", type=float, default=9.0, help="no row of the table is begun later than this")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result's file")
     parser.add_argument("--cpu-smoke", action="store_true")
     arguments = parser.parse_args()
     if arguments.preset:
         print(json.dumps(lisa.report(torch.cuda.is_available())))
         raise SystemExit
-    print(json.dumps(main((arguments.size,) if arguments.size else sizes.SIZES, arguments.cpu_smoke, arguments.minutes)))
+    smoke, names = arguments.cpu_smoke, (arguments.size,) if arguments.size else tuple(reversed(sizes.SIZES))
+    print(json.dumps(main(names, smoke, arguments.minutes, None if smoke else arguments.out)))

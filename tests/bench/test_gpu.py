@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.bench import gpu
 from tests.bench.gpu import FlopCount, markdown, write
 
 REPOSITORY = Path(__file__).parents[2]
@@ -50,10 +51,32 @@ def test_every_objective_on_a_tiny_model() -> None:
     flops = {key: row["model_tflops"] for key, row in rows.items()}
     assert flops["supervised", 7] > flops["supervised", 1] > 0
     assert flops["dual", 1] == pytest.approx(flops["loop1", 1] + flops["loop2", 1], rel=0.1)
+    assert not [row for row in (*result["rows"], *result["more"]) if "error" in row]
     more = {row["measure"]: row for row in result["more"]}
+    assert more["graphs"]["same_tokens"] == 1 and more["graphs"]["tokens"] > 8
     assert 0 < more["parity"]["token_logits"] < 0.5 and 0 < more["parity"]["mask_logits"] < 0.1  # bf16 against float32
     assert (more["determinism"]["same_bits"], more["determinism"]["difference"]) == (1, 0)
     assert more["generation"]["tokens_per_s"] > 0 and more["evaluation"]["expressions_per_s"] > 0
+
+
+def test_what_fails_does_not_cost_the_rest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The file is written after each row, and says of the others why they are not there."""
+
+    def failing(*_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access\nmore")
+
+    for name in ("graphs", "parity"):
+        monkeypatch.setattr(gpu.inference, name, failing)
+    monkeypatch.setattr(gpu, "_trainer", failing)
+    monkeypatch.setattr(gpu.lisa, "report", lambda measured: {"preset": "lisa-7b"})
+    monkeypatch.setattr(gpu.generate, "PACES", dict(gpu.generate.PACES))
+    result = gpu.main((), True, out=tmp_path)
+    assert json.loads((tmp_path / "cpu.json").read_text(encoding="utf-8")) == result
+    errors = {row["measure"]: row.get("error") for row in result["more"]}
+    assert errors.pop("lisa") is None and result["lisa"]
+    assert {error.partition("\n")[0] for error in errors.values()} == {"RuntimeError: CUDA error: an illegal memory access"}
+    assert gpu.generate.PACES["cuda"] == gpu.generate.Pace(8, False)
+    assert gpu.attempt({"a": 1}, failing, end=0.0) == {"a": 1, "error": "no time left"}
 
 
 def test_the_file_is_named_by_the_card(tmp_path: Path) -> None:

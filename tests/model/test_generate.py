@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from ans.model import cache, generate
 from ans.model.family import Inputs, Vlm
-from ans.model.generate import Prefix, forced, greedy, pad_left, prefill
+from ans.model.generate import AT_ONCE, Pace, Prefix, forced, greedy, pad_left, prefill
 
 END, SEG = 5, 7
 
@@ -73,6 +74,14 @@ def test_confidence_of_the_shortest_answers(tokens: int) -> None:
     assert answer.confidence == pytest.approx(likeliest if tokens else 1, rel=1e-5)
 
 
+@pytest.fixture(params=[AT_ONCE, Pace(3, False), Pace(5, True)], ids=["at once", "every third", "fixed"])
+def pace(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Pace:
+    """Decoding as on the CPU, and by what differs on a GPU: the host looks at the tokens later, and each step is the same work."""
+    monkeypatch.setitem(generate.PACES, "cpu", request.param)
+    return request.param
+
+
+@pytest.mark.usefixtures("pace")
 def test_equals_transformers_with_a_shared_prefix() -> None:
     vlm = model()
     llm = vlm.language_model
@@ -90,6 +99,7 @@ def test_equals_transformers_with_a_shared_prefix() -> None:
         assert answer.confidence == pytest.approx(float(said.mean().exp()), rel=1e-5)
 
 
+@pytest.mark.usefixtures("pace")
 def test_seg_states_are_those_of_a_full_forward() -> None:
     vlm = model()
     llm = vlm.language_model
@@ -110,7 +120,7 @@ def test_seg_states_are_those_of_a_full_forward() -> None:
     assert said > 0
 
 
-def test_a_prefix_serves_again_and_ended_rows_leave() -> None:
+def test_a_prefix_serves_again_and_ended_rows_leave(pace: Pace) -> None:
     """Rows that end at different steps, so that the batch shrinks: each row's answer is the one it gives alone."""
     vlm = model()
     beginnings, endings, owner = prompts(0, [9, 4]), prompts(1, [3, 6, 1, 2, 5, 4]), [0, 1, 1, 0, 0, 1]
@@ -130,7 +140,8 @@ def test_a_prefix_serves_again_and_ended_rows_leave() -> None:
     together = vlm.continued(shared, owner, endings, stops(list(range(6))), 12)
     hook.remove()
     assert [len(answer.ids) for answer in together] == list(lengths.values())
-    assert sizes == [6, 6, 6, 3, 3, 3, 3, 1, 1, 1, 1, 1], "ended rows leave once they are half of the batch"
+    expected = {1: [6, 6, 6, 3, 3, 3, 3, 1, 1, 1, 1, 1], 3: [6, 6, 6, 3, 3, 3, 3, 3, 3, 1, 1, 1], 5: [6] * 5 + [2] * 5 + [1] * 2}
+    assert sizes == expected[pace.steps], "ended rows leave once they are half of the batch, when the host looks"
     for n, answer in enumerate(together):
         alone = vlm.continued(shared, [owner[n]], [endings[n]], stops([n]), 12)
         assert alone[0].ids == answer.ids
@@ -149,6 +160,7 @@ def test_forced_states_are_those_of_a_full_forward() -> None:
             torch.testing.assert_close(state, whole[-len(answer) :], atol=1e-5, rtol=0)
 
 
+@pytest.mark.usefixtures("pace")
 def test_rows_that_say_the_same() -> None:
     """Three prompts for one answer, twice, beside one row at a time and the mean of the log-probabilities by hand."""
     text, limit = model(), 6
@@ -171,3 +183,45 @@ def test_rows_that_say_the_same() -> None:
         assert [answer.ids for answer in answers[n : n + 3]] == [ids] * 3
         expected = torch.stack(scores).mean(0).exp()
         assert torch.tensor([answer.confidence for answer in answers[n : n + 3]]) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_more_tokens_than_there_is_room_for(fixed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache moves, and nothing that it holds changes: transformers' own says the same."""
+    monkeypatch.setitem(generate.PACES, "cpu", Pace(4, fixed))
+    monkeypatch.setattr(cache, "ROOM", 8)
+    vlm, rows, limit = model(), prompts(5, [4, 7]), 25
+    prefix = vlm.read([row[:1] for row in rows]).rows(torch.arange(2), 3)
+    answers = greedy(vlm, prefix, vlm.rows(prefix, [row[1:] for row in rows]), lambda ids: False, SEG, limit)
+    assert 7 + limit - 1 <= prefix.cache.reach <= 7 + limit + 8
+    for row, answer in zip(rows, answers, strict=True):
+        expected = vlm.language_model.generate(
+            row[None], max_new_tokens=limit, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
+        assert answer.ids == expected[0, len(row) :].tolist()
+
+
+def test_fixed_steps_are_the_same_work_on_the_same_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a CUDA graph needs: from step to step no tensor that a step reads lies elsewhere or has another size."""
+    monkeypatch.setitem(generate.PACES, "cpu", Pace(4, True))
+    seen = []
+    read = generate.Decoding.read
+
+    def watched(decoding: generate.Decoding, inputs: Inputs) -> generate.Said:
+        if inputs.embeds.shape[1] == 1:
+            tensors = (inputs.embeds, inputs.mask, inputs.positions, *(layer.keys for layer in decoding.cache.layers))
+            seen.append([(tensor.data_ptr(), tensor.shape) for tensor in tensors])
+        return read(decoding, inputs)
+
+    monkeypatch.setattr(generate.Decoding, "read", watched)
+    vlm, rows = model(), prompts(5, [4, 7])
+    vlm.continued(vlm.read([row[:1] for row in rows]), [0, 1], [row[1:] for row in rows], lambda ids: False, 20)
+    assert len(seen) == 19 and all(step == seen[0] for step in seen)
+
+
+def test_no_graph_where_the_host_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(generate.PACES, "cpu", Pace(4, True))
+    monkeypatch.setattr(generate, "FixedDecoding", None)
+    vlm, rows = model(), prompts(5, [4])
+    vlm.repeatable = False
+    assert len(vlm.continued(vlm.read([rows[0][:1]]), [0], [rows[0][1:]], lambda ids: False, 5)[0].ids) == 5

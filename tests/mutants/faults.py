@@ -366,7 +366,7 @@ FAULTS: list[Fault] = [
     Fault(
         "denoising as a mean over all tokens",
         CAPTIONS,
-        "(entropy / each.repeat_interleave(each).to(logits.device)).sum() / objects",
+        "(entropy / sent(each.repeat_interleave(each), logits.device)).sum() / objects",
         "entropy.mean()",
         settings("mask_ratio-1", "accumulation"),
     ),

@@ -20,6 +20,7 @@ from ans.data import masks
 from ans.data.arrow import ENTRY
 from ans.data.disk import is_text
 from ans.data.images import read_bytes
+from ans.data.parts import ordered
 from ans.data.records import Skipped
 from ans.data.sources.common import field, is_junk, source_folder, tar_members
 
@@ -74,8 +75,8 @@ def read_one(root: Path, shard: Path) -> Iterator[ImageFiles | Skipped]:
     if shard.suffix == ".tar":
         return _pair(tar_members(root, shard, SUFFIXES))
     if shard.name == "img":
-        return _pair(sorted([*_files(root, shard), *_files(root, shard.with_name("js"))]))
-    return _pair(sorted(_files(root, shard)))
+        return _pair(ordered(chain(_files(root, shard), _files(root, shard.with_name("js")))))
+    return _pair(ordered(_files(root, shard)))
 
 
 def fingerprint(root: Path, folder: str, name: str) -> list[str]:
