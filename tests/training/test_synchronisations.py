@@ -64,11 +64,13 @@ def test_a_dual_step_waits_once_and_for_its_captions(
 @pytest.mark.parametrize("tokens", [1, 8, 20])
 def test_decoding_waits_once_in_eight_tokens(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(generate.PACES, "cpu", generate.PACES["cuda"])
-    vlm, row = text_model(), torch.arange(8, 13)
-    prefix = vlm.read([row[:2]]).rows(torch.arange(1))
-    with Synchronisations() as mode:
+    row, device = torch.arange(8, 13), torch.device("cpu")
+    with Synchronisations():
+        vlm = text_model().to(device)
+        prefix = vlm.read([row[:2]]).rows(torch.arange(1))
         inputs = vlm.rows(prefix, [row[2:]])
-        inputs = replace(inputs, embeds=inputs.embeds.to(torch.device("cpu")))  # there
+        inputs = replace(inputs, embeds=inputs.embeds.to(device))
+    with Synchronisations() as mode:
         generate.greedy(vlm, prefix, inputs, lambda ids: False, 7, tokens, confidence=True)
     assert mode.counts == {DECODING: math.ceil(tokens / 8)}
 
@@ -77,7 +79,7 @@ def test_what_would_wait_is_counted() -> None:
     device = torch.device("cpu")
     with Synchronisations() as mode:
         here = torch.arange(4.0)
-        there = here.to(device)
+        there = here.to(device, non_blocking=True)
         assert isinstance(there * 2 + here, OnDevice) and not isinstance(here + 1, OnDevice)
         here[here > 1].sum().item()  # all of it on the host
         assert not mode.counts
@@ -88,6 +90,8 @@ def test_what_would_wait_is_counted() -> None:
             lambda: there[there > 1],
             lambda: (there > 1).nonzero(),
             lambda: torch.ones(2, device=device).cpu(),
+            lambda: here.to(device),
+            lambda: torch.tensor([1.0], device=device),
         ):
             before = mode.counts.total()
             ask()
