@@ -247,8 +247,8 @@ def _download(url: str, target: Path, expected: str) -> None:
         if attempt < ATTEMPTS:
             time.sleep(pause)
             pause *= 2
-    there = part.stat().st_size if part.exists() else 0
-    raise FetchError(f"{url}: gave up after {ATTEMPTS} attempts: {reason}; {there} bytes are kept for the next run")
+    kept = part.stat().st_size if part.exists() else 0
+    raise FetchError(f"{url}: gave up after {ATTEMPTS} attempts: {reason}; {kept} bytes are kept for the next run")
 
 
 def _receive(url: str, part: Path) -> tuple[bool, int]:

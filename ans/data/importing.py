@@ -260,10 +260,10 @@ def _from_voc(source: Path, place: Path) -> Iterator[MaskedObject | Skipped]:
         except BROKEN_IMAGE as error:
             yield Skipped(key, str(error))
             continue
-        there = sorted({*map(int, np.unique(numbers))} - {0, VOID})
-        if classes and (without := [number for number in range(1, len(classes) + 1) if number not in there]):
+        present = sorted({*map(int, np.unique(numbers))} - {0, VOID})
+        if classes and (without := [number for number in range(1, len(classes) + 1) if number not in present]):
             yield Noted(key, f"objects of Annotations/{path.stem}.xml without a pixel: {', '.join(map(str, without))}")
-        for number in there:
+        for number in present:
             try:
                 if classes and number > len(classes):
                     raise ValueError(f"Annotations/{path.stem}.xml has only {len(classes)} objects")

@@ -267,9 +267,9 @@ def check_counts(counts: Sequence[Any], height: int, width: int) -> None:
     start = np.cumsum(rows) - rows
     unused = (start + rows - 1)[sizes % 2 == 1]  # in the second column
     table = np.zeros((int(rows.sum()), 2), np.int64)
-    there = np.ones(table.shape, bool)
-    there[unused, 1] = False
-    table[there] = numbers
+    used = np.ones(table.shape, bool)
+    used[unused, 1] = False
+    table[used] = numbers
     opening = table[start, 0]
     table[start, 0] = 0
     table[start[1:]] -= np.add.reduceat(table, start)[:-1]  # so that each mask's sums begin at 0

@@ -66,10 +66,10 @@ def locked(folder: Path) -> Iterator[None]:
                 log.info(f"{folder}: another process does this; waiting for it")
                 fcntl.lockf(file, fcntl.LOCK_EX)
             try:
-                there = os.path.samestat(os.fstat(file.fileno()), os.stat(folder / LOCK))
+                same = os.path.samestat(os.fstat(file.fileno()), os.stat(folder / LOCK))
             except FileNotFoundError:
-                there = False
-            if there:  # else the folder has gone in the meantime
+                same = False
+            if same:  # else the folder has gone in the meantime
                 yield
                 return
 

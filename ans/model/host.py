@@ -10,8 +10,8 @@ class Fetched:
     def __init__(self, tensor: Tensor) -> None:
         self.value, self.arrived = tensor.detach(), None
         if tensor.is_cuda:
-            there = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            self.value, self.arrived = there.copy_(self.value, non_blocking=True), torch.cuda.Event()
+            pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self.value, self.arrived = pinned.copy_(self.value, non_blocking=True), torch.cuda.Event()
             self.arrived.record()
 
     def get(self) -> Tensor:

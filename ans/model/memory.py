@@ -132,9 +132,9 @@ class Sam2Tracker(Tracker):
         rows, best = torch.arange(count, device=ious.device), ious.argmax(-1)
         return Chosen(masks[rows, best], ious, tokens[rows, best], score)
 
-    def pointer(self, token: Tensor, there: Tensor) -> Tensor:
-        """Return (N, D) to objects by their mask tokens (N, D); where `there` (N, 1) is false, to no object."""
-        return torch.where(there, self.model.obj_ptr_proj(token), self.model.no_obj_ptr)
+    def pointer(self, token: Tensor, visible: Tensor) -> Tensor:
+        """Return (N, D) to objects by their mask tokens (N, D); where `visible` (N, 1) is false, to no object."""
+        return torch.where(visible, self.model.obj_ptr_proj(token), self.model.no_obj_ptr)
 
     def _heads(
         self, decoder: nn.Module, levels: Levels, coarse: Tensor, sparse: Tensor, dense: Tensor, several: bool
@@ -207,15 +207,15 @@ class ConsistentTracker(Sam2Tracker):
             points=(points, labels), boxes=None, masks=self.model.mask_downsample(inside)
         )
         _, _, tokens, score = self._heads(self.decoder, levels, levels[2], sparse, dense, several=False)
-        there = (score > 0) & inside.flatten(1).any(1, keepdim=True)
-        self.memory.write(frame, levels[2], low_res, self.pointer(tokens[:, 0], there), True)
+        visible = (score > 0) & inside.flatten(1).any(1, keepdim=True)
+        self.memory.write(frame, levels[2], low_res, self.pointer(tokens[:, 0], visible), True)
         return low_res
 
     @torch.no_grad()
     def follow(self, frame: int, levels: Levels) -> Tensor:
         coarse = self.memory.read(frame, levels[2])
         chosen = self.choose(self.decoder, levels, coarse, None, len(coarse))
-        there = chosen.score > 0
-        low_res = torch.where(there[..., None], chosen.low_res, ABSENT)
-        self.memory.write(frame, levels[2], low_res, self.pointer(chosen.token, there), False)
+        visible = chosen.score > 0
+        low_res = torch.where(visible[..., None], chosen.low_res, ABSENT)
+        self.memory.write(frame, levels[2], low_res, self.pointer(chosen.token, visible), False)
         return low_res

@@ -265,14 +265,14 @@ class BodyLimit:
     one more than may be there at once, so that no number of callers fills the memory."""
 
     def __init__(self, app: Any, limits: Limits) -> None:
-        self.app, self.limits, self.most, self.there = app, limits, limits.bytes, 0
+        self.app, self.limits, self.most, self.open = app, limits, limits.bytes, 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             return await self.app(scope, receive, send)
-        if self.there >= self.limits.requests:
-            return await self._refuse(503, f"{self.there} requests are here already; try again later")(scope, receive, send)
-        self.there += 1
+        if self.open >= self.limits.requests:
+            return await self._refuse(503, f"{self.open} requests are here already; try again later")(scope, receive, send)
+        self.open += 1
         try:
             async with asyncio.timeout(self.limits.seconds):
                 body = await self._body(scope, receive)
@@ -292,7 +292,7 @@ class BodyLimit:
 
             return await self.app(scope, again, send)
         finally:
-            self.there -= 1
+            self.open -= 1
 
     async def _body(self, scope: Any, receive: Any) -> bytes | None:
         """Return it, or None of one that is too long. Raises `ConnectionError` where the caller has gone."""

@@ -57,13 +57,13 @@ def film(seed: int, number: int, count: int, shift: float = 0.0) -> Film:
     moving = max(1, count - STILL)
     for t in range(count):
         done = max(0, t - STILL + 1) / moving
-        there = [0, 1]
-        there += [2] if not count // 3 <= t < 2 * count // 3 else []
-        there += [3] if t >= count // 2 else []
-        placed = [replace(shapes[i], x=shapes[i].x + (0.6 * WIDTH * done * (1, -1, 0, 0)[i])) for i in there]
+        shown = [0, 1]
+        shown += [2] if not count // 3 <= t < 2 * count // 3 else []
+        shown += [3] if t >= count // 2 else []
+        placed = [replace(shapes[i], x=shapes[i].x + (0.6 * WIDTH * done * (1, -1, 0, 0)[i])) for i in shown]
         scene = Scene(WIDTH, HEIGHT, tuple(placed), (background,) * 3)
         picture, drawn = render(scene, shift, np.random.default_rng([seed, STREAM, number, 1]), rng)
-        for k, i in enumerate(there):  # what is drawn later lies in front
+        for k, i in enumerate(shown):  # what is drawn later lies in front
             masks[t, i] = drawn[k] & ~drawn[k + 1 :].any(0)
         frames.append(picture)
     alike = f"{colours[0]} {kinds[0]}"

@@ -56,10 +56,10 @@ def count(
 
 def _together(values: Sequence[Tensor | float], device: torch.device) -> Tensor:
     """Return values, which lie on the device or not, as one tensor (n,) there. The latter are sent together."""
-    there = [torch.is_tensor(value) and value.device == device for value in values]
-    host = sent(torch.tensor([0.0 if on else float(value) for on, value in zip(there, values, strict=True)]), device)
+    on_device = [torch.is_tensor(value) and value.device == device for value in values]
+    host = sent(torch.tensor([0.0 if on else float(value) for on, value in zip(on_device, values, strict=True)]), device)
     return torch.stack(
-        [torch.as_tensor(value).float() if on else host[n] for n, (on, value) in enumerate(zip(there, values, strict=True))]
+        [torch.as_tensor(value).float() if on else host[n] for n, (on, value) in enumerate(zip(on_device, values, strict=True))]
     )
 
 

@@ -170,12 +170,12 @@ def _row(row: Any, objects: int) -> list[dict[str, Any] | None]:
 
 
 def _measured(height: int, width: int, ids: list[int], rles: list[list[dict[str, Any] | None]]) -> Masklets:
-    there = [(i, k, rle) for i, row in enumerate(rles) for k, rle in enumerate(row) if rle is not None]
-    if any(rle.get("size") != [height, width] for *_, rle in there):
+    given = [(i, k, rle) for i, row in enumerate(rles) for k, rle in enumerate(row) if rle is not None]
+    if any(rle.get("size") != [height, width] for *_, rle in given):
         raise ValueError("RLE of another size than the video")
-    masks.check_counts([rle.get("counts") for *_, rle in there], height, width)
+    masks.check_counts([rle.get("counts") for *_, rle in given], height, width)
     areas = np.zeros((len(rles), len(ids)), np.int64)
-    for i, k, rle in there:
+    for i, k, rle in given:
         areas[i, k] = coco.area(rle)  # one by one: pycocotools fails on lists of more than 255
     seen = areas > 0
     changes = [int(np.count_nonzero(np.diff(column[np.argmax(column) :].astype(np.int8)))) for column in seen.T]

@@ -171,9 +171,9 @@ class Network(sam2.Network):
     def decode(self, features: Levels, image_index: Tensor, prompts: Tensor) -> Masks:
         found = super().decode(features, image_index, prompts)
         assert found.object_score is not None
-        there = found.object_score[..., None] > 0  # (N, 1, 1)
-        candidates = found.candidates.where(there[..., None], NOTHING)
-        return replace(found, low_res=found.low_res.where(there, NOTHING), candidates=candidates)
+        visible = found.object_score[..., None] > 0  # (N, 1, 1)
+        candidates = found.candidates.where(visible[..., None], NOTHING)
+        return replace(found, low_res=found.low_res.where(visible, NOTHING), candidates=candidates)
 
     def load_original(self, state: Mapping[str, Tensor]) -> None:
         decoder.MaskNetwork.load_original(self, state)
