@@ -942,7 +942,7 @@ FAULTS: list[Fault] = [
     Fault(
         "two processes share a folder of unfinished work",
         "ans/data/parts.py",
-        "if there:  # else",
+        "if same:  # else",
         "if True:  # else",
         ("tests/data/test_index.py::test_two_that_share_a_folder_for_unfinished_work_take_turns",),
     ),
