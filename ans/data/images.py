@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from ans.data.coded import lacking
 from ans.data.disk import MAX_BYTES, below, read_file
 from ans.data.npz import read_array
 
@@ -169,6 +170,9 @@ def decoded(data: bytes) -> Image.Image:
     with identify(data) as image:
         if pictures(image) > 1:
             raise ValueError(f"holds {pictures(image)} pictures, and nothing says which is meant; save the one that is")
+        image.load()
+        if reason := lacking(data, image):
+            raise ValueError(reason)
         return _to_rgb(upright(image))
 
 
