@@ -26,6 +26,7 @@ OTHER_SCALES = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "lora
 """Settings of PEFT under which an adapter is merged otherwise than as alpha / rank * B A."""
 
 _SAID = re.compile(rf"\b({'|'.join(OTHER_SCALES)})['\"]?\s*[=:]\s*(?!False|None|\{{\}}|dict\(\))")
+_RSLORA = "use_rslora"
 _OTHER_START = re.compile(r"\binit_lora_weights['\"]?\s*[=:]\s*['\"](pissa|olora|corda|loftq)")
 """In the text of a configuration, which mmengine keeps in `meta.cfg`: the tensors of such adapters look like any others."""
 
@@ -165,39 +166,49 @@ class _Overlay:
         return (name for name in names if name.endswith(".weight") and name.split(".")[-2] in targets)
 
     def lora_scale(self, given: LoraSize | None) -> float:
-        """Return alpha / rank, as stored by our runs or as given."""
+        """Return alpha / rank, as stored by our runs or as given; alpha / sqrt(rank) of rslora, whose tensors look like any others."""
         if not self.pairs:
             return 0.0
-        self._check_kind()
+        said = self._check_kind()
         stored = self.stored_lora
-        size = given if stored is None else LoraSize(rank=stored["rank"], alpha=float(stored["alpha"]))
+        size = given if stored is None else LoraSize(rank=stored["rank"], alpha=float(stored["alpha"]), rslora=False)
         if size is None:
             raise ValueError(
                 f"{self.path}: holds LoRA but not its alpha; set convert.lora: {{rank: ..., alpha: ...}} as it was trained"
             )
-        if given is not None and given != size:
+        if stored is not None and given not in (None, size, size.model_copy(update={"rslora": None})):
             raise ValueError(f"{self.path}: was trained with {size}, convert.lora says {given}; set convert.lora: null")
         for name, pair in self.pairs.items():
             rank = self.state[pair["A"]].shape[0]
             if rank != size.rank:
                 raise ValueError(f"{self.path}: LoRA of {name} has rank {rank}, convert.lora says {size.rank}")
-        return size.alpha / size.rank
+        if size.rslora is None and said is not False:
+            what = "has use_rslora in meta.cfg" if said else "does not say whether its LoRA was trained with use_rslora"
+            raise ValueError(f"{self.path}: {what}; set convert.lora.rslora (false: alpha / rank, true: alpha / sqrt(rank))")
+        if stored is None and None not in (said, size.rslora) and said != size.rslora:
+            raise ValueError(f"{self.path}: meta.cfg says use_rslora={said}, convert.lora.rslora {size.rslora}")
+        return size.alpha / (math.sqrt(size.rank) if size.rslora else size.rank)
 
-    def _check_kind(self) -> None:
-        """Raise `ValueError` for an adapter that alpha / rank * B A on the base's weights would not merge, as far as anything says so."""
+    def _check_kind(self) -> bool | None:
+        """Return whether its configuration (`meta.cfg`) has rslora; None where it says nothing of LoRA.
+
+        Raises `ValueError` for an adapter that no multiple of B A on the base's weights is, as far as anything says so.
+        """
         for name in self.pairs:
             if self.keys.shard_of(name) not in ("llm", "embed_head"):
                 raise ValueError(
                     f"{self.path}: LoRA of {name}, which has a rank and an alpha of its own; merge it with PEFT (merge_and_unload)"
                 )
         said = str(self.meta.get("cfg", ""))
-        found = _SAID.search(said)
+        kinds = list(_SAID.finditer(said))
+        found = next((match for match in kinds if match[1] != _RSLORA), None)
         if found is None and not self.pairs.keys() <= self.plain.keys():  # where its own base is not there, too
             found = _OTHER_START.search(said)
         if found:
             raise ValueError(
                 f"{self.path}: meta.cfg has {found[0]}..., which is not converted; merge it with PEFT (merge_and_unload)"
             )
+        return bool(kinds) if "lora_alpha" in said else None
 
     def value(self, name: str) -> Tensor | None:
         """Return its own tensor of that name, or None."""

@@ -24,6 +24,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--rank", type=int, help="rank of SOURCE's LoRA, where it does not say so itself")
     parser.add_argument("--alpha", type=float, help="its alpha")
+    parser.add_argument(
+        "--rslora", action=argparse.BooleanOptionalAction, default=None,
+        help="whether it was trained with use_rslora, where it does not say so itself",
+    )  # fmt: skip
     parser.add_argument("--precision", choices=get_args(Precision), default="float32", help="type of the trained tensors on disk")
     parser.add_argument("--code", help="hub repository with the code that loads OUT; by default a release of the model's family")
 
@@ -31,7 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> None:
     if (chosen.rank is None) != (chosen.alpha is None):
         raise ValueError("--rank, --alpha: give both or neither")
-    lora = None if chosen.rank is None else LoraSize(rank=chosen.rank, alpha=chosen.alpha)
+    lora = None if chosen.rank is None else LoraSize(rank=chosen.rank, alpha=chosen.alpha, rslora=chosen.rslora)
     settings = Convert(
         source=chosen.source, under=chosen.under, groups=chosen.groups, lora=lora, precision=chosen.precision, code=chosen.code
     )

@@ -244,6 +244,10 @@ class LoraSize(Section):
 
     rank: Count = Field(description="rank of the adapters")
     alpha: Positive = Field(description="the adapters' product is multiplied by alpha / rank")
+    rslora: bool | None = Field(
+        None,
+        description="true: by alpha / sqrt(rank) instead (PEFT's use_rslora); to be said where the .pth has no configuration",
+    )
 
 
 class Convert(Section):
@@ -254,7 +258,7 @@ class Convert(Section):
     groups: NonEmpty[StoredGroup] | None = Field(
         None, description="groups that a foreign .pth holds; this project's checkpoints say it themselves"
     )
-    lora: LoraSize | None = Field(None, description="rank and alpha of a foreign .pth with LoRA: {rank: 128, alpha: 256}")
+    lora: LoraSize | None = Field(None, description="size of a foreign .pth's LoRA: {rank: 128, alpha: 256, rslora: false}")
     precision: Precision = Field(
         description="type of the trained tensors on disk; bf16 takes half the space and rounds small changes away"
     )

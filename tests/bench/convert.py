@@ -117,8 +117,8 @@ def main() -> None:
         rank = SIZES[size][-1]
         groups = ("embed_head", "lora", "fcs")
         settings = Convert(
-            source=str(folder / "last.pth"), groups=groups, lora=LoraSize(rank=rank, alpha=2.0 * rank), precision="float32",
-            code="ByteDance/Sa2VA-4B",
+            source=str(folder / "last.pth"), groups=groups, lora=LoraSize(rank=rank, alpha=2.0 * rank, rslora=False),
+            precision="float32", code="ByteDance/Sa2VA-4B",
         )  # fmt: skip
         baseline = anonymous()
         started = time.perf_counter()

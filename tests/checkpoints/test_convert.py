@@ -37,7 +37,7 @@ def read_all(folder: Path) -> dict[str, Tensor]:
 
 
 def settings(source: Path, **changes: object) -> Convert:
-    given = {"source": str(source), "groups": TRAINED, "lora": LoraSize(rank=4, alpha=8.0), "precision": "float32"}
+    given = {"source": str(source), "groups": TRAINED, "lora": LoraSize(rank=4, alpha=8.0, rslora=False), "precision": "float32"}
     return Convert(**(given | {"code": "ByteDance/Sa2VA-4B"} | changes))
 
 
@@ -288,6 +288,8 @@ def test_nothing_is_inferred(base: Path, checkpoint: Path, tmp_path: Path) -> No
         convert(settings(checkpoint, lora=None), base, tmp_path / "hf")
     with pytest.raises(ValueError, match="has rank 4, convert.lora says 8"):
         convert(settings(checkpoint, lora=LoraSize(rank=8, alpha=16.0)), base, tmp_path / "hf")
+    with pytest.raises(ValueError, match="does not say whether its LoRA was trained with use_rslora; set convert.lora.rslora"):
+        convert(settings(checkpoint, lora=LoraSize(rank=4, alpha=8.0)), base, tmp_path / "hf")
     with pytest.raises(ValueError, match=r"vision_model\..* is missing, although group vision"):
         convert(settings(checkpoint, groups=(*TRAINED, "vision")), base, tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
@@ -392,7 +394,7 @@ def test_an_adapter_alone_is_refused_by_name(base: Path, tmp_path: Path, name: s
     [
         ({}, None),
         ({"target_modules": "all-linear"}, None),
-        ({"use_rslora": True}, "meta.cfg has use_rslora="),
+        ({"use_rslora": True}, None),
         ({"alpha_pattern": {"q_proj": 32}}, "meta.cfg has alpha_pattern="),
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern|has rank 8"),
         ({"init_lora_weights": "olora"}, "meta.cfg has init_lora_weights='olora"),
@@ -425,7 +427,15 @@ def test_adapters_of_every_kind_are_merged_as_by_peft_or_refused(
     torch.save(
         {"state_dict": state, "meta": {"cfg": f"llm_lora=dict(type=LoraConfig, {said}, use_dora=False)"}}, tmp_path / "a.pth"
     )
-    chosen = settings(tmp_path / "a.pth", groups=[group for group in TRAINED if group != "embed_head"])
+    rslora = changes.get("use_rslora")
+    groups = [group for group in TRAINED if group != "embed_head"]
+    chosen = settings(tmp_path / "a.pth", groups=groups, lora=LoraSize(rank=4, alpha=8, rslora=rslora))
+    if rslora:
+        for stated, reason in ((None, "has use_rslora in meta.cfg; set"), (False, "use_rslora=True, convert.lora.rslora False")):
+            with pytest.raises(ValueError, match=reason):
+                convert(
+                    settings(tmp_path / "a.pth", groups=groups, lora=LoraSize(rank=4, alpha=8, rslora=stated)), base, tmp_path
+                )
     if outcome is not None:
         with pytest.raises(ValueError, match=rf"a\.pth: .*({outcome})"):
             convert(chosen, base, tmp_path / "hf")

@@ -432,7 +432,7 @@ def test_merging(folders: dict[str, Path], models: dict[str, Segmenter], tmp_pat
     models[name].save_pretrained(base)
     torch.save({"state_dict": trained_state(name)}, path)
     settings = Convert(
-        source=str(path), under=None, groups=TRAINED, lora=LoraSize(rank=lora["r"], alpha=lora["alpha"]),
+        source=str(path), under=None, groups=TRAINED, lora=LoraSize(rank=lora["r"], alpha=lora["alpha"], rslora=False),
         precision="float32",
     )  # fmt: skip
     convert(settings, base, out)
