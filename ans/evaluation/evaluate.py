@@ -37,6 +37,8 @@ def evaluate(config: Config, variant: str, workspace: Workspace = Workspace()) -
     batches = plan.batches(lambda *size: row_tokens(model_config, *size) + settings.max_new_tokens, settings.tokens_per_batch)
     protocol = make_protocol(config, variant, folder, model_config, accelerator.device.type, plan)
     kept = Kept(workspace.runs / f"evaluate-{variant}-{protocol_fingerprint(protocol)}")
+    if accelerator.is_main_process:
+        kept.lock()
     mine = range(accelerator.process_index, len(batches), accelerator.num_processes)
     todo = [number for number in mine if not kept.has(number)]
     if accelerator.is_main_process:

@@ -1,8 +1,10 @@
 """Finished batches of an evaluation, kept on disk until all are done: a killed run continues behind the last of them."""
 
+import fcntl
 import json
 import shutil
 from pathlib import Path
+from typing import IO
 
 from ans.evaluation.plan import Row
 from ans.files import replacing
@@ -17,6 +19,17 @@ class Kept:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._lock: IO[str] | None = None
+
+    def lock(self) -> None:
+        """Keep other evaluations of the same out until this one's end: the first that is done removes the folder. Raises
+        `BlockingIOError` when another is at work on it, in this clone or in one with the same `$ANS_RUNS`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.folder / "lock", "w")  # noqa: SIM115
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: a killed one leaves none
+        except BlockingIOError as error:
+            raise BlockingIOError(f"{self.folder} is locked by another evaluation of the same; wait for it or stop it") from error
 
     def has(self, batch: int) -> bool:
         return self._path(batch).is_file()
@@ -29,15 +42,13 @@ class Kept:
         """Read a batch. Raises `FileNotFoundError` for a batch that no process has left where this one looks."""
         path = self._path(batch)
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{path}: missing; all processes must see one folder (set ANS_RUNS to a shared one), and no other evaluation of the "
-                "same may have finished in it meanwhile; if one has, start this one again"
-            )
+            raise FileNotFoundError(f"{path}: missing; all processes must see one folder (set ANS_RUNS to a shared one)")
         return json.loads(path.read_text(encoding="utf-8"))
 
     def remove(self) -> None:
-        """Also while another evaluation of the same, in a clone with this `$ANS_RUNS`, writes into it: what it writes may stay."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        if self._lock is not None:
+            self._lock.close()
 
     def _path(self, batch: int) -> Path:
         return self.folder / f"{batch:06d}.json"

@@ -78,6 +78,8 @@ def evaluate_videos(config: Config, variant: str, workspace: Workspace = Workspa
         "sets": {name: of.model_dump() | {"sha256": checksum(found[name])} for name, of in settings.videos.items()},
     }
     kept = Kept(workspace.runs / f"evaluate-videos-{variant}-{protocol_fingerprint(protocol)}")
+    if accelerator.is_main_process:
+        kept.lock()
     todo = [i for i in range(accelerator.process_index, len(clips), accelerator.num_processes) if not kept.has(i)]
     if todo:
         dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32

@@ -1,32 +1,30 @@
-"""Batches of an evaluation on disk, which two evaluations of the same may share."""
+"""Batches of an evaluation on disk, in a folder that two evaluations of the same would share."""
 
-import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from ans.evaluation.kept import Kept
 
+HOLD = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
 
-def test_two_evaluations_of_the_same_hinder_each_other_by_name_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In two clones with one ANS_RUNS: one ends, and clears up, while the other writes."""
-    one, other = (Kept(tmp_path / "evaluate") for _ in range(2))
-    for number in range(2):
-        one.write(number, [])
-    assert other.has(0) and other.read(1) == []
-    rmdir = shutil.os.rmdir  # pyrefly: ignore[missing-attribute]
 
-    def late(path: object, **of: object) -> None:
-        other.write(7, [])
-        monkeypatch.undo()
-        rmdir(path, **of)
-
-    monkeypatch.setattr("shutil.os.rmdir", late)
+def test_two_evaluations_of_the_same_do_not_mix(tmp_path: Path) -> None:
+    """In two clones with one ANS_RUNS: the first that is done removes what the other has yet to read."""
+    (tmp_path / "evaluate").mkdir()
+    command = [sys.executable, "-S", "-c", HOLD, str(tmp_path / "evaluate/lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout and other.stdout.readline()
+        with pytest.raises(BlockingIOError, match="evaluate is locked by another evaluation of the same; wait for it or stop it"):
+            Kept(tmp_path / "evaluate").lock()
+        other.kill()
+    one = Kept(tmp_path / "evaluate")
+    one.lock()  # a killed one leaves none
+    one.write(0, [])
+    assert one.has(0) and one.read(0) == [] and not one.has(1)
+    with pytest.raises(FileNotFoundError, match="000001.json: missing; all processes must see one folder"):
+        one.read(1)
     one.remove()
-    assert not one.has(0) and other.read(7) == []
-    with pytest.raises(FileNotFoundError, match="000001.json: missing; .* if one has, start this one again"):
-        other.read(1)
-    other.remove()
     assert not (tmp_path / "evaluate").exists()
