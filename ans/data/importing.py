@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import numpy as np
@@ -144,8 +145,10 @@ def _size(place: Path, name: str) -> tuple[int, int]:
 
 
 def _name(place: Path, name: str) -> str:
-    """Return a path below the folder of images in the disk's spelling; of a missing one, as Windows may have written it."""
-    for form in (name, name.replace("\\", "/"), posixpath.basename(name.replace("\\", "/"))):
+    """Return a path below the folder of images in the disk's spelling; of a missing one, as Windows may have written it, or as a part of a
+    URL (Label Studio)."""
+    last = posixpath.basename(name.replace("\\", "/"))
+    for form in (name, name.replace("\\", "/"), last, unquote(last)):
         if ".." not in form.split("/") and not form.startswith("/"):
             found = spelled(place, posixpath.normpath(form))
             if below(place, found).is_file():

@@ -9,7 +9,7 @@ unnamed     those whose refusal names neither file nor record, or that lost a pa
 changed     those that gave a content which neither the undamaged nor the damaged file says
 
 The last three have to be 0. What a file says is found by the json, csv, pickle and YAML of others, and masks by pycocotools; files with
-checksums (PNG, npz, pth) can say nothing new; JPEGs have none, and what they say is their size. `--seed` gives other
+checksums (PNG, npz, pth) can say nothing new; JPEGs and videos have none, and what they say is their size. `--seed` gives other
 damage, `--only` the inputs whose name has this in it.
 """
 
@@ -169,6 +169,9 @@ class Said:
         if self.document is not None:
             self._walk(self.document)
             self.atoms |= set(values(self.document))
+            for place, text in values(self.document) if path.suffix == ".yaml" else ():  # 0.e1 is a number to YAML 1.2 alone
+                with contextlib.suppress(ValueError):
+                    self.atoms.add((place, repr(float(text.strip("'")))))
 
     def _parse(self, path: Path, data: bytes) -> Any:
         match path.suffix:
@@ -190,6 +193,9 @@ class Said:
                 return [(one.tag, one.text) for one in ElementTree.fromstring(data).iter()]
             case ".jpg":
                 return self._jpeg(path, data)
+            case ".mp4":
+                entry = data.index(b"avc1", data.index(b"moov")) + 28
+                return [[int.from_bytes(data[at : at + 2]) for at in (entry, entry + 2)]] * 2
             case ".safetensors":
                 return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         return None
