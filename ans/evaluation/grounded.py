@@ -153,6 +153,8 @@ def evaluate_grounded(config: Config, variant: str, workspace: Workspace = Works
         "splits": asked,
     }
     kept = Kept(workspace.runs / f"evaluate-grounded-{variant}-{protocol_fingerprint(protocol)}")
+    if accelerator.is_main_process:
+        kept.lock()
     mine = range(accelerator.process_index, len(batches), accelerator.num_processes)
     if todo := [number for number in mine if not kept.has(number)]:
         dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
