@@ -181,12 +181,14 @@ def taught(clip: Clip) -> list[ClipExpression]:
 
 
 def question(template: prompts.Template, text: str, lower: bool, rng: np.random.Generator) -> str:
-    """Return what is asked about an expression: itself where it has a question mark, else one of the questions about images. `lower`:
-    in lower case, and without full stops."""
+    """Return what is asked about an expression: itself where it has a question mark, else one of the questions about images, or what the
+    evaluation asks of videos, which the official training leaves out and a small model then does not answer. `lower`: in lower case,
+    and without full stops."""
     if "?" in text:
         return prompts.quoted(text)
     said = text.replace(".", "").strip().lower() if lower else text
-    return template.questions[rng.integers(len(template.questions))].format(prompts.quoted(said))
+    wordings = (*template.questions, prompts.VIDEO_PROMPT)
+    return wordings[rng.integers(len(wordings))].format(prompts.quoted(said))
 
 
 def conversation(

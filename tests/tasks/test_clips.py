@@ -168,7 +168,8 @@ def test_forms_of_the_question() -> None:
         return question(template, text, lower, keyed_rng(0)).translate({0xFDD0: None, 0xFDD1: None})
 
     assert asked("Which One moves?") == "Which One moves?"
-    used = template.questions[keyed_rng(0).integers(len(template.questions))]
+    wordings = (*template.questions, "Please segment {}.")
+    used = wordings[keyed_rng(0).integers(len(wordings))]
     assert asked(" The Dr. Who. ") == used.format("the dr who")
     assert asked("A Cat. It runs.", lower=False) == used.format("A Cat. It runs.")
 
