@@ -66,7 +66,7 @@ def test_what_presets_may_set_is_left_to_them(values: dict[str, Any]) -> None:
 
 
 def test_it_is_short() -> None:
-    assert len(PARAMS.read_text(encoding="utf-8").splitlines()) <= 200
+    assert len(PARAMS.read_text(encoding="utf-8").splitlines()) <= 220
 
 
 def test_dvc_and_the_pipelines_templates_read_the_same(values: dict[str, Any]) -> None:
