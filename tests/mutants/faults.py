@@ -991,8 +991,8 @@ FAULTS: list[Fault] = [
     Fault(
         "an adapter of rslora is merged as any other",
         "ans/checkpoints/convert.py",
-        "        self._check_kind()\n",
-        "",
+        "said = self._check_kind()",
+        "said = False",
         ("tests/checkpoints/test_convert.py::test_an_adapter_of_another_part_has_another_alpha",),
     ),
     Fault(
