@@ -1,6 +1,8 @@
 """The study of captions: its arms are settings that can be used, and its table is what its rows say."""
 
 import copy
+import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,9 +54,28 @@ def test_the_committed_table_says_what_the_rows_say(tmp_path: Path, monkeypatch:
     assert f"{mean:.1f} points" in readme and f"({mean - half:.1f} to {mean + half:.1f}, five seeds" in readme
 
 
-def test_runs_of_another_parameter_file_are_not_continued(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rows are of an earlier params.yaml; the second question has none yet, so nothing stands in its way."""
+def test_what_the_pages_say_of_the_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The labels with loop 2's data, less both loops, paired by seed: the rows, computed by hand."""
     monkeypatch.chdir(ROOT)
+    with open(study.RUNS.path, encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["ciou"] and not row["split"].endswith("_val")]
+    means = {
+        (arm, seed): sum(float(row["ciou"]) for row in rows if (row["arm"], row["seed"]) == (arm, seed)) / 5
+        for arm, seed in {(row["arm"], row["seed"]) for row in rows}
+    }
+    gains = [100 * (means["labels_described", seed] - value) for (arm, seed), value in means.items() if arm == "both"]
+    mean = sum(gains) / 4
+    half = 3.182 * (sum((gain - mean) ** 2 for gain in gains) / 3 / 4) ** 0.5
+    for page in ("README.md", "docs/measured.md", "studies/captions/README.md"):
+        text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+        assert f"{mean:.1f} points" in text and f"({mean - half:.1f} to {mean + half:.1f}, four paired seeds, test splits" in text
+
+
+def test_runs_of_another_parameter_file_are_not_continued(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The rows are of an earlier params.yaml; the second question has none, so nothing stands in its way."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(study, "RUNS", replace(study.RUNS, path=tmp_path / "runs.csv"))
+    study.RUNS.path.write_text(",".join(study.RUNS.columns) + "\ntrue,1,refcoco_val,0.5,,,,9,0123456789ab\n", encoding="utf-8")
     with pytest.raises(RuntimeError, match="has runs of another params.yaml"):
         study.run(["true"])
     asked: list[str] = []
