@@ -154,7 +154,7 @@ def test_questions_of_phrases_and_sentences(model: Segmenter) -> None:
 
 
 def test_mistakes_in_the_folder_are_named(tmp_path) -> None:
-    with pytest.raises(ValueError, match="no family reads this model: 'other' with .* llama; there are lisa, sa2va_internlm2, "):
+    with pytest.raises(ValueError, match="no family reads this model: 'other' with .* llama; known are lisa, sa2va_internlm2, "):
         ModelConfig.from_dict(lisa_case.config() | {"model_type": "other"})
     with pytest.raises(ValueError, match="vision_feature_layer: only one layer"):
         ModelConfig.from_dict(lisa_case.config() | {"vision_feature_layer": [-2, -1]})

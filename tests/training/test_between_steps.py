@@ -353,7 +353,7 @@ def test_a_run_is_continued_under_its_conditions(tmp_path: Path) -> None:
     assert state is not None and state["step"] == 7 and state["conditions"] == {"code": "1", "cache": "on"}
     assert torch.equal(state["w"][0], torch.ones(2)) and torch.equal(state["nested"][0]["x"], torch.zeros(1))
     assert state["nested"][1] == 3
-    with pytest.raises(ResumeError, match="begun with cache on, now it is off.*continue at step 7, or remove"):
+    with pytest.raises(ResumeError, match="started with cache on, now it is off.*continue at step 7, or remove"):
         ResumeFolder(tmp_path, WHAT, {"code": "1", "cache": "off"}, 60.0).load()
 
 

@@ -147,7 +147,7 @@ def test_other_code_is_an_error_that_names_the_choice(here: Workspace, work: Pat
         patch.setattr(Health, "after", lambda self, step, values: (_ for _ in ()).throw(Killed) if step == 2 else None)
         loop.train(config(work), here)
     monkeypatch.setattr(setup, "digest", lambda *_: "other")
-    with pytest.raises(ResumeError, match=r"begun with code .* continue at step 1, or remove .*train-"):
+    with pytest.raises(ResumeError, match=r"started with code .* continue at step 1, or remove .*train-"):
         loop.train(config(work), here)
 
 
