@@ -33,7 +33,7 @@ lint: env
 	@$(RUN) pyrefly check
 
 quick: lint
-	@$(RUN) python -m pytest -m "not slow"
+	@$(RUN) python -m pytest -m "not slow and not second"
 
 docs: env
 	@$(VENV)/bin/python -c 'import material, mkdocstrings' 2> /dev/null || $(PIP) 'mkdocs-material==9.8.2' 'mkdocstrings[python]==1.0.8'

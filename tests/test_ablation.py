@@ -161,6 +161,7 @@ def test_the_committed_table_and_the_readme_say_what_the_rows_say(clone: Clone) 
         assert re.search(rf"{gain} (points )?\({low} to {high}\)", readme), (other, gain, low, high)
 
 
+@pytest.mark.second
 def test_runs_go_seed_by_seed_and_continue(clone: Clone) -> None:
     """What the table has is not run again, `only` some seeds can be asked for, and every run has its own seed."""
     clone.write("both_orthogonal,1001,refcoco_testA,0.5,0.5,1,other")

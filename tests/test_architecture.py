@@ -49,6 +49,7 @@ def upward(path: Path) -> set[str]:
     raise AssertionError(f"{path}: the room {own} is not in {PAGE}")
 
 
+@pytest.mark.second
 def test_imports_go_one_way() -> None:
     assert not {(path.relative_to(ROOT).as_posix(), name) for path in FILES for name in upward(path)}
 
@@ -69,6 +70,7 @@ def test_the_package_names_its_parts_lazily() -> None:
 
 
 @pytest.mark.parametrize("plugs", ["decoders", "families"])
+@pytest.mark.second
 def test_no_module_names_a_plug(plugs: str) -> None:
     """They are found by listing their folder; the recipes of the embedded weights alone are of one."""
     names = {path.stem for path in (ROOT / "ans" / "model" / plugs).glob("*.py")} - {"__init__"}

@@ -76,6 +76,7 @@ def test_the_committed_results_are_whole_and_agree_with_themselves(script: Modul
 
 @pytest.mark.parametrize("variant", [variant for variant in CONFIG.variants if variant != BASE])
 @pytest.mark.parametrize("name", [SPLIT, "mean"])
+@pytest.mark.second
 def test_a_difference_to_the_base_outside_its_interval(script: ModuleType, clone: Path, variant: str, name: str) -> None:
     width = half(variant, name)
     assert 0.0005 < width < 0.05  # in cIoU: an interval that holds something, and lets something through
@@ -118,6 +119,7 @@ def test_the_value_itself_is_held_by_the_same_interval(script: ModuleType, clone
         ("training", "training", "ref_mask", 0, float("nan")),
     ],
 )
+@pytest.mark.second
 def test_any_other_number(
     script: ModuleType, clone: Path, variant: str, name: str, metric: str, within: float, more: float
 ) -> None:

@@ -117,6 +117,7 @@ def test_make_targets_exist(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("words", of("dvc"))
+@pytest.mark.second
 def test_dvc_takes_these_options(words: list[str], tmp_path: Path) -> None:
     """By DVC's own parser and writer; what it makes of params.yaml is a configuration; targets are stages."""
     arguments = parse_args(words[1:])

@@ -128,6 +128,7 @@ def sam(trainer: Trainer, images: Tensor, objects: int, gradient: bool) -> int:
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.second
 def test_operations_of_a_step(trainer: Trainer, name: str) -> None:
     objective, tiles, objects, masks, calls = CASES[name]
     model = trainer.model

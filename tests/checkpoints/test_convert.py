@@ -155,6 +155,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.second
 def test_every_form_gives_the_same(form: str, base: Path, trained: dict[str, Tensor], converted: Path, tmp_path: Path) -> None:
     FORMS[form](tmp_path / "user.pth", trained)
     convert(settings(tmp_path / "user.pth"), base, tmp_path / "hf")
@@ -262,6 +263,7 @@ Q = PTH_LLM + "model.layers.0.self_attn.q_proj"
         (lambda s: s | {f"{Q}.vera_lora_d": torch.ones(4)}, r"vera_lora_d: an adapter of an unknown kind"),
     ],
 )
+@pytest.mark.second
 def test_a_bad_tensor_is_named(base: Path, trained: dict[str, Tensor], tmp_path: Path, change, message: str) -> None:
     torch.save({"state_dict": change(trained)}, tmp_path / "bad.pth")
     with pytest.raises(ValueError, match=message):
@@ -319,6 +321,7 @@ def test_nothing_is_inferred(base: Path, checkpoint: Path, tmp_path: Path) -> No
     + [{"train": {"lora": {"rank": 4, "alpha": 8, key: True}}} for key in OTHER_SCALES]
     + [{"trained": value} for value in (5, "lora", [["lora"]], {"lora": 1}, ["lora", 3])],
 )
+@pytest.mark.second
 def test_meta_of_other_types_is_named(base: Path, checkpoint: Path, tmp_path: Path, meta: dict) -> None:
     torch.save({"meta": meta, "state_dict": read_pth(checkpoint).state}, tmp_path / "odd.pth")
     with pytest.raises(ValueError, match=r"odd\.pth: meta\.tra"):
@@ -326,6 +329,7 @@ def test_meta_of_other_types_is_named(base: Path, checkpoint: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("alpha", "scale"), [(8, 2.0), (0.5, 0.125)])
+@pytest.mark.second
 def test_stored_sizes_of_lora_are_taken(
     base: Path, trained: dict[str, Tensor], tmp_path: Path, alpha: float, scale: float
 ) -> None:
@@ -404,6 +408,7 @@ def test_an_adapter_alone_is_refused_by_name(base: Path, tmp_path: Path, name: s
         ({"target_modules": ["q_proj"]}, "down_proj.weight is missing"),
     ],
 )
+@pytest.mark.second
 def test_adapters_of_every_kind_are_merged_as_by_peft_or_refused(
     base: Path, trained: dict[str, Tensor], tmp_path: Path, changes: dict, outcome: str | None
 ) -> None:
@@ -610,6 +615,7 @@ def test_a_checkpoint_is_whole_and_checked(tmp_path: Path) -> None:
         read_pth(path)
 
 
+@pytest.mark.second
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     """A limit on the size of a file stands in for a full disk; it is set in a child, where it ends with it."""
     path = tmp_path / "last.pth"

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests import pipeline
 from tests.hub import Hub, Repository, cdn_path, sha256, small_path, tree_path
 
@@ -34,6 +36,7 @@ for line in sys.stdin:
 """A process of its own: huggingface_hub reads at its import which hub to ask."""
 
 
+@pytest.mark.second
 def test_each_answer_of_the_hub(tmp_path: Path, monkeypatch) -> None:
     repositories = {
         "owner/name": Repository(MODEL | OTHERS, COMMIT),

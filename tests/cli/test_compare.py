@@ -133,6 +133,7 @@ def video_rows(gain: float, clips: int = 12) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.second
 def test_videos_by_hand(tmp_path: Path) -> None:
     table = compare_videos(video_rows(0.0)[::-1], video_rows(0.2)).set_index("group")
     mean = np.mean([clip / 20 for clip in range(12)]) + 0.05

@@ -196,6 +196,7 @@ UNUSABLE: dict[str, tuple[Any, ...]] = {
 
 
 @pytest.mark.parametrize(("path", "value"), [(path, value) for path, values in UNUSABLE.items() for value in values])
+@pytest.mark.second
 def test_what_cannot_work_is_refused_with_its_path(config: Config, path: str, value: object) -> None:
     changes = {path: value} | ({"train.epochs": 3} if path == "train.validation" else {})
     with pytest.raises(ConfigError) as error:
@@ -273,6 +274,7 @@ def test_a_missing_key_is_named(values: dict[str, Any]) -> None:
     ],
 )
 @pytest.mark.parametrize("preset", ["tiny", "sa2va-4b"])
+@pytest.mark.second
 def test_mistakes_of_every_preset_are_named(
     values: dict[str, Any], presets: dict[str, Any], preset: str, path: str, value: object, message: str
 ) -> None:

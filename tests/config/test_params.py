@@ -91,6 +91,7 @@ def test_dvc_and_the_pipelines_templates_read_the_same(values: dict[str, Any]) -
         ("index.max_bad_fraction=0.5", "index.max_bad_fraction", 0.5),
     ],
 )
+@pytest.mark.second
 def test_an_override_changes_one_line_and_has_effect(tmp_path: Path, override: str, path: str | None, value: object) -> None:
     """By DVC's own writer. What it writes is read as meant: `1e-05` is a number."""
     file = tmp_path / "params.yaml"

@@ -256,6 +256,7 @@ def test_an_unknown_reader_or_folder_is_named(tmp_path: Path) -> None:
         list(read("mevis", tmp_path, "a", "b"))
 
 
+@pytest.mark.second
 def test_a_world_has_videos_where_it_is_asked_for(tmp_path: Path) -> None:
     write_world(tmp_path / "none", SMALLEST)
     write_world(tmp_path / "two", SMALLEST.model_copy(update={"videos": 2}))

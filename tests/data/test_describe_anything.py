@@ -64,6 +64,7 @@ def read(root: Path) -> list[ImageRecord | Skipped]:
     return list(common.read(describe_anything, root, "dam", "describe"))
 
 
+@pytest.mark.second
 def test_the_worlds_regions_are_read_back(root: Path) -> None:
     records = list(common.read(describe_anything, root, "describe", "describe"))
     assert len(records) == SIZE.describe_images

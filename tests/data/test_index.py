@@ -107,6 +107,7 @@ def test_rows_are_found_across_batches(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", (*SETS, "own"))
+@pytest.mark.second
 def test_build_keeps_all_of_the_world(settings_of: Config, tmp_path: Path, name: str) -> None:
     report = index.build(name, settings_of, Workspace(tmp_path))
     found = arrow.read_index(Workspace(tmp_path).index(name))
@@ -433,6 +434,7 @@ def test_masks_of_the_subset_are_filtered(settings_of: Config, tmp_path: Path) -
         ({"predicted_iou": None}, "an annotation without predicted_iou"),
     ),
 )
+@pytest.mark.second
 def test_annotations_of_sa1b_of_another_form_are_skipped(tmp_path: Path, change: dict, reason: str) -> None:
     pixels = np.zeros((4, 5), np.uint8)
     pixels[:, 1] = pixels[0, 2] = 1

@@ -216,6 +216,7 @@ def test_a_mask_of_another_size_is_not_decoded() -> None:
 
 
 @given(st.lists(st.integers(-(2**34), 2**34 - 1), min_size=1, max_size=8), st.data())
+@pytest.mark.second
 def test_run_lengths_are_read_as_the_coding_says(numbers: list[int], data: st.DataObject) -> None:
     """Each number in any count of codes that holds it, up to seven; from the fourth on a number is a difference."""
     text = ""

@@ -48,6 +48,7 @@ def read(root: Path) -> list[ImageRecord | Skipped]:
     return list(common.read(sav, root, "sav", "sav"))
 
 
+@pytest.mark.second
 def test_the_worlds_pairs_are_read_back(root: Path) -> None:
     records = list(common.read(sav, root, "sav/npz", "sav"))
     assert len(records) == SIZE.sav_pairs

@@ -44,6 +44,7 @@ def test_real_annotations_have_the_areas_and_visibility_changes_that_they_state(
 
 @real_data
 @pytest.mark.parametrize("kind", ("manual", "auto"))
+@pytest.mark.second
 def test_real_annotations_become_records(tmp_path: Path, kind: str) -> None:
     """Over black frames, since the videos are not in the sample."""
     place = tmp_path / "sav/videos/sav_train/sav_000"

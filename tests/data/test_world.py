@@ -62,6 +62,7 @@ def test_one_seed_gives_the_same_bytes_and_another_seed_others(root: Path, tmp_p
     assert digest(tmp_path / "other")[name] != digest(root)[name]
 
 
+@pytest.mark.second
 def test_refuses_a_folder_with_content(root: Path) -> None:
     with pytest.raises(FileExistsError, match="not empty"):
         world.write_world(root, SIZE)
@@ -124,6 +125,7 @@ def test_sets_overlap_as_the_real_ones_do(root: Path) -> None:
     assert len(leaks) == round(0.08 * SIZE.train_images)
 
 
+@pytest.mark.second
 def test_polygons_rasterise_to_the_drawn_masks(root: Path) -> None:
     instances = json.loads((root / "ref_seg/refcocog/instances.json").read_text())
     images = {image["id"]: image for image in instances["images"]}

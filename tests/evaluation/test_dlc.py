@@ -115,6 +115,7 @@ def benchmark(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.second
 def test_the_command(tmp_path: Path, server: tuple[str, list[dict[str, Any]], list[Any]], capsys: pytest.CaptureFixture) -> None:
     url, asked, answers = server
     answers += ["Yes", None]

@@ -72,6 +72,7 @@ def test_batched_is_one_by_one(asked: tuple[list[Image.Image], list[list[str]]],
 
 
 @pytest.mark.parametrize("name", small_releases.TWINS)
+@pytest.mark.second
 def test_captions_are_one_by_one(asked: tuple[list[Image.Image], list[list[str]]], tmp_path: Path, name: str) -> None:
     """Several regions of each image, all in one batch, against each alone; those of Qwen-VL, too, as if they had learnt regions."""
     images, model = asked[0], Segmenter.from_pretrained(small_releases.twin(name, tmp_path, regions=True))

@@ -163,6 +163,7 @@ def test_what_is_left(work: Path, config: Config, uninterrupted) -> None:
             assert (row.intersection, row.union) == intersection_union(*masks) and row.iou == iou(row.intersection, row.union)
 
 
+@pytest.mark.second
 def test_captions_and_the_way_back(work: Path, config: Config, uninterrupted) -> None:
     out, files, _ = uninterrupted
     metrics = json.loads(files["refcocog_val_captions.json"])
@@ -217,6 +218,7 @@ def test_in_float64_masks_are_identical(asked: tuple[Path, list[Item]]) -> None:
 
 
 @pytest.mark.parametrize("name", ["tiny", "sa2va_qwen3vl"])
+@pytest.mark.second
 def test_a_description_of_special_tokens_is_asked_as_words(asked: tuple[Path, list[Item]], tmp_path: Path, name: str) -> None:
     """A model that describes a region by the token that stands for an image: it neither ends the evaluation nor becomes one."""
     root, items = asked

@@ -51,6 +51,7 @@ def test_grefcoco_is_what_its_rules_make_of_the_masks(done: Path, split: str) ->
     assert table["said_nothing"].tolist() == [not found.any() for found, _ in pairs]
 
 
+@pytest.mark.second
 def test_another_split_has_no_such_keys(done: Path) -> None:
     metrics, _ = result(done, "refcoco_val")
     assert not {"giou", "n_acc", "t_acc", "ciou_long", "ciou_short"} & set(metrics)

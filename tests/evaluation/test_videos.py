@@ -70,6 +70,7 @@ def result(done: Workspace, name: str) -> dict[str, Any]:
     return json.loads((done.results("base") / f"{name}_video.json").read_text())
 
 
+@pytest.mark.second
 def test_each_expression_has_the_score_of_its_masks(world: Path, done: Workspace) -> None:
     clips = {one.name: one for one in read("mevis", world, "mevis", "valid_u") if isinstance(one, Clip)}
     found = rows(done, "motion")

@@ -92,6 +92,7 @@ def test_what_is_kept_is_what_was_encoded(model: Segmenter, runs: Path, encoded:
         ("sam.model.image_encoder.neck.convs.0.conv.bias", False),
     ],
 )
+@pytest.mark.second
 def test_variants_share_it_and_other_encoders_do_not(
     model: Segmenter, runs: Path, encoded: list[int], tensor: str, found: bool
 ) -> None:

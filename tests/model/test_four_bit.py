@@ -47,6 +47,7 @@ def test_parts_are_chosen(folder) -> None:
     assert 1e-4 < error < 0.5
 
 
+@pytest.mark.second
 def test_lora_learns_on_four_bits(folder) -> None:
     model = Segmenter.from_pretrained(folder, four_bit=("language", "vision", "sam"))
     add_lora(model, 4, 8.0, 0.0, 0, ("q_proj", "v_proj"))

@@ -77,6 +77,7 @@ def test_every_space_is_tested() -> None:
 
 @pytest.mark.parametrize("space", KEYS.spaces)
 @given(data=st.data())
+@pytest.mark.second
 def test_names_come_back(space: str, data: st.DataObject) -> None:
     name = data.draw(hf_names(PARTS[space]))
     there = KEYS.from_hf_names(name, space)
@@ -85,6 +86,7 @@ def test_names_come_back(space: str, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("first", KEYS.spaces)
 @given(data=st.data())
+@pytest.mark.second
 def test_states_come_back_through_any_two_spaces(first: str, data: st.DataObject) -> None:
     second = data.draw(st.sampled_from(KEYS.spaces))
     common = " ".join(sorted(set(PARTS[first].split()) & set(PARTS[second].split())))
@@ -99,6 +101,7 @@ def test_states_come_back_through_any_two_spaces(first: str, data: st.DataObject
 
 @pytest.mark.parametrize("space", KEYS.spaces)
 @given(data=st.data())
+@pytest.mark.second
 def test_no_two_names_meet(space: str, data: st.DataObject) -> None:
     names = data.draw(st.sets(hf_names(PARTS[space]), max_size=12))
     there = [part for name in names for part in KEYS.from_hf_names(name, space)]

@@ -28,6 +28,7 @@ def same(one: Segmenter, other: Segmenter) -> bool:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("base", ["tiny", "lisa-tiny"])
+@pytest.mark.second
 def test_a_model_comes_back_to_the_bit(base: str, dtype: torch.dtype, tmp_path: Path) -> None:
     model = Segmenter.from_pretrained(REPOSITORY / "weights" / base, dtype=dtype)
     with torch.no_grad():

@@ -88,6 +88,7 @@ def made(theirs: PreTrainedModel, folder: Path) -> Segmenter:
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, (_, _, cases) in KINDS.items() for name in cases])
+@pytest.mark.second
 def test_qwen(kind: str, name: str, tmp_path: Path) -> None:
     """Grids, patches, positions and logits of images in several shapes."""
     torch.manual_seed(5)

@@ -362,6 +362,7 @@ def test_describe_asks_for_each_region_alone(golden: GoldenCase, golden_model: S
         "sam.model.sam_mask_decoder.transformer.layers.0.self_attn.v_proj.weight",
     ],
 )
+@pytest.mark.second
 def test_a_perturbed_weight_is_seen(golden: GoldenCase, golden_folder, name: str) -> None:
     """The comparisons above can fail: one changed tensor anywhere moves the masks or the logits out of tolerance."""
     model = Segmenter.from_pretrained(golden_folder)

@@ -139,6 +139,7 @@ def masks_are(model: Segmenter, case: str, kind: str, embeds: torch.Tensor) -> N
         "sam.model.sam_mask_decoder.transformer.layers.0.self_attn.v_proj.weight",
     ],
 )
+@pytest.mark.second
 def test_a_perturbed_weight_is_seen(tmp_path: Path, name: str) -> None:
     model = Segmenter.from_pretrained(GOLDEN.write_model(tmp_path / "model"))
     weight = model.get_parameter(name)

@@ -425,6 +425,7 @@ def test_a_training_step(folders: dict[str, Path], name: str) -> None:
 
 
 @each_set
+@pytest.mark.second
 def test_merging(folders: dict[str, Path], models: dict[str, Segmenter], tmp_path: Path, name: str) -> None:
     """The official checkpoint on its base, as the official tool merges it; what comes out says what the adapters said."""
     golden, lora = SETS[name], SETS[name].meta["train"]["lora"]
@@ -477,6 +478,7 @@ def test_merging(folders: dict[str, Path], models: dict[str, Segmenter], tmp_pat
         "sam.model.sam_mask_decoder.transformer.layers.0.self_attn.v_proj.weight",
     ],
 )
+@pytest.mark.second
 def test_a_perturbed_weight_is_seen(folders: dict[str, Path], name: str, part: str) -> None:
     model, golden = Segmenter.from_pretrained(folders[name]), SETS[name]
     found = [tensor for own, tensor in model.named_parameters() if own.startswith(part)]

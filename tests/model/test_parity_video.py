@@ -164,6 +164,7 @@ def close(ours: Tensor, golden: Tensor | None, tolerance: float, what: str, shar
 
 
 @pytest.mark.parametrize("name", RUNS)
+@pytest.mark.second
 def test_every_recorded_value(models: dict[str, Segmenter], run: Any, name: str) -> None:
     kind, variant, case = name.split("/")
     told, ours, golden = GOLDEN.meta["runs"][name], run(name), Recorded(name)

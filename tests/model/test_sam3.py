@@ -190,6 +190,7 @@ PARTS = (
 
 
 @pytest.mark.parametrize("name", PARTS)
+@pytest.mark.second
 def test_a_perturbed_weight_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     untouched = native(network())
     monkeypatch.setattr("tests.model.test_sam3.native", lambda made: untouched)

@@ -53,6 +53,7 @@ def test_chosen_frames_by_hand() -> None:
     assert choose_frames(9, "uniform", 1) == choose_frames(1, "uniform", 5) == [0]
 
 
+@pytest.mark.second
 def test_a_model_follows_the_way_that_it_can(models: dict[str, Segmenter]) -> None:
     frames = frames_of("track")
     assert same(masks(models["official"], frames), masks(models["official"], frames, propagation="official", choice="first"))
@@ -61,6 +62,7 @@ def test_a_model_follows_the_way_that_it_can(models: dict[str, Segmenter]) -> No
     assert not same(consistent, masks(models["sa2va_i"], frames, propagation="official", choice="uniform"))
 
 
+@pytest.mark.second
 def test_several_expressions_get_what_each_gets_alone(models: dict[str, Segmenter], monkeypatch: pytest.MonkeyPatch) -> None:
     """In batches of two objects here, so that objects of one expression fall into two."""
     monkeypatch.setattr("ans.model.video.OBJECTS_AT_ONCE", 2)
@@ -133,6 +135,7 @@ def test_frames_may_be_an_array(models: dict[str, Segmenter]) -> None:
     assert same(masks(models["official"], frames), masks(models["official"], np.stack([np.asarray(one) for one in frames])))
 
 
+@pytest.mark.second
 def test_both_decoders_are_kept(folders: dict[str, Any], models: dict[str, Segmenter], tmp_path) -> None:
     frames, model = frames_of("track"), models["sa2va_i"]
     expected = masks(model, frames, TEXTS[:1])
@@ -143,6 +146,7 @@ def test_both_decoders_are_kept(folders: dict[str, Any], models: dict[str, Segme
 
 
 @pytest.mark.parametrize("form", ["model folder", "hf names", "released names"])
+@pytest.mark.second
 def test_an_original_decoder_can_be_given(folders: dict[str, Any], models: dict[str, Segmenter], tmp_path, form: str) -> None:
     path = GOLDEN.folder / "sam2_original_decoder.safetensors"
     if form == "model folder":
@@ -222,6 +226,7 @@ def test_mask_prompts_are_sam2s_own(models: dict[str, Segmenter], bias: float) -
     torch.testing.assert_close(tracker.memory.prompted.pointers[0], pointer)
 
 
+@pytest.mark.second
 def test_the_tiny_base_follows_what_it_cannot_tell_apart() -> None:
     """Two objects alike that have passed each other: by the memory each expression still has its own, frame by frame the other's."""
     model, made = Segmenter.from_pretrained("weights/tiny"), film(11, 0, 10)

@@ -117,6 +117,7 @@ def test_a_listed_fault_fits_the_code(fault: Fault) -> None:
     assert fault.tests and all((ROOT / test.partition("::")[0]).exists() for test in fault.tests)
 
 
+@pytest.mark.second
 def test_what_is_named_as_equivalent_is_there() -> None:
     listed = equivalent()
     lines = {name: {line.strip() for line in (ROOT / name).read_text().splitlines()} for name in {key[0] for key in listed}}

@@ -38,6 +38,7 @@ def original(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Outloo
     return look_ahead(chosen, Workspace(tmp_path_factory.mktemp("empty")))
 
 
+@pytest.mark.second
 def test_steps_and_samples_of_the_original(original: Outlook) -> None:
     assert (original.effective_batch, original.steps) == (16 * 2 * 8, 1500)
     lines = text(original).splitlines()
@@ -204,6 +205,7 @@ def test_checksums_packages_and_settings_are_in_the_list(config: Config, tmp_pat
     assert start_of(look_ahead(config.changed(gone), here).missing)[0] == "weights.location"
 
 
+@pytest.mark.second
 def test_a_full_disk_is_told(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10**9))
     found = look_ahead(config.changed({"preset": "sa2va-1b"}), Workspace(tmp_path))
@@ -245,6 +247,7 @@ def test_what_is_indexed_is_counted(work: Path) -> None:
     assert "steps             4 (passes over the labelled images: 2)" in text(found)
 
 
+@pytest.mark.second
 def test_a_split_is_compared_with_its_index(work: Path, tmp_path: Path) -> None:
     location = str(pipeline.REPOSITORY / "weights" / "tiny")
     changes: dict[str, Any] = {"weights__location": location, "evaluate__splits": ["refcoco_val", "refcoco_trial"]}

@@ -15,6 +15,7 @@ from ans.training.manifest import panels
 TASKS = {name: object.__new__(load(name)) for name in ("referring", "loop1", "loop2")}
 
 
+@pytest.mark.second
 def test_titles_lie_within_the_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     curve = pd.Series([0.0006, 0.0002], index=[1, 200])  # labels of the axis are wide, so the panels are narrow
     drawn = [(panel, {label: curve for label in panel.curves.values()}) for panel in (Panel(**one) for one in panels(TASKS))]

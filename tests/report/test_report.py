@@ -218,6 +218,7 @@ def run(tree: Path, variants: tuple[str, ...] = VARIANTS, splits: tuple[str, ...
     return tree / "reports"
 
 
+@pytest.mark.second
 def test_everything_is_written(built: Path) -> None:
     reports = built / "reports"
     with open(reports / "summary.csv", newline="") as file:
@@ -421,6 +422,7 @@ def test_only_named_results_are_read(tree: Path) -> None:
         "reports/data/sa1b_subset.json",
     ],
 )
+@pytest.mark.second
 def test_a_missing_file_is_named(tree: Path, missing: str) -> None:
     (tree / missing).unlink()
     with pytest.raises(ResultsError, match=f"{missing}: missing"):

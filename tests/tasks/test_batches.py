@@ -17,6 +17,7 @@ from tests import pipeline
 from tests.task_case import TaskCase
 
 
+@pytest.mark.second
 def test_an_epoch_sees_every_image_once(case: TaskCase) -> None:
     task = case.task("referring")
     rows = len(task)
@@ -116,6 +117,7 @@ def test_several_objects_of_an_image(case: TaskCase) -> None:
     assert len({(place, cells.numpy().tobytes()) for place, cells in zip(several.segment_index, several.cells, strict=True)}) > 8
 
 
+@pytest.mark.second
 def test_views_of_an_image(case: TaskCase) -> None:
     """Each object has its cells in each view, behind all that is segmented; nothing else of the batch changes."""
     one, several = (case.task("loop1", objects_per_image=2, views=n).batch(range(6)) for n in (1, 3))

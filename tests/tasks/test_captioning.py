@@ -43,6 +43,7 @@ def made(case: TaskCase, count: int = 3, **changes: Any) -> tuple[captioning.Bat
     return batch, case.losses(task, batch)
 
 
+@pytest.mark.second
 def test_the_loss_by_hand(case: TaskCase) -> None:
     """Of each conversation by itself, without padding, by transformers' own forward: the mean over all labels."""
     batch, losses = made(case, sources=("refcoco", "describe"))

@@ -54,6 +54,7 @@ def test_a_mask_is_pooled_on_each_images_own_grid() -> None:
 @pytest.mark.parametrize(
     ("name", "changes"), [("referring", {}), ("loop1", {"bridge": "gumbel"}), ("loop2", {"soft_region": True})]
 )
+@pytest.mark.second
 def test_every_task_learns(odd: TaskCase, name: str, changes: dict[str, object]) -> None:
     task = odd.task(name, **changes)
     batch = task.batch(range(10))
@@ -83,6 +84,7 @@ def cells_by_hand(mask: np.ndarray, rows: int, columns: int) -> list[list[bool]]
     return inside
 
 
+@pytest.mark.second
 def test_regions_lie_on_the_grid_of_the_described_image(odd: TaskCase) -> None:
     """By hand: each region's cells, and which of its image's tokens the language model reads for them, at every level."""
     batch = odd.task("loop1").batch(range(8))

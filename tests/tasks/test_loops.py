@@ -90,6 +90,7 @@ def test_the_temperature_goes_from_one_to_the_other(case: TaskCase) -> None:
     assert settings.tau_at(0, 1) == 1.0
 
 
+@pytest.mark.second
 def test_only_gumbel_reaches_back(case: TaskCase) -> None:
     through = {bridge: run_loop1(case, bridge=bridge)[0] for bridge in ("gumbel", "hard", "discrete")}
     assert float(through["gumbel"].values["loop1_mask"]) > 0 and "loop1_caption_gradient2" in through["gumbel"].values
@@ -128,6 +129,7 @@ def test_a_given_caption_is_the_datas_own(case: TaskCase) -> None:
         case.task("loop1", bridge="given", sources={"sav": MaskSource()})
 
 
+@pytest.mark.second
 def test_the_denoising_loss_does_not_ask_for_the_bridge(case: TaskCase) -> None:
     """Whatever is passed on, the student's reading is taught the same; what is passed on stays what the bridge says."""
     case.model.eval()
@@ -150,6 +152,7 @@ def test_all_groups_learn_and_nothing_else_changes(case: TaskCase) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in case.model.state_dict().items())
 
 
+@pytest.mark.second
 def test_options_add_their_terms(case: TaskCase) -> None:
     plain = run_loop1(case)[0]
     for option, value in (
@@ -163,6 +166,7 @@ def test_options_add_their_terms(case: TaskCase) -> None:
             assert float(losses.total) == pytest.approx(float(plain.total) + 0.5 * float(losses.values[value]), rel=1e-4)
 
 
+@pytest.mark.second
 def test_confidence_weighs_each_mask(case: TaskCase, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mask losses add up with the teacher's confidence as weight; the language loss does not know of it."""
     plain, example = run_loop1(case)
@@ -179,6 +183,7 @@ def test_confidence_weighs_each_mask(case: TaskCase, monkeypatch: pytest.MonkeyP
     assert float(weighed.values["loop1_teacher_confidence"]) == pytest.approx(sum(sure) / 4)
 
 
+@pytest.mark.second
 def test_a_caption_like_the_teachers_is_rewarded(case: TaskCase) -> None:
     """Self-critical: the loss is -(CIDEr of what was said - CIDEr of the greedy caption) x log-probability of what was said."""
     batch = drawn(case)
@@ -197,6 +202,7 @@ def test_a_caption_like_the_teachers_is_rewarded(case: TaskCase) -> None:
 
 
 @pytest.mark.parametrize("rescored", ["all", "corrupted"])
+@pytest.mark.second
 def test_the_reward_by_hand(case: TaskCase, monkeypatch: pytest.MonkeyPatch, rescored: str) -> None:
     """By iou: how much better the mask is than that of the teacher's own caption, times the log-probability of the words that the
     student could choose."""
@@ -314,6 +320,7 @@ def test_loop1_without_a_caption_still_segments(case: TaskCase, monkeypatch: pyt
         assert losses.total.isfinite() and float(losses.values["loop1_teacher_empty"]) == 1.0
 
 
+@pytest.mark.second
 def test_loop2_teaches_by_caption_alone(case: TaskCase) -> None:
     """Without options no gradient runs through the mask; `soft_region` lets it, `mask_supervision` adds its own."""
 
@@ -395,6 +402,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.second
 def test_panels_show_what_the_task_writes(case: TaskCase, name: str) -> None:
     task = case.task(name, **OPTIONS[name])
     losses = case.losses(task, task.batch(range(2)))

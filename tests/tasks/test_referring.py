@@ -29,6 +29,7 @@ def test_by_default_no_expression_of_nothing_is_learnt(case: TaskCase) -> None:
     assert all("No target" not in answer for answer in answers(case, batch))
 
 
+@pytest.mark.second
 def test_an_expression_of_nothing_has_its_answer_and_an_empty_mask(case: TaskCase) -> None:
     batch = made(case, no_target=True)
     said, empty = answers(case, batch), [not mask.any() for mask in batch.targets.soft]

@@ -42,6 +42,7 @@ def test_a_saved_average_is_copied_in() -> None:
         other.load_state_dict({})
 
 
+@pytest.mark.second
 def test_the_student_is_untouched() -> None:
     model = Segmenter.from_pretrained(pipeline.REPOSITORY / "weights" / "tiny").train()
     trained = {name: p for name, p in model.named_parameters() if name.startswith("vlm.mlp1.")}

@@ -303,6 +303,7 @@ def check(laboratory: Laboratory, base: str, changes: Changes, found: Sequence[S
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=[] if case.quick else [pytest.mark.slow], id=case.name) for case in CASES]
 )
+@pytest.mark.second
 def test_setting(case: Case, laboratory: Laboratory, tmp_path: Path) -> None:
     context = BASE | case.context
     changes = context | case.changes
@@ -336,6 +337,7 @@ def test_random_numbers_of_the_samples(laboratory: Laboratory) -> None:
         assert count > 500 and distance < 2 / count**0.5  # Kolmogorov and Smirnov: once in a thousand by chance, for other seeds
 
 
+@pytest.mark.second
 def test_base(laboratory: Laboratory, tmp_path: Path) -> None:
     """What all other runs differ from, for a step more."""
     changes = BASE | {"steps": 3}

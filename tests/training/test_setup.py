@@ -153,6 +153,7 @@ def test_any_bit_of_what_is_frozen_is_seen(made) -> None:
     assert setup.frozen_checksum(model, trained) == before
 
 
+@pytest.mark.second
 def test_sums_go_over_every_kind_and_length() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:

@@ -121,6 +121,7 @@ def curve(at: Workspace, name: str) -> dict[int, float]:
     return {int(step): float(value) for step, value in rows[1:]}
 
 
+@pytest.mark.second
 def test_each_file_has_the_student_of_its_step(whole) -> None:
     at, _ = whole
     names = [f"step_{step:06d}.pth" for step in range(1, STEPS + 1)]
@@ -220,6 +221,7 @@ def test_stopped_and_continued_it_ends_in_the_same_bits(
     assert left(at) == left(whole[0])
 
 
+@pytest.mark.second
 def test_an_early_end_and_the_best_alone(work: Path, tmp_path: Path) -> None:
     at = pipeline.beside(work, tmp_path)
     run(work, at, train__validation=VALIDATION | {"patience": 1, "save_best_only": True}, train__save_every=2, train__keep=1)
@@ -253,6 +255,7 @@ def test_without_validation(work: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("changed", ["lr", "nothing readable"])
+@pytest.mark.second
 def test_other_settings_at_the_end_are_refused_and_the_run_kept(work: Path, tmp_path: Path, caplog, changed: str) -> None:
     at = pipeline.beside(work, tmp_path)
     mine = values(work, train__validation="none", train__steps=1, train__save_every=0, launch__save_state_seconds=600.0)
@@ -299,6 +302,7 @@ def test_a_frozen_tensor_that_changes_is_an_error(work: Path, tmp_path: Path, mo
     assert not (at.checkpoint / "last.pth").exists()
 
 
+@pytest.mark.second
 def test_each_step_of_each_process_draws_its_own(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What dropout draws from. And only the first leaves anything."""
     monkeypatch.setattr(logging.getLogger("ans"), "level", logging.getLogger("ans").level)

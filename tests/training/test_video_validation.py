@@ -29,6 +29,7 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.second
 def test_an_evaluation_of_the_first_clips(films: Path) -> None:
     model = Segmenter.from_pretrained(pipeline.REPOSITORY / "weights" / "tiny").train()
     curves, shown = Curves(None), []
