@@ -74,6 +74,32 @@ def read_results(
     return Results(tuple(variants), tuple(splits), metrics, described, expressions)
 
 
+def read_rows(
+    reports: Path, data: Path, variants: Sequence[str], names: Sequence[str], kind: str, key: Sequence[str]
+) -> tuple[dict[tuple[str, str], dict[str, Any]], dict[tuple[str, str], list[dict[str, Any]]]]:
+    """Read `reports/eval/<variant>/<name>_<kind>.json` and the rows of `data/eval/<variant>/<name>_<kind>.jsonl`; return both by
+    (variant, name).
+
+    Raises `ResultsError` naming the file that is missing, or whose rows differ in `key` from those of the first variant.
+    """
+    metrics, rows = {}, {}
+    for name in names:
+        for variant in variants:
+            file = f"{name}_{kind}"
+            paths = reports / "eval" / variant / f"{file}.json", data / "eval" / variant / f"{file}.jsonl"
+            for path in paths:
+                if not path.is_file():
+                    raise ResultsError(
+                        f"{path}: missing; params.yaml names {name} below `evaluate`, so evaluate {variant} first"
+                    )
+            metrics[variant, name] = json.loads(paths[0].read_text(encoding="utf-8"))
+            rows[variant, name] = [json.loads(line) for line in paths[1].read_text(encoding="utf-8").splitlines()]
+            asked, first = ([[row[part] for part in key] for row in rows[of, name]] for of in (variant, variants[0]))
+            if asked != first:
+                raise ResultsError(f"{paths[1]}: other questions than those of {variants[0]}; evaluate both on the same data")
+    return metrics, rows
+
+
 def expressions_path(data: Path, variant: str, split: str) -> Path:
     """Return where evaluation leaves its per-expression table."""
     return data / "eval" / variant / f"{split}.parquet"

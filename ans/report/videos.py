@@ -1,13 +1,12 @@
 """What evaluation left of sets of videos, read back."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ans.evaluation.video_metrics import VideoScore, difference
-from ans.report.results import BASE, ResultsError
+from ans.report.results import BASE, read_rows
 
 
 @dataclass(frozen=True)
@@ -39,20 +38,5 @@ class Videos:
 
 
 def read_videos(reports: Path, data: Path, variants: Sequence[str], sets: Sequence[str]) -> Videos:
-    """Read `reports/eval/<variant>/<set>_video.json` and `data/eval/<variant>/<set>_video.jsonl` for all that are named.
-
-    Raises `ResultsError` naming the file that is missing, or was made from other expressions than the rest.
-    """
-    metrics, rows = {}, {}
-    for name in sets:
-        for variant in variants:
-            paths = reports / "eval" / variant / f"{name}_video.json", data / "eval" / variant / f"{name}_video.jsonl"
-            for path in paths:
-                if not path.is_file():
-                    raise ResultsError(f"{path}: missing; `evaluate.videos` names this set, so evaluate {variant} first")
-            metrics[variant, name] = json.loads(paths[0].read_text(encoding="utf-8"))
-            rows[variant, name] = [json.loads(line) for line in paths[1].read_text(encoding="utf-8").splitlines()]
-            asked, first = ([(row["clip"], row["id"]) for row in rows[key, name]] for key in (variant, variants[0]))
-            if asked != first:
-                raise ResultsError(f"{paths[1]}: other expressions than those of {variants[0]}; evaluate both on the same data")
-    return Videos(tuple(variants), tuple(sets), metrics, rows)
+    """Read what evaluation left of all that are named. Raises `ResultsError` as `read_rows` does."""
+    return Videos(tuple(variants), tuple(sets), *read_rows(reports, data, variants, sets, "video", ("clip", "id")))

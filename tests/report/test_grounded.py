@@ -70,8 +70,8 @@ def test_what_is_not_there_is_named(tree: Path) -> None:
     path = tree / "data" / "eval" / "full" / "grand_f_val_grounded.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     path.write_text("".join(lines[1:]), encoding="utf-8")
-    with pytest.raises(ResultsError, match=r"full/grand_f_val_grounded\.jsonl: other images than those of base"):
+    with pytest.raises(ResultsError, match=r"full/grand_f_val_grounded\.jsonl: other questions than those of base"):
         read_grounded(tree / "reports", tree / "data", ("base", "full"), ("grand_f_val",))
     path.unlink()
-    with pytest.raises(ResultsError, match=r"full/grand_f_val_grounded\.jsonl: not there; `evaluate\.grounded` names this split"):
+    with pytest.raises(ResultsError, match=r"full/grand_f_val_grounded\.jsonl: missing; params.yaml names grand_f_val below"):
         read_grounded(tree / "reports", tree / "data", ("base", "full"), ("grand_f_val",))

@@ -77,7 +77,7 @@ def test_without_sets_there_is_no_section(tree: Path) -> None:
 def test_what_is_missing_or_does_not_fit_is_named(tree: Path) -> None:
     path = tree / "data" / "eval" / "full" / "motion_video.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
-    with pytest.raises(ResultsError, match="full/motion_video.jsonl: other expressions than those of base"):
+    with pytest.raises(ResultsError, match="full/motion_video.jsonl: other questions than those of base"):
         read_videos(tree / "reports", tree / "data", VARIANTS, ("motion",))
     path.unlink()
     with pytest.raises(ResultsError, match="full/motion_video.jsonl: missing"):
