@@ -89,9 +89,7 @@ def read_rows(
             paths = reports / "eval" / variant / f"{file}.json", data / "eval" / variant / f"{file}.jsonl"
             for path in paths:
                 if not path.is_file():
-                    raise ResultsError(
-                        f"{path}: missing; params.yaml names {name} below `evaluate`, so evaluate {variant} first"
-                    )
+                    raise ResultsError(f"{path}: missing; params.yaml names {name} below `evaluate`, so evaluate {variant} first")
             metrics[variant, name] = json.loads(paths[0].read_text(encoding="utf-8"))
             rows[variant, name] = [json.loads(line) for line in paths[1].read_text(encoding="utf-8").splitlines()]
             asked, first = ([[row[part] for part in key] for row in rows[of, name]] for of in (variant, variants[0]))
