@@ -12,7 +12,9 @@ SAM2   := sam2==1.1.0
 
 # The stamp is named by what is installed, not dated: a new clone or a branch switch touches files without changing them.
 STAMP := $(VENV)/.installed-$(shell (echo $(SAM2); cat requirements.lock) | sha256sum | cut -c1-16)
-# Without bytecode: Python compiles what is imported, a fifth of the files, when it is first imported.
+# Without bytecode of all files: a fifth of them is ever imported, and Python compiles those then. It must be allowed to keep that: with
+# this variable, which images of containers often set, each process would compile all that it imports, 9 s of its 16.
+unexport PYTHONDONTWRITEBYTECODE
 PIP   := $(VENV)/bin/python -m pip -qq --disable-pip-version-check --no-input install --no-compile
 # DVC starts `python -m stages.x` from PATH.
 RUN   := PATH="$(abspath $(VENV))/bin:$$PATH"
@@ -61,4 +63,5 @@ $(STAMP):
 	@$(PIP) -r requirements.lock
 	@# sam2 asks for torchvision, which this project does not use and which has no build for every torch; hence --no-deps.
 	@SAM2_BUILD_CUDA=0 $(PIP) --no-deps --no-build-isolation $(SAM2)
+	@$(VENV)/bin/python -c 'import logging; logging.disable(); import dvc.cli, matplotlib.pyplot, pandas, peft'
 	@touch $@
