@@ -18,11 +18,12 @@ import torch
 
 from ans.config import Config
 from ans.formats.pth import read_pth
+from ans.launch import environments
 from ans.training import loop, setup, state
 from ans.training.hooks.health import Health
 from ans.training.state import ResumeError
 from ans.workspace import Workspace
-from tests import pipeline
+from tests import forked, pipeline
 from tests.training.death import Killed, die_and_go_on
 
 pytestmark = pytest.mark.slow
@@ -40,9 +41,13 @@ def here(work: Path, tmp_path: Path) -> Workspace:
     return pipeline.beside(work, tmp_path)
 
 
+def small_values(work: Path, **changes: object) -> dict:
+    settings = {"train__steps": STEPS, "train__batch": 2, "launch__save_state_seconds": 0.0}
+    return pipeline.small_values(work.parent / "world", **(settings | changes))
+
+
 def config(work: Path, **changes: object) -> Config:
-    settings = {"train__steps": STEPS, "train__save_every": 2, "launch__workers": 0, "launch__save_state_seconds": 0.0}
-    return Config(pipeline.small_values(work.parent / "world", **(settings | changes)))
+    return Config(small_values(work, **({"train__save_every": 2, "launch__workers": 0} | changes)))
 
 
 def outcome(at: Workspace) -> dict[str, object]:
@@ -106,7 +111,7 @@ def test_other_micro_batches_go_on_with_the_same_samples(
         patch.setattr(Health, "after", lambda self, step, values: (_ for _ in ()).throw(Killed) if step == 3 else None)
         loop.train(config(work, **dropless), here)
     caplog.set_level("INFO")
-    loop.train(config(work, **dropless, train__batch=2, train__accumulation=2), here)
+    loop.train(config(work, **dropless, train__batch=1, train__accumulation=2), here)
     assert "continued at step 2" in caplog.text
     for name in ("loss", "ref_mask", "grad_norm"):
         one, other = ((at.training / "plots" / f"{name}.tsv").read_text().split()[2:] for at in (whole, here))
@@ -193,12 +198,11 @@ def wait_for_state(folder: Path, process: subprocess.Popen) -> None:
 
 def test_a_real_kill_and_a_real_sigterm(work: Path, tmp_path: Path) -> None:
     """By the user's own command: killed (all processes of the run), stopped by SIGTERM, and continued to the same bits."""
-    changes = {"train__steps": 20, "launch__save_state_seconds": 0.0, "launch__workers": 1}
-    values = pipeline.small_values(work.parent / "world", **changes)
+    values = small_values(work, train__steps=20, launch__workers=1)
     at = Workspace(work)
     runs = tmp_path / "runs"
-    whole = start(work, runs, values)
-    assert whole.wait() == 0, whole.stdout.read()
+    pipeline.write_params(work, values)
+    pipeline.run(work, "train")
     expected = outcome(at)
 
     killed = start(work, runs, values)
@@ -250,7 +254,7 @@ def test_asked_to_stop_it_saves_first(
     """With a data worker, by `kill` of the command's process, by Ctrl-C (its process group), and by a batch system (every process
     that there is). The state is newer than the signal: no other would have been written."""
     changes = {"train__steps": 3000, "launch__save_state_seconds": 1e6, "launch__workers": 1, "launch__log_with": ["dvclive"]}
-    values = pipeline.small_values(work.parent / "world", **changes)
+    values = small_values(work, **changes)
     (work / ".dvc").mkdir(exist_ok=True)
     (work / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
     (work / "dvc.yaml").write_text(DVC)
@@ -278,10 +282,12 @@ def test_asked_to_stop_it_saves_first(
 @pytest.fixture(scope="module")
 def many(work: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, object], list[float]]:
     """Three processes that nothing happens to: their settings, what they leave, and the losses."""
-    changes = {"train__steps": 6, "launch__processes": 3, "launch__save_state_seconds": 0.0, "train__batch": 2}
-    values = pipeline.small_values(work.parent / "world", train__lora__dropout=0.0, **changes)
-    whole = start(work, tmp_path_factory.mktemp("many"), values)
-    assert whole.wait() == 0, whole.stdout.read()
+    runs = tmp_path_factory.mktemp("many")
+    values = small_values(work, train__steps=6, launch__processes=3, train__lora__dropout=0.0)
+    settings = pipeline.write_params(work, values).launch
+    here = os.environ | {"PYTHONPATH": str(pipeline.REPOSITORY), "ANS_RUNS": str(runs), "CUDA_VISIBLE_DEVICES": ""}
+    for done in forked.run_together("ans.training", cwd=work, environments=[here | place for place in environments(settings, 0)]):
+        assert done.returncode == 0, done.stderr
     return values, outcome(Workspace(work)), losses(work)
 
 
