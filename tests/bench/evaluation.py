@@ -17,6 +17,9 @@ encoders count; one image, one thread, CPU seconds, the best of several turns. I
 seven_over_ideal: E + P + 7 D over the time of 7 expressions together, with E + P that of reading the image and D the rest of one.
 one_over_single, describe_one: four images with one expression, or one region, each: one by one over together.
 describe_seven: the same of seven regions of one image.
+official_over_*: with `--official FOLDER` (`projects/sa2va/hf/models` of github.com/bytedance/Sa2VA of October 2025), of each of the four
+cases the official code's time over ours, as it is and in a form with SDPA, in turns; texts and masks have to be the same. Its version of
+transformers is installed into an environment of its own, or `ANS_OFFICIAL_PYTHON` names an interpreter that has it.
 of_*: of each of the four cases (of_limit_segment_1, ...) the counted operations (products, convolutions, attention) at the speed of a
 matrix product measured before and after, over the time. of_limit: the least of them.
 
@@ -220,9 +223,11 @@ if __name__ == "__main__":
     add_scales(parser, quick="fewer images: under 50 s on 2 cores")
     parser.add_argument("--model", choices=small_releases.TWINS, help="another family's, with random weights")
     parser.add_argument("--size", choices=("tiny", "medium"), default="tiny", help="medium: 120 million random weights")
+    parser.add_argument("--official", type=Path, metavar="FOLDER", help="of --size medium: the official code, to compare with")
     arguments = parser.parse_args()
     if arguments.size == "medium":
         small = {"many": 2, "tokens": 2, "tile": 112, "sam": 128} if arguments.scale == "smoke" else {}
-        print(json.dumps(medium.measure({"full": 5, "quick": 2, "smoke": 1}[arguments.scale], **small)))
+        repeats = {"full": 5, "quick": 2, "smoke": 1}[arguments.scale]
+        print(json.dumps(medium.measure(repeats, **small, official=arguments.official)))
         raise SystemExit
     print(json.dumps(measure(*{"full": (80, 3), "quick": (24, 1), "smoke": (4, 1)}[arguments.scale], arguments.model)))

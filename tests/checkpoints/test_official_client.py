@@ -1,11 +1,7 @@
 """Folders that we write, read by the version of transformers that the official code pins, with its own classes."""
 
 import json
-import os
-import site
 import subprocess
-import sys
-import venv
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +24,8 @@ from ans.model.segmenter import Segmenter
 from ans.model.tokens import load_tokenizer, save_tokenizer
 from tests import small_releases
 from tests.golden_case import GoldenSet
+from tests.official import official_python
 
-PINNED = ("transformers==4.57.0", "huggingface-hub==0.36.0", "tokenizers==0.22.1")
-"""The version, and the last of what it depends on in versions that it accepts; all else is that of this environment."""
 TINY = Path(__file__).parents[2] / "weights" / "tiny"
 GROUPS = ("lora", "embed_head", "fcs", "sam2_decoder")
 TEXTS = ("Please segment the left cup in this image.", "It is [SEG].", "<img><IMG_CONTEXT></img> <p>a</p> Ünï <vp></vp>\n")
@@ -119,19 +114,6 @@ def _export(base: Path, out: Path, work: Path) -> None:
     convert(Convert(source=str(work), precision="float32"), base, work / "hf")
     make_variant(base, work / "hf", GROUPS, work / "variant")
     export_hub(work / "variant", out, work)
-
-
-def official_python(folder: Path) -> str:
-    """`ANS_OFFICIAL_PYTHON`: an interpreter that has the pinned version. Else one is made, which needs a package index: an
-    environment that holds these packages and finds all others in this one."""
-    if python := os.environ.get("ANS_OFFICIAL_PYTHON"):
-        return python
-    venv.create(folder, with_pip=False, symlinks=True)
-    (packages,) = folder.glob("lib/python*/site-packages")
-    (packages / "others.pth").write_text("\n".join(site.getsitepackages()))
-    python = str(folder / "bin" / "python")
-    subprocess.run([sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", *PINNED], check=True)
-    return python
 
 
 def ours(folder: Path) -> tuple[dict[str, Tensor], Tensor, Tensor]:
