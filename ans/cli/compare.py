@@ -1,13 +1,14 @@
 """Two evaluations of the same questions, side by side: `python -m ans compare A B [--split SPLIT]`.
 
 A and B are variants of this run (full, base) or folders of another's tables (/elsewhere/data/eval/full). A set of videos of
-`evaluate.videos` is the split `<set>_video`; of two sets of the same clips, one by the memory and one frame by frame, A's can be the other
-one, `--against`.
+`evaluate.videos` is the split `<set>_video`, a split of `evaluate.grounded` is `<split>_grounded`. Of two of the same clips or images, for
+example one by the memory and one frame by frame, A's can be the other one, `--against`.
 """
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,14 @@ HELP = "two variants side by side: by size of the object, length of the expressi
 DATA = Path("data/eval")
 RESAMPLES, SEED = 2000, 0
 ALL = "all"
-EXPRESSIONS, CAPTIONS, VIDEOS = "cIoU", "cIoU of what was found again by the caption", "J&F"
-"""What is compared: headings of results about expressions, about described regions, and about expressions in videos."""
-VIDEO = "_video"
-"""How the name of a set of videos ends, among the splits."""
+EXPRESSIONS, CAPTIONS = "cIoU", "cIoU of what was found again by the caption"
+"""What is compared: headings of results about expressions, and about described regions."""
 WANTED = [*KEY, "sent", "references", "intersection", "union", "gt_counts", "height", "width", "category"]
 COLUMNS = ["group", "n", "images", "first", "second", "difference", "low", "high"]
 
 SIZES = {"small, < 3 % of the image": 0.03, "medium, 3 to 10 %": 0.10, "large, > 10 %": np.inf}
 LENGTHS = {"1 to 2 words": 2, "3 to 5 words": 5, "6 words and more": np.inf}
+PHRASES = {"1 to 2 phrases": 2, "3 to 4 phrases": 4, "5 phrases and more": np.inf}
 POSITIONS = (
     r"\b(?:left|right|top|bottom|upper|lower|middle|center|centre|corner|side|leftmost|rightmost|topmost|above|below|under|over"
     r"|behind|front|back|between|near|nearest|next|beside|far|farthest|closest|first|second|third|last|end)\b"
@@ -46,7 +46,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("second", metavar="B", help="the one whose gain over A is shown")
     parser.add_argument("--split", help="one result, e.g. refcoco_val (default: all that both have)")
     parser.add_argument(
-        "--against", metavar="SPLIT", help="A's result, where it is another of the same videos than that of --split"
+        "--against", metavar="SPLIT", help="A's result, where it is another of the same videos or images than that of --split"
     )
 
 
@@ -56,17 +56,18 @@ def run(chosen: argparse.Namespace) -> None:
         names = [chosen.first, chosen.second]
     folders = [_folder(where) for where in (chosen.first, chosen.second)]
     if chosen.against:
-        if not all((split or "").endswith(VIDEO) for split in (chosen.split, chosen.against)):
-            raise ValueError(f"--against: goes with --split, and both name a set of videos, <set>{VIDEO}")
-        rows, others = (read_video(*of) for of in zip(folders, (chosen.against, chosen.split), strict=True))
+        if (kind := _kind(chosen.split or "")) is None or kind is not _kind(chosen.against):
+            endings = " or ".join(f"<...>{ending}" for ending in KINDS)
+            raise ValueError(f"--against: goes with --split, and both name results of one kind: {endings}")
+        rows, others = (read_rows(*of) for of in zip(folders, (chosen.against, chosen.split), strict=True))
         names = [f"{name} in {split}" for name, split in zip(names, (chosen.against, chosen.split), strict=True)]
-        print(text(compare_videos(rows, others), chosen.split, *names, heading=VIDEOS))
+        print(text(kind.compare(rows, others), chosen.split, *names, heading=kind.heading, things=kind.things))
         return
     pairs = {}
     for split in [chosen.split] if chosen.split else splits(*folders):
-        if split.endswith(VIDEO):
-            rows, others = (read_video(folder, split) for folder in folders)
-            print(text(compare_videos(rows, others), split, *names, heading=VIDEOS), end="\n\n")
+        if kind := _kind(split):
+            rows, others = (read_rows(folder, split) for folder in folders)
+            print(text(kind.compare(rows, others), split, *names, heading=kind.heading, things=kind.things), end="\n\n")
             continue
         first, second = (read(folder, split) for folder in folders)
         print(text(compare(first, second), split, *names, heading=_heading(first)), end="\n\n")
@@ -145,6 +146,49 @@ def compare_videos(
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def compare_grounded(
+    first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]], resamples: int = RESAMPLES, seed: int = SEED
+) -> pd.DataFrame:
+    """Compare as `compare` does, `gcg_miou`: the mean over images, which are resampled. Groups: all, each number of true phrases.
+
+    Both hold rows of `ans.evaluation.grounded` about the same images. Raises `ValueError` where these differ.
+    """
+    first, second = (sorted(rows, key=lambda row: row["image"]) for rows in (first, second))
+    about = [[(row["image"], row["true_counts"]) for row in rows] for rows in (first, second)]
+    if about[0] != about[1]:
+        raise ValueError(f"the two tables ({len(first)} and {len(second)} rows) are not about the same images and true masks")
+    values = np.array([[row["miou"] for row in rows] for rows in (first, second)])
+    phrases = np.array([len(row["true_counts"]) for row in first])
+    rows = []
+    for name, chosen in [(ALL, np.ones(len(first), bool)), *_binned(phrases, PHRASES)]:
+        if chosen.any():
+            ones = np.ones(chosen.sum())
+            a, b = ((own[chosen], ones) for own in values)
+            totals = [own.mean() for own, _ in (a, b)]
+            rows.append((name, int(phrases[chosen].sum()), len(ones), *totals, *paired_bootstrap(b, a, resamples, seed)))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Results that have no table, but a file of rows: what is compared, by what, and over what the intervals are."""
+
+    heading: str
+    compare: Callable[[Sequence[dict[str, Any]], Sequence[dict[str, Any]]], pd.DataFrame]
+    things: str
+
+
+KINDS = {
+    "_video": Kind("J&F", compare_videos, "clips"),
+    "_grounded": Kind("mIoU of paired masks", compare_grounded, "images"),
+}
+"""How the name of such a result ends -> its kind."""
+
+
+def _kind(split: str) -> Kind | None:
+    return next((kind for ending, kind in KINDS.items() if split.endswith(ending)), None)
+
+
 def _video_groups(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, np.ndarray]]:
     lengths = np.array([len(row["text"].split()) for row in rows])
     seen = np.array([all(_area(counts) for counts in row["true"]) for row in rows])
@@ -183,12 +227,12 @@ def read(folder: Path, split: str) -> pd.DataFrame:
     return table.assign(area=[_area(counts) for counts in table["gt_counts"]])
 
 
-def read_video(folder: Path, split: str) -> list[dict[str, Any]]:
-    """Return the rows of a set of videos in a folder. Raises `ResultsError` naming the missing file and the existing ones."""
+def read_rows(folder: Path, split: str) -> list[dict[str, Any]]:
+    """Return the rows of a result of `KINDS` in a folder. Raises `ResultsError` naming the missing file and the existing ones."""
     path = folder / f"{split}.jsonl"
     if not path.is_file():
-        existing = ", ".join(sorted(other.stem for other in folder.glob(f"*{VIDEO}.jsonl"))) or "none"
-        raise ResultsError(f"{path}: missing; evaluate it first (sets of videos in that folder: {existing})")
+        existing = ", ".join(sorted(other.stem for other in folder.glob("*.jsonl") if _kind(other.stem))) or "none"
+        raise ResultsError(f"{path}: missing; evaluate it first (such results in that folder: {existing})")
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -196,7 +240,7 @@ def splits(first: Path, second: Path) -> list[str]:
     """Return names of the results that both have, without sets of videos whose true masks are not published. Raises `ResultsError` when
     there is none."""
     found = [
-        {path.stem for path in folder.glob("*.parquet")} | {path.stem for path in folder.glob(f"*{VIDEO}.jsonl") if _scored(path)}
+        {path.stem for path in folder.glob("*.parquet")} | {path.stem for path in folder.glob("*.jsonl") if _scored(path)}
         for folder in (first, second)
     ]
     if not found[0] & found[1]:
@@ -204,9 +248,8 @@ def splits(first: Path, second: Path) -> list[str]:
     return sorted(found[0] & found[1])
 
 
-def text(table: pd.DataFrame, split: str, first: str, second: str, heading: str = EXPRESSIONS) -> str:
+def text(table: pd.DataFrame, split: str, first: str, second: str, heading: str = EXPRESSIONS, things: str = "images") -> str:
     """Return the comparison as a Markdown table in percent; bold where the interval excludes 0."""
-    things = "clips" if heading == VIDEOS else "images"
     lines = [
         f"## {split}: {second} - {first}",
         "",
@@ -223,8 +266,11 @@ def text(table: pd.DataFrame, split: str, first: str, second: str, heading: str 
 
 
 def _scored(path: Path) -> bool:
+    """Return whether a file of rows is of `KINDS`, and not of videos whose true masks are not published."""
+    if _kind(path.stem) is None:
+        return False
     with path.open(encoding="utf-8") as file:
-        return json.loads(file.readline())["j"] is not None
+        return json.loads(file.readline()).get("j", 0) is not None
 
 
 def _binned(values: np.ndarray, bins: Mapping[str, float]) -> Iterator[tuple[str, np.ndarray]]:

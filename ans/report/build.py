@@ -44,9 +44,10 @@ def build(config: Config, workspace: Workspace = Workspace()) -> None:
         draw_gallery(results, chosen, data, root, figures / f"{name}.png")
 
     write_csv(results, scores, reports / "summary.csv")
-    write_means(results, scores, reports / "variants.csv", reports / "summary.json")
     videos = read_videos(reports, data, tuple(config.variants), tuple(config.evaluate.videos))
     conversations = read_grounded(reports, data, tuple(config.variants), config.evaluate.grounded)
+    further = videos.main(), conversations.main()
+    write_means(results, scores, further, reports / "variants.csv", reports / "summary.json")
     reasons = {variant: find_reasons(results, data, variant) for variant in results.variants}
     first = headline(config, workspace, results, scores, training, protocols, reasons)
     if line := videos.line():

@@ -20,6 +20,16 @@ class Grounded:
     metrics: dict[tuple[str, str], dict[str, Any]]
     rows: dict[tuple[str, str], list[dict[str, Any]]]
 
+    def main(self) -> dict[tuple[str, str], dict[str, float]]:
+        """Return mIoU, with its difference to the base, and AP50, in [0, 1], by (variant, result)."""
+        found = {}
+        for (variant, split), values in self.metrics.items():
+            own = {key: values[key] for key in ("gcg_miou", "gcg_ap50")}
+            if variant != BASE:
+                own["difference"] = values["gcg_miou"] - self.metrics[BASE, split]["gcg_miou"]
+            found[variant, f"{split}_grounded"] = own
+        return found
+
     def difference(self, variant: str, split: str, resamples: int, seed: int) -> tuple[float, float, float]:
         """Return mIoU, x 100, of a variant less that of the base, with its interval over images."""
         own, base = (np.array([row["miou"] for row in self.rows[name, split]]) for name in (variant, BASE))

@@ -3,9 +3,10 @@
 import csv
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -76,6 +77,9 @@ PICTURES = {
 }
 """Figure -> what it shows."""
 
+Further = Mapping[tuple[str, str], Mapping[str, float]]
+"""(variant, name of a result) -> its main metrics, and the difference to the base in the first of them."""
+
 INTERVALS = ("ciou_low", "ciou_high", "difference", "difference_low", "difference_high")
 """Columns of the tables for programs, as `_intervals` gives them."""
 
@@ -130,16 +134,21 @@ def write_csv(results: Results, scores: Scores, path: Path) -> None:
     _write_csv(path, ["variant", "split", *METRICS, *INTERVALS, *present], rows)
 
 
-def write_means(results: Results, scores: Scores, csv_path: Path, json_path: Path) -> None:
-    """Write one row per variant, for plots, and the same as JSON, for `dvc exp show`: cIoU in [0, 1] as the mean over splits."""
+def write_means(results: Results, scores: Scores, further: Sequence[Further], csv_path: Path, json_path: Path) -> None:
+    """Write one row per variant, for plots, and the same as JSON, for `dvc exp show`: cIoU in [0, 1] as the mean over splits. `further`:
+    what JSON has beside it, each by the variant that it is of.
+    """
     rows: list[list[object]] = [
         [variant, scores[variant, MEAN].ciou, *_intervals(scores[variant, MEAN])] for variant in results.variants
     ]
     _write_csv(csv_path, ["variant", "ciou", *INTERVALS], rows)
-    means = {
-        variant: {"ciou": ciou} | ({"difference": difference} if variant != BASE else {})
+    means: dict[str, dict[str, Any]] = {
+        str(variant): {"ciou": ciou} | ({"difference": difference} if variant != BASE else {})
         for variant, ciou, _, _, difference, *_ in rows
     }
+    for of in further:
+        for (variant, name), values in of.items():
+            means[variant][name] = values
     with replacing(json_path) as temporary:
         temporary.write_text(json.dumps(means, indent=2) + "\n", encoding="utf-8")
 

@@ -28,6 +28,15 @@ class Videos:
         values = {name: [f"{variant} {self.metrics[variant, name]['jf']:.1f}" for variant in self.variants] for name in sets}
         return "J&F in percent: " + "; ".join(f"{name}: {', '.join(of)}" for name, of in values.items()) + "." if sets else ""
 
+    def main(self) -> dict[tuple[str, str], dict[str, float]]:
+        """Return J&F in percent, and its difference to the base, by (variant, result), where the true masks are published."""
+        found = {}
+        for (variant, name), values in self.metrics.items():
+            if self.scored(name):
+                more = {"difference": values["jf"] - self.metrics[BASE, name]["jf"]} if variant != BASE else {}
+                found[variant, f"{name}_video"] = {"jf": values["jf"]} | more
+        return found
+
     def difference(self, variant: str, name: str, resamples: int, seed: int) -> tuple[float, float, float]:
         """Return J&F, x 100, of a variant less that of the base, with its interval over clips."""
         rows = [row for row in self.rows[variant, name] if row["kind"] != "absent"]

@@ -12,7 +12,7 @@ import pytest
 from pycocotools import mask as coco
 
 from ans.cli import main
-from ans.cli.compare import compare, compare_videos, groups, means, read, read_video, splits, text
+from ans.cli.compare import compare, compare_grounded, compare_videos, groups, means, read, read_rows, splits, text
 from ans.report.results import Results, ResultsError
 from ans.report.tables import MEAN, score
 
@@ -160,7 +160,7 @@ def test_videos_by_hand(tmp_path: Path) -> None:
     assert "| J&F (%) | n / clips | one | two |" in done.stdout
     assert "| all | 24 / 12 | 32.5 | 42.5 | **+10.0** (+10.0 to +10.0) |" in done.stdout
     with pytest.raises(ResultsError, match=r"other_video.jsonl: missing.*hidden_video, motion_video"):
-        read_video(tmp_path / "one", "other_video")
+        read_rows(tmp_path / "one", "other_video")
 
 
 def test_two_sets_of_the_same_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,6 +174,43 @@ def test_two_sets_of_the_same_videos(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "in memory_video - " in shown and "**+10.0**" in shown, "one of two expressions that count has 20 more"
     with pytest.raises(ValueError, match="--against: goes with --split"):
         main([*asked, "refcoco_val"])
+
+
+def grounded_rows(gain: float, images: int = 12) -> list[dict[str, Any]]:
+    """An image has two true phrases, then three, and so on in turns; mIoU of image i is i / 24, of those with three `gain` more."""
+    return [
+        {"image": f"{i}.png", "true_counts": ["x"] * (2 + i % 2), "miou": i / 24 + gain * (i % 2), "phrases": []}
+        for i in range(images)
+    ]
+
+
+def test_grounded_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the command too: two variants, and one variant's two splits of the same images."""
+    table = compare_grounded(grounded_rows(0.0)[::-1], grounded_rows(0.2)).set_index("group")
+    assert table[["n", "images"]].values.tolist() == [[30, 12], [12, 6], [18, 6]]
+    assert table.index.tolist() == ["all", "1 to 2 phrases", "3 to 4 phrases"]
+    assert table["first"].tolist() == pytest.approx([5.5 / 24, 5 / 24, 6 / 24])
+    assert table["difference"].tolist() == pytest.approx([0.1, 0.0, 0.2])
+    assert table.loc["3 to 4 phrases", ["low", "high"]].tolist() == pytest.approx([0.2, 0.2])
+    drawn = np.random.default_rng(0).multinomial(12, np.full(12, 1 / 12), size=2000) @ np.array([0, 0.2] * 6) / 12
+    assert np.sort(drawn)[[49, 1949]] == pytest.approx(table.loc["all", ["low", "high"]].tolist(), abs=0.02)
+    for name, split, gain in (("one", "a", 0.0), ("two", "a", 0.2), ("one", "b", 0.2)):
+        (tmp_path / name).mkdir(exist_ok=True)
+        lines = "".join(json.dumps(row) + "\n" for row in grounded_rows(gain))
+        (tmp_path / name / f"{split}_grounded.jsonl").write_text(lines)
+    (tmp_path / "two" / "others.jsonl").write_text("{}\n")
+    assert splits(tmp_path / "one", tmp_path / "two") == ["a_grounded"]
+    main(["compare", str(tmp_path / "one"), str(tmp_path / "two")])
+    line = "| all | 30 / 12 | 22.9 | 32.9 | **+10.0** ("
+    shown = capsys.readouterr().out
+    assert "## a_grounded: two - one" in shown and "| mIoU of paired masks (%) | n / images |" in shown and line in shown
+    asked = ["compare", str(tmp_path / "one"), str(tmp_path / "one"), "--split", "b_grounded", "--against"]
+    main([*asked, "a_grounded"])
+    assert "one in b_grounded" in (shown := capsys.readouterr().out) and line in shown
+    with pytest.raises(ValueError, match="both name results of one kind: <...>_video or <...>_grounded"):
+        main([*asked, "motion_video"])
+    with pytest.raises(ValueError, match="not about the same images"):
+        compare_grounded(grounded_rows(0.0), grounded_rows(0.0, images=11))
 
 
 def test_videos_that_cannot_be_compared() -> None:

@@ -11,7 +11,8 @@ from PIL import Image
 from ans.data import masks
 from ans.report.grounded import Grounded, read_grounded
 from ans.report.page.sections import grounded as section
-from ans.report.results import ResultsError
+from ans.report.results import Results, ResultsError
+from ans.report.tables import MEAN, SplitScore, write_means
 
 IMAGES = 12
 
@@ -60,6 +61,18 @@ def test_the_numbers_and_the_words(tree: Path) -> None:
     """Every image gains 25 points, so the interval of the difference is a point."""
     found = read_grounded(tree / "reports", tree / "data", ("base", "full"), ("grand_f_val",))
     assert found.difference("full", "grand_f_val", 100, 0) == pytest.approx((25, 25, 25))
+    mean = 11 / 48
+    assert found.main()["base", "grand_f_val_grounded"] == pytest.approx({"gcg_miou": mean, "gcg_ap50": 0.5})
+    assert found.main()["full", "grand_f_val_grounded"] == pytest.approx(
+        {"gcg_miou": mean + 0.25, "gcg_ap50": 0.5, "difference": 0.25}
+    )
+    scores = {(variant, MEAN): SplitScore(0.5, (0.4, 0.6), (0.1, 0.0, 0.2), 12) for variant in ("base", "full")}
+    results = Results(("base", "full"), ("refcoco_val",), {}, {}, {})
+    write_means(results, scores, [found.main()], tree / "variants.csv", tree / "summary.json")
+    assert json.loads((tree / "summary.json").read_text()) == {
+        "base": {"ciou": 0.5, "grand_f_val_grounded": found.main()["base", "grand_f_val_grounded"]},
+        "full": {"ciou": 0.5, "difference": 0.1, "grand_f_val_grounded": found.main()["full", "grand_f_val_grounded"]},
+    }
     html = section.section(Stub(tree, found))  # type: ignore[arg-type]
     assert f"{100 * 11 / 48:.1f}<small>10.0 to 90.0" in html and "+25.0</span><small>+25.0 to +25.0" in html
     assert "&lt;b&gt;cat" in html and "<b>cat" not in html and html.count('<li class="card"') == section.SHOWN

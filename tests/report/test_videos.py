@@ -59,6 +59,8 @@ def test_numbers_and_strips(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(section, "compared", lambda results: "full")
     found = read_videos(tree / "reports", tree / "data", VARIANTS, ("motion",))
     assert found.difference("full", "motion", 500, 0) == pytest.approx((10, 10, 10))
+    assert found.main()["base", "motion_video"] == pytest.approx({"jf": 41})
+    assert found.main()["full", "motion_video"] == pytest.approx({"jf": 51, "difference": 10})
     html = section.section(Stub(tree, found))  # type: ignore[arg-type]
     assert "<td>41.0<small>1.0 to 99.0</small></td><td>51.0<" in html and '<span class="up">+10.0</span>' in html
     assert html.count('<li class="card">') == 3 and html.count("<img ") == 3 * 5 * 2
