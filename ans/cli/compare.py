@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
+from ans.captions import cider
 from ans.data.masks import run_lengths
 from ans.data.records import QUERY_KINDS
 from ans.evaluation.metrics import FEWEST_IMAGES, iou, paired_bootstrap
@@ -28,7 +29,20 @@ RESAMPLES, SEED = 2000, 0
 ALL = "all"
 EXPRESSIONS, CAPTIONS = "cIoU", "cIoU of what was found again by the caption"
 """What is compared: headings of results about expressions, and about described regions."""
-WANTED = [*KEY, "sent", "references", "intersection", "union", "gt_counts", "height", "width", "category"]
+WANTED = [
+    *KEY,
+    "sent",
+    "references",
+    "caption",
+    "facts_right",
+    "facts",
+    "intersection",
+    "union",
+    "gt_counts",
+    "height",
+    "width",
+    "category",
+]
 COLUMNS = ["group", "n", "images", "first", "second", "difference", "low", "high"]
 
 SIZES = {"small, < 3 % of the image": 0.03, "medium, 3 to 10 %": 0.10, "large, > 10 %": np.inf}
@@ -71,6 +85,8 @@ def run(chosen: argparse.Namespace) -> None:
             continue
         first, second = (read(folder, split) for folder in folders)
         print(text(compare(first, second), split, *names, heading=_heading(first)), end="\n\n")
+        if _heading(first) == CAPTIONS:
+            print(text(compare_captions(first, second), split, *names, heading="the captions"), end="\n\n")
         pairs[split] = first, second
     for heading in (EXPRESSIONS, CAPTIONS):
         alike = {split: pair for split, pair in pairs.items() if _heading(pair[0]) == heading}
@@ -115,6 +131,29 @@ def compare(first: pd.DataFrame, second: pd.DataFrame, resamples: int = RESAMPLE
             difference, low, high = paired_bootstrap(b, a, resamples, seed)
             totals = [iou(int(i.sum()), int(u.sum())) for i, u in (a, b)]
             rows.append((name, int(chosen.sum()), images, *totals, difference, low, high))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def compare_captions(first: pd.DataFrame, second: pd.DataFrame, resamples: int = RESAMPLES, seed: int = SEED) -> pd.DataFrame:
+    """Compare as `compare` does, of described regions the captions themselves, a row per metric of `CaptionTable`: CIDEr-D, of its 10, and
+    where the truth is known the share of facts that are right and of captions in which all are. The tables are about the same regions."""
+    first, second = (table.sort_values(KEY, ignore_index=True) for table in (first, second))
+    scores = [np.array(cider(list(table["caption"]), list(map(list, table["references"])))) / 10 for table in (first, second)]
+    known = first["facts"].notna().to_numpy()
+    facts = first["facts"].to_numpy(np.float64)
+    right = [table["facts_right"].to_numpy(np.float64) for table in (first, second)]
+    rows = []
+    for name, of, counted, chosen in (
+        ("CIDEr-D, of 10", scores, np.ones(len(first)), np.ones(len(first), bool)),
+        ("facts right", right, facts, known),
+        ("all facts right", [own == facts for own in right], np.ones(len(first)), known),
+    ):
+        if chosen.any():
+            images = first["image_path"][chosen]
+            total = pd.Series(counted[chosen]).groupby(images.to_numpy()).sum().to_numpy()
+            a, b = ((pd.Series(own[chosen]).groupby(images.to_numpy()).sum().to_numpy(), total) for own in of)
+            totals = [sums.sum() / total.sum() for sums, _ in (a, b)]
+            rows.append((name, int(chosen.sum()), len(total), *totals, *paired_bootstrap(b, a, resamples, seed)))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

@@ -12,7 +12,18 @@ import pytest
 from pycocotools import mask as coco
 
 from ans.cli import main
-from ans.cli.compare import compare, compare_grounded, compare_videos, groups, means, read, read_rows, splits, text
+from ans.cli.compare import (
+    compare,
+    compare_captions,
+    compare_grounded,
+    compare_videos,
+    groups,
+    means,
+    read,
+    read_rows,
+    splits,
+    text,
+)
 from ans.report.results import Results, ResultsError
 from ans.report.tables import MEAN, score
 
@@ -50,7 +61,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     for name, shift in (("one", 0), ("two", 10)):
         (tmp_path / name).mkdir()
         tables(shift).sample(frac=1, random_state=shift).to_parquet(tmp_path / name / "refcoco_val.parquet")
-        captions = tables(shift).assign(caption="a thing")
+        captions = tables(shift).assign(caption="a thing", facts=None, facts_right=None)
         captions = captions.assign(references=[[sent] for sent in captions.pop("sent")]).drop(columns=["sent_id"])
         captions.to_parquet(tmp_path / name / "refcoco_val_captions.parquet")
     return tmp_path / "one", tmp_path / "two"
@@ -87,6 +98,13 @@ def test_other_expressions_are_an_error(folders: tuple[Path, Path]) -> None:
         read(folders[0], "refcoco_testA")
 
 
+def test_captions_have_two_tables(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    main(["compare", *map(str, folders), "--split", "refcoco_val_captions"])
+    shown = capsys.readouterr().out
+    assert "found again by the caption (%) |" in shown and "| the captions (%) |" in shown
+    assert "| CIDEr-D, of 10 | 36 / 12 | 0.6 | 0.6 | +0.0 (+0.0 to +0.0) |" in shown and "facts" not in shown
+
+
 @pytest.mark.slow
 def test_the_command(folders: tuple[Path, Path]) -> None:
     command = [sys.executable, "-m", "ans", "compare", *map(str, folders)]
@@ -118,6 +136,25 @@ def test_the_mean_over_results_is_that_of_the_report(folders: tuple[Path, Path])
     (row,) = means([(tables_of["base", name], tables_of["full", name]) for name in names], 100, 3).itertuples()
     assert (row.second, row.difference, row.low, row.high, row.images) == pytest.approx((expected.ciou, *expected.difference, 12))
     assert row.n == 36 + 3 * tables_of["base", "two"]["image_path"].nunique()
+
+
+def test_captions_by_hand() -> None:
+    """12 images of three captions, each of four facts; in the first image nothing is known. CIDEr-D is 10 where a caption is its reference,
+    which is alone in its words, and 0 where they share none."""
+    table = tables(0).assign(references=[np.array([f"{image}a {k}b c{image}{k}"]) for image in range(12) for k in range(3)])
+    unknown = [None] * 3
+    told = {"caption": [texts[0] for texts in table["references"]], "facts": [*unknown, *[4] * 33]}
+    first = table.assign(**told, facts_right=[*unknown, *[2, 3, 4] * 11])
+    said = [text if place % 3 else "nothing" for place, text in enumerate(told["caption"])]
+    second = table.assign(**told | {"caption": said}, facts_right=[*unknown, *[4, 3, 4] * 11])
+    found = compare_captions(first, second.sample(frac=1, random_state=0)).set_index("group")
+    assert found.index.tolist() == ["CIDEr-D, of 10", "facts right", "all facts right"]
+    assert found[["n", "images"]].values.tolist() == [[36, 12], [33, 11], [33, 11]]
+    assert found["difference"].tolist() == pytest.approx([-found.loc["CIDEr-D, of 10", "first"] / 3, 2 / 12, 1 / 3], abs=1e-3)
+    assert found["first"].tolist()[1:] == pytest.approx([9 / 12, 1 / 3])
+    assert found.loc["facts right", ["low", "high"]].tolist() == pytest.approx([2 / 12] * 2)
+    without = compare_captions(first.assign(facts=None, facts_right=None), second)
+    assert without["group"].tolist() == ["CIDEr-D, of 10"]
 
 
 def video_rows(gain: float, clips: int = 12) -> list[dict[str, Any]]:
