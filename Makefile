@@ -20,7 +20,8 @@ RUN   := PATH="$(abspath $(VENV))/bin:$$PATH"
 .PHONY: repro test quick lint docs mutants mutants-full tiny-weights lisa-weights env
 
 repro: env
-	@$(RUN) python -m ans plan
+	@# What the run needs is looked up only where there is something to run.
+	@$(RUN) dvc status -q 2> /dev/null || $(RUN) python -m ans plan
 	@$(RUN) dvc repro
 	@echo "Results: reports/report.html (everything on one page), reports/summary.md, models/variants/. To commit: git add dvc.lock reports"
 

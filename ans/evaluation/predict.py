@@ -43,9 +43,9 @@ def predict(
     given = _given(model, read, texts, free)
     rows = []
     for item, questions, answers, forced in zip(items, asked, free, given, strict=True):
-        truths = _truths(item.record)
+        true = _truths(item.record)
         for (question, expression), answer, other in zip(questions, answers, forced, strict=True):
-            rows.append(_expression_row(item.record, question, expression, answer, other, truths(question.region)))
+            rows.append(_expression_row(item.record, question, expression, answer, other, true(question.region)))
     described = [[question for question in item.questions if not question.expression] for item in items]
     if not any(described):
         return rows

@@ -85,8 +85,11 @@ def save(figure: Figure, path: Path, colours: int = 96) -> None:
     figure.set(dpi=DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # `savefig` would draw twice, and write and read a larger file
-    drawn = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba(), "raw", "RGBA", 0, 1)
-    reduced = drawn.convert("RGB").quantize(colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    reduced = (
+        Image.fromarray(np.asarray(canvas.buffer_rgba()))
+        .convert("RGB")
+        .quantize(colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    )
     with replacing(path) as temporary:
         reduced.save(temporary, format="png", optimize=True)
     plt.close(figure)
