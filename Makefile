@@ -22,8 +22,8 @@ RUN   := PATH="$(abspath $(VENV))/bin:$$PATH"
 .PHONY: repro test quick lint docs mutants mutants-full tiny-weights lisa-weights env
 
 repro: env
-	@$(RUN) python -m ans plan
-	@$(RUN) dvc repro
+	@if $(RUN) dvc status -q 2> /dev/null; then echo "Nothing has changed since the last run."; \
+		else $(RUN) python -m ans plan && $(RUN) dvc repro; fi
 	@echo "Results: reports/report.html (everything on one page), reports/summary.md, models/variants/. To commit: git add dvc.lock reports"
 
 test: env

@@ -5,6 +5,7 @@ or people do, on machines 1 and up.
 """
 
 import argparse
+import gc
 import os
 import signal
 import socket
@@ -12,8 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -37,6 +38,18 @@ POLL = 0.1
 
 GRACE = 1.0
 """Seconds that the others have, after one has failed, to fail by themselves: an error of the settings is every process's."""
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Import within what a process is made of, PyTorch and the like: a million objects that stay, among which Python would look for
+    garbage again and again, now and later."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def launch(module: str, settings: Launch, *arguments: str) -> None:

@@ -27,12 +27,20 @@ class OnDevice(Tensor):
     """A tensor that would lie on the device. What is computed from it does so too."""
 
 
+ANOTHER_BLOCK = 200
+"""Operations that keep a device busy while the host looks at what was fetched before: eight decoding steps of a small model have more, and
+the comparison of masks in loop 2 fewer."""
+
+
 class Synchronisations(TorchFunctionMode):
-    """`counts`: "file function" below `ans/` -> how often the host waited there."""
+    """`counts`: "file function" below `ans/` -> how often the host waited there. `ahead`: the same where it had given the device so much
+    more to do after what it waits for (`Fetched`) that the device does not wait for the host."""
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
+        self.ahead: Counter[str] = Counter()
+        self._given, self._fetched = 0, dict[int, int]()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -40,9 +48,13 @@ class Synchronisations(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "")
         there = any(isinstance(one, OnDevice) for one in tree_leaves((args, kwargs)))
+        self._given += there
         if (there and _waits(name, args, kwargs)) or (not there and _sends(name, args, kwargs)):
-            self.counts[_place()] += 1
+            place, since = _place(), self._given - self._fetched.pop(id(args[0]), self._given) if args else 0
+            (self.ahead if since > ANOTHER_BLOCK else self.counts)[place] += 1
         result = func(*args, **kwargs)
+        if there and name == "detach" and _place() == "model/host.py __init__":
+            self._fetched[id(result)] = self._given
         if name in TO_HOST:
             return tree_map(lambda one: one.as_subclass(Tensor) if isinstance(one, OnDevice) else one, result)
         if kwargs.get("device") is not None or (name == "to" and any(isinstance(one, torch.device) for one in args)):

@@ -104,6 +104,7 @@ class Parts:
     def __enter__(self) -> Path:
         self._lock = parts.locked(self.folder)
         self._lock.__enter__()
+        pa.array([])  # now pyarrow imports pandas: once, and not in each process that reads
         return self.folder
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:

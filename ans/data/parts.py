@@ -11,9 +11,10 @@ import logging
 import os
 import pickle
 import tempfile
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -27,8 +28,9 @@ log = logging.getLogger(__name__)
 
 LOCK = "lock"
 
-CONNECTING = 10
-"""Seconds within which a scheduler answers."""
+CONNECTING, WORKERLESS, LOOK = 10, 300, 10
+"""Seconds within which a scheduler answers; for which it may have no worker, since a cluster that has just been asked for starts slowly and
+one that died is replaced; and between two looks at that."""
 
 SORTED_AT_ONCE, SORTED_CHUNK = 200_000, 1000
 """Rows in memory at a time while more are sorted, some 60 MB of names; and of those that one file gives."""
@@ -127,10 +129,29 @@ def _afar(missing: list[tuple[int, Path]], items: Items, write: Write, size: int
     except (OSError, ValueError) as error:
         raise ConnectionError(f"index.scheduler: {scheduler}: no Dask scheduler answers: {error}") from error
     with client:
-        client.wait_for_workers(1)
+        nobody = ConnectionError(
+            f"index.scheduler: {scheduler}: had no Dask worker for {WORKERLESS:g} s; start one: dask worker {scheduler}"
+        )
+        try:
+            client.wait_for_workers(1, timeout=WORKERLESS)
+        except TimeoutError:
+            raise nobody from None
+
+        def result(future: Any) -> int:
+            last = time.monotonic()  # at which there was a worker
+            while True:
+                try:
+                    return future.result(timeout=LOOK)
+                except TimeoutError:
+                    if future.done():  # the work's own
+                        raise
+                last = time.monotonic() if client.ncores() else last
+                if time.monotonic() - last > WORKERLESS:
+                    raise nobody
+
         submit = partial(client.submit, _in_folder, Path.cwd(), pure=False)
         try:
-            yield from _in_turn(submit, missing, items, write, size, 4 * sum(client.ncores().values()))
+            yield from _in_turn(submit, missing, items, write, size, 4 * sum(client.ncores().values()), result)
         except KilledWorker as error:
             raise BrokenExecutor(f"index.scheduler: workers died again and again of the same part: {error}") from error
 
@@ -142,17 +163,23 @@ def _in_folder(folder: Path, work: Callable[..., int], *given: Any) -> int:
 
 
 def _in_turn(
-    submit: Callable[..., Any], missing: list[tuple[int, Path]], items: Items, write: Write, size: int, ahead: int
+    submit: Callable[..., Any],
+    missing: list[tuple[int, Path]],
+    items: Items,
+    write: Write,
+    size: int,
+    ahead: int,
+    result: Callable[[Any], int] = Future.result,
 ) -> Iterator[int]:
-    """Yield what becomes of the parts, in their order; items are not sent out faster than they are done."""
+    """Yield what becomes of the parts, in their order; items are not sent out faster than they are done. `result` waits for one."""
     running: deque[Any] = deque()
     try:
         for start, path in missing:
             if len(running) == ahead:
-                yield running.popleft().result()
+                yield result(running.popleft())
             running.append(submit(_whole, write, items[start : start + size], path))
         while running:
-            yield running.popleft().result()
+            yield result(running.popleft())
     finally:
         for future in running:
             future.cancel()

@@ -2,11 +2,14 @@
 
 import sys
 
-from ans.config import load
 from ans.errors import run
-from ans.evaluation.evaluate import evaluate
-from ans.evaluation.grounded import evaluate_grounded
-from ans.evaluation.videos import evaluate_videos
+from ans.launch import importing
+
+with importing():
+    from ans.config import load
+    from ans.evaluation.evaluate import evaluate
+    from ans.evaluation.grounded import evaluate_grounded
+    from ans.evaluation.videos import evaluate_videos
 
 
 def main() -> None:

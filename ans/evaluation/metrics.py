@@ -9,6 +9,7 @@ Intervals are percentile bootstraps over images: expressions of one image are no
 """
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -124,10 +125,16 @@ def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, float | int]:
     return totals.summary()
 
 
+@lru_cache(maxsize=1)
 def resample_counts(images: int, resamples: int, seed: int) -> np.ndarray:
-    """Return (resamples, images) float64: how often each image is drawn when as many as there are get drawn with replacement."""
+    """Return (resamples, images) float64: how often each image is drawn when as many as there are get drawn with replacement.
+
+    Every variant of a split is scored with the same, which take longer to draw than all else.
+    """
     generator = np.random.default_rng(seed)
-    return generator.multinomial(images, np.full(images, 1 / images), size=resamples).astype(np.float64)
+    counts = generator.multinomial(images, np.full(images, 1 / images), size=resamples).astype(np.float64)
+    counts.flags.writeable = False
+    return counts
 
 
 def bootstrap_interval(

@@ -10,11 +10,11 @@ from pycocotools import mask as coco
 from ans import captions
 from ans.data import masks
 from ans.data.matching import record_image, region_mask
-from ans.data.records import Expression, ImageRecord
+from ans.data.records import Expression, ImageRecord, Region
 from ans.evaluation.metrics import box_giou, intersection_union, iou
 from ans.evaluation.plan import Item, Question, Row
 from ans.model.config import ModelConfig
-from ans.model.segmenter import Features, Segmentation, Segmenter
+from ans.model.segmenter import Features, Read, Segmentation, Segmenter
 
 GIVEN_ANSWER = "Sure, [SEG]."
 """The teacher-forced answer of `ciou_forced`: one of those that training uses."""
@@ -40,11 +40,12 @@ def predict(
     asked = [[(question, question.expression) for question in item.questions if question.expression] for item in items]
     texts = [[expression.sent for _, expression in questions] for questions in asked]
     free = model.segment(read, texts, max_new_tokens)
-    given = model.segment_given(read, texts, GIVEN_ANSWER)
+    given = _given(model, read, texts, free)
     rows = []
     for item, questions, answers, forced in zip(items, asked, free, given, strict=True):
+        true = _truths(item.record)
         for (question, expression), answer, other in zip(questions, answers, forced, strict=True):
-            rows.append(_expression_row(item.record, question, expression, answer, other))
+            rows.append(_expression_row(item.record, question, expression, answer, other, true(question.region)))
     described = [[question for question in item.questions if not question.expression] for item in items]
     if not any(described):
         return rows
@@ -60,10 +61,40 @@ def predict(
     return rows
 
 
+def _given(
+    model: Segmenter, read: Read, texts: Sequence[Sequence[str]], free: Sequence[Sequence[Segmentation]]
+) -> list[list[Segmentation]]:
+    """Segment with `GIVEN_ANSWER` given. Where the model said it by itself, its mask is that one: the masks are not made again."""
+    said = [[len(one.masks) == 1 and one.answer.startswith(GIVEN_ANSWER) for one in answers] for answers in free]
+    others = [[text for text, same in zip(*row, strict=True) if not same] for row in zip(texts, said, strict=True)]
+    given = [iter(answers) for answers in model.segment_given(read, others, GIVEN_ANSWER)]
+    return [
+        [one if same else next(made) for one, same in zip(answers, sames, strict=True)]
+        for answers, sames, made in zip(free, said, given, strict=True)
+    ]
+
+
+def _truths(record: ImageRecord) -> Callable[[Region], np.ndarray]:
+    """Return what gives the true mask (h, w) bool of a region of an image: each is asked for by several expressions, and decoded once."""
+    found: dict[str, np.ndarray] = {}
+
+    def truth(region: Region) -> np.ndarray:
+        if region.counts not in found:
+            found[region.counts] = region_mask(record, region).astype(bool)
+        return found[region.counts]
+
+    return truth
+
+
 def _expression_row(
-    record: ImageRecord, question: Question, expression: Expression, answer: Segmentation, given: Segmentation
+    record: ImageRecord,
+    question: Question,
+    expression: Expression,
+    answer: Segmentation,
+    given: Segmentation,
+    truth: np.ndarray,
 ) -> Row:
-    truth, ignore = region_mask(record, question.region).astype(bool), _ignored(record, question)
+    ignore = _ignored(record, question)
     intersection, union = intersection_union(answer.mask, truth, ignore)
     forced_intersection, forced_union = intersection_union(given.mask, truth, ignore)
     return _about(record, question, answer.mask) | {

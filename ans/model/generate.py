@@ -1,6 +1,7 @@
 """Generation over a prompt prefix that several rows share, keeping the states of `[SEG]`: greedy, or of a given answer."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -11,20 +12,22 @@ from torch import Tensor
 
 from ans.model.cache import ROOM, KeyValues
 from ans.model.family import Inputs, Vlm
-from ans.model.host import sent
+from ans.model.host import Fetched, sent
 
 
 @dataclass(frozen=True)
 class Pace:
     """How decoding goes on one kind of device. `steps`: the host asks whether answers have ended once in so many steps; what a row says
     behind its end is thrown away. `fixed`: the steps between are all the same work on tensors of one size, which CUDA repeats as a
-    graph."""
+    graph. `late`: the host looks at the tokens of these steps when the device has been given the next ones, so that it is never without
+    work before the last of them."""
 
     steps: int
     fixed: bool
+    late: bool = False
 
 
-PACES = {"cuda": Pace(8, True)}
+PACES = {"cuda": Pace(8, True, True)}
 """By type of device. Elsewhere the host does the work itself and knows each token at once."""
 
 AT_ONCE = Pace(1, False)
@@ -58,6 +61,14 @@ class Generated:
     ids: list[int]
     seg_states: Tensor
     confidence: float
+
+
+class Block(NamedTuple):
+    """Steps that the device has been given. `batch`: the row at each place of the batch; `values`: those of all steps, on their way."""
+
+    batch: list[int]
+    steps: list["Said"]
+    values: Fetched
 
 
 class Said(NamedTuple):
@@ -205,7 +216,7 @@ def greedy(
     `Decoding`.
 
     Rows that have ended leave the batch once they are half of it: sooner, copying the others' cache costs more than it saves. The host
-    waits for the device once in `Pace.steps`.
+    waits for the device as `Pace` says.
     A `[SEG]` has its state where it is the input, so one that is the very last token allowed has none and gives no mask, as in the
     official code.
     """
@@ -216,23 +227,35 @@ def greedy(
     states: list[list[Tensor]] = [[] for _ in range(count)]
     likely = [0.0] * count
     running = [True] * count
-    batch = list(range(count))  # the row at each place of the batch
-    for start in range(0, max_new_tokens, pace.steps):
-        several = [decoding.step() for _ in range(min(pace.steps, max_new_tokens - start))]
-        for said, (tokens, logarithms) in zip(several, torch.stack([said.values for said in several]).tolist(), strict=True):
-            for place, number in enumerate(batch):
+    batch = list(range(count))
+    unseen: deque[Block] = deque()
+
+    def look() -> None:
+        """Take in the oldest block that nobody has looked at."""
+        seen = unseen.popleft()
+        for said, (tokens, logarithms) in zip(seen.steps, seen.values.get().tolist(), strict=True):
+            for place, number in enumerate(seen.batch):
                 if running[number]:
                     if ids[number] and ids[number][-1] == seg_token:
                         states[number].append(said.seg[place])
                     ids[number].append(int(tokens[place]))
                     likely[number] += logarithms[place]
                     running[number] = not ended(ids[number])
+
+    for start in range(0, max_new_tokens, pace.steps):
+        steps = [decoding.step() for _ in range(min(pace.steps, max_new_tokens - start))]
+        unseen.append(Block(batch, steps, Fetched(torch.stack([said.values for said in steps]))))
+        if pace.late and len(unseen) == 1:
+            continue
+        look()
         places = [place for place, number in enumerate(batch) if running[number]]
         if not places:
             break
         if 2 * len(places) <= len(batch):
             decoding.keep(places)
             batch = [batch[place] for place in places]
+    while unseen and any(running):
+        look()
     empty = rows.embeds.new_zeros(0, rows.embeds.shape[-1])
     return [
         Generated(row, torch.stack(found) if found else empty, math.exp(total / max(1, len(row))))

@@ -1,5 +1,6 @@
 """Why an expression failed: one reason for each whose IoU is below one half, from the masks alone."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,28 +53,39 @@ def classify(table: pd.DataFrame) -> pd.Series:
 
     Other objects are those of the same image that have an expression in the table.
     """
-    reasons = pd.Series("", index=table.index)
-    for _, rows in table.groupby("image_path", sort=False):
-        failed = rows[rows["iou"] < FAILED_BELOW]
-        if failed.empty:
+    column = {
+        name: table[name].tolist() for name in table.columns
+    }  # a table of every image's rows would take longer than all else
+    failed, images = np.asarray(column["iou"]) < FAILED_BELOW, defaultdict(list)
+    for row, image in enumerate(column["image_path"]):
+        images[image].append(row)
+    reasons = [""] * len(table)
+    for rows in images.values():
+        wrong = [row for row in rows if failed[row]]
+        if not wrong:
             continue
-        objects = rows.drop_duplicates("region_id")
-        masks, truths = _rle(failed, "counts"), _rle(objects, "gt_counts")
+        objects = list({column["region_id"][row]: row for row in reversed(rows)}.values())  # of each the first row
+        masks, truths = _rle(column, wrong, "counts"), _rle(column, objects, "gt_counts")
         overlap = coco.iou(masks, truths, [0] * len(truths))
-        other = np.where(failed["region_id"].to_numpy()[:, None] == objects["region_id"].to_numpy(), 0, overlap).max(1)
-        wanted, common = coco.area(_rle(failed, "gt_counts")), failed["intersection"].to_numpy()
-        found = failed["union"].to_numpy() - wanted + common  # pixels that count: without those to ignore
+        own = [[column["region_id"][row] == column["region_id"][other] for other in objects] for row in wrong]
+        other = np.where(own, 0, overlap).max(1)
+        common, union, ious, has_seg = (
+            np.array([column[name][row] for row in wrong]) for name in ("intersection", "union", "iou", "has_seg")
+        )
+        wanted = coco.area(_rle(column, wrong, "gt_counts"))
+        found = union - wanted + common  # pixels that count: without those to ignore
         fits = {
-            "no [SEG]": ~failed["has_seg"].to_numpy(bool),
+            "no [SEG]": ~has_seg.astype(bool),
             "empty mask": found == 0,
             "nothing meant": wanted == 0,
             "another object": other >= 0.5,
-            "elsewhere": failed["iou"].to_numpy() < 0.1,
+            "elsewhere": ious < 0.1,
             "object and more": common >= 0.8 * wanted,
             "part of it": common >= 0.8 * found,
         }
-        reasons[failed.index] = np.select(list(fits.values()), list(fits), "inexact")
-    return reasons
+        for row, reason in zip(wrong, np.select(list(fits.values()), list(fits), "inexact").tolist(), strict=True):
+            reasons[row] = reason
+    return pd.Series(reasons, index=table.index, dtype="str")
 
 
 def classify_videos(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -111,8 +123,5 @@ def _frames(row: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
     return [{"size": [row["height"], row["width"]], "counts": counts.encode()} for counts in row[column]]
 
 
-def _rle(rows: pd.DataFrame, column: str) -> list[dict[str, object]]:
-    return [
-        {"size": [row.height, row.width], "counts": counts.encode()}
-        for row, counts in zip(rows.itertuples(), rows[column], strict=True)
-    ]
+def _rle(column: Mapping[str, Sequence[Any]], rows: Sequence[int], name: str) -> list[dict[str, object]]:
+    return [{"size": [column["height"][row], column["width"][row]], "counts": column[name][row].encode()} for row in rows]

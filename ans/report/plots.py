@@ -18,6 +18,7 @@ from ans.shown import Panel
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be chosen first)
 from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 GREY = "#8c8c8c"
@@ -81,10 +82,15 @@ def variant_colours(variants: tuple[str, ...]) -> dict[str, str]:
 
 def save(figure: Figure, path: Path, colours: int = 96) -> None:
     """Write a PNG in place of `path` and free the figure. A palette of `colours` entries takes a fifth of the bytes."""
+    figure.set(dpi=DPI, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # `savefig` would draw twice, and write and read a larger file
+    reduced = (
+        Image.fromarray(np.asarray(canvas.buffer_rgba()))
+        .convert("RGB")
+        .quantize(colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    )
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DPI, facecolor="white")
-        with Image.open(temporary) as image:
-            reduced = image.convert("RGB").quantize(colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
         reduced.save(temporary, format="png", optimize=True)
     plt.close(figure)
 

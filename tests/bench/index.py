@@ -5,6 +5,8 @@ sa1b_over_bare      images per second of `subset_sa1b` on one core, over a loop 
 sa1b_over_tuned     the same, over that loop with every column gathered by hand
 two_core_speedup    wall time of one process over that of two; means nothing while something else computes
 peak_over_tenth     peak of anonymous memory over 10,000 images to that over 1,000, each beyond what the process had before
+listing_slope       bytes of anonymous memory that a further image takes while SA-1B, lying flat, is listed: from 300,000 images (--quick:
+                    150,000) to a million (450,000), whose names are invented: what the disk answers is a stream in any case
 open_ms, sample_ms  an index of a million rows: to open it, and to read a random record
 decode_over_bare    images per second of `validate --decode` on one core, over a loop that opens the same JPEGs (1024 x 768) with Pillow
 damaged, unnamed    damaged files that were read, and those of which neither a reader's error nor a skipped record tells
@@ -23,6 +25,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import orjson
@@ -45,11 +49,11 @@ DISTINCT = 20
 """JSONs that differ; the others are links to them."""
 
 SCALES = {
-    "full": (4000, 5, 10_000, 10_000, 1_000_000),
-    "quick": (1500, 4, 500, 10_000, 1_000_000),
-    "smoke": (100, 1, 40, 1_000, 10_000),
+    "full": (4000, 5, 10_000, 10_000, 1_000_000, (300_000, 1_000_000)),
+    "quick": (1500, 4, 500, 10_000, 1_000_000, (150_000, 450_000)),
+    "smoke": (100, 1, 40, 1_000, 10_000, (1_000, 2_000)),
 }
-"""Images and turns of the speed, damaged files, images for the memory, rows of the large index."""
+"""Images and turns of the speed, damaged files, images for the memory, rows of the large index, images of the two listings."""
 
 
 def annotation_file(seed: int) -> bytes:
@@ -197,23 +201,46 @@ def peak(root: Path, images: int) -> int:
     chosen = settings(root, images)
     at = Workspace(root / "memory")
     index.build("sa1b", chosen, at, workers=1)
-    before, highest, done = anonymous(), 0, threading.Event()
+    return highest(lambda: subset_sa1b(chosen, at, workers=1))
+
+
+def listing(root: Path, images: int) -> int:
+    """In a process of its own: the same while a folder of so many images and JSONs, in a mixed order, is listed."""
+    flat, scan = root / "sa1b", os.scandir
+    flat.mkdir(parents=True, exist_ok=True)
+
+    def invented(folder: Any) -> Any:
+        if str(folder) != str(flat):
+            return scan(folder)
+        numbers = (7919 * n % (2 * images) for n in range(2 * images))
+        return (SimpleNamespace(name=f"sa_{n // 2}{('.jpg', '.json')[n % 2]}") for n in numbers)
+
+    os.scandir = invented
+    chosen, at = settings(root, images), Workspace(root / "memory")
+    return highest(lambda: index.build("sa1b", chosen, at, workers=1))
+
+
+def highest(work: Callable[[], object]) -> int:
+    """kB of anonymous memory at most during the work, beyond what was there before."""
+    before, most, done = anonymous(), 0, threading.Event()
 
     def watch() -> None:
-        nonlocal highest
+        nonlocal most
         while not done.wait(0.005):
-            highest = max(highest, anonymous())
+            most = max(most, anonymous())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    subset_sa1b(chosen, at, workers=1)
-    done.set()
-    watcher.join()
-    return highest - before
+    try:
+        work()
+    finally:
+        done.set()
+        watcher.join()
+    return most - before
 
 
-def peak_apart(root: Path, images: int) -> int:
-    command = [sys.executable, "-m", "tests.bench.index", "--peak", str(root), str(images)]
+def apart(what: str, root: Path, images: int) -> int:
+    command = [sys.executable, "-m", "tests.bench.index", f"--{what}", str(root), str(images)]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
@@ -259,19 +286,23 @@ def decoding(root: Path, images: int, turns: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_scales(parser, quick="fewer images, turns and damaged files; below 50 s on two cores")
-    parser.add_argument("--peak", nargs=2, metavar=("ROOT", "IMAGES"), help=argparse.SUPPRESS)
+    for work in (peak, listing):
+        parser.add_argument(f"--{work.__name__}", nargs=2, metavar=("ROOT", "IMAGES"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.peak:
-        print(peak(Path(arguments.peak[0]), int(arguments.peak[1])))
-        return
-    images, turns, trials, many, rows = SCALES[arguments.scale]
+    for work, given in ((peak, arguments.peak), (listing, arguments.listing)):
+        if given:
+            print(work(Path(given[0]), int(given[1])))
+            return
+    images, turns, trials, many, rows, (few, most) = SCALES[arguments.scale]
     with TemporaryDirectory(dir=os.environ.get("ANS_BENCH")) as folder:
         os.environ["ANS_RUNS"] = str(Path(folder) / "runs")
         publish(Path(folder) / "speed", images)
         results = speed(Path(folder) / "speed", images, turns)
         root = Path(folder) / "memory"
         publish(root, many)
-        results["peak_over_tenth"] = peak_apart(root, many) / peak_apart(root, many // 10)
+        results["peak_over_tenth"] = apart("peak", root, many) / apart("peak", root, many // 10)
+        kilobytes = [apart("listing", Path(folder) / f"flat{images}", images) for images in (few, most)]
+        results["listing_slope"] = 1024 * (kilobytes[1] - kilobytes[0]) / (most - few)
         results |= access(root, rows)
         results |= decoding(Path(folder) / "decode", images // 5, turns)
         results |= damage.trial_run(Path(folder) / "damage", trials)

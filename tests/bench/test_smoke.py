@@ -55,6 +55,7 @@ SANE = {
         "sa1b_over_tuned": (0.05, 20),
         "two_core_speedup": (0.05, 4),
         "peak_over_tenth": (0.2, 10),
+        "listing_slope": (-20_000, 20_000),
         "open_ms": (0, 1000),
         "sample_ms": (0, 1000),
         "decode_over_bare": (0.05, 2),

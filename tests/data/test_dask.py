@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -67,3 +68,27 @@ def test_no_scheduler_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(parts, "CONNECTING", 0.2)
     with pytest.raises(ConnectionError, match="index.scheduler: tcp://127.0.0.1:9: no Dask scheduler answers"):
         write_parts([1], partial(write, tmp_path), tmp_path / "parts", 1, "sums", "number", scheduler="tcp://127.0.0.1:9")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("had", [False, True], ids=["never had a worker", "lost its only one"])
+def test_nobody_works(had: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within `WORKERLESS` seconds, and what is done is kept."""
+    monkeypatch.setattr(parts, "WORKERLESS", 1.0)
+    monkeypatch.setattr(parts, "LOOK", 0.2)
+    quiet = {"silence_logs": 50, "dashboard_address": None}
+    with distributed.LocalCluster(n_workers=int(had), threads_per_worker=1, processes=True, **quiet) as made:
+        address = made.scheduler_address
+        work = partial(closed, address, tmp_path / "parts" / "000000")
+        with pytest.raises(ConnectionError, match=f"index.scheduler: {address}: had no Dask worker for 1 s"):
+            write_parts(range(2), work, tmp_path / "parts", 1, "sums", "number", scheduler=address)
+    assert (tmp_path / "parts" / "000000").exists() is had
+
+
+def closed(scheduler: str, first: Path, items: Sequence[int], path: Path) -> None:
+    """Write a number; the worker that has written the first one is taken away for good."""
+    if first.exists():
+        with distributed.Client(scheduler, set_as_default=False) as client:
+            client.retire_workers(close_workers=True)
+        time.sleep(60)
+    path.write_text(str(items))

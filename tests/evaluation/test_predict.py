@@ -238,6 +238,21 @@ def test_a_description_of_special_tokens_is_asked_as_words(asked: tuple[Path, li
     assert len(back) == 2 and not (back == model.image_token).any(), "in the question they are words"
 
 
+def test_what_the_model_said_itself_is_not_asked_again(asked: tuple[Path, list[Item]], monkeypatch: pytest.MonkeyPatch) -> None:
+    root, items = asked
+    model, items = Segmenter.from_pretrained(TINY), items[:2]
+    given, forced = model.segment_given, []
+    monkeypatch.setattr(model, "segment_given", lambda *of: (forced.extend(of[1]), given(*of))[1])
+    rows = predict(model, root, items, 16)
+    texts = [[question.expression.sent for question in item.questions if question.expression] for item in items]
+    assert [text for row in forced for text in row] == [r["sent"] for r in rows if not r["answer"].startswith("Sure, [SEG].")]
+    assert 0 < sum(map(len, forced)) < len(rows)
+    whole = given([open_image(root, item.record.path) for item in items], texts, "Sure, [SEG].")
+    for row, one in zip(rows, (one for answers in whole for one in answers), strict=True):
+        truth = decode(row["gt_counts"], row["height"], row["width"])
+        assert (row["forced_intersection"], row["forced_union"]) == intersection_union(one.mask, truth)
+
+
 def test_a_missing_seg_is_an_empty_mask(asked: tuple[Path, list[Item]]) -> None:
     """A model that never says [SEG] free keeps a score for the answer that it is given."""
     root, items = asked

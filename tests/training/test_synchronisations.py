@@ -17,11 +17,9 @@ from tests.synchronisations import OnDevice, Synchronisations
 END = "training/step.py update"
 """Where a step's values are fetched."""
 
-DECODING = "model/generate.py greedy"
-"""The tokens of several decoding steps, which decide whether more are taken."""
-
-REGIONS = "model/host.py get"
-"""How many tokens loop 2's prompts have depends on the masks that it has just made; the device has other work in the meantime."""
+FETCHED = "model/host.py get"
+"""What was sent to the host before: the tokens of several decoding steps, which decide whether more are taken; and the masks that loop 2
+has just made, on which the number of its prompts' tokens depends."""
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +53,18 @@ def test_a_supervised_step_waits_once(work: Path, tmp_path: Path) -> None:
 def test_a_dual_step_waits_once_and_for_its_captions(
     work: Path, tmp_path: Path, bridge: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the end; for eight tokens at a time of the teacher's captions; and in loop 2 for the masks that become a prompt."""
+    """At the end; for the last of the teacher's tokens; and in loop 2 for the masks that become a prompt."""
     monkeypatch.setitem(generate.PACES, "cpu", generate.PACES["cuda"])
     found = each_step(work, tmp_path, train__referring__enabled=False, train__loop1__bridge=bridge, train__caption_len=8)
-    assert found == {END: 1, REGIONS: 1, DECODING: 1}
+    assert found == {END: 1, FETCHED: 2}
 
 
-@pytest.mark.parametrize("tokens", [1, 8, 20])
-def test_decoding_waits_once_in_eight_tokens(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("tokens", "end"), [(1, None), (8, None), (20, None), (60, 20)])
+def test_decoding_leaves_the_device_without_work_once_at_most(
+    tokens: int, end: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At its last tokens. Where all answers have `end`ed before, not even then: the next eight tokens, which nobody needs, are on
+    their way."""
     monkeypatch.setitem(generate.PACES, "cpu", generate.PACES["cuda"])
     row, device = torch.arange(8, 13), torch.device("cpu")
     with Synchronisations():
@@ -71,8 +73,10 @@ def test_decoding_waits_once_in_eight_tokens(tokens: int, monkeypatch: pytest.Mo
         inputs = vlm.rows(prefix, [row[2:]])
         inputs = replace(inputs, embeds=inputs.embeds.to(device))
     with Synchronisations() as mode:
-        generate.greedy(vlm, prefix, inputs, lambda ids: False, 7, tokens, confidence=True)
-    assert mode.counts == {DECODING: math.ceil(tokens / 8)}
+        (said,) = generate.greedy(vlm, prefix, inputs, lambda ids: len(ids) == end, 7, tokens, confidence=True)
+    assert len(said.ids) == (end or tokens)
+    assert mode.counts == ({FETCHED: 1} if end is None else {})
+    assert mode.ahead.total() == math.ceil((end or tokens) / 8) - mode.counts.total()
 
 
 def test_what_would_wait_is_counted() -> None:

@@ -289,6 +289,13 @@ OF_21: dict[str, Any] = {
 """What the package's `sam2.1_hiera_*.yaml` have beyond: positions of object pointers in time, and memories without an object."""
 
 
+class SamePositions(PositionEmbeddingSine):
+    """Written once for all images, none of which needs them: only the memory asks for them. SAM2 writes them for each, 90 MB at 1024 px."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[:1]).expand(len(x), -1, -1, -1)
+
+
 def _image_encoder(sizes: MaskDecoder) -> ImageEncoder:
     trunk = Hiera(
         embed_dim=sizes.embed_dim,
@@ -299,7 +306,7 @@ def _image_encoder(sizes: MaskDecoder) -> ImageEncoder:
         window_spec=sizes.window_spec,
     )
     neck = FpnNeck(
-        position_encoding=PositionEmbeddingSine(sizes.d_model, normalize=True),
+        position_encoding=SamePositions(sizes.d_model, normalize=True),
         d_model=sizes.d_model,
         backbone_channel_list=[sizes.embed_dim * 2**stage for stage in reversed(range(len(sizes.stages)))],
         fpn_top_down_levels=[2, 3],
