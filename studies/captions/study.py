@@ -103,7 +103,7 @@ def main() -> None:
             parser.error(f"no arm is called {', '.join(sorted(unknown))}; there are {', '.join(ARMS)}")
         run(given.arms or list(ARMS))
     elif given.command == "join":
-        RUNS.join(given.files)
+        RUNS.join(given.files, *(set(question).__contains__ for question in QUESTIONS))
     table()
 
 
