@@ -4,10 +4,12 @@ python -m studies.captions.study run [ARM ...]     # the runs that are not in th
 python -m studies.captions.study join CSV ...      # the rows of other clones into this one's table
 python -m studies.captions.study table             # studies/captions/table.md from studies/captions/runs.csv
 
-Cut off, run continues. The protocol is studies/captions/README.md; the arms and seeds below are its numbers.
+Cut off, run continues; `--seeds` gives each of several clones its share. The protocol is studies/captions/README.md; the arms and
+seeds below are its numbers.
 """
 
 import argparse
+from collections.abc import Collection
 from pathlib import Path
 from statistics import mean
 
@@ -52,12 +54,14 @@ def changes(arm: str) -> tuple[str, ...]:
     return (*_COMMON, *ARMS[arm])
 
 
-def run(arms: list[str]) -> None:
-    """Every run of `arms` that the table lacks, question after question. Raises `RuntimeError` as `Runs.run` and `refuse_others` do."""
+def run(arms: list[str], seeds: Collection[int] = ()) -> None:
+    """Every run of `arms` that the table lacks, with these seeds or with all, question after question. Raises `RuntimeError` as `Runs.run`
+    and `refuse_others` do."""
     for question in QUESTIONS:
         if set(question) & set(arms):
             RUNS.refuse_others(question)
-        RUNS.run([(arm, seed) for arm in question if arm in arms for seed in SEEDS[arm]], changes, KEEP, table)
+        todo = [(arm, seed) for arm in question if arm in arms for seed in SEEDS[arm] if seed in seeds or not seeds]
+        RUNS.run(todo, changes, KEEP, table)
 
 
 def table() -> None:
@@ -94,14 +98,16 @@ def table() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("run").add_argument("arms", nargs="*", metavar="ARM", help=", ".join(ARMS))
+    command = commands.add_parser("run")
+    command.add_argument("arms", nargs="*", metavar="ARM", help=", ".join(ARMS))
+    command.add_argument("--seeds", nargs="+", type=int, default=[], metavar="SEED", help="only these")
     commands.add_parser("join").add_argument("files", nargs="+", type=Path, metavar="CSV")
     commands.add_parser("table")
     given = parser.parse_args()
     if given.command == "run":
         if unknown := set(given.arms) - set(ARMS):
             parser.error(f"no arm is called {', '.join(sorted(unknown))}; there are {', '.join(ARMS)}")
-        run(given.arms or list(ARMS))
+        run(given.arms or list(ARMS), given.seeds)
     elif given.command == "join":
         RUNS.join(given.files, *(set(question).__contains__ for question in QUESTIONS))
     table()
