@@ -19,6 +19,7 @@ RUNS = Runs(
     Path("studies/captions/runs.csv"),
     ("ciou", "facts_right", "all_right", "wrong_object"),
     lambda values: "ciou_forced" in values or "facts_right" in values,
+    frozenset({"e4a702db3690", "e9e30e880e5a"}),
 )
 TABLE = Path("studies/captions/table.md")
 KEEP = (":!studies/captions/runs.csv", ":!studies/captions/table.md")
@@ -36,6 +37,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "teacher": (*_LOOP_1, *_TRUE, "train.loop1.bridge=hard"),
     "true": (*_LOOP_1, *_TRUE, "train.loop1.bridge=given"),
     "wrong": (*_LOOP_1, *_WRONG, "train.loop1.bridge=given"),
+    "rloo": (*_LOOP_1, *_TRUE, "train.loop1.bridge=hard", "train.loop1.reward=1.0", "train.loop1.leash=0.05"),
     "both": (),
     "labels": (*_NO_LOOPS, "train.steps=50"),
     "labels_described": (
@@ -45,8 +47,8 @@ ARMS: dict[str, tuple[str, ...]] = {
     ),
 }
 """Arm -> what it changes in `params.yaml`."""
-SEEDS = {arm: tuple(range(3001, 3003 if arm == "wrong" else 3006)) for arm in ARMS}
-QUESTIONS = (("true", "teacher", "wrong"), ("labels_described", "both", "labels"))
+SEEDS = {arm: tuple(range(3001, 3001 + {"wrong": 2, "teacher": 10, "rloo": 10}.get(arm, 5))) for arm in ARMS}
+QUESTIONS = (("true", "teacher", "wrong"), ("labels_described", "both", "labels"), ("rloo", "teacher", "true"))
 """The arms that are compared, in the order in which they are run; the first of each with the others."""
 
 
