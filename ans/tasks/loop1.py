@@ -83,9 +83,9 @@ class Settings(TaskSettings):
     reward: Weight = Field(
         0.0, description="weight of the reward of random captions of the student by which the teacher finds the object (RLOO)"
     )
-    draws: Annotated[Count, Field(ge=2)] = Field(4, description="reward: captions of an object that are drawn")
+    draws: Annotated[Count, Field(ge=2)] = Field(2, description="reward: captions of an object that are drawn")
     contrast: bool = Field(True, description="reward: less the best IoU with another object of the image")
-    leash: Weight = Field(0.1, description="reward: weight of the caption's distance to what the teacher would say (KL)")
+    leash: Weight = Field(0.05, description="reward: weight of the caption's distance to what the teacher would say (KL)")
     objects_per_image: Count = Field(1, description="most objects of an image in one sample")
     videos: dict[Name, LearntVideos] = Field(
         {}, description="sets of videos too, as train.clips.sources: an object is described in one frame and segmented in others"

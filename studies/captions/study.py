@@ -37,7 +37,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "teacher": (*_LOOP_1, *_TRUE, "train.loop1.bridge=hard"),
     "true": (*_LOOP_1, *_TRUE, "train.loop1.bridge=given"),
     "wrong": (*_LOOP_1, *_WRONG, "train.loop1.bridge=given"),
-    "rloo": (*_LOOP_1, *_TRUE, "train.loop1.bridge=hard", "train.loop1.reward=1.0", "train.loop1.leash=0.05"),
+    "rloo": (*_LOOP_1, *_TRUE, "train.loop1.bridge=hard", "train.loop1.reward=1.0"),
     "both": (),
     "labels": (*_NO_LOOPS, "train.steps=50"),
     "labels_described": (
