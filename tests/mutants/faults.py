@@ -481,7 +481,7 @@ FAULTS: list[Fault] = [
         "",
         (*settings("draws"), f"{OBJECTIVES}/test_rloo.py::test_in_the_mean_the_gradient_is_exact"),
     ),
-    Fault("other objects are not asked about", RLOO, "own[n] -= ", "own[n] -= 0 * ", settings("reward")),
+    Fault("other objects are not asked about", RLOO, "own[n] -= ", "own[n] -= 0 * ", settings("contrast")),
     Fault("captions may stray", LOOP1, "earned - self.settings.leash * strayed", "earned", settings("leash")),
     Fault(
         "the end of a caption is no choice",

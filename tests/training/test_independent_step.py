@@ -130,7 +130,7 @@ CASES = [
     Case("distillation", {"distillation": 1.0}, REGIONS | {"steps": 2}),
     Case("reward", {"reward": 3.0}, REWARDED | {"reward": 0.0}),
     Case("draws", {"draws": 5}, REWARDED),
-    Case("contrast", {"contrast": False}, REWARDED | {"masks_per_image": 4}),
+    Case("contrast", {"contrast": True}, REWARDED | {"contrast": False, "masks_per_image": 4}),
     Case("leash", {"leash": 1.0}, REWARDED | {"steps": 2}),
     Case("masks_per_image", {"masks_per_image": 3}, REGIONS),
     # loop 2
