@@ -484,10 +484,10 @@ FAULTS: list[Fault] = [
     Fault("other objects are not asked about", RLOO, "own[n] -= ", "own[n] -= 0 * ", settings("contrast")),
     Fault("captions may stray", LOOP1, "earned - self.settings.leash * strayed", "earned", settings("leash")),
     Fault(
-        "the end of a caption is no choice",
+        "the first word of a caption is no choice",
         RLOO,
         "part.sum() for part in each.split([len(ids) for ids in drawn.said])",
-        "part[:-1].sum() for part in each.split([len(ids) for ids in drawn.said])",
+        "part[1:].sum() for part in each.split([len(ids) for ids in drawn.said])",
         settings("reward"),
     ),
     Fault(
