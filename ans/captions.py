@@ -63,12 +63,6 @@ def cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[
     return scores
 
 
-def likeness(caption: str, reference: str) -> float:
-    """Return a tenth of CIDEr-D with every n-gram as important as any other: in [0, 1], and it depends on these two texts alone."""
-    said, wanted = _ngrams(caption), _ngrams(reference)
-    return _similarity(said, wanted, dict.fromkeys(wanted, 1.0), 1.0)
-
-
 def _ngrams(text: str) -> NGrams:
     parts = words(text)
     return Counter(tuple(parts[i : i + n]) for n in range(1, LONGEST + 1) for i in range(len(parts) - n + 1))

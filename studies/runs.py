@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -63,12 +63,14 @@ class Runs:
     """The runs of a study, in the CSV file at `path`: one row for each arm, seed and split, with `measures` of
     `reports/eval/full/<split>.json`, the seconds of the whole run, and `parameters()`.
 
-    `reads`: whether a file of results, by its values, belongs into the table.
+    `reads`: whether a file of results, by its values, belongs into the table. `equal`: the `parameters()` of several `params.yaml` by
+    which a run gave the same bits.
     """
 
     path: Path
     measures: tuple[str, ...]
     reads: Callable[[Mapping[str, float]], bool]
+    equal: frozenset[str] = frozenset()
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -83,7 +85,7 @@ class Runs:
 
     def refuse_others(self, arms: Collection[str]) -> None:
         """Raise `RuntimeError` where the table has runs of these arms by another `params.yaml` than the committed one."""
-        if {row["params_sha"] for row in self.rows() if row["arm"] in arms} - {parameters()}:
+        if self._different([parameters(), *(row["params_sha"] for row in self.rows() if row["arm"] in arms)]):
             raise RuntimeError(
                 f"{self.path} has runs of another params.yaml, which cannot be paired with new ones; take them out first"
             )
@@ -138,9 +140,14 @@ class Runs:
                     measured = [values.get(name, "") for name in self.measures]
                     writer.writerow([arm, seed, split, *measured, f"{seconds:.0f}", of])
 
-    def join(self, files: Sequence[Path], compared: Callable[[str], bool] = lambda arm: True) -> None:
+    def _different(self, shas: Iterable[str]) -> set[str]:
+        """Return these, if they are not all equal."""
+        several = set(shas)
+        return several if len(several) > 1 and not several <= self.equal else set()
+
+    def join(self, files: Sequence[Path], *compared: Callable[[str], bool]) -> None:
         """Add the runs of other clones' tables. Raises `ValueError` where a run is here already with other numbers, or where runs of
-        arms that are `compared` started from different `params.yaml`."""
+        arms that are `compared` with each other (without any such: all) started from different `params.yaml`."""
         rows = self.rows()
         found = {(row["arm"], row["seed"], row["split"]): row for row in rows}
         for path in files:
@@ -148,10 +155,11 @@ class Runs:
                 key = (row["arm"], row["seed"], row["split"])
                 if found.setdefault(key, row) != row:
                     raise ValueError(f"{path}: {' '.join(key)} is in {self.path} with other numbers; a run counts once")
-        if len(shas := {row["params_sha"] for row in found.values() if compared(row["arm"])}) > 1:
-            raise ValueError(
-                f"runs of different params.yaml ({', '.join(sorted(shas))}) cannot be paired; {self.path} is left as it was"
-            )
+        for together in compared or (lambda arm: True,):
+            if shas := self._different(row["params_sha"] for row in found.values() if together(row["arm"])):
+                raise ValueError(
+                    f"runs of different params.yaml ({', '.join(sorted(shas))}) cannot be paired; {self.path} is left as it was"
+                )
         with open(self.path, "a", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows(row.values() for row in list(found.values())[len(rows) :])
 

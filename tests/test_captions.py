@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from ans.captions import cider, exact, likeness, token_accuracy, words
+from ans.captions import cider, exact, token_accuracy, words
 
 
 def test_words() -> None:
@@ -20,13 +20,6 @@ def test_exact_and_token_accuracy_by_hand() -> None:
     assert token_accuracy("the small red", references) == (3, 4)  # a missing word counts
     assert token_accuracy("the small red circle there", references) == (4, 5)  # and so does one too many
     assert token_accuracy("", references) == (0, 4) and token_accuracy("", [""]) == (0, 1)
-
-
-def test_likeness_by_hand() -> None:
-    assert likeness("a b", "a b") == pytest.approx(0.5)  # 1 for words and for pairs, 0 for 3 and 4 words
-    assert likeness("a c", "a b") == pytest.approx(0.5 / 4)
-    assert likeness("a b c d", "a b c d") == pytest.approx(1.0)
-    assert likeness("", "a") == likeness("x", "a") == 0.0
 
 
 def test_cider_by_hand() -> None:

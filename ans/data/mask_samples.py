@@ -1,7 +1,7 @@
 """Samples of masks without text: objects to describe in one image, and to segment in the same one, in a second frame, or in several
 frames of a video."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,13 @@ from ans.data.samples import Regions
 
 @dataclass(frozen=True)
 class SampleObject:
-    """`mask` (h, w): in the described image. `targets`: in each of the sample's `frames`. `text`: the data's own, or ""."""
+    """`mask` (h, w): in the described image. `targets`: in each of the sample's `frames`. `text`: the data's own, or "". `others`: the
+    masks of other objects in the one frame, where those were asked for."""
 
     mask: np.ndarray
     targets: list[np.ndarray]
     text: str = ""
+    others: list[np.ndarray] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,10 @@ class Sample:
 
 
 class OfImages:
-    """One sample is a region, with up to `objects` - 1 others of its image."""
+    """One sample is a region, with up to `objects` - 1 others of its image. `contrasted`: each knows the masks of all others."""
 
-    def __init__(self, root: Path, regions: Regions, objects: int) -> None:
-        self.root, self.regions, self.objects = root, regions, objects
+    def __init__(self, root: Path, regions: Regions, objects: int, contrasted: bool = False) -> None:
+        self.root, self.regions, self.objects, self.contrasted = root, regions, objects, contrasted
         self.name, self.title, self.count = regions.name, regions.name, regions.count
 
     def open(self, number: int, rng: np.random.Generator) -> Sample:
@@ -59,7 +61,9 @@ class OfImages:
         for one in (region, *picked):
             mask = region_mask(record, one)
             target = region_mask(record, one, second=True) if two_frames else mask
-            objects.append(SampleObject(mask, [target], one.expressions[0].sent if one.expressions else ""))
+            rivals = [o for o in (region, *others) if o != one] if self.contrasted else []
+            masks = [region_mask(record, rival, two_frames) for rival in rivals]
+            objects.append(SampleObject(mask, [target], one.expressions[0].sent if one.expressions else "", masks))
         locator = record.second if two_frames else record.path
         return Sample(self.name, record.path, described, [segmented], [locator], [0], objects)
 

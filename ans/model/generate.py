@@ -124,11 +124,46 @@ class Decoding:
         """Run the model and choose the next tokens."""
         normed, seg = (state[:, -1] for state in self.vlm.run(inputs, self.cache))
         logits = self.vlm.language_model.lm_head(normed).float()
-        scores = logits if self.together == 1 else logits.log_softmax(-1).unflatten(0, (-1, self.together)).mean(1)
-        tokens = scores.argmax(-1).repeat_interleave(self.together)
+        tokens = self.choose(logits)
         likely = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0] if self.confidence else torch.zeros_like(tokens)
         embeds = self.vlm.language_model.get_input_embeddings()(tokens)[:, None]
         return Said(torch.stack([tokens.double(), likely.double()]), seg, embeds)
+
+    def choose(self, logits: Tensor) -> Tensor:
+        """Return the tokens (B,) that rows say, by `logits` (B, V)."""
+        scores = logits if self.together == 1 else logits.log_softmax(-1).unflatten(0, (-1, self.together)).mean(1)
+        return scores.argmax(-1).repeat_interleave(self.together)
+
+
+@dataclass(frozen=True)
+class Chance:
+    """By what rows say a random token: of `among` (n,), the ids that may be said, each with its probability among the k most probable
+    ones. `noise` (B, T, k), k <= n: Gumbel noise of row and step."""
+
+    among: Tensor
+    noise: Tensor
+
+    def best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the k highest of `logits` (B, V), and which of `among` they are, each (B, k)."""
+        return logits[:, self.among].float().topk(self.noise.shape[-1], dim=-1)
+
+
+class RandomDecoding(Decoding):
+    """Decoding that draws each token. A softmax's draw is the arg-max after Gumbel noise is added."""
+
+    def __init__(self, vlm: Vlm, cache: KeyValues, rows: Inputs, confidence: bool, chance: Chance) -> None:
+        super().__init__(vlm, cache, rows, confidence, 1)
+        self.chance, self.taken, self.rows = chance, 0, torch.arange(len(chance.noise), device=chance.noise.device)
+
+    def keep(self, places: list[int]) -> None:
+        super().keep(places)
+        self.rows = self.rows[places]
+
+    def choose(self, logits: Tensor) -> Tensor:
+        values, index = self.chance.best(logits)
+        place = (values + self.chance.noise[self.rows, self.taken]).argmax(-1, keepdim=True)
+        self.taken += 1
+        return self.chance.among[index.gather(1, place)[:, 0]]
 
 
 class FixedDecoding(Decoding):
@@ -211,9 +246,10 @@ def greedy(
     max_new_tokens: int,
     confidence: bool = False,
     together: int = 1,
+    chance: Chance | None = None,
 ) -> list[Generated]:
-    """Continue `prefix`, which is used up, by `rows` and decode greedily until `ended(ids)` holds for every row; `together`: see
-    `Decoding`.
+    """Continue `prefix`, which is used up, by `rows` and decode greedily, or by `chance`, until `ended(ids)` holds for every row;
+    `together`: see `Decoding`.
 
     Rows that have ended leave the batch once they are half of it: sooner, copying the others' cache costs more than it saves. The host
     waits for the device as `Pace` says.
@@ -222,7 +258,11 @@ def greedy(
     """
     count, pace = len(rows.embeds), PACES.get(rows.embeds.device.type, AT_ONCE)
     fixed = pace.fixed and vlm.repeatable
-    decoding = (FixedDecoding if fixed else Decoding)(vlm, prefix.cache, rows, confidence, together)
+    decoding = (
+        RandomDecoding(vlm, prefix.cache, rows, confidence, chance)
+        if chance
+        else (FixedDecoding if fixed else Decoding)(vlm, prefix.cache, rows, confidence, together)
+    )
     ids: list[list[int]] = [[] for _ in range(count)]
     states: list[list[Tensor]] = [[] for _ in range(count)]
     likely = [0.0] * count

@@ -18,7 +18,7 @@ from ans.model import prompts, tokens
 from ans.model.cache import ROOM
 from ans.model.decoder import Levels
 from ans.model.family import Inputs, Visual
-from ans.model.generate import Generated, Prefix, forced, greedy, pad_left, prefill
+from ans.model.generate import Chance, Generated, Prefix, forced, greedy, pad_left, prefill
 from ans.model.host import sent
 from ans.model.modules import Features, SegmenterModules, region_tokens
 from ans.model.places import Place
@@ -219,13 +219,25 @@ class SegmenterInference(SegmenterModules):
         max_new_tokens: int,
         confidence: bool = False,
         together: int = 1,
+        chance: Chance | None = None,
     ) -> list[Generated]:
-        """Return greedy answers as ids, with the states of their `[SEG]`s, and, if asked for, the probability of their tokens. What all
-        questions about an image share, up to its last image token, runs once. `together`: see `greedy`."""
+        """Return answers as ids, with the states of their `[SEG]`s, and, if asked for, the probability of their tokens. What all
+        questions about an image share, up to its last image token, runs once. `together` and `chance`: see `greedy`."""
         if not questions:
             return []
         prefix, rows = self._continued(self.read(images), questions)
-        return greedy(self.vlm, prefix, rows, self._ended, self.seg_token, max_new_tokens, confidence, together)
+        return greedy(self.vlm, prefix, rows, self._ended, self.seg_token, max_new_tokens, confidence, together, chance)
+
+    @torch.no_grad()
+    def random_captions(
+        self, features: Features, image_index: Sequence[int], cells: Sequence[Tensor], questions: Sequence[str], chance: Chance
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Return captions of regions, as in `caption_ids`, that are drawn by `chance`: all that was said, and the ids of its text."""
+        asked = [self._about_region(i, cell, text) for i, cell, text in zip(image_index, cells, questions, strict=True)]
+        said = self.answer(replace(features, levels=()), asked, chance.noise.shape[1], chance=chance)
+        text = set(self.text_tokens.tolist())
+        stop = self.template.stop_words
+        return [one.ids for one in said], [tokens.text_ids(self.tokenizer, stop, one.ids, text) for one in said]
 
     def unknown_words(self, text: str) -> list[str]:
         """Return the words of `text` that the tokenizer has no token for; tokenizers made of bytes have one for everything."""

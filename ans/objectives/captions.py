@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ans.captions import likeness
 from ans.facts import Facts
 from ans.model.host import sent
 
@@ -19,8 +18,7 @@ class Caption:
     """R captions as the segmentation prompt takes them.
 
     `ids`: the tokens of each. `embeds` (N, D): what is read in their place, or None for the embeddings of `ids`; then `chosen` (N,) are
-    its tokens, which only the device knows yet. `extra`: further loss; `values`: for the curves. For a reward: `greedy` (N,), the tokens
-    without noise, and the log-probability (R,) of `chosen`.
+    its tokens, which only the device knows yet. `extra`: further loss; `values`: for the curves.
     """
 
     ids: list[list[int]]
@@ -28,8 +26,6 @@ class Caption:
     extra: Tensor | float
     values: dict[str, Tensor]
     chosen: Tensor | None = None
-    greedy: Tensor | None = None
-    log_probability: Tensor | None = None
 
     def words(self, tokens: Tensor | None) -> list[list[int]]:
         """Return the tokens (N,) of each caption, fetched from the device; None: those of `ids`."""
@@ -63,18 +59,6 @@ def cross_entropy(logits: Tensor, true: Tensor, counted: Tensor, lengths: list[i
     entropy = F.cross_entropy(logits[at].float(), true[at], reduction="none")
     each = torch.stack([part.sum() for part in counted.split(lengths)])  # of each object, whose mean is taken
     return (entropy / sent(each.repeat_interleave(each), logits.device)).sum() / objects
-
-
-def log_probability(logits: Tensor, chosen: Tensor, free: Tensor, lengths: list[int]) -> Tensor:
-    """Return (R,): of the `chosen` tokens (N,) of each caption where they were `free` (N,) to be chosen, by `logits` (N, V)."""
-    picked = logits.float().log_softmax(-1).gather(1, chosen[:, None])[:, 0].where(free, 0.0)
-    return torch.stack([part.sum() for part in picked.split(lengths)])
-
-
-def cider(tokenizer: PreTrainedTokenizerBase, captions: list[list[int]], references: list[list[int]]) -> Tensor:
-    """Return (R,) in [0, 1]: how similar each caption is to its reference, by CIDEr-D's measure."""
-    pairs, decode = zip(captions, references, strict=True), tokenizer.decode
-    return torch.tensor([likeness(str(decode(one)), str(decode(other))) for one, other in pairs])
 
 
 def mean_per_object(values: Tensor, lengths: list[int], objects: int) -> Tensor:

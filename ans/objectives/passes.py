@@ -1,6 +1,6 @@
 """Loop 1's micro-batch, objects without text, and the passes of the model over it: describe, read a caption, segment by a caption."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ class Batch:
     (R, T, k): Gumbel noise. `answer_tokens`: labels of the answers. `where`: locator of the segmented image, and source, of each
     object. `known`: locator of the described image, and true caption, of each object whose truth is known, else None. `given`: the
     data's own text of each object, with the bridge of that name. `views`: image and cells of each object's further views, one object
-    behind the other.
+    behind the other. `others`: of each object the masks (m, S/4, S/4) of the image's other objects, where captions are rewarded, and
+    `chances` (R, K, T, k), Gumbel noise of K captions.
     """
 
     images: Images
@@ -42,6 +43,8 @@ class Batch:
     given: list[str]
     views: list[tuple[int, Tensor]]
     frames: list[list[int]] | None = None
+    others: list[Tensor] = field(default_factory=list)
+    chances: Tensor | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -57,6 +60,17 @@ class Batch:
     def shown(self) -> list[list[int]]:
         """Of each object the images in which it is segmented."""
         return [[place] for place in self.segment_index] if self.frames is None else self.frames
+
+    def rows(self, index: list[int]) -> "Batch":
+        """Return a batch whose n-th object is this one's `index[n]`, for passes of the model: of the rest it has what is this one's."""
+        taken = ("describe_index", "segment_index", "cells", "describe_questions", "questions", "answers", "frames", "others")
+        lists = {name: getattr(self, name) for name in taken}
+        soft = self.targets.soft.split([len(images) for images in self.shown])
+        return replace(
+            self,
+            **{name: value and [value[n] for n in index] for name, value in lists.items()},
+            targets=replace(self.targets, soft=torch.cat([soft[n] for n in index])),
+        )
 
     def of_masks(self, values: Tensor) -> Tensor:
         """Return one value per mask from one per object."""

@@ -26,11 +26,11 @@ from ans.facts import read_facts
 from ans.model.host import sent
 from ans.model.segmenter import Features, Segmenter
 from ans.model.visual_prompt import region_cells
-from ans.objectives import captions
+from ans.objectives import captions, rloo
 from ans.objectives.batches import ImagesOf, draw_questions
 from ans.objectives.captions import Caption
 from ans.objectives.gumbel import square_of_gradient, straight_through
-from ans.objectives.losses import distillation, hard_iou, mask_terms, seg_rate
+from ans.objectives.losses import distillation, mask_terms, seg_rate
 from ans.objectives.passes import Batch, describe, imitate, say, segment
 from ans.shown import Panel
 from ans.tasks import base
@@ -80,10 +80,12 @@ class Settings(TaskSettings):
     )
     confidence: bool = Field(False, description="true: weight each mask loss by the teacher's confidence in its caption")
     distillation: Weight = Field(0.0, description="weight of the distance to the mask that the teacher predicts")
-    reward: Weight = Field(0.0, description="weight of the self-critical reward of captions")
-    reward_by: Literal["iou", "cider"] = Field(
-        "iou", description="reward: iou (of the mask predicted from the caption) or cider (similarity to the teacher's caption)"
+    reward: Weight = Field(
+        0.0, description="weight of the reward of random captions of the student by which the teacher finds the object (RLOO)"
     )
+    draws: Annotated[Count, Field(ge=2)] = Field(2, description="reward: captions of an object that are drawn")
+    contrast: bool = Field(True, description="reward: less the best IoU with another object of the image")
+    leash: Weight = Field(0.05, description="reward: weight of the caption's distance to what the teacher would say (KL)")
     objects_per_image: Count = Field(1, description="most objects of an image in one sample")
     videos: dict[Name, LearntVideos] = Field(
         {}, description="sets of videos too, as train.clips.sources: an object is described in one frame and segmented in others"
@@ -102,8 +104,6 @@ class Settings(TaskSettings):
             raise ValueError("denoising: needs corrupted tokens, so set train.loop1.mask_ratio above 0")
         if self.agreement and not self.imitation:
             raise ValueError("agreement: says which captions are learnt, so set train.loop1.imitation above 0")
-        if self.reward and self.bridge != "gumbel":
-            raise ValueError("reward: needs train.loop1.bridge=gumbel")
         return self
 
     def indexes(self) -> tuple[str, ...]:
@@ -147,6 +147,9 @@ class Task(base.Task[Settings, Batch]):
             share=True,
         ),
         Panel("gradient norm", {"loop1_caption_gradient": "at loop 1's caption"}, log=True),
+        Panel(
+            "the reward of captions", {"loop1_earned": "IoU less another object's", "loop1_strayed": "distance to the teacher"}
+        ),
     )
 
     def __init__(self, settings: Settings, setting: Setting) -> None:
@@ -157,7 +160,10 @@ class Task(base.Task[Settings, Batch]):
             for name, of in settings.sources.items()
         ]
         self.left_out, clips = sum(of.left_out for of in regions), 0
-        self.sources: list[OfImages | OfVideos] = [OfImages(setting.root, of, settings.objects_per_image) for of in regions]
+        contrasted = bool(settings.reward) and settings.contrast
+        self.sources: list[OfImages | OfVideos] = [
+            OfImages(setting.root, of, settings.objects_per_image, contrasted) for of in regions
+        ]
         if settings.videos and not setting.model.family.videos:
             raise ValueError(f"train.loop1.videos: {setting.model.family.name} reads one image in a question; name no videos")
         for name, of in settings.videos.items():
@@ -186,6 +192,8 @@ class Task(base.Task[Settings, Batch]):
         views = VIEWS[1 : settings.views]
         samples: list[tuple[int, Sample]] = []
         cells, frames, questions, corruption, noise, where, known, in_views = [], [], [], [], [], [], [], []
+        others: list[Tensor] = []
+        chances = []
         for position in positions:
             first, rng = len(images.pixels), self.rng(position)
             sample = self.bad.instead(self.pool, position, lambda of, i, rng=rng: self._open(of, i, rng, images))
@@ -203,6 +211,10 @@ class Task(base.Task[Settings, Batch]):
                 corruption.append(rng.random((train.caption_len, 2), dtype=np.float32))
                 noise.append(rng.gumbel(size=(train.caption_len, settings.top_k)).astype(np.float32))
                 where.append((sample.locators[sample.frames[0]], sample.source))
+                if settings.reward:
+                    chances.append(rng.gumbel(size=(settings.draws, *noise[-1].shape)).astype(np.float32))
+                    soft = [setting.model.decoder.soft_target(torch.from_numpy(mask)) for mask in one.others]
+                    others.append(torch.stack(soft) if soft else torch.empty(0))
         # images that are only described come behind those that are segmented, which the mask decoder's encoder sees too
         described = [images.add_described(sample.described) if sample.apart else first for first, sample in samples]
         of_views = [[images.add_described(view.image(sample.described)) for view in views] for _, sample in samples]
@@ -214,7 +226,7 @@ class Task(base.Task[Settings, Batch]):
             to_describe, to_segment, answers, setting.answer_tokens(answers),
             torch.from_numpy(np.stack(corruption)), torch.from_numpy(np.stack(noise)), targets.pack(), where, known, given,
             [pair for number, of in zip(sample_of, in_views, strict=True) for pair in zip(of_views[number], of, strict=True)],
-            frames if settings.videos else None,
+            frames if settings.videos else None, others, torch.from_numpy(np.stack(chances)) if chances else None,
         )  # fmt: skip
 
     def _open(self, source: int, number: int, rng: np.random.Generator, images: ImagesOf) -> Sample:
@@ -229,7 +241,7 @@ class Task(base.Task[Settings, Batch]):
         with now.teacher():
             teacher, ended, confidence = describe(model, features, batch, batch.views)
             reference = None
-            if settings.distillation or (settings.reward and settings.reward_by == "iou"):
+            if settings.distillation:
                 _, reference = segment(model, features, batch, teacher, None)
         # the student predicts the caption again, and segments by its own tokens
         student = self.bridge(model, features, batch, teacher, settings.tau_at(now.step, now.steps), objects)
@@ -250,10 +262,8 @@ class Task(base.Task[Settings, Batch]):
             distance = distillation(logits, reference, masks)
             loss, values["distillation"] = loss + settings.distillation * distance, distance.detach()
         if settings.reward:
-            assert student.log_probability is not None, "settings want the gumbel bridge"
-            advantage = self.advantage(model, batch, teacher, student, logits, reference)
-            reward = (advantage * student.log_probability).sum() / objects
-            loss, values["advantage"] = loss - settings.reward * reward, advantage.sum() / objects
+            reward, of_reward = self.rewarded(model, features, batch, objects, now)
+            loss, values = loss - settings.reward * reward, values | of_reward
 
         values |= student.values | {"language": language.detach(), "seg_rate": seg_rate(model, out, objects)}
         values["teacher_confidence"] = weights.sum() / objects
@@ -324,29 +334,24 @@ class Task(base.Task[Settings, Batch]):
         if settings.denoising:
             denoising = captions.cross_entropy(out.logits, out.labels, places, lengths, objects)
             extra, values["denoising"] = settings.denoising * denoising, denoising.detach()
-        if not settings.reward:
-            return Caption(teacher, embeds, extra, values, chosen)
-        free = corrupted if settings.rescored == "corrupted" else torch.ones_like(corrupted)  # the other tokens were not chosen
-        log_probability = captions.log_probability(logits, chosen, free, lengths)
-        greedy = torch.where(free, logits.argmax(-1), out.labels)
-        return Caption(teacher, embeds, extra, values, chosen, greedy, log_probability)
+        return Caption(teacher, embeds, extra, values, chosen)
 
-    def advantage(
-        self, model: Segmenter, batch: Batch, teacher: list[list[int]], student: Caption, logits: Tensor, reference: Tensor | None
-    ) -> Tensor:
-        """Return (R,): how much better each of the student's captions is than its baseline (self-critical training, arXiv 1612.00563).
-
-        By iou the baseline is the teacher's mask of its own caption, by cider the student's greedy caption.
-        """
-        if self.settings.reward_by == "cider":
-            words, greedy = student.words(student.chosen), student.words(student.greedy)
-            tokenizer = model.tokenizer
-            better = captions.cider(tokenizer, words, teacher) - captions.cider(tokenizer, greedy, teacher)
-            return sent(better, logits.device)
-        assert reference is not None
-        soft = sent(batch.targets.soft, logits.device)
-        better = hard_iou(logits, soft) - hard_iou(reference, soft)
-        return torch.stack([part.mean() for part in better.split([len(images) for images in batch.shown])])
+    def rewarded(
+        self, model: Segmenter, features: Features, batch: Batch, objects: int, now: Now
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what the student is rewarded for random captions, to be maximized, and curves of them. The teacher is the listener; the
+        nearer to it a caption's probability, the more it earns, so that words keep their meaning."""
+        assert batch.chances is not None
+        with model.evaluating():
+            drawn = rloo.draw(model, features, batch, batch.chances)
+        said = rloo.log_probability(model, features, drawn)
+        with now.teacher():
+            earned = rloo.earned(segment(model, features, drawn.rows, drawn.texts, None)[1], drawn.rows)
+            strayed = said.detach() - rloo.log_probability(model, features, drawn)
+        which = sent(drawn.which, said.device)
+        reward = rloo.objective(said, earned - self.settings.leash * strayed, which).sum() / objects
+        values = {"earned": earned, "strayed": strayed}
+        return reward, {name: value[which].mean(1).sum() / objects for name, value in values.items()}
 
     def finish(self, values: dict[str, float]) -> dict[str, float]:
         if "loop1_caption_gradient2" in values:  # squares add up over micro-batches, norms do not

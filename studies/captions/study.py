@@ -4,10 +4,12 @@ python -m studies.captions.study run [ARM ...]     # the runs that are not in th
 python -m studies.captions.study join CSV ...      # the rows of other clones into this one's table
 python -m studies.captions.study table             # studies/captions/table.md from studies/captions/runs.csv
 
-Cut off, run continues. The protocol is studies/captions/README.md; the arms and seeds below are its numbers.
+Cut off, run continues; `--seeds` gives each of several clones its share. The protocol is studies/captions/README.md; the arms and
+seeds below are its numbers.
 """
 
 import argparse
+from collections.abc import Collection
 from pathlib import Path
 from statistics import mean
 
@@ -17,6 +19,7 @@ RUNS = Runs(
     Path("studies/captions/runs.csv"),
     ("ciou", "facts_right", "all_right", "wrong_object"),
     lambda values: "ciou_forced" in values or "facts_right" in values,
+    frozenset({"e4a702db3690", "e9e30e880e5a"}),
 )
 TABLE = Path("studies/captions/table.md")
 KEEP = (":!studies/captions/runs.csv", ":!studies/captions/table.md")
@@ -34,6 +37,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "teacher": (*_LOOP_1, *_TRUE, "train.loop1.bridge=hard"),
     "true": (*_LOOP_1, *_TRUE, "train.loop1.bridge=given"),
     "wrong": (*_LOOP_1, *_WRONG, "train.loop1.bridge=given"),
+    "rloo": (*_LOOP_1, *_TRUE, "train.loop1.bridge=hard", "train.loop1.reward=1.0"),
     "both": (),
     "labels": (*_NO_LOOPS, "train.steps=50"),
     "labels_described": (
@@ -43,8 +47,8 @@ ARMS: dict[str, tuple[str, ...]] = {
     ),
 }
 """Arm -> what it changes in `params.yaml`."""
-SEEDS = {arm: tuple(range(3001, 3003 if arm == "wrong" else 3006)) for arm in ARMS}
-QUESTIONS = (("true", "teacher", "wrong"), ("labels_described", "both", "labels"))
+SEEDS = {arm: tuple(range(3001, 3001 + {"wrong": 2, "teacher": 10, "rloo": 10}.get(arm, 5))) for arm in ARMS}
+QUESTIONS = (("true", "teacher", "wrong"), ("labels_described", "both", "labels"), ("rloo", "teacher", "true"))
 """The arms that are compared, in the order in which they are run; the first of each with the others."""
 
 
@@ -52,12 +56,14 @@ def changes(arm: str) -> tuple[str, ...]:
     return (*_COMMON, *ARMS[arm])
 
 
-def run(arms: list[str]) -> None:
-    """Every run of `arms` that the table lacks, question after question. Raises `RuntimeError` as `Runs.run` and `refuse_others` do."""
+def run(arms: list[str], seeds: Collection[int] = ()) -> None:
+    """Every run of `arms` that the table lacks, with these seeds or with all, question after question. Raises `RuntimeError` as `Runs.run`
+    and `refuse_others` do."""
     for question in QUESTIONS:
         if set(question) & set(arms):
             RUNS.refuse_others(question)
-        RUNS.run([(arm, seed) for arm in question if arm in arms for seed in SEEDS[arm]], changes, KEEP, table)
+        todo = [(arm, seed) for arm in question if arm in arms for seed in SEEDS[arm] if seed in seeds or not seeds]
+        RUNS.run(todo, changes, KEEP, table)
 
 
 def table() -> None:
@@ -94,16 +100,18 @@ def table() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("run").add_argument("arms", nargs="*", metavar="ARM", help=", ".join(ARMS))
+    command = commands.add_parser("run")
+    command.add_argument("arms", nargs="*", metavar="ARM", help=", ".join(ARMS))
+    command.add_argument("--seeds", nargs="+", type=int, default=[], metavar="SEED", help="only these")
     commands.add_parser("join").add_argument("files", nargs="+", type=Path, metavar="CSV")
     commands.add_parser("table")
     given = parser.parse_args()
     if given.command == "run":
         if unknown := set(given.arms) - set(ARMS):
             parser.error(f"no arm is called {', '.join(sorted(unknown))}; there are {', '.join(ARMS)}")
-        run(given.arms or list(ARMS))
+        run(given.arms or list(ARMS), given.seeds)
     elif given.command == "join":
-        RUNS.join(given.files)
+        RUNS.join(given.files, *(set(question).__contains__ for question in QUESTIONS))
     table()
 
 

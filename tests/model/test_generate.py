@@ -7,7 +7,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from ans.model import cache, generate
 from ans.model.family import Inputs, Vlm
-from ans.model.generate import AT_ONCE, Pace, Prefix, forced, greedy, pad_left, prefill
+from ans.model.generate import AT_ONCE, Chance, Pace, Prefix, forced, greedy, pad_left, prefill
 
 END, SEG = 5, 7
 
@@ -232,3 +232,34 @@ def test_no_graph_where_the_host_takes_part(monkeypatch: pytest.MonkeyPatch) -> 
     vlm, rows = model(), prompts(5, [4])
     vlm.repeatable = False
     assert len(vlm.continued(vlm.read([rows[0][:1]]), [0], [rows[0][1:]], lambda ids: False, 5)[0].ids) == 5
+
+
+def test_random_tokens_come_as_often_as_they_are_probable() -> None:
+    """Of those that may be said, among the most probable ones; and rows that have ended take nothing from the others."""
+    text, rows, among = model(), 4000, torch.tensor([3, END, 9, 11, 20, 39])
+    begin, row = prompts(1, [4])[0], prompts(2, [3])[0]
+    uniform = torch.rand(rows, 3, 4, generator=torch.Generator().manual_seed(0))
+    noise = -(-uniform.log()).log()
+
+    def scores(said: list[int]) -> Tensor:
+        with torch.no_grad():
+            return text.language_model(torch.cat([begin, row, torch.tensor(said, dtype=torch.long)])[None]).logits[0, -1, among]
+
+    def draw(noise: Tensor) -> list[list[int]]:
+        prefix = text.read([begin]).rows(torch.zeros(len(noise), dtype=torch.long))
+        chance = Chance(among, noise)
+        found = greedy(
+            text, prefix, text.rows(prefix, [row] * len(noise)), lambda ids: ids[-1] == END, SEG, noise.shape[1], chance=chance
+        )
+        return [one.ids for one in found]
+
+    first = scores([])
+    best, index = first.topk(4)
+    counts = torch.bincount(torch.tensor([ids[0] for ids in draw(noise[:, :1])]), minlength=40)
+    assert counts[among[index]] / rows == pytest.approx(best.softmax(-1), abs=0.03) and counts[among[index]].sum() == rows
+    few = noise[:12]
+    for ids, own in zip(draw(few), few, strict=True):
+        for step, token in enumerate(ids):
+            values, index = scores(ids[:step]).topk(4)
+            assert token == among[index[(values + own[step]).argmax()]]
+        assert len(ids) == 3 or ids[-1] == END

@@ -17,9 +17,10 @@ class Fault:
 LOOP, SETUP, STEPPER, MIXTURE, SCHEDULE, EMA, GRADIENTS, SURGERY = (
     f"ans/training/{name}.py" for name in ("loop", "setup", "step", "mixture", "schedule", "ema", "gradients", "surgery")
 )
-LOSSES, MASK, GUMBEL, CAPTIONS, PASSES = (
-    f"ans/objectives/{name}.py" for name in ("losses", "mask", "gumbel", "captions", "passes")
+LOSSES, MASK, GUMBEL, CAPTIONS, PASSES, RLOO = (
+    f"ans/objectives/{name}.py" for name in ("losses", "mask", "gumbel", "captions", "passes", "rloo")
 )
+OBJECTIVES = "tests/objectives"
 REFERRING, LOOP1, LOOP2 = (f"ans/tasks/{name}.py" for name in ("referring", "loop1", "loop2"))
 MODULES, ADAPTERS = "ans/model/modules.py", "ans/model/adapters.py"
 
@@ -80,7 +81,7 @@ FAULTS: list[Fault] = [
         LOOP1,
         "loss - settings.reward * reward",
         "loss + settings.reward * reward",
-        settings("reward", "reward_by"),
+        settings("reward", "contrast"),
     ),
     Fault(
         "the linear schedule is constant",
@@ -468,15 +469,27 @@ FAULTS: list[Fault] = [
     ),
     Fault(
         "a reward without a baseline",
-        LOOP1,
-        "hard_iou(logits, soft) - hard_iou(reference, soft)",
-        "hard_iou(logits, soft)",
-        settings("reward"),
+        RLOO,
+        "(rewards - rewards.mean(1, keepdim=True)) * each / (each - 1)",
+        "rewards",
+        (*settings("reward"), f"{OBJECTIVES}/test_rloo.py::test_leave_one_out_by_hand"),
     ),
     Fault(
-        "the baseline is the sampled caption", LOOP1, "captions.cider(tokenizer, greedy, teacher)", "0.0", settings("reward_by")
+        "a caption is its own baseline",
+        RLOO,
+        " * each / (each - 1)",
+        "",
+        (*settings("draws"), f"{OBJECTIVES}/test_rloo.py::test_in_the_mean_the_gradient_is_exact"),
     ),
-    Fault("tokens without a choice are rewarded", CAPTIONS, ".where(free, 0.0)", "", settings("reward-corrupted")),
+    Fault("other objects are not asked about", RLOO, "own[n] -= ", "own[n] -= 0 * ", settings("contrast")),
+    Fault("captions may stray", LOOP1, "earned - self.settings.leash * strayed", "earned", settings("leash")),
+    Fault(
+        "the first word of a caption is no choice",
+        RLOO,
+        "part.sum() for part in each.split([len(ids) for ids in drawn.said])",
+        "part[1:].sum() for part in each.split([len(ids) for ids in drawn.said])",
+        settings("reward"),
+    ),
     Fault(
         "loop 1's answer is normalised by its objects",
         LOOP1,

@@ -134,3 +134,29 @@ def test_views_of_an_image(case: TaskCase) -> None:
         assert torch.equal(where, several.cells[n])
         rows, columns = in_corner.shape
         assert in_corner.any() and not in_corner[-(-3 * rows // 4) :].any() and not in_corner[:, -(-3 * columns // 4) :].any()
+
+
+def test_others_of_an_image_for_a_reward(case: TaskCase) -> None:
+    """Each object with the masks of the image's other objects, as they lie where it is segmented."""
+    sources = {"sources": {"sa1b_subset": MaskSource(), "sav": MaskSource()}, "objects_per_image": 2}
+    task = case.task("loop1", reward=0.1, draws=3, **sources)
+    batch, plain = task.batch(range(6)), case.task("loop1", **sources).batch(range(6))
+    assert batch.chances is not None and batch.chances.shape == (len(batch.cells), 3, *batch.noise.shape[1:])
+    assert plain.chances is None and plain.others == []
+    assert len({chance.sum().item() for chance in batch.chances.flatten(0, 1)}) == 3 * len(batch.cells)
+    objects = []
+    for position in range(6):
+        source, number = task.pool.at(position)
+        regions = task.sources[source].regions
+        record, region = regions.sample(number)
+        two = bool(record.second and region.second_counts)
+        several = [one for one in regions.usable(record) if bool(one.second_counts) == two]
+        masks = [torch.from_numpy(region_mask(record, one, two)) for one in several]
+        objects.append([case.model.config.decoder.soft_target(mask) for mask in masks])
+    assert max(map(len, objects)) > 2
+    for n, (own, others) in enumerate(zip(batch.targets.soft, batch.others, strict=True)):
+        known = objects[batch.segment_index[n]]
+        assert len(others) == len(known) - 1 and not any(torch.equal(other, own) for other in others)
+        assert all(any(torch.equal(other, one) for one in known) for other in others)
+    bare = case.task("loop1", reward=0.1, contrast=False, **sources).batch(range(2))
+    assert not any(len(others) for others in bare.others)

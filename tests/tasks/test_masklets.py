@@ -134,7 +134,7 @@ def test_the_gradient_runs_through_the_caption(case: TaskCase, films: Path) -> N
     task = task_of(case, films, reward=0.5)
     losses = case.losses(task, task.batch(range(2)))
     reached = {name for name, gradient in case.gradients(losses).items() if gradient is not None and gradient.abs().max() > 0}
-    assert float(losses.values["loop1_caption_gradient2"]) > 0 and "loop1_advantage" in losses.values
+    assert float(losses.values["loop1_caption_gradient2"]) > 0 and "loop1_earned" in losses.values
     assert any("lora_B" in name for name in reached) and any("sam_mask_decoder" in name for name in reached)
 
 

@@ -10,7 +10,6 @@ The names of the logged values are those of the curves in `reports/train/plots`.
 
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,7 +67,8 @@ class Settings:
     confidence: bool
     distillation: float
     reward: float
-    reward_by: Literal["iou", "cider"]
+    contrast: bool
+    leash: float
     soft_region: bool
     mask_supervision: float
     groups: Sequence[str]
@@ -579,9 +579,9 @@ class Task:
         if totals.known:
             values |= self.truth(batch, captions, totals.known)
         extra: Tensor | float = 0.0
-        passed_on, expression, policy = None, Expression(captions, None), None
+        passed_on, expression = None, Expression(captions, None)
         if settings.denoising or settings.bridge in ("gumbel", "detached"):
-            said_anew, denoising, policy, logged = self.rescore(features, batch, captions, objects, tau)
+            said_anew, denoising, logged = self.rescore(features, batch, captions, objects, tau)
             if settings.denoising:
                 extra, values["denoising"] = settings.denoising * denoising, denoising
             if settings.bridge in ("gumbel", "detached"):
@@ -612,18 +612,9 @@ class Task:
             values["distillation"] = torch.stack(distances).sum() / objects
             loss = loss + settings.distillation * values["distillation"]
         if settings.reward:
-            greedy, log_probability = policy
-            advantages = []
-            for n, soft in enumerate(batch.targets.soft):
-                if settings.reward_by == "iou":  # above what the teacher's mask earns
-                    advantages.append(hard_iou(logits[n], soft) - hard_iou(taught_masks[n], soft))
-                else:  # above what the likeliest caption earns
-                    sampled, likeliest = (model.tokenizer.decode(ids[n]) for ids in (expression.ids, greedy))
-                    wanted = model.tokenizer.decode(captions[n])
-                    advantages.append(likeness(sampled, wanted) - likeness(likeliest, wanted))
-            values["advantage"] = torch.tensor(sum(advantages) / objects)
-            gains = [advantage * sure for advantage, sure in zip(advantages, log_probability, strict=True)]
-            loss = loss - settings.reward * torch.stack(gains).sum() / objects
+            gained, logged = self.rewarded(features, batch, objects)
+            values |= logged
+            loss = loss - settings.reward * gained
         if passed_on is not None and not passed_on.requires_grad:  # nothing that is trained lies before the caption
             passed_on = None
         return loss, prefixed("loop1", values), passed_on
@@ -686,13 +677,62 @@ class Task:
         readings = read(model, features, rows, self.alone)
         return readings, decode_masks(model, features, readings)
 
+    def rewarded(self, features: Features, batch: Any, objects: int) -> tuple[Tensor, Values]:
+        """Random captions of the student, each likelier by as much as it earns more than the object's others: what the teacher's mask by it
+        has in common with the object's, and not with another one, less how much likelier it is to the student than to the teacher."""
+        model, objects_here = self.model, len(batch.cells)
+        end, text = answer_ids(model, "")[-1], model.text_tokens.tolist()
+        sayable = torch.tensor(sorted({*text, *answer_ids(model, "")}))
+        most = min(batch.chances.shape[-1], len(sayable))
+
+        def scores(n: int, ids: list[int]) -> Tensor:
+            """(len(ids), sayable): of what may be said at each place, where these are read."""
+            prompt = self.question(features, batch.describe_index[n], batch.cells[n], batch.describe_questions[n])
+            row = Conversation(prompt + ids, ignored(prompt) + ids, batch.describe_index[n], batch.cells[n][None])
+            return read(model, features, [row], self.alone)[0].logits[:, sayable].float()
+
+        def sure(n: int, ids: list[int]) -> Tensor:
+            places = [sayable.tolist().index(token) for token in ids]
+            rows = scores(n, ids)
+            return sum(row[place] - row.topk(most).values.logsumexp(0) for row, place in zip(rows, places, strict=True))
+
+        def say(n: int, noise: Tensor) -> list[int]:
+            ids: list[int] = []
+            while len(ids) < len(noise) and ids[-1:] != [end]:
+                values, index = scores(n, [*ids, end])[-1].topk(most)
+                ids.append(int(sayable[index[(values + noise[len(ids)][:most]).argmax()]]))
+            return ids
+
+        model.eval()
+        with torch.no_grad():
+            drawn = [[say(n, noise) for noise in batch.chances[n]] for n in range(objects_here)]
+        model.train()
+        log_probabilities = [[sure(n, ids) for ids in drawn[n]] for n in range(objects_here)]
+        earned = torch.zeros(objects_here, batch.chances.shape[1])
+        strayed = torch.zeros_like(earned)
+        with self.taught():
+            for k in range(earned.shape[1]):
+                captions = [[token for token in drawn[n][k] if token in text] for n in range(objects_here)]
+                _, masks = self.segment(features, batch, Expression(captions, None))
+                for n, soft in enumerate(batch.targets.soft):
+                    earned[n, k] = hard_iou(masks[n], soft)
+                    if self.settings.contrast and len(batch.others[n]):
+                        earned[n, k] -= max(hard_iou(masks[n], other) for other in batch.others[n])
+                    strayed[n, k] = log_probabilities[n][k].detach() - sure(n, drawn[n][k])
+        reward, gained = earned - self.settings.leash * strayed, torch.zeros(())
+        for n, of_object in enumerate(log_probabilities):
+            for k, log_probability in enumerate(of_object):
+                rest = [float(reward[n, other]) for other in range(len(of_object)) if other != k]
+                gained = gained + (reward[n, k] - sum(rest) / len(rest)) * log_probability / len(of_object)
+        values = {"earned": earned.mean(1).sum() / objects, "strayed": strayed.mean(1).sum() / objects}
+        return gained / objects, values
+
     def rescore(
         self, features: Features, batch: Any, captions: list[list[int]], objects: int, tau: float
-    ) -> tuple[Expression, Tensor, tuple[list[list[int]], list[Tensor]], Values]:
+    ) -> tuple[Expression, Tensor, Values]:
         """The student reads image, region and the corrupted captions and says each token again.
 
-        Returns the expression, the denoising loss, (the likeliest captions, the log-probabilities of the expression) for a
-        reward, and what is logged.
+        Returns the expression, the denoising loss, and what is logged.
         """
         model, settings = self.model, self.settings
         ordinary = model.text_tokens.tolist()
@@ -711,9 +751,9 @@ class Task:
         table = model.vlm.language_model.get_input_embeddings().weight
         no_text = torch.ones(readings[0].logits.shape[-1], dtype=torch.bool)
         no_text[ordinary] = False
-        said, words, greedy, log_probabilities, denoising, kept, changed = [], [], [], [], [], [], []
+        said, words, denoising, kept, changed = [], [], [], [], []
         for n, reading in enumerate(readings):
-            chosen, embeds, likeliest, log_probability, mass, wrong = [], [], [], [], [], []
+            chosen, embeds, mass, wrong = [], [], [], []
             for t, token in enumerate(captions[n]):
                 scores = reading.logits[t].masked_fill(no_text, -math.inf)
                 free = corrupted[n][t] or settings.rescored == "all"
@@ -723,22 +763,17 @@ class Task:
                 soft = (perturbed / tau).softmax(-1) @ table[index].detach()
                 chosen.append(best if free else token)
                 embeds.append(table[best] + soft - soft.detach() if free else table[token])
-                likeliest.append(int(scores.argmax()) if free else token)
-                if free:
-                    log_probability.append(scores.log_softmax(-1)[best])
                 mass.append((values.logsumexp(-1) - scores.logsumexp(-1)).exp().detach())
                 if corrupted[n][t]:
                     wrong.append(cross_entropy(reading.logits[t][None], torch.tensor([token]))[0])
             said.append(chosen)
             words.append(torch.stack(embeds) if embeds else table[:0])
-            greedy.append(likeliest)
-            log_probabilities.append(torch.stack(log_probability).sum() if log_probability else torch.zeros(()))
             denoising.append(torch.stack(wrong).mean() if wrong else torch.zeros(()))
             kept.append(torch.stack(mass).mean() if mass else torch.zeros(()))
             different = [a != b for a, b in zip(chosen, captions[n], strict=True)]
             changed.append(torch.tensor(sum(different) / max(1, len(different))))
         logged = {"kept_mass": torch.stack(kept).sum() / objects, "changed_tokens": torch.stack(changed).sum() / objects}
-        return Expression(said, words), torch.stack(denoising).sum() / objects, (greedy, log_probabilities), logged
+        return Expression(said, words), torch.stack(denoising).sum() / objects, logged
 
     def loop2(self, features: Features, batch: Any, totals: Totals) -> tuple[Tensor, Values]:
         """Caption -> mask -> caption."""
@@ -791,17 +826,3 @@ def cell_means(probability: Tensor, rows: int, columns: int) -> Tensor:
             across = slice(column * width // columns, -(-(column + 1) * width // columns))
             means.append(probability[down, across].mean())
     return torch.stack(means).view(rows, columns)
-
-
-def likeness(caption: str, reference: str) -> float:
-    """CIDEr-D of two texts with every n-gram as important as any other, in [0, 1]: cosines of the counts of n-grams of 1 to 4
-    words, the caption's clipped at the reference's, averaged, times a Gaussian of the difference of lengths (sigma 6)."""
-    one, two = (re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text.lower()) for text in (caption, reference))
-    cosines = []
-    for n in range(1, 5):
-        said, wanted = (Counter(tuple(text[i : i + n]) for i in range(len(text) - n + 1)) for text in (one, two))
-        product = sum(min(said[ngram], number) * number for ngram, number in wanted.items())
-        squares = [sum(number**2 for number in counts.values()) for counts in (said, wanted)]
-        cosines.append(product / math.sqrt(squares[0] * squares[1]) if all(squares) else 0.0)
-    difference = max(0, len(one) - 1) - max(0, len(two) - 1)
-    return sum(cosines) / 4 * math.exp(-(difference**2) / (2 * 6.0**2))

@@ -65,7 +65,7 @@ KEYS = {
     **{name: f"{LOOP1}.{name}" for name in ("bridge", "rescored", "tau", "tau_end", "top_k", "mask_ratio", "noise")},
     **{name: f"{LOOP1}.{name}" for name in ("description_prompts", "denoising", "confidence", "distillation")},
     **{name: f"{LOOP1}.{name}" for name in ("views", "imitation", "agreement")},
-    **{name: f"{LOOP1}.{name}" for name in ("reward", "reward_by")},
+    **{name: f"{LOOP1}.{name}" for name in ("reward", "draws", "contrast", "leash")},
     "loop2": f"{LOOP2}.enabled",
     "loop2_source": f"{LOOP2}.source",
     "loop2_max_samples": f"{LOOP2}.max_samples",

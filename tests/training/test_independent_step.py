@@ -61,6 +61,12 @@ LABELS = {"loop1": False, "loop2": False}
 REGIONS = {"referring": False, "loop2": False, "steps": 1}
 """Loop 1 alone, where the teacher is the student still."""
 
+REWARDED = REGIONS | {
+    "bridge": "hard", "denoising": 0.0, "reward": 3.0, "draws": 3, "leash": 0.1,
+    "loop1_sources": {"sa1b_subset": {"repeats": 1.0, "max_samples": None}},
+}  # fmt: skip
+"""Captions with a reward, of images with several objects."""
+
 CAPTIONS = {"loop1": False, "steps": 1}
 """Loop 2 beside the supervised objective."""
 
@@ -122,9 +128,10 @@ CASES = [
     Case("imitation", {"imitation": 0.5}, REGIONS),
     Case("agreement", {"agreement": 0.9}, REGIONS | {"imitation": 0.5, "masks_per_image": 3}),
     Case("distillation", {"distillation": 1.0}, REGIONS | {"steps": 2}),
-    Case("reward", {"reward": 3.0}, REGIONS | {"rescored": "all"}),
-    Case("reward-corrupted", {"reward": 3.0}, REGIONS | {"mask_ratio": 0.6}),
-    Case("reward_by", {"reward_by": "cider"}, REGIONS | {"reward": 3.0, "rescored": "all"}),
+    Case("reward", {"reward": 3.0}, REWARDED | {"reward": 0.0}),
+    Case("draws", {"draws": 5}, REWARDED),
+    Case("contrast", {"contrast": True}, REWARDED | {"contrast": False, "masks_per_image": 4}),
+    Case("leash", {"leash": 1.0}, REWARDED | {"steps": 2}),
     Case("masks_per_image", {"masks_per_image": 3}, REGIONS),
     # loop 2
     Case("loop2", {"loop2": False}),
