@@ -8,6 +8,7 @@ the image's end.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby, islice
 
 import numpy as np
@@ -168,14 +169,17 @@ class SegmenterInference(SegmenterModules):
     ) -> list[list[str]]:
         """Caption every region of every image, by `question`, which calls it `region1`. `masks`: per image (n, h, w), non-zero
         inside, or a list in which a region may also be a `Place`, for the mask that `segment_at` finds there; each is asked alone.
+        Where there is no `Place`, images are not encoded for the mask decoder.
 
         Raises `ValueError` for an empty mask, when the two lists differ in length, for a model that knows no regions, and as
         `segment_at` does.
         """
         self.config.ask_for_regions("describe")
-        read = self.read(images)
+        places = any(isinstance(one, Place) for row in masks if not isinstance(row, np.ndarray | Tensor) for one in row)
+        read = self.read(images, partial(self.encode_images, masks=places))
         _same_length("masks", masks, read)
-        masks = self._found(read, masks)
+        if places:
+            masks = self._found(read, masks)
         questions = []
         for i, regions in enumerate(masks):
             inside = regions.cpu() if isinstance(regions, Tensor) else torch.from_numpy(np.asarray(regions))

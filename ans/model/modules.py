@@ -124,13 +124,13 @@ class SegmenterModules(nn.Module):
     # ------------------------------------------------------------------------------------------------------------ images
 
     @torch.no_grad()
-    def encode_images(self, images: Sequence[ImageLike], max_tiles: int | None = None) -> Features:
+    def encode_images(self, images: Sequence[ImageLike], max_tiles: int | None = None, masks: bool = True) -> Features:
         """Run the frozen encoders once over images, PIL's, arrays or tensors (see `preprocess.as_image`). `max_tiles` caps the
-        tiles below the model's own number."""
+        tiles below the model's own number; without `masks` the mask part sees none of them, and nothing can be segmented."""
         rgb = list(map(as_image, images))
         return self.encode_pixels(
             [self.config.family.pixels(image, max_tiles) for image in rgb],
-            torch.stack([self.config.decoder.pixels(image) for image in rgb]),
+            torch.stack([self.config.decoder.pixels(image) for image in rgb]) if masks else torch.empty(0),
             [(image.height, image.width) for image in rgb],
         )
 

@@ -351,6 +351,20 @@ def test_describe_asks_for_each_region_alone(golden: GoldenCase, golden_model: S
             assert together == [alone, alone[:1]]
 
 
+def test_to_describe_no_image_is_encoded_for_masks(
+    golden: GoldenCase, golden_model: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = next(case for case in CASES if f"{case}/region_masks" in golden.tensors)
+    image, regions = golden.image(case), golden[f"{case}/region_masks"].numpy()
+    shared = golden_model.describe(golden_model.read([image]), [regions], max_new_tokens=6)
+
+    def encode(_: Tensor) -> None:
+        raise AssertionError("the mask part encoded an image of which no mask is asked")
+
+    monkeypatch.setattr(golden_model.sam, "encode", encode)
+    assert golden_model.describe([image], [regions], max_new_tokens=6) == shared
+
+
 @pytest.mark.parametrize(
     "name",
     [
