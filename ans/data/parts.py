@@ -151,7 +151,7 @@ def _afar(missing: list[tuple[int, Path]], items: Items, write: Write, size: int
 
         submit = partial(client.submit, _in_folder, Path.cwd(), pure=False)
         try:
-            yield from _in_turn(submit, missing, items, write, size, 4 * sum(client.ncores().values()), result)
+            yield from _in_turn(submit, missing, items, write, size, max(1, 4 * sum(client.ncores().values())), result)
         except KilledWorker as error:
             raise BrokenExecutor(f"index.scheduler: workers died again and again of the same part: {error}") from error
 

@@ -293,7 +293,9 @@ class SamePositions(PositionEmbeddingSine):
     """Written once for all images, none of which needs them: only the memory asks for them. SAM2 writes them for each, 90 MB at 1024 px."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x[:1]).expand(len(x), -1, -1, -1)
+        size = tuple(x.shape[-2:])
+        known = self.cache[size][None].to(x.device) if size in self.cache else super().forward(x[:1])
+        return known.expand(len(x), -1, -1, -1)
 
 
 def _image_encoder(sizes: MaskDecoder) -> ImageEncoder:
