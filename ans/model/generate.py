@@ -157,7 +157,7 @@ class RandomDecoding(Decoding):
 
     def keep(self, places: list[int]) -> None:
         super().keep(places)
-        self.rows = self.rows[places]
+        self.rows = self.rows[sent(torch.tensor(places), self.rows.device)]
 
     def choose(self, logits: Tensor) -> Tensor:
         values, index = self.chance.best(logits)
