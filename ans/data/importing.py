@@ -21,16 +21,15 @@ import numpy as np
 
 from ans.data import masks
 from ans.data.disk import below, read_file, spelled
-from ans.data.images import BROKEN_IMAGE, content, open_image, open_mask
+from ans.data.images import BROKEN_IMAGE, SUFFIXES, content, open_image, open_mask
 from ans.data.mask_files import read_mask
 from ans.data.matching import check_size
 from ans.data.records import Noted, Skipped
 from ans.data.samples import TRAIN_SPLIT
-from ans.data.sources.common import by_id, clean, entry_of, field, is_junk, parse_json, whole
+from ans.data.sources.common import by_id, class_names, class_of, clean, entry_of, field, is_junk, parse_json, whole
 from ans.data.sources.own import ANNOTATIONS, EXPRESSIONS
 from ans.data.sources.reason_seg import draw_shape
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 VOID = 255
 """Of VOC's masks: the border between objects."""
 
@@ -160,7 +159,7 @@ def _from_coco(path: Path, place: Path) -> Iterator[MaskedObject | Skipped]:
     try:
         listing = parse_json(read_file(path))
         images = by_id(field(listing, "images", list), "images")
-        categories = by_id(field({"categories": []} | listing, "categories", list), "categories")
+        names = class_names(field({"categories": []} | listing, "categories", list))
         annotations = by_id(field(listing, "annotations", list), "annotations")
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: not a COCO listing: {error}") from error
@@ -190,10 +189,10 @@ def _from_coco(path: Path, place: Path) -> Iterator[MaskedObject | Skipped]:
                 yield Noted(key, note)
             if annotation.get("iscrowd"):
                 yield Noted(key, "several objects in one mask (iscrowd), taken for one")
-            category = entry_of(categories, annotation.get("category_id"))
-            if category is None and annotation.get("category_id") is not None:
-                yield Noted(key, "category_id that is not in categories; the object has no class")
-            yield _found(name, (width, height), field({"name": ""} | (category or {}), "name", str), counts)
+            category, note = class_of(annotation, names)
+            if note:
+                yield Noted(key, note)
+            yield _found(name, (width, height), category, counts)
         except (ValueError, TypeError, AttributeError, FileNotFoundError) as error:
             yield Skipped(key, str(error))
     yield from (Noted(f"image {number}", "image without an object, left out") for number in sorted(unused))
@@ -246,8 +245,8 @@ def _from_labelme(source: Path, place: Path, listings: list[Path]) -> Iterator[M
 def _from_voc(source: Path, place: Path) -> Iterator[MaskedObject | Skipped]:
     """Read VOC: the n-th object of an XML is number n of its SegmentationObject."""
     images = _by_stem(place, sorted(place.iterdir()))
-    for path in sorted((source / "SegmentationObject").glob("*.png")):
-        if is_junk(path.name):
+    for path in sorted((source / "SegmentationObject").iterdir()):
+        if path.suffix.lower() != ".png" or is_junk(path.name):
             continue
         key = f"SegmentationObject/{path.name}"
         try:

@@ -40,7 +40,7 @@ def suspicions(mask: np.ndarray) -> list[str]:
     if mask.all():
         return ["mask that is the whole image"]
     # the surroundings of an object touch all edges, nearly whole
-    if mask.mean() > 0.5 and all(edge.mean() > 0.9 for edge in edges):
+    if mask.mean() > 0.5 and all(edge.mean() >= 0.9 for edge in edges):
         return ["mask of more than half of the image and of its border: is it inverted?"]
     return []
 
