@@ -330,3 +330,14 @@ def measure(counts: str, height: int, width: int) -> tuple[int, tuple[float, flo
     rle = {"size": [height, width], "counts": counts}
     x, y, w, h = coco.toBbox(rle).tolist()
     return int(coco.area(rle)), (x, y, w, h)
+
+
+def suspicions(mask: np.ndarray) -> list[str]:
+    """Return what looks wrong about a mask with a pixel."""
+    edges = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
+    if mask.all():
+        return ["mask that is the whole image"]
+    # the surroundings of an object touch all edges, nearly whole
+    if mask.mean() > 0.5 and all(edge.mean() >= 0.9 for edge in edges):
+        return ["mask of more than half of the image and of its border: is it inverted?"]
+    return []

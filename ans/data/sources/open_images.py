@@ -19,7 +19,6 @@ from PIL import Image
 from ans.data import masks
 from ans.data.disk import spelled
 from ans.data.images import BROKEN_IMAGE, drawn, image_size, open_mask
-from ans.data.mask_files import suspicions
 from ans.data.records import ImageRecord, Noted, Region, Skipped
 from ans.data.sources.common import clean, source_folder
 
@@ -150,7 +149,7 @@ def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
         else:
             counts = masks.from_array(mask)
             area, bbox = masks.measure(counts, height, width)
-            notes = suspicions(mask > 0) + ([NO_CLASS] if category is None else [])
+            notes = masks.suspicions(mask > 0) + ([NO_CLASS] if category is None else [])
             yield from (Noted(mask_path, note) for note in notes)
             regions.append(Region(int(box_id, 16), SPLIT, category or "", area, bbox, counts))
     if regions:

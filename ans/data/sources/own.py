@@ -22,7 +22,7 @@ from typing import Any
 from ans.data import masks
 from ans.data.disk import below, spelled
 from ans.data.images import BROKEN_IMAGE, SEPARATOR, content, decoded, read_bytes, see_through
-from ans.data.mask_files import read_mask, suspicions
+from ans.data.mask_files import read_mask
 from ans.data.matching import check_size
 from ans.data.records import Expression, ImageRecord, Noted, Region, Skipped
 from ans.data.sources.common import SPLIT, by_id, class_names, class_of, clean, entry_of, field, parse_json, source_folder, whole
@@ -231,5 +231,5 @@ def _region(root: Path, unread: Unread, one: Object, height: int, width: int) ->
     if area == 0:
         raise ValueError("mask without a pixel")
     expressions = tuple(Expression(1000 * one.line + i, text, text) for i, text in enumerate(one.texts))
-    notes += suspicions(masks.decode(counts, height, width) > 0)
+    notes += masks.suspicions(masks.decode(counts, height, width) > 0)
     return Region(one.line, one.split, one.category, area, bbox, counts, expressions), notes

@@ -15,7 +15,7 @@ from ans.data import masks
 from ans.data.clips import Clip, ClipExpression, sized_frames
 from ans.data.disk import below, spelled
 from ans.data.images import frame
-from ans.data.mask_files import read_mask, suspicions
+from ans.data.mask_files import read_mask
 from ans.data.records import Noted, Skipped
 from ans.data.sources.common import clean, field, parse_json
 from ans.data.videos import FrameFolder, VideoFile
@@ -135,7 +135,7 @@ def _masks(place: Path, names: tuple[str, ...], height: int, width: int) -> tupl
         counts = ""
         if name in there:
             mask, looks = read_mask(there[name], f"{called}/{name}.png")
-            for look in [*looks, *suspicions(mask)]:
+            for look in [*looks, *masks.suspicions(mask)]:
                 notes.setdefault(look, f"{called}/{name}.png: {look}")
             if mask.shape != (height, width):
                 raise ValueError(f"{called}/{name}.png: {mask.shape[1]} x {mask.shape[0]} pixels, the frame {width} x {height}")
