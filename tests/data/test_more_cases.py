@@ -377,13 +377,13 @@ def test_a_text_of_one_object_is_said_once(tmp_path: Path) -> None:
     picture(tmp_path / "own/images/a.png")
     (tmp_path / "own/masks").mkdir()
     Image.fromarray(255 * MASK).save(tmp_path / "own/masks/m.png")
-    lines = [{"image": "a.png", "mask": "m.png", "text": text} for text in ("the cup", ["the cup", "cup"], "cup")]
+    lines = [{"image": "a.png", "mask": "m.png", "text": text} for text in (["the cup"] * 2, ["the cup", "cup"], "cup")]
     (tmp_path / "own/expressions.jsonl").write_text("\n".join(map(json.dumps, lines)))
     *said, record = read(own, tmp_path, "own", "kitchen")
     assert isinstance(record, ImageRecord)
     assert [expression.sent for expression in record.regions[0].expressions] == ["the cup", "cup"]
     assert [(item.key, item.reason) for item in said if isinstance(item, Noted)] == [
-        (f"expressions.jsonl:{line}", "text that line 1 has of the same mask, taken once") for line in (2, 3)
+        (f"expressions.jsonl:{line}", "text that line 1 has of the same mask, taken once") for line in (1, 2, 3)
     ]
 
 

@@ -121,6 +121,8 @@ def test_a_height_that_is_off_by_one_is_named(tmp_path: Path) -> None:
         ),
         (lambda listing, refs: refs[0].update(split="val "), "a split's name is of letters"),
         (lambda listing, refs: refs[0].update(split="../x"), "a split's name is of letters"),
+        (lambda listing, refs: refs[0].update(split="Train"), "the one that is learnt is called train"),
+        (lambda listing, refs: refs[0].update(split=None), "split is None, expected str"),
         (lambda listing, refs: listing["categories"][0].update(name="c\0p"), "control character"),
     ),
 )

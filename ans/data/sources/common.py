@@ -85,6 +85,18 @@ def entry_of(entries: dict[int, Any], number: Any) -> Any:
 SPLIT = re.compile(r"[A-Za-z0-9]+(?:-+[A-Za-z0-9]+)*")
 """A split's name is part of file names, as `<source>_<split>`."""
 
+
+def split_name(split: str) -> str:
+    """Return the name of a split. Raises `ValueError` for one that cannot be asked for, and for `Train`, which would be evaluated."""
+    if "_" in split:
+        raise ValueError(f"split {split}: a split's name has no `_`, which parts it from the source's")
+    if not SPLIT.fullmatch(split):
+        raise ValueError(f"split {split!r:.80}: a split's name is of letters A to Z, digits and hyphens")
+    if split != "train" and split.lower() == "train":
+        raise ValueError(f"split {split}: the one that is learnt is called train")
+    return split
+
+
 NO_CLASS = "category_id that is not in categories; the object has no class"
 
 

@@ -25,7 +25,18 @@ from ans.data.images import BROKEN_IMAGE, SEPARATOR, content, decoded, read_byte
 from ans.data.mask_files import read_mask
 from ans.data.matching import check_size
 from ans.data.records import Expression, ImageRecord, Noted, Region, Skipped
-from ans.data.sources.common import SPLIT, by_id, class_names, class_of, clean, entry_of, field, parse_json, source_folder, whole
+from ans.data.sources.common import (
+    by_id,
+    class_names,
+    class_of,
+    clean,
+    entry_of,
+    field,
+    parse_json,
+    source_folder,
+    split_name,
+    whole,
+)
 
 EXPRESSIONS, ANNOTATIONS = "expressions.jsonl", "annotations.json"
 KEYS = {"image", "mask", "annotation", "text", "split", "category"}
@@ -126,14 +137,13 @@ def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
             yield Skipped(f"{EXPRESSIONS}:{one.line}", str(error))
             continue
         yield from (Noted(f"{EXPRESSIONS}:{one.line}", note) for note in notes)
-        first = regions.get((region.counts, region.split))
-        if first:
-            known = {expression.sent for expression in first.expressions}
-            new = tuple(expression for expression in region.expressions if expression.sent not in known)
-            if len(new) < len(region.expressions):
-                yield Noted(f"{EXPRESSIONS}:{one.line}", f"text that line {first.region_id} has of the same mask, taken once")
-            region = replace(first, expressions=first.expressions + new)
-        regions[region.counts, region.split] = region
+        first = regions.get((region.counts, region.split), replace(region, expressions=()))
+        texts: dict[str, Expression] = {}
+        for expression in first.expressions + region.expressions:
+            texts.setdefault(expression.sent, expression)
+        if len(texts) < len(first.expressions) + len(region.expressions):
+            yield Noted(f"{EXPRESSIONS}:{one.line}", f"text that line {first.region_id} has of the same mask, taken once")
+        regions[region.counts, region.split] = replace(first, expressions=tuple(texts.values()))
     if regions:
         yield ImageRecord(unread.number, path, width, height, tuple(regions.values()), content=content(data))
 
@@ -155,10 +165,7 @@ def _read_line(content: bytes, line: int, annotations: "dict[int, Annotation]", 
     texts = tuple(clean(field({"text": text}, "text", str)) for text in texts)
     split, category = (field({"split": "train", "category": ""} | record, key, str) for key in ("split", "category"))
     category = clean(category) if category.strip() else ""
-    if "_" in split:
-        raise ValueError(f"split {split}: a split's name has no `_`, which parts it from the source's")
-    if not SPLIT.fullmatch(split):
-        raise ValueError(f"split {split!r:.80}: a split's name is of letters A to Z, digits and hyphens")
+    split_name(split)
     if ("mask" in record) == ("annotation" in record):
         raise ValueError("needs either a mask (a PNG below masks/) or an annotation (an id in annotations.json)")
     if "mask" in record:

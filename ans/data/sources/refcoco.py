@@ -17,7 +17,7 @@ from typing import Any
 from ans.data import masks
 from ans.data.disk import is_text, spelled
 from ans.data.records import Expression, ImageRecord, Noted, Region, Skipped
-from ans.data.sources.common import SPLIT, by_id, class_names, class_of, clean, coco_folders, field, parse_json
+from ans.data.sources.common import by_id, class_names, class_of, clean, coco_folders, field, parse_json, split_name
 
 REFS = {
     "refcoco": "refs(unc).p",
@@ -119,10 +119,7 @@ def plan(root: Path, folder: str, name: str) -> list[Unread]:
         number = _field(ref, "ref_id", int, refs_path)
         if (first := places.setdefault(number, place)) != place:
             raise ValueError(f"{refs_path}: ref_id {number} occurs twice: refs[{first}] and refs[{place}]")
-        if not SPLIT.fullmatch(split := _field(ref, "split", str, refs_path)):
-            raise ValueError(
-                f"{refs_path}: refs[{place}]: split {split!r:.80}: a split's name is of letters A to Z, digits and hyphens"
-            )
+        _split_name(ref, place, refs_path)
         by_image[_field(ref, "image_id", int, refs_path)].append(ref)
     found = []
     for image_id in sorted(by_image):
@@ -185,6 +182,13 @@ def _field(record: Any, key: str, kind: type, path: Path) -> Any:
         return field(record, key, kind)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _split_name(ref: dict[str, Any], place: int, path: Path) -> None:
+    try:
+        split_name(field(ref, "split", str))
+    except ValueError as error:
+        raise ValueError(f"{path}: refs[{place}]: {error}") from error
 
 
 def _ann_ids(ref: dict[str, Any], path: Path) -> list[int]:
