@@ -109,6 +109,8 @@ def _split(place: Path, names: list[str], val: float, group: str) -> dict[str, s
     for name in names:
         match = pattern.search(name) if pattern else None
         keys[name] = (match[1] if match.groups() else match[0]) if match else content((place / name).read_bytes())
+    if pattern and not any(map(pattern.search, names)):
+        raise ValueError(f"--group: {group!r} is found in no name of an image, such as {names[0]}")
     ordered = sorted(set(keys.values()), key=lambda key: hashlib.sha256(key.encode()).digest())
     wanted = min(max(round(val * len(ordered)), 1), len(ordered) - 1) if val and len(ordered) > 1 else 0
     chosen = set(ordered[:wanted])
@@ -128,7 +130,7 @@ def _read(source: Path, images: Path | None, masks_in: Path | None) -> tuple[Pat
     if (source / "SegmentationObject").is_dir():
         place = images or source / "JPEGImages"
         return place, _from_voc(source, place)
-    listings = sorted(path for path in source.rglob("*.json") if not is_junk(path.name))
+    listings = sorted(path for path in source.rglob("*.*") if path.suffix.lower() == ".json" and not is_junk(path.name))
     if listings:
         return images or source, _from_labelme(source, images or source, listings)
     raise ValueError(
@@ -240,13 +242,20 @@ def _from_labelme(source: Path, place: Path, listings: list[Path]) -> Iterator[M
                 yield _found(name, (width, height), label, masks.from_array(mask))
             except ValueError as error:
                 yield Skipped(f"{key}, shape {one}", str(error))
+    there = {
+        path.relative_to(place).as_posix()
+        for path in place.rglob("*.*")
+        if path.suffix.lower() in SUFFIXES and not is_junk(path.name)
+    }
+    if without := there - set(owners):
+        yield Noted(min(without), f"one of {len(without)} images that no JSON names, left out")
 
 
 def _from_voc(source: Path, place: Path) -> Iterator[MaskedObject | Skipped]:
     """Read VOC: the n-th object of an XML is number n of its SegmentationObject."""
     images = _by_stem(place, sorted(place.iterdir()))
     for path in sorted((source / "SegmentationObject").iterdir()):
-        if path.suffix.lower() != ".png" or is_junk(path.name):
+        if path.suffix.lower() not in SUFFIXES or is_junk(path.name):
             continue
         key = f"SegmentationObject/{path.name}"
         try:
