@@ -344,9 +344,24 @@ def shown_at(path: str, changed: int) -> list[int]:
 
 def image_size(root: str | Path, locator: str) -> tuple[int, int]:
     """Return (width, height) in pixels of what `open_image` returns for a JPEG or PNG, without decoding it. Raises as `open_image`."""
+    return size_and_turn(root, locator)[0]
+
+
+def size_and_turn(root: str | Path, locator: str) -> tuple[tuple[int, int], int]:
+    """Return what `image_size` does, and the EXIF orientation (1: none)."""
     with _image_errors(root, locator), identify(read_bytes(root, locator)) as image:
         width, height = image.size
-        return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
+        orientation = _orientation(image)
+        return ((height, width) if orientation in (5, 6, 7, 8) else (width, height)), orientation
+
+
+UNSEEN = "nothing says whether its masks are of the picture before or after it is turned"
+"""Of an image with a `hidden_turn`."""
+
+
+def hidden_turn(size: tuple[int, int], orientation: int) -> bool:
+    """Return whether an image is turned by its EXIF orientation, but as large as before."""
+    return orientation in (2, 3, 4) or (orientation in TURNS and size[0] == size[1])
 
 
 def _orientation(image: Image.Image) -> int:

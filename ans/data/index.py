@@ -30,7 +30,8 @@ from ans.data.arrow import (
     write_file,
 )
 from ans.data.counting import Counts, Skips
-from ans.data.matching import UNSEEN, record_image
+from ans.data.images import UNSEEN
+from ans.data.matching import record_image
 from ans.data.records import ImageRecord, Noted, Skipped
 from ans.files import write_json
 from ans.provenance import digest

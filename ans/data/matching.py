@@ -6,10 +6,8 @@ import numpy as np
 from PIL import Image
 
 from ans.data import masks
-from ans.data.images import TURNED, open_image
+from ans.data.images import TURNED, UNSEEN, hidden_turn, open_image
 from ans.data.records import ImageRecord, Region
-
-UNSEEN = "nothing says whether its masks are of the picture before or after it is turned"
 
 
 def record_image(root: str | Path, record: ImageRecord, second: bool = False) -> Image.Image:
@@ -20,7 +18,7 @@ def record_image(root: str | Path, record: ImageRecord, second: bool = False) ->
     image = open_image(root, locator)
     check_size(str(Path(root) / locator), image.size, (record.width, record.height), "its record")
     orientation = image.info.get(TURNED, 1)
-    if orientation > 1 and (orientation < 5 or image.width == image.height) and not record.content:
+    if hidden_turn(image.size, orientation) and not record.content:
         raise ValueError(f"{Path(root) / locator} has the EXIF orientation {orientation}, and {UNSEEN}; save it without")
     return image
 

@@ -14,13 +14,14 @@ import pytest
 from PIL import Image
 
 from ans.config.schema import SubsetSa1b
-from ans.data import masks
-from ans.data.images import read_frame
+from ans.data import clips, masks
+from ans.data.images import UNSEEN, read_frame
 from ans.data.index import broken
-from ans.data.matching import UNSEEN, record_image, region_mask
+from ans.data.matching import record_image, region_mask
 from ans.data.records import ImageRecord, Noted, Skipped
-from ans.data.sources import open_images, own, reason_seg, refcoco, sa1b
+from ans.data.sources import open_images, own, reason_seg, refcoco, sa1b, sav_video
 from ans.data.sources.common import NO_CLASS, class_names, read
+from ans.data.video_sources import own_videos, ref_youtube_vos
 from ans.data.videos import open_video
 
 WIDTH, HEIGHT = 40, 20
@@ -350,3 +351,45 @@ def test_a_list_of_other_files_is_no_video(tmp_path: Path) -> None:
         for opened in (open_video, lambda path: read_frame(path, 0)):
             with pytest.raises(ValueError, match=f"{name}: not a readable video"):
                 opened(tmp_path / name)
+
+
+@pytest.mark.parametrize("orientation", (1, 4, 6))
+def test_frames_of_published_videos_that_are_turned(tmp_path: Path, orientation: int) -> None:
+    """Square ones, whose size does not tell; one's own masks are of the frames as they are shown."""
+    red_object((20, 20)).save(tmp_path / "a.jpg", exif=oriented(orientation))
+    assert clips.sized_frames(tmp_path, ".", ["a"], own=True) == (("./a.jpg",), 20, 20)
+    if orientation == 1:
+        assert clips.sized_frames(tmp_path, ".", ["a"]) == (("./a.jpg",), 20, 20)
+    else:
+        with pytest.raises(ValueError, match=f"a frame with an EXIF orientation: a; {UNSEEN}"):
+            clips.sized_frames(tmp_path, ".", ["a"])
+
+
+def test_masks_of_a_video_are_found_whatever_their_spelling(tmp_path: Path) -> None:
+    """Those of a frame or a video that are not there would say that nothing is to be seen."""
+    base, mask = tmp_path / "davis/DAVIS", Image.fromarray(np.asarray(red_object())[..., 0] // 255)
+    (base / "JPEGImages/480p/a").mkdir(parents=True)
+    (base / "Annotations_unsupervised/480p").mkdir(parents=True)
+    red_object().save(base / "JPEGImages/480p/a/00000.jpg")
+    listed = clips.Listed("a", ("00000",), {"0": {"exp": "it", "obj_id": "1"}})
+    places = (tmp_path, "davis/DAVIS", listed, "val", "JPEGImages/480p", "Annotations_unsupervised/480p")
+    with pytest.raises(ValueError, match="video without masks"):
+        ref_youtube_vos.clip(*places)
+    (base / "Annotations_unsupervised/480p/a").mkdir()
+    mask.save(base / "Annotations_unsupervised/480p/a/00000.PNG")
+    found = ref_youtube_vos.clip(*places)
+    assert found.target(found.expressions[0], 0).sum() == 60
+    (tmp_path / "sav/000").mkdir(parents=True)
+    mask.save(tmp_path / "sav/000/00000.PNG")
+    assert sav_video.read_masklets(tmp_path / "sav").areas.tolist() == [[60]]
+
+
+def test_names_of_own_videos_in_either_form_of_unicode(tmp_path: Path) -> None:
+    place = tmp_path / "own"
+    for folder in ("clips/cafe\u0301", "masks/cafe\u0301/the\u0301"):
+        (place / folder).mkdir(parents=True)
+        red_object().convert("L").point(lambda value: 255 * (value > 0)).save(place / folder / "00000.png")
+    line = {"clip": "caf\u00e9", "object": "th\u00e9", "text": "it"}
+    (place / "expressions.jsonl").write_text(json.dumps(line), encoding="utf-8")
+    (found,) = own_videos.read(tmp_path, "own", "train")
+    assert isinstance(found, clips.Clip) and found.target(found.expressions[0], 0).sum() == 60

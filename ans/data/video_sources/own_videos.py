@@ -87,14 +87,14 @@ def _line(content: bytes) -> tuple[str, tuple[str, ...], tuple[str, ...], str]:
 
 
 def _clip(root: Path, folder: str, name: str, said: list[Line], split: str) -> tuple[Clip, list[str]]:
-    place = f"{folder}/clips/{name}"
+    place = spelled(root, f"{folder}/clips/{name}")
     file = spelled(root, f"{place}.mp4")
     if (root / place).is_dir() and (root / file).exists():
         raise ValueError("both a folder of frames and an mp4 in clips/; remove one")
     if (root / place).is_dir():
         pictures = FrameFolder(root / place).names
         names = tuple(Path(one).stem for one in pictures)
-        frames, height, width = sized_frames(root, place, pictures, "")
+        frames, height, width = sized_frames(root, place, pictures, "", own=True)
     elif (root / file).is_file():
         video = VideoFile(root / file)
         width, height = video[0].size
@@ -105,7 +105,7 @@ def _clip(root: Path, folder: str, name: str, said: list[Line], split: str) -> t
     rows: dict[str, tuple[str, ...]] = {}
     notes: list[str] = []
     for object_ in dict.fromkeys(key for line in said for key in line.objects):
-        rows[object_], looks = _masks(root / folder / "masks" / name / object_, names, height, width)
+        rows[object_], looks = _masks(root / spelled(root, f"{folder}/masks/{name}/{object_}"), names, height, width)
         notes += looks
     found = [
         ClipExpression(f"{line.number}-{i}" if i else str(line.number), text, line.objects)
