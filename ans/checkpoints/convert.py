@@ -98,7 +98,7 @@ class _Overlay:
         lora = train["lora"]
         rank: Any = lora.get("rank") if isinstance(lora, dict) else None
         alpha: Any = lora.get("alpha") if isinstance(lora, dict) else None
-        good = type(rank) is int and rank > 0 and type(alpha) in (int, float) and 0 < alpha < math.inf
+        good = type(rank) is int and rank > 0 and type(alpha) in (int, float) and 0 < alpha < 1e9
         if not good or not isinstance(lora.get("targets") or [], (list, tuple)):
             raise ValueError(f"{self.path}: meta.train.lora is {lora!r:.80}, expected rank, alpha and targets")
         if other := next((key for key in OTHER_SCALES if lora.get(key)), None):

@@ -18,7 +18,7 @@ from PIL import Image
 
 from ans.data import masks, video_sources
 from ans.data.disk import below
-from ans.data.images import BROKEN_IMAGE, SEPARATOR, image_size, open_image, open_mask
+from ans.data.images import BROKEN_IMAGE, SEPARATOR, UNSEEN, hidden_turn, open_image, open_mask, size_and_turn
 from ans.data.records import Skipped
 from ans.data.sources.common import clean, field, parse_json
 from ans.data.videos import Frames, VideoFile
@@ -215,18 +215,24 @@ def numbers(values: Any) -> tuple[str, ...]:
     return tuple(str(value) for value in several)
 
 
-def sized_frames(root: Path, folder: str, names: Sequence[str], suffix: str = ".jpg") -> tuple[tuple[str, ...], int, int]:
+def sized_frames(
+    root: Path, folder: str, names: Sequence[str], suffix: str = ".jpg", own: bool = False
+) -> tuple[tuple[str, ...], int, int]:
     """Return locators of the frames `folder`/`name``suffix`, and their height and width. Raises `ValueError` for a frame that is not
-    there, that is damaged, or of another size than the first."""
+    there, that is damaged, of another size than the first, or turned without that its size tells whether its masks are, too: those that
+    are one's `own` are."""
     locators, sizes = [], []
     for name in names:
         locators.append(posixpath.join(folder, f"{name}{suffix}"))
         try:
-            sizes.append(image_size(root, locators[-1]))
+            size, orientation = size_and_turn(root, locators[-1])
         except FileNotFoundError:
             raise ValueError(f"missing frame: {name}") from None
         except ValueError:
             raise ValueError(f"a frame that cannot be read: {name}") from None
+        if hidden_turn(size, orientation) and not own:
+            raise ValueError(f"a frame with an EXIF orientation: {name}; {UNSEEN}")
+        sizes.append(size)
     if not sizes:
         raise ValueError("video without frames")
     if len(set(sizes)) > 1:

@@ -57,10 +57,12 @@ class Skips:
                 reasons.add(reason, entry["count"], entry["examples"])
 
     def check(self, good: int, name: str, limit: float) -> None:
-        counts, examples = self.skipped.counts, self.skipped.examples
-        bad = counts.total()
+        bad = self.skipped.counts.total()
         if good == 0 or bad > limit * (good + bad):
-            reasons = "; ".join(f"{n} x {reason} ({', '.join(examples[reason])})" for reason, n in counts.most_common(5))
+            said = self.skipped if bad else self.noted
+            reasons = "; ".join(
+                f"{n} x {reason} ({', '.join(said.examples[reason])})" for reason, n in said.counts.most_common(5)
+            )
             raise ValueError(
                 f"sources.{name.removesuffix('_subset')}: {bad} of {good + bad} records cannot be used, "
                 f"index.max_bad_fraction is {limit}: {reasons or 'there are none'}"

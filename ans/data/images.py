@@ -8,6 +8,7 @@ video>.mp4::<number>`.
 import hashlib
 import struct
 import zlib
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -36,6 +37,15 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 """What an image may be. Pillow goes by the content, whatever the name, and knows 40 more: for PostScript it starts Ghostscript."""
+
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
+"""How the names of such files end, in any case; looked at only where nothing names the files."""
+
+CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "matroska", ".avi": "avi"}
+"""What a video file may be, by its suffix: FFmpeg knows hundreds more, among them lists that name other files and addresses."""
+
+TURNED = "turned"
+"""Key of an opened image's `info`: the EXIF orientation by which it was turned."""
 
 LOSSY = ("JPEG", "MPO", "WEBP")
 """What a mask may not be."""
@@ -173,7 +183,10 @@ def decoded(data: bytes) -> Image.Image:
         image.load()
         if reason := lacking(data, image):
             raise ValueError(reason)
-        return _to_rgb(upright(image))
+        found = _to_rgb(upright(image))
+        if (orientation := _orientation(image)) in TURNS:
+            found.info[TURNED] = orientation
+        return found
 
 
 def see_through(data: bytes) -> bool:
@@ -254,29 +267,47 @@ def read_frame(path: Path, number: int) -> Image.Image:
     try:
         times = shown_at(str(path), path.stat().st_mtime_ns)
         if number < len(times):
-            with av.open(str(path)) as container:
+            with open_container(path) as container:
                 return turned(decode_from(container, times, number)[0])
     except (av.FFmpegError, IndexError, TypeError) as error:
         raise ValueError(f"{path}: not a readable video: {error}") from error
     raise ValueError(f"{path}: ends before frame {number}")
 
 
+def open_container(path: Path) -> "InputContainer":
+    """Return a video file, read as what its suffix says and as nothing else. Raises what PyAV raises, and `IndexError` for one without
+    pictures."""
+    import av
+
+    container = av.open(str(path), format=CONTAINERS[path.suffix.lower()])
+    if not container.streams.video:
+        container.close()
+        raise IndexError("it has no pictures, only sound")
+    return container
+
+
 def decode_from(container: "InputContainer", times: Sequence[int], number: int) -> "tuple[VideoFrame, Iterator[VideoFrame]]":
-    """Return frame `number` of a video, and those after it, each decoded when it is asked for. `times`: when each is shown.
+    """Return frame `number` of a video just opened, and those after it, each decoded when it is asked for. `times`: when each is shown.
 
     Decoding begins at the key frame before it, and earlier where that is not enough: the first frames of an open group of pictures
-    need the group before. Raises `IndexError` where the frame cannot be decoded.
+    need the group before. Of frames that are shown at one time the order alone tells which is which, so decoding begins with the
+    first of all. Raises `IndexError` where the frame cannot be decoded.
     """
     stream, back = container.streams.video[0], 0
+    before = number - bisect_left(times, times[number])  # frames shown at the same time
+    several = len(set(times)) < len(times)
     while True:
-        start = max(number - back, 0)
-        container.seek(times[start], stream=stream)  # to the key frame before it
+        start = 0 if several else max(number - back, 0)
+        if start or back:
+            container.seek(times[start], stream=stream)  # to the key frame before it
         frames = container.decode(stream)
         for image in frames:
             if image.pts is None:
                 raise TypeError("a frame does not say when it is shown")
             if image.pts == times[number]:
-                return image, frames
+                if before == 0:
+                    return image, frames
+                before -= 1
             if image.pts > times[number]:
                 break
         if start == 0:
@@ -298,19 +329,39 @@ def turned(image: "VideoFrame") -> Image.Image:
 
 @lru_cache(maxsize=64)
 def shown_at(path: str, changed: int) -> list[int]:
-    """Return when each frame is shown, in the order in which they are: a rate would say it only of videos of a constant one."""
-    import av
-
-    with av.open(path) as container:
-        packets = container.demux(container.streams.video[0])
-        return sorted(packet.pts for packet in packets if packet.pts is not None and not packet.is_discard)
+    """Return when each frame is shown, in the order in which they are: a rate would say it only of videos of a constant one. Raises what
+    PyAV raises, and `IndexError` for a video whose first frames were cut off: what is decoded of the rest is made up in part."""
+    with open_container(Path(path)) as container:
+        times: list[int] = []
+        begun = False
+        for packet in container.demux(container.streams.video[0]):
+            if packet.pts is not None:
+                if not (begun := begun or packet.is_keyframe):
+                    raise IndexError("it begins without a key frame")
+                times += [] if packet.is_discard else [packet.pts]
+        return sorted(times)
 
 
 def image_size(root: str | Path, locator: str) -> tuple[int, int]:
     """Return (width, height) in pixels of what `open_image` returns for a JPEG or PNG, without decoding it. Raises as `open_image`."""
+    return size_and_turn(root, locator)[0]
+
+
+def size_and_turn(root: str | Path, locator: str) -> tuple[tuple[int, int], int]:
+    """Return what `image_size` does, and the EXIF orientation (1: none)."""
     with _image_errors(root, locator), identify(read_bytes(root, locator)) as image:
         width, height = image.size
-        return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
+        orientation = _orientation(image)
+        return ((height, width) if orientation in (5, 6, 7, 8) else (width, height)), orientation
+
+
+UNSEEN = "nothing says whether its masks are of the picture before or after it is turned"
+"""Of an image with a `hidden_turn`."""
+
+
+def hidden_turn(size: tuple[int, int], orientation: int) -> bool:
+    """Return whether an image is turned by its EXIF orientation, but as large as before."""
+    return orientation in (2, 3, 4) or (orientation in TURNS and size[0] == size[1])
 
 
 def _orientation(image: Image.Image) -> int:

@@ -21,16 +21,15 @@ import numpy as np
 
 from ans.data import masks
 from ans.data.disk import below, read_file, spelled
-from ans.data.images import BROKEN_IMAGE, content, open_image, open_mask
+from ans.data.images import BROKEN_IMAGE, SUFFIXES, content, open_image, open_mask
 from ans.data.mask_files import read_mask
 from ans.data.matching import check_size
 from ans.data.records import Noted, Skipped
 from ans.data.samples import TRAIN_SPLIT
-from ans.data.sources.common import by_id, clean, entry_of, field, is_junk, parse_json, whole
+from ans.data.sources.common import by_id, class_names, class_of, clean, entry_of, field, is_junk, parse_json, whole
 from ans.data.sources.own import ANNOTATIONS, EXPRESSIONS
 from ans.data.sources.reason_seg import draw_shape
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 VOID = 255
 """Of VOC's masks: the border between objects."""
 
@@ -110,6 +109,8 @@ def _split(place: Path, names: list[str], val: float, group: str) -> dict[str, s
     for name in names:
         match = pattern.search(name) if pattern else None
         keys[name] = (match[1] if match.groups() else match[0]) if match else content((place / name).read_bytes())
+    if pattern and not any(map(pattern.search, names)):
+        raise ValueError(f"--group: {group!r} is found in no name of an image, such as {names[0]}")
     ordered = sorted(set(keys.values()), key=lambda key: hashlib.sha256(key.encode()).digest())
     wanted = min(max(round(val * len(ordered)), 1), len(ordered) - 1) if val and len(ordered) > 1 else 0
     chosen = set(ordered[:wanted])
@@ -129,7 +130,7 @@ def _read(source: Path, images: Path | None, masks_in: Path | None) -> tuple[Pat
     if (source / "SegmentationObject").is_dir():
         place = images or source / "JPEGImages"
         return place, _from_voc(source, place)
-    listings = sorted(path for path in source.rglob("*.json") if not is_junk(path.name))
+    listings = sorted(path for path in source.rglob("*.*") if path.suffix.lower() == ".json" and not is_junk(path.name))
     if listings:
         return images or source, _from_labelme(source, images or source, listings)
     raise ValueError(
@@ -160,7 +161,7 @@ def _from_coco(path: Path, place: Path) -> Iterator[MaskedObject | Skipped]:
     try:
         listing = parse_json(read_file(path))
         images = by_id(field(listing, "images", list), "images")
-        categories = by_id(field({"categories": []} | listing, "categories", list), "categories")
+        names = class_names(field({"categories": []} | listing, "categories", list))
         annotations = by_id(field(listing, "annotations", list), "annotations")
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: not a COCO listing: {error}") from error
@@ -190,10 +191,10 @@ def _from_coco(path: Path, place: Path) -> Iterator[MaskedObject | Skipped]:
                 yield Noted(key, note)
             if annotation.get("iscrowd"):
                 yield Noted(key, "several objects in one mask (iscrowd), taken for one")
-            category = entry_of(categories, annotation.get("category_id"))
-            if category is None and annotation.get("category_id") is not None:
-                yield Noted(key, "category_id that is not in categories; the object has no class")
-            yield _found(name, (width, height), field({"name": ""} | (category or {}), "name", str), counts)
+            category, note = class_of(annotation, names)
+            if note:
+                yield Noted(key, note)
+            yield _found(name, (width, height), category, counts)
         except (ValueError, TypeError, AttributeError, FileNotFoundError) as error:
             yield Skipped(key, str(error))
     yield from (Noted(f"image {number}", "image without an object, left out") for number in sorted(unused))
@@ -241,13 +242,20 @@ def _from_labelme(source: Path, place: Path, listings: list[Path]) -> Iterator[M
                 yield _found(name, (width, height), label, masks.from_array(mask))
             except ValueError as error:
                 yield Skipped(f"{key}, shape {one}", str(error))
+    there = {
+        path.relative_to(place).as_posix()
+        for path in place.rglob("*.*")
+        if path.suffix.lower() in SUFFIXES and not is_junk(path.name)
+    }
+    if without := there - set(owners):
+        yield Noted(min(without), f"one of {len(without)} images that no JSON names, left out")
 
 
 def _from_voc(source: Path, place: Path) -> Iterator[MaskedObject | Skipped]:
     """Read VOC: the n-th object of an XML is number n of its SegmentationObject."""
     images = _by_stem(place, sorted(place.iterdir()))
-    for path in sorted((source / "SegmentationObject").glob("*.png")):
-        if is_junk(path.name):
+    for path in sorted((source / "SegmentationObject").iterdir()):
+        if path.suffix.lower() not in SUFFIXES or is_junk(path.name):
             continue
         key = f"SegmentationObject/{path.name}"
         try:

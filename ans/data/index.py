@@ -30,6 +30,7 @@ from ans.data.arrow import (
     write_file,
 )
 from ans.data.counting import Counts, Skips
+from ans.data.images import UNSEEN
 from ans.data.matching import record_image
 from ans.data.records import ImageRecord, Noted, Skipped
 from ans.files import write_json
@@ -137,7 +138,8 @@ def broken(root: Path, record: ImageRecord) -> str:
     except FileNotFoundError:
         return "no such image"
     except ValueError as error:
-        return "image of another size than the record" if "masks would lie" in str(error) else "image that cannot be read"
+        said = {"masks would lie": "image of another size than the record", UNSEEN: f"image with an EXIF orientation: {UNSEEN}"}
+        return next((reason for text, reason in said.items() if text in str(error)), "image that cannot be read")
     return ""
 
 

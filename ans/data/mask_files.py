@@ -34,17 +34,6 @@ def read_mask(path: Path, name: str) -> tuple[np.ndarray, list[str]]:
         raise ValueError(reason if reason.startswith(name) else f"{name}: {reason}") from error
 
 
-def suspicions(mask: np.ndarray) -> list[str]:
-    """Return what looks wrong about a mask with a pixel."""
-    edges = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
-    if mask.all():
-        return ["mask that is the whole image"]
-    # the surroundings of an object touch all edges, nearly whole
-    if mask.mean() > 0.5 and all(edge.mean() > 0.9 for edge in edges):
-        return ["mask of more than half of the image and of its border: is it inverted?"]
-    return []
-
-
 def inside(image: Image.Image) -> tuple[np.ndarray, list[str]]:
     """Return (height, width) bool, and notes on it. Raises `ValueError` with the reason for a file that is not a mask."""
     notes: list[str] = []

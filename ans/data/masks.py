@@ -14,6 +14,8 @@ from pycocotools import mask as coco
 BROKEN = "RLE counts that cannot be decoded"
 NOT_FILLED = "RLE that does not fill the image"
 
+SHARES = "polygon within a single pixel: coordinates are pixels, not shares of the image"
+
 MAX_SIDE = 65535
 """Of a JPEG; pycocotools counts pixels in 32 bits."""
 
@@ -44,7 +46,7 @@ def from_segmentation(segmentation: Any, height: int, width: int) -> str:
         raise ValueError("polygon far outside the image")
     values = {value for outline in outlines for value in outline}
     if 0 <= min(values) and max(values) <= 1 and values - {0, 1}:
-        raise ValueError("polygon within a single pixel: coordinates are pixels, not shares of the image")
+        raise ValueError(SHARES)
     xs, ys = ([value for outline in outlines for value in outline[start::2]] for start in (0, 1))
     if max(xs) <= 0 or max(ys) <= 0 or min(xs) >= width or min(ys) >= height:
         raise ValueError("polygon that lies outside of the image")
@@ -108,7 +110,7 @@ def _number(value: Any) -> float | None:
 def _kind(value: Any) -> str:
     """Return what a value is, in a message of one wording per kind."""
     if isinstance(value, float | int) and not isinstance(value, bool):
-        return "NaN" if value != value else "not finite, or far too large"
+        return "a number" if abs(value) < 1e15 else "NaN" if value != value else "not finite, or far too large"
     return {type(None): "null", bool: "true or false", str: "a text", dict: "a record", list: "a list"}.get(
         type(value), "unknown"
     )
@@ -120,6 +122,10 @@ def _has_inside(outline: Sequence[float]) -> bool:
 
 
 def _from_rle(rle: dict[str, Any], height: int, width: int) -> str:
+    if "counts" not in rle:
+        raise ValueError(
+            f"record of {', '.join(sorted(rle)) or 'nothing'}, where COCO has outlines, or an RLE of size and counts"[:200]
+        )
     if "size" not in rle:
         raise ValueError("RLE without its size")
     size: Any = rle["size"]
@@ -245,12 +251,13 @@ def from_array(mask: np.ndarray) -> str:
     return coco.encode(np.asfortranarray(mask > 0, np.uint8))["counts"].decode("ascii")
 
 
-def check_counts(counts: Sequence[Any], height: int, width: int) -> None:
-    """Raise `ValueError` where one of `counts` is not text in the coding of `run_lengths` (pycocotools would read on behind its
-    end), or where its runs do not fill height x width. All at once, since SA-1B has a hundred masks per image.
+def check_counts(counts: Sequence[Any], height: int, width: int) -> list[int]:
+    """Return the area of each mask, in pixels. Raise `ValueError` where one of `counts` is not text in the coding of `run_lengths`
+    (pycocotools would read on behind its end), or where its runs do not fill height x width. All at once, since SA-1B has a hundred
+    masks per image.
     """
     if not counts:
-        return
+        return []
     if not set(map(type, counts)) <= {str} or not all(counts):
         raise ValueError(BROKEN)
     codes = np.frombuffer("".join(counts).encode("utf-8", "surrogatepass"), np.uint8)
@@ -279,6 +286,7 @@ def check_counts(counts: Sequence[Any], height: int, width: int) -> None:
     table[unused, 1] = 0
     if table.min() < 0 or (np.add.reduceat(table.reshape(-1), 2 * start) != height * width).any():
         raise ValueError(NOT_FILLED)
+    return np.add.reduceat(table[:, 1], start).tolist()
 
 
 def run_lengths(counts: Any) -> np.ndarray:
@@ -322,3 +330,14 @@ def measure(counts: str, height: int, width: int) -> tuple[int, tuple[float, flo
     rle = {"size": [height, width], "counts": counts}
     x, y, w, h = coco.toBbox(rle).tolist()
     return int(coco.area(rle)), (x, y, w, h)
+
+
+def suspicions(mask: np.ndarray) -> list[str]:
+    """Return what looks wrong about a mask with a pixel."""
+    edges = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
+    if mask.all():
+        return ["mask that is the whole image"]
+    # the surroundings of an object touch all edges, nearly whole
+    if mask.mean() > 0.5 and all(edge.mean() >= 0.9 for edge in edges):
+        return ["mask of more than half of the image and of its border: is it inverted?"]
+    return []

@@ -6,16 +6,20 @@ import numpy as np
 from PIL import Image
 
 from ans.data import masks
-from ans.data.images import open_image
+from ans.data.images import TURNED, UNSEEN, hidden_turn, open_image
 from ans.data.records import ImageRecord, Region
 
 
 def record_image(root: str | Path, record: ImageRecord, second: bool = False) -> Image.Image:
     """Return the image of a record, or its second frame, upright and RGB. Raises as `open_image`, and `ValueError` naming the file where
-    its size is not the record's: masks would lie in the wrong place."""
+    its size is not the record's: masks would lie in the wrong place. So they may where it is turned by its EXIF data, but as large as
+    before: then the size does not tell whether the masks are turned too. Those of own data are, by its documentation."""
     locator = record.second if second else record.path
     image = open_image(root, locator)
     check_size(str(Path(root) / locator), image.size, (record.width, record.height), "its record")
+    orientation = image.info.get(TURNED, 1)
+    if hidden_turn(image.size, orientation) and not record.content:
+        raise ValueError(f"{Path(root) / locator} has the EXIF orientation {orientation}, and {UNSEEN}; save it without")
     return image
 
 

@@ -6,25 +6,22 @@ many videos (of phones above all) are not those of one rate.
 
 import re
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 from PIL import Image
 
-from ans.data.images import decode_from, open_image, shown_at, turned
+from ans.data.images import CONTAINERS, SUFFIXES, decode_from, open_container, open_image, shown_at, turned
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
-CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "matroska", ".avi": "avi"}
-"""What a video file may be, by its suffix: FFmpeg knows hundreds more, among them lists that name other files and addresses."""
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-"""What the frames in a folder may be."""
 FOLDER_RATE = 24
 """Frames a second of a folder, which says nothing of it: as DAVIS and SA-V were taken."""
 NEAR = 16
@@ -73,7 +70,7 @@ class VideoFile(Video):
         self.path = path
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such video")
-        with _named(path), _opened(path) as container:
+        with _named(path), open_container(path) as container:
             self._shown = shown_at(str(path), path.stat().st_mtime_ns)
             base = container.streams.video[0].time_base or Fraction(1, av.time_base)
         if not self._shown:
@@ -89,10 +86,12 @@ class VideoFile(Video):
         with _named(self.path):
             found = None
             if self._container is not None and self._number < number <= self._number + NEAR:
-                found = next((image for image in self._decoding if image.pts == self._shown[number]), None)
+                # frames shown at one time: only those that are still to come are passed over
+                before = number - max(bisect_left(self._shown, self._shown[number]), self._number + 1)
+                found = next(islice((image for image in self._decoding if image.pts == self._shown[number]), before, None), None)
             if found is None:
                 self.close()
-                self._container = _open(self.path)
+                self._container = open_container(self.path)
                 self._container.streams.video[
                     0
                 ].thread_type = "NONE"  # decoding ahead on all cores would take them from the model
@@ -113,9 +112,9 @@ class FrameFolder(Video):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        found = [file for file in path.iterdir() if file.suffix.lower() in PICTURES and not file.name.startswith(".")]
+        found = [file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]
         if not found:
-            raise ValueError(f"{path}: holds no frame ({', '.join(PICTURES)})")
+            raise ValueError(f"{path}: holds no frame ({', '.join(SUFFIXES)})")
         found.sort(key=lambda file: (_ordered(file.stem), file.name))
         for first, second in pairwise(found):
             if _ordered(first.stem) == _ordered(second.stem):
@@ -185,25 +184,6 @@ class VideoWriter:
         if kind is None:
             self.container.mux(self.stream.encode())
         self.container.close()
-
-
-def _open(path: Path) -> Any:
-    import av
-
-    container = av.open(str(path), format=CONTAINERS[path.suffix.lower()])
-    if not container.streams.video:
-        container.close()
-        raise IndexError("it has no pictures, only sound")
-    return container
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    container = _open(path)
-    try:
-        yield container
-    finally:
-        container.close()
 
 
 @contextmanager

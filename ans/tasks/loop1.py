@@ -23,6 +23,7 @@ from ans.data.mixing import Pool
 from ans.data.samples import Regions
 from ans.data.views import VIEWS
 from ans.facts import read_facts
+from ans.model import prompts
 from ans.model.host import sent
 from ans.model.segmenter import Features, Segmenter
 from ans.model.visual_prompt import region_cells
@@ -294,7 +295,7 @@ class Task(base.Task[Settings, Batch]):
             return replace(caption, embeds=F.embedding(caption.chosen, _table(model)))
         values = {name: value for name, value in caption.values.items() if name == "denoising"}  # nothing else was passed on
         if bridge == "given":
-            teacher = [model.tokenizer.encode(text, add_special_tokens=False) for text in batch.given]
+            teacher = [prompts.encode(model.tokenizer, prompts.quoted(text), start=False) for text in batch.given]
         if bridge == "discrete":
             with model.evaluating():
                 teacher = describe(model, features, batch, [])[0]

@@ -314,6 +314,7 @@ def test_nothing_is_inferred(base: Path, checkpoint: Path, tmp_path: Path) -> No
             {"rank": 4, "alpha": float("inf")},
             {"rank": 4, "alpha": 0},
             {"rank": 4, "alpha": True},
+            {"rank": 4, "alpha": 10**400},
             {"rank": 0, "alpha": 8},
             {"rank": 4, "alpha": 8, "targets": "q_proj"},
         )

@@ -20,7 +20,7 @@ from ans.data import masks, readers
 from ans.data.arrow import read_index
 from ans.data.disk import MAX_BYTES, spelled
 from ans.data.images import FORMATS, open_image, read_bytes, read_frame
-from ans.data.mask_files import read_mask, suspicions
+from ans.data.mask_files import read_mask
 from ans.data.npz import array_shapes, read_array
 from ans.data.records import Expression, ImageRecord, Region, Skipped
 from ans.data.samples import Evaluated, training_rows
@@ -367,9 +367,9 @@ def test_a_listed_size_of_labelme_is_compared(tmp_path: Path, stated: dict[str, 
 
 
 def test_suspicious_masks() -> None:
-    assert suspicions(MASK > 0) == []
-    assert "inverted" in suspicions(MASK == 0)[0]
-    assert "whole image" in suspicions(np.ones((4, 4), bool))[0]
+    assert masks.suspicions(MASK > 0) == []
+    assert "inverted" in masks.suspicions(MASK == 0)[0]
+    assert "whole image" in masks.suspicions(np.ones((4, 4), bool))[0]
 
 
 # ------------------------------------------------------------------------------------------------------------------- texts

@@ -143,6 +143,7 @@ def test_a_share_is_for_evaluation_and_groups_stay_together(tmp_path: Path) -> N
     [
         (("--val", "1.5"), "--val: a share"),
         (("--group", "("), "is not a regular expression"),
+        (("--group", r"day(\d)"), r"--group: 'day.*' is found in no name of an image, such as a.jpg"),
         (("--masks", "none"), "no such folder of masks"),
         ((), "neither COCO's JSON"),
     ],

@@ -309,10 +309,24 @@ def test_a_damaged_shard_is_named_and_loses_nothing_silently(settings_of: Config
             index.build("sa1b", settings_of, Workspace(tmp_path))
 
 
-def test_other_tars_beside_the_shards_are_left_alone(settings_of: Config, tmp_path: Path) -> None:
+def test_what_lies_beside_the_shards_is_left_alone_and_said(settings_of: Config, tmp_path: Path) -> None:
     before = index.build("sa1b", settings_of, Workspace(tmp_path))
-    (Path(settings_of.paths.root) / "sa1b/sa_co_gold.tar").write_bytes(b"something else")
-    assert index.build("sa1b", settings_of, Workspace(tmp_path)) == before
+    base = Path(settings_of.paths.root) / "sa1b"
+    for name in ("sa_co_gold.tar", "sa_000009.tar.gz", "sa_000009.TAR"):
+        (base / name).write_bytes(b"something else")
+    (base / "train/sa_000009").mkdir(parents=True)
+    (base / "sa_000777/sa_000777").mkdir(parents=True)
+    after = index.build("sa1b", settings_of, Workspace(tmp_path))
+    noted = {
+        sa1b.ASIDE: {"count": 4, "examples": ["sa_000009.TAR", "sa_000009.tar.gz", "sa_co_gold.tar", "train"]},
+        sa1b.EMPTY: {"count": 1, "examples": ["sa_000777"]},
+    }
+    assert after == before | {"noted": noted}
+    for path in base.iterdir():
+        if path.name not in ("sa_000009.tar.gz", "train"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(ValueError, match=r"sa1b: no image and no shard .*, only sa_000009.tar.gz, train"):
+        index.build("sa1b", settings_of, Workspace(tmp_path))
 
 
 def test_parts_stay_when_the_disk_fails(settings_of: Config, tmp_path: Path, runs: Path) -> None:

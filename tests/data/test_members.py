@@ -140,6 +140,7 @@ def line(**changes: Any) -> bytes:
         (line(text=None), "text is neither a text nor a list of texts"),
         (line(text=["it", 5]), "text is neither a text nor a list of texts"),
         (line(split="val "), "a split's name is of letters"),
+        (line(split="TRAIN"), "the one that is learnt is called train"),
         (line(image=".\\a.png"), "no such image"),
         (line(image="/tmp/a.png"), "leaves paths.root"),
         (b"[" * 100_000, "brackets without end"),

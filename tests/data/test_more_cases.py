@@ -295,10 +295,14 @@ def labelme(place: Path, name: str, **changes: Any) -> None:
 
 def test_listings_of_labelme_that_name_one_image(tmp_path: Path) -> None:
     picture(tmp_path / "in/a.png")
-    for name in ("a.json", "a copy.json"):
+    picture(tmp_path / "in/b.gif", 1)
+    for name in ("a.JSON", "a copy.json"):
         labelme(tmp_path / "in", name)
     found, lines = imported(tmp_path / "in")
-    assert len(lines) == 1 and [item.reason for item in found.said] == ["a.png is the image of a copy.json, too"]
+    assert len(lines) == 1 and [(item.key, item.reason) for item in found.said] == [
+        ("a.JSON", "a.png is the image of a copy.json, too"),
+        ("b.gif", "one of 1 images that no JSON names, left out"),
+    ]
 
 
 def test_a_polygon_of_two_points_is_a_line(tmp_path: Path) -> None:
@@ -312,7 +316,7 @@ def voc(place: Path, numbers: np.ndarray, classes: int, form: str = "PNG") -> No
     picture(place / "JPEGImages/a.png")
     for name in ("SegmentationObject", "Annotations"):
         (place / name).mkdir()
-    Image.fromarray(numbers).save(place / "SegmentationObject/a.png", form)
+    Image.fromarray(numbers).save(place / ("SegmentationObject/a.jpg" if form == "JPEG" else "SegmentationObject/a.PNG"), form)
     text = "".join(f"<object><name>c{number}</name></object>" for number in range(classes))
     (place / "Annotations/a.xml").write_text(f"<annotation>{text}</annotation>")
 
@@ -322,7 +326,7 @@ def voc(place: Path, numbers: np.ndarray, classes: int, form: str = "PNG") -> No
     (
         (3 * MASK, 3, "PNG", "", "objects of Annotations/a.xml without a pixel: 1, 2"),
         (2 * MASK, 1, "PNG", "", "object 2: Annotations/a.xml has only 1 objects"),
-        (40 * MASK, 1, "JPEG", "", "a.png is a JPEG"),
+        (40 * MASK, 1, "JPEG", "", "a.jpg is a JPEG"),
         (MASK, 1, "PNG", "a.jpg", "may be of a.jpg or of a.png; remove one"),
         (MASK, 1, "PNG", "", None),
         (MASK > 0, 1, "PNG", "", None),
@@ -377,13 +381,13 @@ def test_a_text_of_one_object_is_said_once(tmp_path: Path) -> None:
     picture(tmp_path / "own/images/a.png")
     (tmp_path / "own/masks").mkdir()
     Image.fromarray(255 * MASK).save(tmp_path / "own/masks/m.png")
-    lines = [{"image": "a.png", "mask": "m.png", "text": text} for text in ("the cup", ["the cup", "cup"], "cup")]
+    lines = [{"image": "a.png", "mask": "m.png", "text": text} for text in (["the cup"] * 2, ["the cup", "cup"], "cup")]
     (tmp_path / "own/expressions.jsonl").write_text("\n".join(map(json.dumps, lines)))
     *said, record = read(own, tmp_path, "own", "kitchen")
     assert isinstance(record, ImageRecord)
     assert [expression.sent for expression in record.regions[0].expressions] == ["the cup", "cup"]
     assert [(item.key, item.reason) for item in said if isinstance(item, Noted)] == [
-        (f"expressions.jsonl:{line}", "text that line 1 has of the same mask, taken once") for line in (2, 3)
+        (f"expressions.jsonl:{line}", "text that line 1 has of the same mask, taken once") for line in (1, 2, 3)
     ]
 
 

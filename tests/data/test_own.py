@@ -81,7 +81,7 @@ def test_annotations_of_coco(tmp_path: Path) -> None:
         "categories": [{"id": 2, "name": "cup"}],
         "annotations": [
             {"id": 17, "image_id": 5, "category_id": 2, "segmentation": [[2, 2, 6, 2, 6, 6, 2, 6], [4, 4, 8, 4, 8, 8, 4, 8]]},
-            {"id": 18, "image_id": 6, "category_id": 9, "segmentation": {"size": [10, 20], "counts": [30, 10, 160]}},
+            {"id": 18, "image_id": 6, "category_id": None, "segmentation": {"size": [10, 20], "counts": [30, 10, 160]}},
         ],
     }
     lines = [{"image": "a.jpg", "annotation": 17, "text": "it"}, {"image": "sub/b.png", "annotation": 18}]

@@ -218,7 +218,8 @@ def test_expressions_of_several_objects_and_of_none(tmp_path: Path) -> None:
     crowd = annotation(3, {"size": [10, 20], "counts": [200]}) | {"iscrowd": 1}
     rows = [annotation(1, [box(2, 2, 6, 6)]), annotation(2, [box(4, 2, 9, 6)]) | {"category_id": 5}, crowd]
     refs = [ref(10, 1), ref(11, [1, 2]), ref(12, [2, 3]), ref(13, [-1], no_target=True), ref(14, [2]), ref(15, [2])]
-    (record,) = publish_gref(tmp_path, refs, rows)
+    *said, record = publish_gref(tmp_path, refs, rows)
+    assert {item.reason for item in said} == {common.NO_CLASS}, "5 is no class of the listing"
     assert [(r.region_id, r.area, r.bbox, r.category) for r in record.regions] == [
         (10, 16, (2.0, 2.0, 4.0, 4.0), "box"),
         (11, 28, (2.0, 2.0, 7.0, 4.0), ""),

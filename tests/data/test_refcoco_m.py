@@ -50,6 +50,8 @@ def test_a_row_is_an_image_with_its_regions(tmp_path: Path) -> None:
 
 
 def test_a_photograph_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="parquet: .*sample id 5 occurs twice"):
+        published(tmp_path / "twice", [sample(5, np.ones((12, 16)), "cup")] * 2)
     (found,) = published(tmp_path, [sample(5, np.ones((12, 16)), "cup")], "COCO_train2014_000000000010.jpg")
     assert isinstance(found, Skipped) and found.reason == "missing image"
 

@@ -82,6 +82,38 @@ def entry_of(entries: dict[int, Any], number: Any) -> Any:
     return entries.get(int(number)) if type(number) in (int, float) and number == number // 1 else None
 
 
+SPLIT = re.compile(r"[A-Za-z0-9]+(?:-+[A-Za-z0-9]+)*")
+"""A split's name is part of file names, as `<source>_<split>`."""
+
+
+def split_name(split: str) -> str:
+    """Return the name of a split. Raises `ValueError` for one that cannot be asked for, and for `Train`, which would be evaluated."""
+    if "_" in split:
+        raise ValueError(f"split {split}: a split's name has no `_`, which parts it from the source's")
+    if not SPLIT.fullmatch(split):
+        raise ValueError(f"split {split!r:.80}: a split's name is of letters A to Z, digits and hyphens")
+    if split != "train" and split.lower() == "train":
+        raise ValueError(f"split {split}: the one that is learnt is called train")
+    return split
+
+
+NO_CLASS = "category_id that is not in categories; the object has no class"
+
+
+def class_names(categories: list[Any]) -> dict[int, str]:
+    """Return id -> name of the `categories` of a listing; a name may be missing or empty. Raises `ValueError`, which the caller completes
+    with the file's name."""
+    names = {number: field({"name": ""} | entry, "name", str) for number, entry in by_id(categories, "categories").items()}
+    return {number: clean(name) if name.strip() else "" for number, name in names.items()}
+
+
+def class_of(annotation: dict[str, Any], names: dict[int, str]) -> tuple[str, str]:
+    """Return the class of an annotation, "" where it has none, and what is wrong about that: "" or `NO_CLASS`."""
+    number = annotation.get("category_id")
+    found = entry_of(names, number)
+    return found or "", NO_CLASS if found is None and number is not None else ""
+
+
 def parse_json(content: bytes) -> Any:
     """Return the value that a JSON text says. Raises `ValueError`, also for brackets without end and for a duplicate key."""
     try:

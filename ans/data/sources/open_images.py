@@ -30,10 +30,11 @@ IMAGE_ID = re.compile(r"[0-9a-f]{16}")
 BOX_ID = re.compile(r"[0-9a-f]{1,15}")
 MASK_PATH = re.compile(r"\w[\w.-]*\.png", re.ASCII)  # a plain name: no path leaves the folder
 CLASS_CODE = re.compile(r"/[a-z]/")
+NO_CLASS = f"class that {CLASSES} does not have; the object has none"
 
 
-Unread = tuple[str, str, list[tuple[str, str, str]]]
-"""Folder, ImageID, and for every mask of the image its MaskPath, class name and BoxID."""
+Unread = tuple[str, str, list[tuple[str, str | None, str]]]
+"""Folder, ImageID, and for every mask of the image its MaskPath, class name (None: a class that is not listed) and BoxID."""
 
 
 def plan(root: Path, folder: str, name: str) -> list[Unread]:
@@ -45,9 +46,9 @@ def plan(root: Path, folder: str, name: str) -> list[Unread]:
     for kind in ("images", "masks"):
         source_folder(root, f"{folder}/{kind}/{SPLIT}", name)
     classes = _read_classes(classes_path)
-    by_image: dict[str, list[tuple[str, str, str]]] = defaultdict(list)  # rows of one image need not be neighbours
+    by_image: dict[str, list[tuple[str, str | None, str]]] = defaultdict(list)  # rows of one image need not be neighbours
     for image_id, mask_path, label, box_id in _read_rows(annotations_path):
-        by_image[image_id].append((mask_path, classes.get(label, ""), box_id))
+        by_image[image_id].append((mask_path, classes.get(label.strip()), box_id))
     return [(folder, image_id, by_image[image_id]) for image_id in sorted(by_image)]
 
 
@@ -80,30 +81,32 @@ def _read_rows(path: Path) -> Iterator[list[str]]:
     if missing:
         raise ValueError(f"{path}: no column {', '.join(missing)} in its first line {header!r:.200}")
     positions = [header.index(column) for column in COLUMNS]
-    for row in rows:
+    for row in filter(None, rows):
         yield [row[position] if position < len(row) else "" for position in positions]
 
 
 def _read_classes(path: Path) -> dict[str, str]:
     """Return code -> name. Some releases of the file begin with a header, others with the first class; further columns are ignored, but
-    a line with more or fewer than the first is refused: a name with a comma in it that lacks its quotes would be cut."""
+    a line with more or fewer than the first is refused: a name with a comma in it that lacks its quotes would be cut. A header has no
+    code in it."""
     classes: dict[str, str] = {}
-    columns = 0
+    columns, first = 0, True
     for number, row in enumerate(_csv_rows(path), start=1):
         if not row:
             continue
         columns = columns or len(row)
         if len(row) != columns or columns < 2:
             raise ValueError(f"{path}, row {number}: {len(row)} columns ({','.join(row)!r:.80}), expected {max(columns, 2)}")
-        if CLASS_CODE.match(row[0]):
+        if CLASS_CODE.match(code := row[0].strip()):
             try:
                 name = clean(row[1])
             except ValueError as error:
                 raise ValueError(f"{path}, row {number}: {error}") from None
-            if classes.setdefault(row[0], name) != name:
-                raise ValueError(f"{path}, row {number}: {row[0]} is {name!r:.80} here, and {classes[row[0]]!r:.80} above")
-        elif number > 1:
+            if classes.setdefault(code, name) != name:
+                raise ValueError(f"{path}, row {number}: {code} is {name!r:.80} here, and {classes[code]!r:.80} above")
+        elif not first or "/" in "".join(row):
             raise ValueError(f"{path}, row {number}: {row[0]!r:.80} is not a class code, such as /m/04yx4")
+        first = False
     return classes
 
 
@@ -138,14 +141,17 @@ def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
             yield Skipped(mask_path, "row without a mask's file name and a BoxID")
             continue
         try:
-            counts = masks.from_array(_read_mask(root / folder / "masks" / SPLIT / mask_path, width, height))
+            mask = _read_mask(root / folder / "masks" / SPLIT / mask_path, width, height)
         except FileNotFoundError:
             yield Skipped(mask_path, f"mask file not in masks/{SPLIT}")
         except ValueError as error:
             yield Skipped(mask_path, str(error))
         else:
+            counts = masks.from_array(mask)
             area, bbox = masks.measure(counts, height, width)
-            regions.append(Region(int(box_id, 16), SPLIT, category, area, bbox, counts))
+            notes = masks.suspicions(mask > 0) + ([NO_CLASS] if category is None else [])
+            yield from (Noted(mask_path, note) for note in notes)
+            regions.append(Region(int(box_id, 16), SPLIT, category or "", area, bbox, counts))
     if regions:
         number = int.from_bytes(bytes.fromhex(image_id), signed=True)
         yield ImageRecord(number, path, width, height, tuple(regions))

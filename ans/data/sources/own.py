@@ -13,7 +13,6 @@ has no `_`, since a split is asked for as `<source>_<split>`.
 import hashlib
 import os
 import posixpath
-import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,21 +22,30 @@ from typing import Any
 from ans.data import masks
 from ans.data.disk import below, spelled
 from ans.data.images import BROKEN_IMAGE, SEPARATOR, content, decoded, read_bytes, see_through
-from ans.data.mask_files import read_mask, suspicions
+from ans.data.mask_files import read_mask
 from ans.data.matching import check_size
 from ans.data.records import Expression, ImageRecord, Noted, Region, Skipped
-from ans.data.sources.common import by_id, clean, entry_of, field, parse_json, source_folder, whole
+from ans.data.sources.common import (
+    by_id,
+    class_names,
+    class_of,
+    clean,
+    entry_of,
+    field,
+    parse_json,
+    source_folder,
+    split_name,
+    whole,
+)
 
 EXPRESSIONS, ANNOTATIONS = "expressions.jsonl", "annotations.json"
 KEYS = {"image", "mask", "annotation", "text", "split", "category"}
-SPLIT = re.compile(r"[A-Za-z0-9]+(?:-+[A-Za-z0-9]+)*")
-"""A split's name is part of file names, as `<source>_<split>`."""
 
 
 @dataclass(frozen=True)
 class Object:
     """A line of expressions.jsonl: `line` is its number, from 1. Either `mask` or `segmentation` (of COCO) is there. `size` is
-    the image's (width, height) in pixels, where annotations.json states it; so are `area` and `bbox`."""
+    the image's (width, height) in pixels, where annotations.json states it; so are `area` and `bbox`. `note`: on its class."""
 
     line: int
     texts: tuple[str, ...]
@@ -48,6 +56,7 @@ class Object:
     size: tuple[int, int] | None = None
     area: Any = None
     bbox: Any = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,14 +137,13 @@ def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
             yield Skipped(f"{EXPRESSIONS}:{one.line}", str(error))
             continue
         yield from (Noted(f"{EXPRESSIONS}:{one.line}", note) for note in notes)
-        first = regions.get((region.counts, region.split))
-        if first:
-            known = {expression.sent for expression in first.expressions}
-            new = tuple(expression for expression in region.expressions if expression.sent not in known)
-            if len(new) < len(region.expressions):
-                yield Noted(f"{EXPRESSIONS}:{one.line}", f"text that line {first.region_id} has of the same mask, taken once")
-            region = replace(first, expressions=first.expressions + new)
-        regions[region.counts, region.split] = region
+        first = regions.get((region.counts, region.split), replace(region, expressions=()))
+        texts: dict[str, Expression] = {}
+        for expression in first.expressions + region.expressions:
+            texts.setdefault(expression.sent, expression)
+        if len(texts) < len(first.expressions) + len(region.expressions):
+            yield Noted(f"{EXPRESSIONS}:{one.line}", f"text that line {first.region_id} has of the same mask, taken once")
+        regions[region.counts, region.split] = replace(first, expressions=tuple(texts.values()))
     if regions:
         yield ImageRecord(unread.number, path, width, height, tuple(regions.values()), content=content(data))
 
@@ -157,10 +165,7 @@ def _read_line(content: bytes, line: int, annotations: "dict[int, Annotation]", 
     texts = tuple(clean(field({"text": text}, "text", str)) for text in texts)
     split, category = (field({"split": "train", "category": ""} | record, key, str) for key in ("split", "category"))
     category = clean(category) if category.strip() else ""
-    if "_" in split:
-        raise ValueError(f"split {split}: a split's name has no `_`, which parts it from the source's")
-    if not SPLIT.fullmatch(split):
-        raise ValueError(f"split {split!r:.80}: a split's name is of letters A to Z, digits and hyphens")
+    split_name(split)
     if ("mask" in record) == ("annotation" in record):
         raise ValueError("needs either a mask (a PNG below masks/) or an annotation (an id in annotations.json)")
     if "mask" in record:
@@ -169,11 +174,11 @@ def _read_line(content: bytes, line: int, annotations: "dict[int, Annotation]", 
     number = field(record, "annotation", int)
     if number not in annotations:
         raise ValueError(f"annotation {number} is not in {ANNOTATIONS}")
-    file_name, size, annotation, its_category = annotations[number]
+    file_name, size, annotation, (its_category, note) = annotations[number]
     if _path(base, "images", file_name) != image:
         raise ValueError(f"annotation {number} is of {file_name}, not of {image}")
     stated: dict[str, Any] = {key: annotation.get(key) for key in ("segmentation", "area", "bbox")}
-    return image, Object(line, texts, split, category or its_category, size=size, **stated)
+    return image, Object(line, texts, split, category or its_category, size=size, note="" if category else note, **stated)
 
 
 def _path(base: Path, kind: str, name: str) -> str:
@@ -184,8 +189,8 @@ def _path(base: Path, kind: str, name: str) -> str:
     return spelled(base, posixpath.normpath(f"{kind}/{name}")).removeprefix(f"{kind}/")
 
 
-Annotation = tuple[str, tuple[int, int] | None, dict[str, Any], str]
-"""The image's file name and stated (width, height), the annotation, and its class name."""
+Annotation = tuple[str, tuple[int, int] | None, dict[str, Any], tuple[str, str]]
+"""The image's file name and stated (width, height), the annotation, and its class name with what is wrong about that."""
 
 
 def _read_annotations(path: Path) -> dict[int, Annotation]:
@@ -194,13 +199,12 @@ def _read_annotations(path: Path) -> dict[int, Annotation]:
         content = parse_json(path.read_bytes())
         listed = by_id(field(content, "images", list), "images")
         images = {number: _image(number, image) for number, image in listed.items()}
-        categories = by_id(field({"categories": []} | content, "categories", list), "categories")
-        names = {number: field({"name": ""} | entry, "name", str) for number, entry in categories.items()}
+        names = class_names(field({"categories": []} | content, "categories", list))
         annotations = by_id(field(content, "annotations", list), "annotations")
         found: dict[int, Annotation] = {}
         for number, a in annotations.items():
             file_name, size = entry_of(images, a.get("image_id")) or ("no image", None)
-            found[number] = file_name, size, a, entry_of(names, a.get("category_id")) or ""
+            found[number] = file_name, size, a, class_of(a, names)
         return found
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: not a COCO listing: {error}") from error
@@ -229,10 +233,10 @@ def _region(root: Path, unread: Unread, one: Object, height: int, width: int) ->
         counts = masks.from_segmentation(one.segmentation, height, width)
         if left_out := masks.degenerate(one.segmentation):
             notes = [f"outline of fewer than three points, left out beside sound ones ({left_out})"]
-        notes += filter(None, [masks.compare_stated(one.area, one.bbox, counts, height, width)])
+        notes += filter(None, [masks.compare_stated(one.area, one.bbox, counts, height, width), one.note])
     area, bbox = masks.measure(counts, height, width)
     if area == 0:
         raise ValueError("mask without a pixel")
     expressions = tuple(Expression(1000 * one.line + i, text, text) for i, text in enumerate(one.texts))
-    notes += suspicions(masks.decode(counts, height, width) > 0)
+    notes += masks.suspicions(masks.decode(counts, height, width) > 0)
     return Region(one.line, one.split, one.category, area, bbox, counts, expressions), notes

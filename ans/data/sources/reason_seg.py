@@ -9,7 +9,8 @@ labelled `ignore` count neither way; `flag` is not drawn. The files are UTF-8 or
 import base64
 import math
 import os
-from collections import Counter, defaultdict
+import unicodedata
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from PIL import Image, ImageDraw
 
 from ans.data import masks
 from ans.data.disk import read_file
-from ans.data.images import BROKEN_IMAGE, drawn, image_size, open_mask
+from ans.data.images import BROKEN_IMAGE, SUFFIXES, drawn, image_size, open_mask
 from ans.data.matching import check_size
 from ans.data.records import QUERY_KINDS, Expression, ImageRecord, Noted, Region, Skipped
 from ans.data.sources.common import clean, field, is_junk, parse_json, source_folder, whole
@@ -35,15 +36,18 @@ Unread = tuple[str, str, str, int]
 TWICE = ""
 
 
-def plan(root: Path, folder: str, name: str) -> list[Unread]:
-    """Return every image, split by split in order of their names. Raises `FileNotFoundError` without the folder or any split."""
-    pairs = [(f"{folder}/{split}", pair) for split in _splits(root, folder, name) for pair in _pairs(root / folder / split)]
-    return [(place, *pair, number) for number, (place, pair) in enumerate(pairs)]
+def plan(root: Path, folder: str, name: str) -> list[Unread | Skipped]:
+    """Return every image, split by split in order of their names, and a JSON without its image as `Skipped`. Raises `FileNotFoundError`
+    without the folder or any split."""
+    places = [(f"{folder}/{split}", *_pairs(root / folder / split)) for split in _splits(root, folder, name)]
+    pairs = [(place, pair) for place, found, _ in places for pair in found]
+    alone = [Skipped(f"{place}/{listing}", "JSON without image") for place, _, without in places for listing in without]
+    return [*alone, *((place, *pair, number) for number, (place, pair) in enumerate(pairs))]
 
 
 def fingerprint(root: Path, folder: str, name: str) -> list[str]:
     """Return the number of images per split."""
-    return [f"{split}: {len(_pairs(root / folder / split))} jpg" for split in _splits(root, folder, name)]
+    return [f"{split}: {len(_pairs(root / folder / split)[0])} jpg" for split in _splits(root, folder, name)]
 
 
 def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
@@ -113,6 +117,8 @@ def draw_shape(shape: dict[str, Any], height: int, width: int) -> np.ndarray:
     without an inside and for types that are unknown.
     """
     points = _points(field(shape, "points", list))
+    if points.min() >= 0 and points.max() <= 1 and (points % 1).any():
+        raise ValueError(masks.SHARES)
     kind = shape.get("shape_type") or "polygon"
     if kind in ("line", "linestrip", "point", "points"):
         raise ValueError(f"shape of type {kind}, which has no inside")
@@ -184,17 +190,18 @@ def _splits(root: Path, folder: str, name: str) -> list[str]:
     return found
 
 
-def _pairs(place: Path) -> list[tuple[str, str]]:
-    """Return names of every image and of its JSON, which need not be there, in order; suffixes in any case."""
+def _pairs(place: Path) -> tuple[list[tuple[str, str]], list[str]]:
+    """Return names of every image and of its JSON, which need not be there, in order, and those of the JSONs without an image; suffixes in
+    any case, letters with accents in either form."""
     names = sorted(os.path.splitext(entry.name) for entry in os.scandir(place) if not is_junk(entry.name))
-    found: dict[str, list[str]] = defaultdict(list)
+    listings, images = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
     for stem, suffix in names:
-        if suffix.lower() == ".json":
-            found[stem].append(stem + suffix)
-    images = [(stem, suffix) for stem, suffix in names if suffix.lower() in (".jpg", ".jpeg")]
-    several = Counter(stem for stem, _ in images)
-    # nothing says which image a JSON is of, or which JSON is an image's, where there are two of a name
-    return [
-        (stem + suffix, TWICE if several[stem] > 1 or len(found[stem]) > 1 else found[stem][0] if found[stem] else f"{stem}.json")
-        for stem, suffix in images
-    ]
+        found = listings if suffix.lower() == ".json" else images if suffix.lower() in SUFFIXES else None
+        if found is not None:
+            found[unicodedata.normalize("NFC", stem)].append(stem + suffix)
+    pairs = []
+    for stem, of in images.items():
+        its = listings.pop(stem, [f"{stem}.json"])
+        # nothing says which image a JSON is of, or which JSON is an image's, where there are two of a name
+        pairs += [(image, TWICE if len(of) > 1 or len(its) > 1 else its[0]) for image in of]
+    return pairs, [listing for of in listings.values() for listing in of]

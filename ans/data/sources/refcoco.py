@@ -17,7 +17,7 @@ from typing import Any
 from ans.data import masks
 from ans.data.disk import is_text, spelled
 from ans.data.records import Expression, ImageRecord, Noted, Region, Skipped
-from ans.data.sources.common import by_id, clean, coco_folders, field, parse_json
+from ans.data.sources.common import by_id, class_names, class_of, clean, coco_folders, field, parse_json, split_name
 
 REFS = {
     "refcoco": "refs(unc).p",
@@ -119,6 +119,7 @@ def plan(root: Path, folder: str, name: str) -> list[Unread]:
         number = _field(ref, "ref_id", int, refs_path)
         if (first := places.setdefault(number, place)) != place:
             raise ValueError(f"{refs_path}: ref_id {number} occurs twice: refs[{first}] and refs[{place}]")
+        _split_name(ref, place, refs_path)
         by_image[_field(ref, "image_id", int, refs_path)].append(ref)
     found = []
     for image_id in sorted(by_image):
@@ -152,7 +153,12 @@ def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
             yield outcome
             continue
         key = (outcome.region_id, outcome.split)  # several refs may describe one object
-        regions[key] = _joined(regions[key], outcome) if key in regions else outcome
+        region = _joined(regions[key], outcome) if key in regions else outcome
+        regions[key] = replace(region, expressions=_once(region, unread.file))
+        if len(regions[key].expressions) < len(region.expressions):
+            yield Noted(
+                f"ref {_field(ref, 'ref_id', int, unread.file)}", "sentence of an object that is listed twice, taken once"
+            )
     if regions:
         yield ImageRecord(unread.image["id"], unread.path, unread.image["width"], unread.image["height"], tuple(regions.values()))
 
@@ -162,8 +168,7 @@ def _read_instances(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, di
         instances = parse_json(path.read_bytes())
         images = by_id(field(instances, "images", list), "images")
         annotations = by_id(field(instances, "annotations", list), "annotations")
-        named = by_id(field(instances, "categories", list), "categories")
-        categories = {number: field(entry, "name", str) for number, entry in named.items()}
+        categories = class_names(field(instances, "categories", list))
         for image in images.values():
             for key, kind in (("file_name", str), ("width", int), ("height", int)):
                 field(image, key, kind)
@@ -177,6 +182,13 @@ def _field(record: Any, key: str, kind: type, path: Path) -> Any:
         return field(record, key, kind)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _split_name(ref: dict[str, Any], place: int, path: Path) -> None:
+    try:
+        split_name(field(ref, "split", str))
+    except ValueError as error:
+        raise ValueError(f"{path}: refs[{place}]: {error}") from error
 
 
 def _ann_ids(ref: dict[str, Any], path: Path) -> list[int]:
@@ -220,8 +232,7 @@ def _union(ref: dict[str, Any], unread: Unread, drawn: Drawn) -> Region | Skippe
 
 
 def _category(ann_id: int, unread: Unread) -> str:
-    number: Any = unread.annotations[ann_id].get("category_id")
-    return unread.categories.get(number, "") if isinstance(number, int) else ""
+    return class_of(unread.annotations[ann_id], unread.categories)[0]
 
 
 def _mask(ann_id: int, unread: Unread) -> str | ValueError:
@@ -234,6 +245,17 @@ def _mask(ann_id: int, unread: Unread) -> str | ValueError:
         return masks.from_segmentation(annotation.get("segmentation"), unread.image["height"], unread.image["width"])
     except ValueError as error:
         return error
+
+
+def _once(region: Region, path: Path) -> tuple[Expression, ...]:
+    """Return the expressions of an object, each once. Raises `ValueError` where two have one id: results are told apart by it."""
+    found: dict[int, Expression] = {}
+    for one in region.expressions:
+        if (other := found.setdefault(one.sent_id, one)).sent != one.sent:
+            raise ValueError(
+                f"{path}: sent_id {one.sent_id} occurs twice: {other.sent!r:.80} and {one.sent!r:.80}, of one object"
+            )
+    return tuple(found.values())
 
 
 def _sentences(ref: dict[str, Any], path: Path) -> tuple[Expression, ...]:
@@ -264,6 +286,8 @@ def _notes(ref: dict[str, Any], unread: Unread, drawn: Drawn) -> Iterator[Noted]
     for ann_id in _ann_ids(ref, unread.file):
         if isinstance(counts := drawn.get(ann_id), str):
             annotation = unread.annotations[ann_id]
+            if note := class_of(annotation, unread.categories)[1]:
+                yield Noted(key, note)
             if masks.degenerate(annotation["segmentation"]):
                 yield Noted(key, "outline of fewer than three points, left out beside sound ones")
             try:

@@ -30,11 +30,16 @@ def plan(root: Path, folder: str, name: str) -> list[Unread]:
     place = next((place for place in coco_folders(folder) if (root / place).is_dir()), None)
     if place is None:
         raise FileNotFoundError(f"no images for sources.{name}: looked below {root} in {', '.join(coco_folders(folder))}")
-    found = []
+    found: list[Unread] = []
+    known: set[int] = set()
     for path in _files(root, folder, name):
         try:
             rows = pq.read_table(path, columns=["image_id", "file_name", "samples"]).to_pylist()
             found += [(f"{place}/{field(row, 'file_name', str)}", row) for row in rows]
+            for sample in (sample for row in rows for sample in row["samples"] or []):
+                if (number := field(sample, "id", int)) in known:
+                    raise ValueError(f"sample id {number} occurs twice")
+                known.add(number)
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             raise ValueError(f"{path}: not a parquet of RefCOCO-M: {error}") from error
     return found
@@ -61,6 +66,7 @@ def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
         key = f"sample {sample.get('id')}"
         try:
             sample_id = field(sample, "id", int)
+            category = field({"category": sample.get("category") or ""}, "category", str)
             counts = masks.from_segmentation(sample["mask"], height, width)
             area, bbox = masks.measure(counts, height, width)
             if not area:
@@ -77,7 +83,7 @@ def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
             yield Skipped(key, str(error))
             continue
         asked = tuple(Expression(1000 * sample_id + place, text, text) for place, text in enumerate(texts))
-        regions.append(Region(sample_id, SPLIT, sample.get("category") or "", area, bbox, counts, asked))
+        regions.append(Region(sample_id, SPLIT, category, area, bbox, counts, asked))
     if regions:
         yield ImageRecord(number, path, width, height, tuple(regions))
 

@@ -22,13 +22,16 @@ from ans.data.arrow import ENTRY
 from ans.data.disk import is_text
 from ans.data.images import read_bytes
 from ans.data.parts import ordered
-from ans.data.records import Skipped
+from ans.data.records import Noted, Skipped
 from ans.data.sources.common import field, is_junk, source_folder, tar_members
 
 SUBFOLDER = re.compile(r"sa_\d{6}")
 SHARD = re.compile(r"sa_\d{6}\.tar")
 """As in the published list of links, which has other tars too (`sa_co_gold.tar`)."""
 SUFFIXES = (".jpg", ".json")
+ARCHIVES = (".tar", ".tgz", ".gz", ".zip", ".zst", ".xz", ".bz2", ".7z")
+ASIDE = "folder or archive beside the shards that is none of them, left aside"
+EMPTY = "shard without an image"
 
 SCHEMA = ENTRY
 """What the index holds: names and locators. `ans/data/subset_sa1b.py` opens those that are used."""
@@ -60,19 +63,37 @@ class MaskColumns:
     counts: list[str]
 
 
-def plan(root: Path, folder: str, name: str) -> list[Path]:
-    """Return the shards: folders and tars, in order of their names. Raises `FileNotFoundError` without the folder."""
+def plan(root: Path, folder: str, name: str) -> list[Path | Noted]:
+    """Return the shards: folders and tars, in order of their names; and what may hold images, but is no shard, as `Noted`. Raises
+    `FileNotFoundError` without the folder, and `ValueError` where nothing but that is there."""
     base = source_folder(root, folder, name)
-    folders, tars, _ = _contents(base)
+    folders, tars, found = _contents(base)
+    apart = ["img", "js"] if {"img", "js"} <= set(folders) else []
     shards = sorted([base / name for name in folders if SUBFOLDER.fullmatch(name)] + [base / name for name in tars])
-    return [base, *([base / "img"] if {"img", "js"} <= set(folders) else []), *shards]
+    known = {*tars, *apart}
+    archives = [entry.name for entry in os.scandir(base) if entry.name not in known and entry.name.lower().endswith(ARCHIVES)]
+    aside = [Noted(name, ASIDE) for name in sorted({*folders, *archives} - known) if base / name not in shards]
+    if aside and not shards and not apart and not found.total():
+        raise ValueError(
+            f"{base}: no image and no shard (sa_000000.tar, sa_000000/), only {', '.join(one.key for one in aside[:5])}"
+        )
+    return [*aside, base, *([base / "img"] if apart else []), *shards]
 
 
 def read_one(root: Path, shard: Path) -> Iterator[ImageFiles | Skipped]:
-    """Return every image of a shard. An image or a JSON without its partner is a `Skipped`.
+    """Yield every image of a shard. An image or a JSON without its partner is a `Skipped`.
 
     Raises `ValueError` naming a tar that cannot be read.
     """
+    empty = True
+    for found in _images(root, shard):
+        empty = False
+        yield found
+    if empty and (shard.suffix == ".tar" or SUBFOLDER.fullmatch(shard.name)):
+        yield Noted(shard.name, EMPTY)
+
+
+def _images(root: Path, shard: Path) -> Iterator[ImageFiles | Skipped]:
     if shard.suffix == ".tar":
         return _pair(tar_members(root, shard, SUFFIXES))
     if shard.name == "img":
@@ -84,12 +105,13 @@ def fingerprint(root: Path, folder: str, name: str) -> list[str]:
     """Return what changes when the listing does: the number of images and of JSONs per folder, name and size of every tar."""
     base = source_folder(root, folder, name)
     folders, tars, images = _contents(base)
-    lines = [f"{base.name}: {images}", *(f"{name}: {_contents(base / name)[2]}" for name in sorted(folders))]
+    counts = [(base.name, images), *((name, _contents(base / name)[2]) for name in sorted(folders))]
+    lines = [f"{name}: {found['.jpg']} jpg, {found['.json']} json" for name, found in counts]
     return [*lines, *(f"{name}: {(base / name).stat().st_size} bytes" for name in sorted(tars))]
 
 
-def _contents(place: Path) -> tuple[list[str], list[str], str]:
-    """Return names of the folders and of the tars directly in a folder, and how many images and JSONs are there."""
+def _contents(place: Path) -> tuple[list[str], list[str], Counter[str]]:
+    """Return names of the folders and of the tars directly in a folder, and how many files of each suffix of `SUFFIXES` are there."""
     folders, tars, suffixes = [], [], Counter[str]()  # one list of 22 million would take gigabytes
     for entry in os.scandir(place):
         suffix = os.path.splitext(entry.name)[1].lower()
@@ -101,14 +123,15 @@ def _contents(place: Path) -> tuple[list[str], list[str], str]:
             folders.append(entry.name)
         elif SHARD.fullmatch(entry.name):
             tars.append(entry.name)
-    return folders, tars, f"{suffixes['.jpg']} jpg, {suffixes['.json']} json"
+    return folders, tars, suffixes
 
 
 def read_masks(root: Path, entry: ImageFiles, limits: SubsetSa1b) -> MaskColumns | Skipped:
     """Open one JSON and keep the masks within `limits`; an image without such a mask is a `Skipped`, and so is a JSON that is not as
     published.
 
-    Areas and boxes are those that the file states: to measure every mask takes longer than all else together.
+    Areas and boxes are those that the file states, the areas compared with the masks': to find the boxes takes longer than all else
+    together.
     """
     try:
         content = orjson.loads(read_bytes(root, entry.annotation))
@@ -116,6 +139,8 @@ def read_masks(root: Path, entry: ImageFiles, limits: SubsetSa1b) -> MaskColumns
         image_id, width, height = (field(image, key, int) for key in ("image_id", "width", "height"))
         if not (1 <= width <= masks.MAX_SIDE and 1 <= height <= masks.MAX_SIDE):
             raise ValueError("image of a size that no image has")
+        if "file_name" in image and os.path.splitext(field(image, "file_name", str))[0] != entry.name:
+            raise ValueError("JSON of another image")
         columns = _columns(field(content, "annotations", list), height, width)
         kept = _within(columns, content["annotations"], limits, height * width)
     except FileNotFoundError:
@@ -155,7 +180,9 @@ def _columns(annotations: list[Any], height: int, width: int) -> Columns:
         raise ValueError("bbox that is not four numbers")
     if len(set(numbers)) < len(numbers):
         raise ValueError("duplicate id")
-    masks.check_counts(counts, height, width)
+    for found, area in zip(masks.check_counts(counts, height, width), areas, strict=True):
+        if not found / 2 - 4 <= area <= 2 * found + 4:
+            raise ValueError("mask that is not as large as the file states")
     return numbers, areas, edges, counts
 
 

@@ -198,13 +198,16 @@ def _from_pngs(place: Path) -> Masklets:
     if wrong := [name for name in folders if not re.fullmatch(r"[0-9]{3}", name)]:
         raise ValueError(f"{place}: the folder of an object is named by three digits, found {wrong[0]}")
     ids = [int(name) for name in folders]
-    frames = sorted({int(path.stem) for path in place.glob("*/*.png") if path.stem.isdigit()})
+    pngs = {
+        name: [path for path in sorted(folder.iterdir()) if path.suffix.lower() == ".png"] for name, folder in folders.items()
+    }
+    frames = sorted({int(path.stem) for paths in pngs.values() for path in paths if path.stem.isdigit()})
     if not frames:
         raise ValueError(f"{place}: no masks")
     rles: list[list[dict[str, Any] | None]] = [[None] * len(ids) for _ in range(frames[-1] // ANNOTATED_EVERY + 1)]
     size: tuple[int, ...] = ()
-    for k, folder in enumerate(folders.values()):
-        for path in sorted(folder.glob("*.png")):
+    for k, paths in enumerate(pngs.values()):
+        for path in paths:
             try:
                 mask = drawn(open_mask(path))
             except BROKEN_IMAGE:

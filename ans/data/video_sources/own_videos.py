@@ -15,7 +15,7 @@ from ans.data import masks
 from ans.data.clips import Clip, ClipExpression, sized_frames
 from ans.data.disk import below, spelled
 from ans.data.images import frame
-from ans.data.mask_files import read_mask, suspicions
+from ans.data.mask_files import read_mask
 from ans.data.records import Noted, Skipped
 from ans.data.sources.common import clean, field, parse_json
 from ans.data.videos import FrameFolder, VideoFile
@@ -87,14 +87,14 @@ def _line(content: bytes) -> tuple[str, tuple[str, ...], tuple[str, ...], str]:
 
 
 def _clip(root: Path, folder: str, name: str, said: list[Line], split: str) -> tuple[Clip, list[str]]:
-    place = f"{folder}/clips/{name}"
+    place = spelled(root, f"{folder}/clips/{name}")
     file = spelled(root, f"{place}.mp4")
     if (root / place).is_dir() and (root / file).exists():
         raise ValueError("both a folder of frames and an mp4 in clips/; remove one")
     if (root / place).is_dir():
         pictures = FrameFolder(root / place).names
         names = tuple(Path(one).stem for one in pictures)
-        frames, height, width = sized_frames(root, place, pictures, "")
+        frames, height, width = sized_frames(root, place, pictures, "", own=True)
     elif (root / file).is_file():
         video = VideoFile(root / file)
         width, height = video[0].size
@@ -105,7 +105,7 @@ def _clip(root: Path, folder: str, name: str, said: list[Line], split: str) -> t
     rows: dict[str, tuple[str, ...]] = {}
     notes: list[str] = []
     for object_ in dict.fromkeys(key for line in said for key in line.objects):
-        rows[object_], looks = _masks(root / folder / "masks" / name / object_, names, height, width)
+        rows[object_], looks = _masks(root / spelled(root, f"{folder}/masks/{name}/{object_}"), names, height, width)
         notes += looks
     found = [
         ClipExpression(f"{line.number}-{i}" if i else str(line.number), text, line.objects)
@@ -135,7 +135,7 @@ def _masks(place: Path, names: tuple[str, ...], height: int, width: int) -> tupl
         counts = ""
         if name in there:
             mask, looks = read_mask(there[name], f"{called}/{name}.png")
-            for look in [*looks, *suspicions(mask)]:
+            for look in [*looks, *masks.suspicions(mask)]:
                 notes.setdefault(look, f"{called}/{name}.png: {look}")
             if mask.shape != (height, width):
                 raise ValueError(f"{called}/{name}.png: {mask.shape[1]} x {mask.shape[0]} pixels, the frame {width} x {height}")

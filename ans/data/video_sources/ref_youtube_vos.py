@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ans.data.clips import Clip, Listed, expression, listing, numbers, palette_masks, sized_frames
+from ans.data.disk import spelled
 from ans.data.records import Skipped
 
 
@@ -36,7 +37,10 @@ def clip(
     place = root / folder / annotations
     masks, found = {}, []
     if place.is_dir():
-        masks = palette_masks([place / video.name / f"{name}.png" for name in video.frames], height, width)
+        if not (place / video.name).is_dir():
+            raise ValueError("video without masks")
+        paths = [root / spelled(root, f"{folder}/{annotations}/{video.name}/{name}.png") for name in video.frames]
+        masks = palette_masks(paths, height, width)
     for id_, said in video.expressions.items():
         objects = numbers(said["obj_id"]) if place.is_dir() and "obj_id" in said else None
         for key in objects or ():
