@@ -7,12 +7,15 @@ from pathlib import Path
 from ans.config import load
 from ans.data.clips import checksum, read
 from ans.data.selection import select
+from ans.launch import importing
 from ans.stage import run_stage
 from ans.workspace import Workspace
 
 
 def main() -> None:
     config, workspace = load(), Workspace()
+    with importing():  # of the tasks, which have their settings
+        indexes = config.training_indexes()
     validation, evaluate, videos = config.train.validation, config.evaluate, config.validation_videos()
     root, clips = Path(config.paths.root), {}
     for use, sets in (("clips", config.training_clips()), ("clips left out", config.clips_left_out())):
@@ -20,7 +23,7 @@ def main() -> None:
     if videos is not None:
         clips["validation"] = videos.model_dump_json()
     splits = [validation.split] if validation and videos is None else []
-    select(config.training_indexes(), workspace, "train", splits, clips)
+    select(indexes, workspace, "train", splits, clips)
     select(config.evaluation_indexes(), workspace, "evaluate", [*evaluate.splits, *evaluate.captions, *evaluate.grounded])
 
 

@@ -24,8 +24,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Run the command. Raises `SystemExit` with status 1 where something is missing."""
-    from ans.config import load
-    from ans.planning.outlook import look_ahead, text
+    from ans.launch import importing
+
+    with importing():
+        from ans.config import load
+        from ans.planning.outlook import look_ahead, text
 
     config = load(chosen.params)
     found = look_ahead(config.changed({"preset": chosen.preset}) if chosen.preset else config)

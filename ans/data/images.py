@@ -281,8 +281,9 @@ def open_container(path: Path) -> "InputContainer":
 
     container = av.open(str(path), format=CONTAINERS[path.suffix.lower()])
     if not container.streams.video:
+        sound = len(container.streams.audio) > 0
         container.close()
-        raise IndexError("it has no pictures, only sound")
+        raise IndexError("it has no pictures, only sound" if sound else "nothing in it can be read; is it whole?")
     return container
 
 

@@ -184,7 +184,7 @@ class Said:
             case ".jsonl":
                 return [_json_or_none(line) for line in data.split(b"\n")]
             case ".csv":
-                return list(csv.reader(data.decode("utf-8").splitlines(keepends=True)))
+                return list(csv.reader(io.StringIO(data.decode("utf-8"), newline="")))
             case ".p":
                 return refcoco.load_refs(path)
             case ".yaml":

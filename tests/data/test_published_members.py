@@ -393,3 +393,25 @@ def test_names_of_own_videos_in_either_form_of_unicode(tmp_path: Path) -> None:
     (place / "expressions.jsonl").write_text(json.dumps(line), encoding="utf-8")
     (found,) = own_videos.read(tmp_path, "own", "train")
     assert isinstance(found, clips.Clip) and found.target(found.expressions[0], 0).sum() == 60
+
+
+def test_lines_and_films_of_own_videos(tmp_path: Path) -> None:
+    place = tmp_path / "own"
+    (place / "clips").mkdir(parents=True)
+    (place / "masks/a/cup").mkdir(parents=True)
+    film(place / "clips/a.mp4")
+    Image.new("L", (64, 48), 255).crop((-8, -8, 56, 40)).save(place / "masks/a/cup/00003.png")
+    lines = [
+        {"clip": "a", "object": "cup", "text": ["it", " it"]},
+        {"clip": "a", "object": "cup", "text": "it", "split": "TRAIN"},
+    ]
+    (place / "expressions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    skipped, found = own_videos.read(tmp_path, "own", "train")
+    assert isinstance(skipped, Skipped) and (skipped.key, skipped.reason) == (
+        "expressions.jsonl:2",
+        "split TRAIN: the one that is learnt is called train",
+    )
+    assert isinstance(found, clips.Clip) and [one.text for one in found.expressions] == ["it"]
+    (place / "clips/a.mp4").write_bytes((place / "clips/a.mp4").read_bytes()[:-900])
+    *_, found = own_videos.read(tmp_path, "own", "train")
+    assert isinstance(found, Skipped) and "nothing in it can be read" in found.reason

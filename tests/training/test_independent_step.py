@@ -62,7 +62,7 @@ REGIONS = {"referring": False, "loop2": False, "steps": 1}
 """Loop 1 alone, where the teacher is the student still."""
 
 REWARDED = REGIONS | {
-    "bridge": "hard", "denoising": 0.0, "reward": 3.0, "draws": 3, "leash": 0.1,
+    "bridge": "hard", "denoising": 0.0, "reward": 3.0, "draws": 2, "leash": 0.1,
     "loop1_sources": {"sa1b_subset": {"repeats": 1.0, "max_samples": None}},
 }  # fmt: skip
 """Captions with a reward, of images with several objects."""
@@ -129,8 +129,8 @@ CASES = [
     Case("agreement", {"agreement": 0.9}, REGIONS | {"imitation": 0.5, "masks_per_image": 3}),
     Case("distillation", {"distillation": 1.0}, REGIONS | {"steps": 2}),
     Case("reward", {"reward": 3.0}, REWARDED | {"reward": 0.0}),
-    Case("draws", {"draws": 5}, REWARDED),
-    Case("contrast", {"contrast": True}, REWARDED | {"contrast": False, "masks_per_image": 4}),
+    Case("draws", {"draws": 4}, REWARDED),
+    Case("contrast", {"contrast": True}, REWARDED | {"contrast": False, "masks_per_image": 3}),
     Case("leash", {"leash": 1.0}, REWARDED | {"steps": 2}),
     Case("masks_per_image", {"masks_per_image": 3}, REGIONS),
     # loop 2

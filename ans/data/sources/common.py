@@ -92,6 +92,11 @@ def split_name(split: str) -> str:
         raise ValueError(f"split {split}: a split's name has no `_`, which parts it from the source's")
     if not SPLIT.fullmatch(split):
         raise ValueError(f"split {split!r:.80}: a split's name is of letters A to Z, digits and hyphens")
+    return not_misspelt(split)
+
+
+def not_misspelt(split: str) -> str:
+    """Return the name of a split. Raises `ValueError` for `Train`."""
     if split != "train" and split.lower() == "train":
         raise ValueError(f"split {split}: the one that is learnt is called train")
     return split

@@ -17,7 +17,7 @@ from ans.data.disk import below, spelled
 from ans.data.images import frame
 from ans.data.mask_files import read_mask
 from ans.data.records import Noted, Skipped
-from ans.data.sources.common import clean, field, parse_json
+from ans.data.sources.common import clean, field, not_misspelt, parse_json
 from ans.data.videos import FrameFolder, VideoFile
 
 EXPRESSIONS = "expressions.jsonl"
@@ -82,8 +82,8 @@ def _line(content: bytes) -> tuple[str, tuple[str, ...], tuple[str, ...], str]:
     objects, texts = (said[key] if isinstance(said.get(key), list) else [said.get(key)] for key in ("object", "text"))
     if not all(isinstance(value, str) and value for value in (*objects, *texts)) or not texts:
         raise ValueError("object and text are each a text or a list of texts")
-    split = field({"split": "train"} | said, "split", str)
-    return clip, tuple(objects), tuple(clean(text) for text in texts), split
+    split = not_misspelt(field({"split": "train"} | said, "split", str))
+    return clip, tuple(objects), tuple(dict.fromkeys(clean(text) for text in texts)), split
 
 
 def _clip(root: Path, folder: str, name: str, said: list[Line], split: str) -> tuple[Clip, list[str]]:
