@@ -1,5 +1,8 @@
+import gc
 import os
 from collections.abc import Iterator
+
+gc.disable()  # until all is imported: PyTorch and the like leave a million objects, among which there is no garbage
 
 # One thread each, here and in what tests start: pytest runs as many processes as there are cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,6 +18,11 @@ LONG = (
     "test_families_pipeline", "test_families", "test_extending", "test_errors", "test_golden_curves",
 )  # fmt: skip
 """Files that take a minute and more: begun first, so that no process waits for another at the end."""
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
