@@ -139,8 +139,8 @@ def compare_captions(first: pd.DataFrame, second: pd.DataFrame, resamples: int =
     where the truth is known the share of facts that are right and of captions in which all are. The tables are about the same regions."""
     first, second = (table.sort_values(KEY, ignore_index=True) for table in (first, second))
     scores = [np.array(cider(list(table["caption"]), list(map(list, table["references"])))) / 10 for table in (first, second)]
-    known = first["facts"].notna().to_numpy()
-    facts = first["facts"].to_numpy(np.float64)
+    facts, others = (table["facts"].to_numpy(np.float64) for table in (first, second))
+    known = (facts > 0) & (others > 0)  # none is NaN
     right = [table["facts_right"].to_numpy(np.float64) for table in (first, second)]
     rows = []
     for name, of, counted, chosen in (

@@ -208,6 +208,7 @@ def _found(name: str, size: tuple[int, int], category: str, counts: str) -> Mask
 
 def _from_labelme(source: Path, place: Path, listings: list[Path]) -> Iterator[MaskedObject | Skipped]:
     owners: dict[str, str] = {}
+    stated_in: set[str] = set()
     for path in listings:
         key = path.relative_to(source).as_posix()
         try:
@@ -216,6 +217,7 @@ def _from_labelme(source: Path, place: Path, listings: list[Path]) -> Iterator[M
             stated = field(listing, "imagePath", str)
             beside = posixpath.normpath(posixpath.join(posixpath.dirname(key), stated.replace("\\", "/")))
             name = _name(place, beside if not beside.startswith("..") else posixpath.basename(beside))
+            stated_in.add(name)
             width, height = _size(place, name)
             if listing.get("imageWidth") and listing.get("imageHeight"):
                 check_size(name, (width, height), (whole(listing, "imageWidth"), whole(listing, "imageHeight")), key)
@@ -247,7 +249,7 @@ def _from_labelme(source: Path, place: Path, listings: list[Path]) -> Iterator[M
         for path in place.rglob("*.*")
         if path.suffix.lower() in SUFFIXES and not is_junk(path.name)
     }
-    if without := there - set(owners):
+    if without := there - stated_in:
         yield Noted(min(without), f"one of {len(without)} images that no JSON names, left out")
 
 

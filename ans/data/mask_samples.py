@@ -1,11 +1,14 @@
 """Samples of masks without text: objects to describe in one image, and to segment in the same one, in a second frame, or in several
 frames of a video."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from ans.data.clips import Clip, draw_frames, open_frames
 from ans.data.matching import record_image, region_mask
@@ -15,12 +18,12 @@ from ans.data.samples import Regions
 @dataclass(frozen=True)
 class SampleObject:
     """`mask` (h, w): in the described image. `targets`: in each of the sample's `frames`. `text`: the data's own, or "". `others`: the
-    masks of other objects in the one frame, where those were asked for."""
+    masks of other objects in the one frame as `soft` made them, where those were asked for."""
 
     mask: np.ndarray
     targets: list[np.ndarray]
     text: str = ""
-    others: list[np.ndarray] = field(default_factory=list)
+    others: list[Tensor] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,11 @@ class Sample:
 
 
 class OfImages:
-    """One sample is a region, with up to `objects` - 1 others of its image. `contrasted`: each knows the masks of all others."""
+    """One sample is a region, with up to `objects` - 1 others of its image. `soft`: each knows the masks of all others, each made
+    into what this gives: at full size a hundred of them would fill the memory."""
 
-    def __init__(self, root: Path, regions: Regions, objects: int, contrasted: bool = False) -> None:
-        self.root, self.regions, self.objects, self.contrasted = root, regions, objects, contrasted
+    def __init__(self, root: Path, regions: Regions, objects: int, soft: Callable[[Tensor], Tensor] | None = None) -> None:
+        self.root, self.regions, self.objects, self.soft = root, regions, objects, soft
         self.name, self.title, self.count = regions.name, regions.name, regions.count
 
     def open(self, number: int, rng: np.random.Generator) -> Sample:
@@ -57,12 +61,12 @@ class OfImages:
         segmented = record_image(self.root, record, second=True) if two_frames else described
         others = [o for o in self.regions.usable(record) if o != region and bool(o.second_counts) == two_frames]
         picked = [others[i] for i in rng.permutation(len(others))[: self.objects - 1]]
+        known = [self.soft(torch.from_numpy(region_mask(record, o, two_frames))) for o in (region, *others)] if self.soft else []
         objects = []
         for one in (region, *picked):
             mask = region_mask(record, one)
             target = region_mask(record, one, second=True) if two_frames else mask
-            rivals = [o for o in (region, *others) if o != one] if self.contrasted else []
-            masks = [region_mask(record, rival, two_frames) for rival in rivals]
+            masks = [known[number] for number, o in enumerate((region, *others)) if o != one] if self.soft else []
             objects.append(SampleObject(mask, [target], one.expressions[0].sent if one.expressions else "", masks))
         locator = record.second if two_frames else record.path
         return Sample(self.name, record.path, described, [segmented], [locator], [0], objects)

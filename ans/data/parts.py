@@ -143,8 +143,8 @@ def _afar(missing: list[tuple[int, Path]], items: Items, write: Write, size: int
                 try:
                     return future.result(timeout=LOOK)
                 except TimeoutError:
-                    if future.done():  # the work's own
-                        raise
+                    if future.done():  # the work's own, or it has just come
+                        return future.result()
                 last = time.monotonic() if client.ncores() else last
                 if time.monotonic() - last > WORKERLESS:
                     raise nobody

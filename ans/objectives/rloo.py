@@ -1,7 +1,8 @@
 """A reward of captions by which their object is found again: REINFORCE with a leave-one-out baseline (RLOO, arXiv 2402.14740).
 
 The student says K random captions of an object. A listener segments by each; what it earns, less what the object's other captions earn,
-makes it likelier or less likely. No gradient runs through the caption, and the estimate has no bias.
+makes it likelier or less likely. No gradient runs through the caption, and the estimate has no bias but that of LoRA's dropout, without
+which captions are drawn.
 """
 
 from dataclasses import dataclass
@@ -61,9 +62,11 @@ def earned(logits: Tensor, rows: Batch) -> Tensor:
     the image; with several frames the mean over them."""
     soft = sent(rows.targets.soft, logits.device)
     own = torch.stack([part.mean() for part in hard_iou(logits, soft).split([len(shown) for shown in rows.shown])])
-    for n, others in enumerate(rows.others):
+    place = 0
+    for n, (others, shown) in enumerate(zip(rows.others, rows.shown, strict=True)):
         if len(others):  # images with others have one frame
-            own[n] -= hard_iou(logits[n].expand_as(others), sent(others, logits.device)).max()
+            own[n] -= hard_iou(logits[place].expand_as(others), sent(others, logits.device)).max()
+        place += len(shown)
     return own
 
 

@@ -161,10 +161,8 @@ class Task(base.Task[Settings, Batch]):
             for name, of in settings.sources.items()
         ]
         self.left_out, clips = sum(of.left_out for of in regions), 0
-        contrasted = bool(settings.reward) and settings.contrast
-        self.sources: list[OfImages | OfVideos] = [
-            OfImages(setting.root, of, settings.objects_per_image, contrasted) for of in regions
-        ]
+        soft = setting.model.decoder.soft_target if settings.reward and settings.contrast else None
+        self.sources: list[OfImages | OfVideos] = [OfImages(setting.root, of, settings.objects_per_image, soft) for of in regions]
         if settings.videos and not setting.model.family.videos:
             raise ValueError(f"train.loop1.videos: {setting.model.family.name} reads one image in a question; name no videos")
         for name, of in settings.videos.items():
@@ -214,8 +212,7 @@ class Task(base.Task[Settings, Batch]):
                 where.append((sample.locators[sample.frames[0]], sample.source))
                 if settings.reward:
                     chances.append(rng.gumbel(size=(settings.draws, *noise[-1].shape)).astype(np.float32))
-                    soft = [setting.model.decoder.soft_target(torch.from_numpy(mask)) for mask in one.others]
-                    others.append(torch.stack(soft) if soft else torch.empty(0))
+                    others.append(torch.stack(one.others) if one.others else torch.empty(0))
         # images that are only described come behind those that are segmented, which the mask decoder's encoder sees too
         described = [images.add_described(sample.described) if sample.apart else first for first, sample in samples]
         of_views = [[images.add_described(view.image(sample.described)) for view in views] for _, sample in samples]

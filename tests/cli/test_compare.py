@@ -153,8 +153,9 @@ def test_captions_by_hand() -> None:
     assert found["difference"].tolist() == pytest.approx([-found.loc["CIDEr-D, of 10", "first"] / 3, 2 / 12, 1 / 3], abs=1e-3)
     assert found["first"].tolist()[1:] == pytest.approx([9 / 12, 1 / 3])
     assert found.loc["facts right", ["low", "high"]].tolist() == pytest.approx([2 / 12] * 2)
-    without = compare_captions(first.assign(facts=None, facts_right=None), second)
-    assert without["group"].tolist() == ["CIDEr-D, of 10"]
+    without = first.assign(facts=None, facts_right=None)
+    for pair in ((without, second), (second, without), (first.assign(facts=0), second)):
+        assert compare_captions(*pair)["group"].tolist() == ["CIDEr-D, of 10"]
 
 
 def video_rows(gain: float, clips: int = 12) -> list[dict[str, Any]]:

@@ -305,6 +305,16 @@ def test_listings_of_labelme_that_name_one_image(tmp_path: Path) -> None:
     ]
 
 
+def test_an_image_whose_json_is_refused_is_named_by_one(tmp_path: Path) -> None:
+    for number, name in enumerate(("a.png", "b.png", "c.png")):
+        picture(tmp_path / "in" / name, number)
+    labelme(tmp_path / "in", "a.json")
+    listing = json.loads((tmp_path / "in/a.json").read_text()) | {"imagePath": "b.png", "imageWidth": 99}
+    (tmp_path / "in/b.json").write_text(json.dumps(listing))
+    found, _ = imported(tmp_path / "in")
+    assert [(item.key, item.reason) for item in found.said][-1] == ("c.png", "one of 1 images that no JSON names, left out")
+
+
 def test_a_polygon_of_two_points_is_a_line(tmp_path: Path) -> None:
     picture(tmp_path / "in/a.png")
     labelme(tmp_path / "in", "a.json", points=[[1, 1], [4, 4]])

@@ -263,6 +263,23 @@ def test_an_image_beside_a_json_is_read_whatever_its_suffix(tmp_path: Path, name
     assert isinstance(record, ImageRecord) and record.regions[0].area == 60
 
 
+def test_what_is_drawn_from_a_published_image_is_none(tmp_path: Path) -> None:
+    """An overlay beside the JPEG; two images of one name without a JPEG are left out."""
+    place = tmp_path / "reason/val"
+    place.mkdir(parents=True)
+    for name in ("a.jpg", "a.png", "b.png", "b.bmp"):
+        red_object().save(place / name)
+    shape = {"label": "target", "shape_type": "rectangle", "points": [[4, 2], [13, 7]]}
+    for name in "ab":
+        (place / f"{name}.json").write_text(json.dumps({"text": ["it"], "is_sentence": False, "shapes": [shape]}))
+    before = reason_seg.fingerprint(tmp_path, "reason", "reasonseg")
+    record, *twice = read(reason_seg, tmp_path, "reason", "reasonseg")
+    assert isinstance(record, ImageRecord) and record.path.endswith("a.jpg")
+    assert [item.reason for item in twice if isinstance(item, Skipped)] == ["two images or two JSONs of this name"] * 2
+    (place / "c.json").write_text("{}")
+    assert reason_seg.fingerprint(tmp_path, "reason", "reasonseg") != before, "the index is built again"
+
+
 @pytest.mark.parametrize("kind", ("polygon", "rectangle", "circle"))
 def test_shares_of_the_image_are_no_pixels(kind: str) -> None:
     shape = {"label": "target", "shape_type": kind, "points": [[0.2, 0.2], [0.4, 0.6]]}
@@ -329,6 +346,13 @@ def test_a_film_without_its_first_key_frame_is_refused(tmp_path: Path) -> None:
         film(tmp_path / name, change=lambda packets: packets[1:], bf=between, g="250")
         with pytest.raises(ValueError, match=f"{name}: not a readable video: it begins without a key frame"):
             open_video(tmp_path / name)
+
+
+def test_an_avi_whose_frames_have_another_order_is_refused(tmp_path: Path) -> None:
+    """It says nothing of when a frame is shown; by the times that a decoder makes up they came as 0, 3, 8."""
+    with pytest.raises(ValueError, match=r"a\.avi: not a readable video: .*\(B-frames\); save it as mp4"):
+        open_video(film(tmp_path / "a.avi", bf="3"))
+    assert bright(open_video(film(tmp_path / "b.avi", bf="0"))[5]) == 5
 
 
 def test_a_film_cut_by_its_edit_list_begins_where_it_is_shown(tmp_path: Path) -> None:

@@ -77,3 +77,5 @@ def test_what_a_caption_earns_by_hand() -> None:
     )
     assert found.tolist() == pytest.approx([1 / 3 - 1, 1 / 3, 1.0])
     assert earned(torch.stack([mask(left), mask(half)]), rows([left, left], [none], [[0, 1]])).tolist() == pytest.approx([2 / 3])
+    behind_two_frames = rows([right, right, left], [none, right[None]], [[0, 1], [2]])
+    assert earned(torch.stack([mask(right), mask(right), mask(left)]), behind_two_frames).tolist() == [1.0, 1.0]

@@ -46,8 +46,9 @@ def plan(root: Path, folder: str, name: str) -> list[Unread | Skipped]:
 
 
 def fingerprint(root: Path, folder: str, name: str) -> list[str]:
-    """Return the number of images per split."""
-    return [f"{split}: {len(_pairs(root / folder / split)[0])} jpg" for split in _splits(root, folder, name)]
+    """Return the number of images per split, and of JSONs without an image where there are any."""
+    found = [(split, *_pairs(root / folder / split)) for split in _splits(root, folder, name)]
+    return [f"{split}: {len(pairs)} jpg" + (f", {len(alone)} json alone" if alone else "") for split, pairs, alone in found]
 
 
 def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
@@ -59,7 +60,7 @@ def read_one(root: Path, unread: Unread) -> Iterator[ImageRecord | Skipped]:
     key = os.path.splitext(path)[0]
     texts = []
     if listing == TWICE:
-        yield Skipped(key, "duplicate image or JSON, with suffixes of different spelling")
+        yield Skipped(key, "two images or two JSONs of this name")
         return
     try:
         content = field({"JSON": _parse(root / place / listing)}, "JSON", dict)
@@ -192,7 +193,7 @@ def _splits(root: Path, folder: str, name: str) -> list[str]:
 
 def _pairs(place: Path) -> tuple[list[tuple[str, str]], list[str]]:
     """Return names of every image and of its JSON, which need not be there, in order, and those of the JSONs without an image; suffixes in
-    any case, letters with accents in either form."""
+    any case, letters with accents in either form. A JPEG is the image that is published: what is drawn from it beside it is not."""
     names = sorted(os.path.splitext(entry.name) for entry in os.scandir(place) if not is_junk(entry.name))
     listings, images = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
     for stem, suffix in names:
@@ -201,6 +202,8 @@ def _pairs(place: Path) -> tuple[list[tuple[str, str]], list[str]]:
             found[unicodedata.normalize("NFC", stem)].append(stem + suffix)
     pairs = []
     for stem, of in images.items():
+        published = [image for image in of if image.lower().endswith((".jpg", ".jpeg"))]
+        of = published if len(published) == 1 else of
         its = listings.pop(stem, [f"{stem}.json"])
         # nothing says which image a JSON is of, or which JSON is an image's, where there are two of a name
         pairs += [(image, TWICE if len(of) > 1 or len(its) > 1 else its[0]) for image in of]
