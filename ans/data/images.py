@@ -285,9 +285,8 @@ def open_container(path: Path) -> "InputContainer":
         container.close()
         raise IndexError("it has no pictures, only sound" if sound else "nothing in it can be read; is it whole?")
     coded = container.streams.video[0].codec_context
-    if (
-        container.format.name == "avi" and coded.name in ("h264", "hevc") and coded.has_b_frames
-    ):  # MPEG-4's frames have times of their own
+    # MPEG-4's frames say their times themselves
+    if container.format.name == "avi" and coded.name in ("h264", "hevc") and coded.has_b_frames:
         container.close()
         raise IndexError("an AVI does not say when frames are shown that are stored in another order (B-frames); save it as mp4")
     return container
