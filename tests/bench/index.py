@@ -75,7 +75,7 @@ def annotation_file(seed: int) -> bytes:
                     "crop_box": [0.0, 0.0, float(WIDTH), float(HEIGHT)], "point_coords": [[float(x[0]), float(y[0])]],
                 }
             )  # fmt: skip
-    image = {"image_id": seed, "width": WIDTH, "height": HEIGHT, "file_name": f"sa_{seed}.jpg"}
+    image = {"image_id": seed, "width": WIDTH, "height": HEIGHT}  # no file_name: one content serves many images
     return json.dumps({"image": image, "annotations": annotations}).encode("ascii")
 
 
