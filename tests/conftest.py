@@ -14,10 +14,12 @@ from ans.model.segmenter import Segmenter  # noqa: E402
 from tests.golden_case import GoldenCase, recorded_resize  # noqa: E402
 
 LONG = (
-    "test_commands", "test_independent_step", "test_pipeline", "test_resume", "test_killed", "test_ranks", "test_lisa_pipeline",
-    "test_families_pipeline", "test_families", "test_extending", "test_errors", "test_golden_curves",
+    "test_resume", "test_commands", "test_independent_step", "test_extending", "test_pipeline", "test_killed", "test_ranks",
+    "test_lisa_pipeline", "test_families_pipeline", "test_families", "test_errors", "test_golden_curves", "test_report", "test_hub",
+    "test_docs", "test_gpu", "test_synchronisations", "test_predict", "test_smoke", "test_validation", "test_official_client",
+    "test_package", "test_clips", "test_small_run", "test_push",
 )  # fmt: skip
-"""Files that take a minute and more: begun first, so that no process waits for another at the end."""
+"""Files that take a quarter of a minute and more: begun first, so that no process waits for another at the end."""
 
 
 def pytest_collection_finish() -> None:
