@@ -82,7 +82,7 @@ def test_captions_are_what_the_loops_need(laboratory: Laboratory, tmp_path: Path
         "loop2": False,
         "referring": False,
         "captioning": True,
-        "steps": 12,
+        "steps": 20,
         "lr": 2e-3,
     }
     states = world.run(base, captioning, tmp_path / "captions", on_disk=True)
