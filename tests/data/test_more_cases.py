@@ -412,7 +412,7 @@ def test_one_listing_is_of_one_image(tmp_path: Path, names: tuple[str, ...]) -> 
         else:
             picture(place / name)
     found = list(read(reason_seg, tmp_path, "reason", "reasonseg"))
-    assert found and all(isinstance(item, Skipped) and "duplicate" in item.reason for item in found)
+    assert found and all(isinstance(item, Skipped) and "two images or two JSONs" in item.reason for item in found)
 
 
 @pytest.mark.parametrize(("second", "reason"), ((0, None), (1, "two different images")))
